@@ -1,0 +1,90 @@
+"""Kaggle's `Tweets.csv` and its splits.
+
+The split is the one of the known example this project succeeds, so that figures compare: two calls of
+scikit-learn's `train_test_split` on the rows in file order (test_size 0.1, then 0.11 of the rest,
+random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is not stratified.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from training.errors import TrainingError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+TEXT_COLUMN = "text"
+LABEL_COLUMN = "airline_sentiment"
+
+_HOW_TO_DOWNLOAD = """\
+Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
+`airline_sentiment` among them). To download it (needs a Kaggle account and its API token):
+    pip install kaggle
+    kaggle datasets download crowdflower/twitter-airline-sentiment --file Tweets.csv --unzip"""
+
+
+def read_tweets(csv: Path) -> pd.DataFrame:
+    """Read the tweets in file order, with the columns `text`, `label` and `split`.
+
+    A blank label stays missing (NaN): whoever needs labels asks `labelled` for them.
+
+    Raises:
+        TrainingError: no such file, not a CSV, a column missing, a blank text, or too few rows to split.
+    """
+    if not csv.is_file():
+        raise TrainingError(f"No file at {csv}.\n{_HOW_TO_DOWNLOAD}")
+    try:
+        table = pd.read_csv(csv, dtype={TEXT_COLUMN: str, LABEL_COLUMN: str})
+    except (ValueError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{csv} does not read as a CSV file: {error}\n{_HOW_TO_DOWNLOAD}") from error
+    missing = [name for name in (TEXT_COLUMN, LABEL_COLUMN) if name not in table.columns]
+    if missing:
+        found = ", ".join(f"`{name}`" for name in table.columns[:20])
+        raise TrainingError(
+            f"{csv} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
+            f"it has {found}.\n{_HOW_TO_DOWNLOAD}"
+        )
+    blank = table.index[table[TEXT_COLUMN].fillna("").str.strip() == ""]
+    if len(blank):
+        raise TrainingError(f"{csv} has {len(blank)} rows with no text, the first at row {blank[0]}.")
+    if len(table) < 30:
+        raise TrainingError(f"{csv} has {len(table)} rows; at least 30 are needed to split them.\n{_HOW_TO_DOWNLOAD}")
+    tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": table[LABEL_COLUMN]})
+    tweets["split"] = split_of_rows(len(tweets))
+    return tweets
+
+
+def split_of_rows(rows: int) -> "np.ndarray[tuple[int], np.dtype[np.str_]]":
+    """The split of each of `rows` rows, by position (see the module's docstring)."""
+    rest, test = train_test_split(np.arange(rows), test_size=0.1, random_state=1)
+    train, validation = train_test_split(rest, test_size=0.11, random_state=1)
+    split = np.empty(rows, dtype="<U10")
+    split[train], split[validation], split[test] = "train", "validation", "test"
+    return split
+
+
+def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """The rows of one split, every one of them with a label.
+
+    Raises:
+        TrainingError: if a label in the split is blank.
+    """
+    rows = tweets[tweets["split"] == split]
+    blank = int(rows["label"].isna().sum())
+    if blank:
+        raise TrainingError(
+            f"{blank:,} of the {len(rows):,} rows in the {split} split have a blank `{LABEL_COLUMN}`. "
+            f"They can be neither trained on nor scored: use a file with their labels, or another split."
+        )
+    return rows
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

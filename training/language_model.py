@@ -1,0 +1,219 @@
+"""ULMFiT's first two stages: the general language model, and the language model on tweets.
+
+A language model is kept in the form of fastai's own pretrained ones, a folder with one `.pth` (weights) and
+one `.pkl` (vocabulary), so that fastai's `wt103`, one trained here and one from elsewhere load alike.
+"""
+
+import gzip
+import lzma
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.text.all import (
+    AWD_LSTM,
+    Callback,
+    ColReader,
+    ColSplitter,
+    DataBlock,
+    Learner,
+    Perplexity,
+    TextBlock,
+    URLs,
+    accuracy,
+    awd_lstm_lm_config,
+    language_model_learner,
+    load_pickle,
+    make_vocab,
+    save_pickle,
+    set_seed,
+    to_float,
+    tokenize_df,
+    untar_data,
+)
+
+from training.data import sha256_of
+from training.errors import TrainingError
+from training.run import Phase, Stage
+from training.settings import GeneralSettings, LanguageModelSettings
+
+WT103 = "wt103"
+HELD_OUT_FRACTION = 0.02
+MAX_HELD_OUT = 2_000
+
+
+class Bfloat16OnCPU(Callback):  # type: ignore[misc]  # fastai has no types
+    """Autocast to bfloat16 on a CPU, as fastai's MixedPrecision does on CUDA.
+
+    A fifth faster for a 300/600/2 language model on a CPU with bfloat16 instructions.
+    """
+
+    order = 10
+
+    def before_fit(self) -> None:
+        self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def before_batch(self) -> None:
+        self.autocast.__enter__()
+
+    def after_pred(self) -> None:
+        self.learn.pred = to_float(self.pred)
+
+    def after_loss(self) -> None:
+        self.autocast.__exit__(None, None, None)
+
+
+def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) -> None:
+    """Stage 1: train a language model on text files, one document a line.
+
+    Raises:
+        TrainingError: a file that is missing or holds no text.
+    """
+    stage = Stage(folder, settings, {path.name: sha256_of(_existing(path)) for path in texts})
+    if stage.done:
+        print(f"{folder}: already done")
+        return
+    set_seed(settings.seed, reproducible=True)
+    documents = pd.DataFrame({"text": [line for path in texts for line in read_lines(path)]})
+    held_out = documents.sample(
+        n=max(1, min(MAX_HELD_OUT, int(len(documents) * HELD_OUT_FRACTION))), random_state=settings.seed
+    )
+    documents["is_valid"] = documents.index.isin(held_out.index)
+    data = _data_block(
+        settings.sequence_length, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary
+    ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
+    sizes = {"emb_sz": settings.embedding_size, "n_hid": settings.hidden_size, "n_layers": settings.layers}
+    learner = _learner(data, sizes, settings.drop_mult)
+    stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
+    torch.save(learner.model.state_dict(), folder / "language_model.pth")
+    save_pickle(folder / "vocabulary.pkl", list(data.vocab))
+    stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
+
+
+def train_on_tweets(tweets: pd.DataFrame, csv_sha256: str, general: Path, settings: LanguageModelSettings, folder: Path) -> None:
+    """Stage 2: go on training the language model `general` on the train split's texts.
+
+    The validation split's texts measure it. Its vocabulary is the tweets' own tokens, then the general
+    model's most frequent ones up to the limit: what users will write is wider than one month of tweets.
+    """
+    weights, vocabulary = language_model_files(general)
+    stage = Stage(folder, settings, {"tweets": csv_sha256, "general": sha256_of(weights)})
+    if stage.done:
+        print(f"{folder}: already done")
+        return
+    set_seed(settings.seed, reproducible=True)
+    documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
+    _, counts = tokenize_df(documents[~documents["is_valid"]], "text")
+    merged = merge_vocabularies(counts, load_pickle(vocabulary), settings.min_frequency, settings.max_vocabulary)
+    data = _data_block(settings.sequence_length, vocab=merged).dataloaders(
+        documents, bs=settings.batch_size, num_workers=0
+    )
+    learner = _learner(data, sizes_of(weights), settings.drop_mult)
+    learner.load_pretrained(weights, vocabulary)
+    stage.fit(
+        learner,
+        [
+            Phase("embeddings", settings.frozen_epochs, settings.frozen_learning_rate, -1),
+            Phase("all", settings.epochs, settings.learning_rate, 0),
+        ],
+    )
+    torch.save(learner.model[0].state_dict(), folder / "encoder.pth")
+    save_pickle(folder / "vocabulary.pkl", merged)
+    stage.finish()
+
+
+def merge_vocabularies(counts: "Counter[str]", general: list[str], min_frequency: int, limit: int) -> list[str]:
+    """The tokens of `counts` that occur `min_frequency` times, then those of `general`, `limit` at most."""
+    own = [token for token in make_vocab(counts, min_freq=min_frequency, max_vocab=limit) if token != "xxfake"]
+    return list(dict.fromkeys([*own, *(token for token in general if token != "xxfake")]))[:limit]
+
+
+def general_model(name_or_path: str) -> Path:
+    """The folder of a general language model: fastai's download for `wt103`, otherwise the path given."""
+    if name_or_path != WT103:
+        return Path(name_or_path)
+    try:
+        return Path(untar_data(URLs.WT103_FWD, c_key="model"))
+    except OSError as error:
+        raise TrainingError(
+            f"fastai's download of its WikiText-103 model failed: {error}. With no network, train a general "
+            f"language model here (--texts FILE ...) or name a folder that holds one (--general PATH)."
+        ) from error
+
+
+def language_model_files(folder: Path) -> tuple[Path, Path]:
+    """The weights (`.pth`) and the vocabulary (`.pkl`) of a language model in fastai's form."""
+    found = [sorted(folder.glob(pattern)) for pattern in ("*.pth", "*.pkl")]
+    weights, vocabularies = ([path for path in paths if path.name != "checkpoint.pth"] for paths in found)
+    if len(weights) != 1 or len(vocabularies) != 1:
+        raise TrainingError(
+            f"{folder} should hold one .pth file (weights) and one .pkl file (vocabulary) of a language model, "
+            f"as fastai's own pretrained ones do; it has {len(weights)} and {len(vocabularies)}."
+        )
+    return weights[0], vocabularies[0]
+
+
+def sizes_of(weights: Path) -> dict[str, int]:
+    """An AWD-LSTM's sizes, read off its weights, under fastai's names."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    state = state.get("model", state)
+    recurrent = [value for name, value in state.items() if name.endswith("weight_hh_l0_raw")]
+    return {
+        "emb_sz": state["0.encoder.weight"].shape[1],
+        "n_hid": recurrent[0].shape[1],
+        "n_layers": len(recurrent),
+    }
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file that are not blank; `.xz` and `.gz` are unpacked.
+
+    Raises:
+        TrainingError: not UTF-8, or no text in it.
+    """
+    opened = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    found = False
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                if line.strip():
+                    found = True
+                    yield line.rstrip("\n")
+    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
+    if not found:
+        raise TrainingError(f"{path} holds no text; expected UTF-8 text, one document a line.")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise TrainingError(f"No file at {path}; expected UTF-8 text, one document a line (.xz and .gz too).")
+    return path
+
+
+def _data_block(sequence_length: int, **vocabulary: Any) -> DataBlock:
+    return DataBlock(
+        blocks=TextBlock.from_df("text", is_lm=True, seq_len=sequence_length, **vocabulary),
+        get_x=ColReader("text"),
+        splitter=ColSplitter("is_valid"),
+    )
+
+
+def _learner(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:
+    faster = torch.cpu._is_avx512_bf16_supported() and not torch.cuda.is_available()
+    return language_model_learner(
+        data,
+        AWD_LSTM,
+        config=awd_lstm_lm_config | sizes,
+        drop_mult=drop_mult,
+        pretrained=False,
+        metrics=[accuracy, Perplexity()],
+        cbs=[Bfloat16OnCPU()] if faster else [],
+    )
+
+
+def _tokens_per_batch(data: Any) -> int:
+    return int(data.train.bs * data.train.seq_len)

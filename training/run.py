@@ -1,0 +1,216 @@
+"""A stage of a training run: what it writes, and how it goes on where it stopped.
+
+A run is a folder; each stage has a folder in it, with
+
+- `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
+- `curves.png`: the same metrics as a picture
+- `checkpoint.pth`: weights and optimizer after the last whole epoch, removed when the stage is done
+- the stage's products, written when it is done
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from fastai.text.all import Callback, Learner
+
+from training.errors import TrainingError
+
+matplotlib.use("Agg")  # a server has no screen
+import matplotlib.pyplot as plt  # noqa: E402
+
+VERSIONED_PACKAGES = ("torch", "fastai", "spacy", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs with one set of trainable layer groups and one learning-rate cycle."""
+
+    name: str
+    epochs: int
+    learning_rate: float | slice
+    freeze_to: int
+    """Layer groups below this index do not train (fastai's `Learner.freeze_to`); 0 trains all."""
+
+
+@dataclass
+class Stage:
+    """The folder of one stage, and its record."""
+
+    folder: Path
+    settings: Any
+    """The stage's settings, a dataclass with `weight_decay` among its fields."""
+    inputs: dict[str, str]
+    """Whatever else decides the result: data hashes, the general model's identity."""
+    record: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        relevant = {"settings": asdict(self.settings), "inputs": self.inputs}
+        if self._record_path.exists():
+            self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
+            before = {key: self.record[key] for key in relevant}
+            if before != relevant:
+                raise TrainingError(
+                    f"{self.folder} holds a run with other settings or inputs: {_differences(before, relevant)}. "
+                    f"Choose another folder with --run, or remove {self.folder}."
+                )
+            return
+        self.record = {
+            "stage": self.folder.name,
+            "command": command_line(),
+            "commit": source_commit(),
+            **relevant,
+            "versions": versions(),
+            "started": timestamp(),
+            "seconds": 0.0,
+            "epochs": [],
+            "finished": None,
+        }
+
+    @property
+    def done(self) -> bool:
+        return self.record["finished"] is not None
+
+    def finish(self, **results: Any) -> None:
+        """Mark the stage as done and drop its checkpoint."""
+        self.record |= {"finished": timestamp(), **results}
+        self._write_record()
+        self._checkpoint_path.unlink(missing_ok=True)
+
+    def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
+        """Train `learner` through `phases`, from the last checkpoint if there is one."""
+        done_epochs = len(self.record["epochs"])
+        if done_epochs and not self._checkpoint_path.exists():
+            raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove {self.folder} to start anew.")
+        first_epoch = 0
+        for phase in phases:
+            start = min(max(done_epochs - first_epoch, 0), phase.epochs)
+            first_epoch += phase.epochs
+            if start == phase.epochs:
+                continue
+            learner.freeze_to(phase.freeze_to)
+            if learner.opt is None:
+                learner.create_opt()
+            if done_epochs:
+                self._load_checkpoint(learner)
+            learner.fit_one_cycle(
+                phase.epochs,
+                phase.learning_rate,
+                wd=self.settings.weight_decay,
+                start_epoch=start,
+                cbs=[_SaveEpoch(self, phase.name)],
+            )
+
+    def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
+        """Write checkpoint, record and curves, in an order that survives a kill at any point."""
+        state = {"model": learner.model.state_dict(), "optimizer": learner.opt.state_dict()}
+        partial = self._checkpoint_path.with_suffix(".partial")
+        torch.save(state, partial)
+        names = learner.recorder.metric_names[1:-1]  # without the epoch's number and its time
+        self.record["epochs"].append(
+            {"phase": phase, "seconds": round(seconds, 1), **dict(zip(names, learner.recorder.values[-1], strict=True))}
+        )
+        self.record["seconds"] = round(self.record["seconds"] + seconds, 1)
+        os.replace(partial, self._checkpoint_path)
+        self._write_record()
+        plot_curves(self.record, self.folder / "curves.png")
+
+    @property
+    def _record_path(self) -> Path:
+        return self.folder / "record.json"
+
+    @property
+    def _checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pth"
+
+    def _write_record(self) -> None:
+        partial = self._record_path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, self._record_path)
+
+    def _load_checkpoint(self, learner: Learner) -> None:
+        state = torch.load(self._checkpoint_path, map_location=learner.dls.device, weights_only=True)
+        learner.model.load_state_dict(state["model"])
+        learner.opt.load_state_dict(state["optimizer"])
+
+
+class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
+    """Hands every finished epoch to its stage, after fastai's Recorder has noted the metrics."""
+
+    order = 70
+
+    def __init__(self, stage: Stage, phase: str) -> None:
+        self.stage, self.phase = stage, phase
+
+    def before_epoch(self) -> None:
+        self.started = time.monotonic()
+
+    def after_epoch(self) -> None:
+        self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
+
+
+def plot_curves(record: dict[str, Any], picture: Path) -> None:
+    """Losses on the left, the other metrics on the right, over the epochs."""
+    epochs = record["epochs"]
+    names = [name for name in epochs[0] if name not in ("phase", "seconds")]
+    groups = [[name for name in names if name.endswith("loss")], [name for name in names if not name.endswith("loss")]]
+    groups = [group for group in groups if group]
+    figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.5), squeeze=False, layout="constrained")
+    for axis, group in zip(axes[0], groups, strict=True):
+        for name in group:
+            axis.plot(range(1, len(epochs) + 1), [epoch[name] for epoch in epochs], marker="o", label=name)
+        axis.set(xlabel="epoch", title=record["stage"])
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED_PACKAGES}}
+
+
+def source_commit() -> str | None:
+    """The commit of this repository, with `+changes` if the working tree differs; None outside git."""
+    root = Path(__file__).parent.parent
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command_line() -> str:
+    """The command as typed, with paths cut to their last part: a record names no one's folders."""
+    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    return " ".join(["python -m training", *words])
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} was {before[part].get(name)!r}, is {now[part].get(name)!r}"
+        for part in now
+        for name in sorted(before[part].keys() | now[part].keys())
+        if before[part].get(name) != now[part].get(name)
+    )

@@ -1,0 +1,127 @@
+"""Every number of a training run, in frozen dataclasses, one for each stage, and the presets.
+
+A preset is chosen by `--preset`, single settings are changed by `--set STAGE.NAME=VALUE`, and what was used
+is written into each stage's `record.json`.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from training.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class GeneralSettings:
+    """Stage 1, the general language model (ULMFiT, section 3.1), where it is trained here."""
+
+    seed: int = 1
+    embedding_size: int = 300
+    hidden_size: int = 600
+    layers: int = 2
+    min_frequency: int = 3
+    max_vocabulary: int = 12_000
+    epochs: int = 2
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    drop_mult: float = 0.2
+    batch_size: int = 32
+    sequence_length: int = 48
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """Stage 2, the language model on tweets (section 3.2): the embeddings first, then everything."""
+
+    seed: int = 1
+    min_frequency: int = 2
+    max_vocabulary: int = 12_000
+    frozen_epochs: int = 1
+    frozen_learning_rate: float = 4e-3
+    epochs: int = 6
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    drop_mult: float = 0.5
+    batch_size: int = 32
+    sequence_length: int = 48
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Stage 3, the classifier (section 3.3): gradual unfreezing, one layer group more in each phase, and
+    learning rates that fall by `decay_per_group` from one group to the one below it."""
+
+    seed: int = 1
+    frozen_epochs: int = 1
+    frozen_learning_rate: float = 1e-2
+    last_two_epochs: int = 1
+    last_two_learning_rate: float = 5e-3
+    last_three_epochs: int = 1
+    last_three_learning_rate: float = 3e-3
+    epochs: int = 3
+    learning_rate: float = 2e-3
+    decay_per_group: float = 2.6
+    weight_decay: float = 0.1
+    drop_mult: float = 0.5
+    label_smoothing: float = 0.1
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole run. The defaults are the preset `default`: what two cores train in about two hours."""
+
+    general: GeneralSettings = field(default_factory=GeneralSettings)
+    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+
+PRESETS: dict[str, Settings] = {
+    "default": Settings(),
+    "ulmfit": Settings(
+        GeneralSettings(
+            embedding_size=400,
+            hidden_size=1152,
+            layers=3,
+            max_vocabulary=60_000,
+            batch_size=64,
+            sequence_length=72,
+        ),
+        LanguageModelSettings(max_vocabulary=60_000, batch_size=64, sequence_length=72),
+    ),
+    "tiny": Settings(
+        GeneralSettings(
+            embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8
+        ),
+        LanguageModelSettings(min_frequency=1, epochs=2, batch_size=4, sequence_length=8),
+        ClassifierSettings(epochs=2, batch_size=8),
+    ),
+}
+
+PRESET_HELP = {
+    "default": "300/600/2 (embedding, hidden, layers), for two cores",
+    "ulmfit": "400/1152/3, the sizes of ULMFiT and of fastai's wt103, for a GPU",
+    "tiny": "16/24/2, seconds, for tests",
+}
+
+
+def with_changes(settings: Settings, changes: list[str]) -> Settings:
+    """Apply changes of the form `STAGE.NAME=VALUE`.
+
+    Raises:
+        TrainingError: an unknown name, or a value that is not of the setting's type.
+    """
+    for change in changes:
+        key, _, value = change.partition("=")
+        stage_name, _, name = key.partition(".")
+        stage: Any = getattr(settings, stage_name, None)
+        types = {option.name: option.type for option in fields(stage)} if is_dataclass(stage) else {}
+        if name not in types or not value:
+            known = ", ".join(f"{part.name}.{o.name}" for part in fields(settings) for o in fields(getattr(settings, part.name)))
+            raise TrainingError(f"--set {change}: expected STAGE.NAME=VALUE, STAGE.NAME one of {known}.")
+        kind: Any = types[name]
+        try:
+            changed = replace(stage, **{name: kind(value)})
+        except ValueError as error:
+            raise TrainingError(f"--set {change}: {key} takes a value of type {kind.__name__}.") from error
+        settings = replace(settings, **{stage_name: changed})
+    return settings
