@@ -156,13 +156,17 @@ def language_model_files(folder: Path) -> tuple[Path, Path]:
     return weights[0], vocabularies[0]
 
 
-def sizes_of(weights: Path) -> dict[str, int]:
-    """An AWD-LSTM's sizes, read off its weights, under fastai's names."""
+def sizes_of(weights: Path, prefix: str = "0.") -> dict[str, int]:
+    """An AWD-LSTM's sizes, read off its weights, under fastai's names.
+
+    Args:
+        weights: a `.pth` file, of a language model or, with `prefix=""`, of its encoder alone.
+    """
     state = torch.load(weights, map_location="cpu", weights_only=True)
     state = state.get("model", state)
     recurrent = [value for name, value in state.items() if name.endswith("weight_hh_l0_raw")]
     return {
-        "emb_sz": state["0.encoder.weight"].shape[1],
+        "emb_sz": state[f"{prefix}encoder.weight"].shape[1],
         "n_hid": recurrent[0].shape[1],
         "n_layers": len(recurrent),
     }

@@ -20,7 +20,7 @@ class GeneralSettings:
     layers: int = 2
     min_frequency: int = 3
     max_vocabulary: int = 12_000
-    epochs: int = 2
+    epochs: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     drop_mult: float = 0.2

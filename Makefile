@@ -1,0 +1,71 @@
+# Development in one word each; `make help` lists them.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
+VENV := .venv
+BIN := $(VENV)/bin
+
+MODEL := model_store/sentiment
+ARCHIVE := $(MODEL).mar
+CONFIG ?= config.properties
+
+SERVE := $(VENV)/serve.installed
+TEST := $(VENV)/test.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+.PHONY: serve
+serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
+	@exec $(BIN)/python -m server --config $(CONFIG)
+
+.PHONY: test
+test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(TEST) ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: archive
+archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
+
+.PHONY: train
+train: $(TEST) ## set up what training needs, and show its command line
+	$(BIN)/python -m training --help
+
+.PHONY: lock
+lock: $(VENV)/python ## pin anew all that requirements/*.txt need
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
+	for name in serve test; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate \
+	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
+	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
+	done
+
+.PHONY: clean
+clean: ## remove everything that was made, the environment too
+	rm -rf $(VENV) $(ARCHIVE) logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "error: Python 3.11 is needed; name one with: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@ln -s bin/python $@
+
+$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install | $(VENV)/python
+	requirements/install $(VENV) requirements/serve.lock
+	@touch $@
+
+$(TEST): requirements/test.lock requirements/test.txt requirements/install | $(VENV)/python
+	requirements/install $(VENV) requirements/test.lock
+	@touch $@ $(SERVE)
+
+$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py | $(SERVE)
+	$(BIN)/python -m training archive --model $(MODEL) --to $@

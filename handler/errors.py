@@ -1,0 +1,49 @@
+"""What a request can be refused for: one table of error types and their status codes.
+
+    RequestError
+    ├── NotUtf8Error        400  the body, or a text in it, is not Unicode text in UTF-8
+    ├── NotJsonError        400  the content type says JSON and the body is not
+    ├── WrongShapeError     400  none of the API's body forms
+    ├── BlankTextError      400  an empty text, or nothing but white space
+    ├── TooLargeError       413  a text, a list or a request over its limit
+    ├── OverloadedError     503  the batch is full; the same request may pass in a moment
+    └── InternalError       500  a defect in this code, for this request alone
+
+A message says what was wrong and what is expected. It never quotes what the user sent.
+"""
+
+from http import HTTPStatus
+
+
+class RequestError(Exception):
+    """Base of the errors a client sees."""
+
+    status: HTTPStatus = HTTPStatus.BAD_REQUEST
+
+
+class NotUtf8Error(RequestError):
+    pass
+
+
+class NotJsonError(RequestError):
+    pass
+
+
+class WrongShapeError(RequestError):
+    pass
+
+
+class BlankTextError(RequestError):
+    pass
+
+
+class TooLargeError(RequestError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class OverloadedError(RequestError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class InternalError(RequestError):
+    status = HTTPStatus.INTERNAL_SERVER_ERROR

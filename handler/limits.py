@@ -1,0 +1,43 @@
+"""How much one request may ask for, so that no request can hold up the others for long."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+ENVIRONMENT_PREFIX = "CLASSIFIER_"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds, in characters (Unicode code points) and texts. Over one of them is a 413 error."""
+
+    max_text_characters: int = 20_000
+    """Of one text. The longest known film review has 13,704, a tweet at most 280."""
+
+    max_texts: int = 1_000
+    """In one request."""
+
+    max_request_characters: int = 200_000
+    """Of all texts of one request together."""
+
+    max_batch_characters: int = 400_000
+    """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
+
+    max_explained_characters: int = 1_000
+    """Of a text to be explained: it costs one prediction for each of its tokens."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
+        """Defaults, with `CLASSIFIER_MAX_TEXTS` and so on in their place where set.
+
+        Raises:
+            ValueError: a variable is not a whole number above 0.
+        """
+        values: dict[str, int] = {}
+        for limit in fields(cls):
+            variable = ENVIRONMENT_PREFIX + limit.name.upper()
+            if (value := environment.get(variable, "").strip()) != "":
+                if not value.isdecimal() or int(value) < 1:
+                    raise ValueError(f"{variable} must be a whole number above 0, not {value!r}.")
+                values[limit.name] = int(value)
+        return cls(**values)

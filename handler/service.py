@@ -1,0 +1,59 @@
+"""TorchServe's face: what TorchServe calls, in the order in which data passes. It holds no logic.
+
+The archive has this file in its root, the package `handler` and the exported model, `model/`, beside it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from handler import batch
+from handler.batch import Job
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+
+MODEL_FOLDER = "model"
+
+
+class TextClassifierHandler:
+    """A fastai text classifier's handler."""
+
+    def initialize(self, context: Any) -> None:
+        """Read the exported model and answer one text, so that the first request finds everything warm."""
+        # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
+        # whether the body was not UTF-8 or not JSON.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        self._limits = Limits.from_environment()
+        self._classifier = TextClassifier.load(Path(context.system_properties["model_dir"]) / MODEL_FOLDER)
+        self._classifier.predict(["a first text"])
+
+    def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
+        """Answer a batch: a reply's body for each request, its status set in `context`."""
+        jobs = self.preprocess(data, context)
+        self.inference(jobs)
+        return self.postprocess(jobs, context)
+
+    def preprocess(self, data: Sequence[Mapping[str, object]], context: Any) -> list[Job]:
+        """Bodies to texts."""
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        return batch.read(list(zip(data, headers, strict=True)), self._limits)
+
+    def inference(self, jobs: Sequence[Job]) -> None:
+        """Texts to predictions, and to explanations where `/explanations` was asked."""
+        batch.infer(jobs, self._classifier)
+
+    def postprocess(self, jobs: Sequence[Job], context: Any) -> list[bytes]:
+        """Predictions and errors to JSON."""
+        bodies = []
+        for index, (status, body) in enumerate(batch.write(jobs, self.describe())):
+            context.set_response_content_type(index, "application/json")
+            if status is not HTTPStatus.OK:
+                context.set_response_status(code=status.value, phrase=status.phrase, idx=index)
+            bodies.append(body)
+        return bodies
+
+    def describe(self) -> Mapping[str, Any]:
+        """The model's card, for `GET /models/<name>?customized=true`."""
+        return self._classifier.card

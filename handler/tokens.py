@@ -1,0 +1,212 @@
+"""The second step: a text to tokens, and tokens to ids, exactly as fastai does it in training.
+
+fastai's rules (fastai.text.core, `defaults.text_proc_rules` and `text_postproc_rules`) around spaCy's
+tokenizer, without importing fastai: that takes 3 s and brings a process to 390 MB. What differs is time:
+
+- `replace_all_caps`, `replace_maj` and `replace_wrep` have possessive quantifiers where fastai's backtrack;
+  fastai's take time quadratic in the length of a run of capitals. The matches are the same.
+- spaCy's prefix and suffix searches scan a whole run of non-space characters for each affix they strip, which
+  is quadratic too (4,000 emoji without a space: 2 s). Here they look only where a match can be.
+"""
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import spacy
+from spacy.symbols import ORTH
+from spacy.tokenizer import Tokenizer as SpacyTokenizer
+
+UNKNOWN: Final = "xxunk"
+PADDING: Final = "xxpad"
+BEGINNING: Final = "xxbos"
+REPEATED_CHARACTER: Final = "xxrep"
+REPEATED_WORD: Final = "xxwrep"
+UPPER_CASE: Final = "xxup"
+CAPITALIZED: Final = "xxmaj"
+
+Rule = Callable[[str], str]
+
+_HTML_DEBRIS = (
+    ("#39;", "'"),
+    ("amp;", "&"),
+    ("#146;", "'"),
+    ("nbsp;", " "),
+    ("#36;", "$"),
+    ("\\n", "\n"),
+    ("quot;", "'"),
+    ("<br />", "\n"),
+    ('\\"', '"'),
+    ("<unk>", UNKNOWN),
+    (" @.@ ", "."),
+    (" @-@ ", "-"),
+    ("...", " …"),
+)
+_REPEATED_CHARACTER = re.compile(r"(\S)(\1{2,}+)")
+_REPEATED_WORD = re.compile(r"(?:\s|^)(\w++)\s++((?:\1\s++)+)\1(\s|\W|$)")
+_SLASH_OR_HASH = re.compile(r"([/#\\])")
+_SPACES = re.compile(r" {2,}+")
+_ALL_CAPS = re.compile(r"(\s|^)([A-Z][^a-z\s]*+)(?=\s|$)")
+_CAPITALIZED = re.compile(r"(\s|^)([A-Z][^A-Z\s]*+)(?=\s|$)")
+
+
+def fix_html(text: str) -> str:
+    """Undo what web pages and data sets do to text."""
+    for debris, meaning in _HTML_DEBRIS:
+        text = text.replace(debris, meaning)
+    return html.unescape(text)
+
+
+def replace_rep(text: str) -> str:
+    """`cccc` to ` xxrep 4 c `, from three on."""
+    return _REPEATED_CHARACTER.sub(lambda m: f" {REPEATED_CHARACTER} {len(m[2]) + 1} {m[1]} ", text)
+
+
+def replace_wrep(text: str) -> str:
+    """`word word word` to ` xxwrep 3 word `, from three on."""
+    return _REPEATED_WORD.sub(lambda m: f" {REPEATED_WORD} {len(m[2].split()) + 2} {m[1]} {m[3]}", text)
+
+
+def spec_add_spaces(text: str) -> str:
+    """Spaces around `/`, `#` and the backslash."""
+    return _SLASH_OR_HASH.sub(r" \1 ", text)
+
+
+def rm_useless_spaces(text: str) -> str:
+    """One space where there are several."""
+    return _SPACES.sub(" ", text)
+
+
+def replace_all_caps(text: str) -> str:
+    """`GREAT` to `xxup great`; a single capital is lowered without a mark."""
+    return _ALL_CAPS.sub(lambda m: f"{m[1]}{_mark(UPPER_CASE, m[2])}{m[2].lower()}", text)
+
+
+def replace_maj(text: str) -> str:
+    """`Great` to `xxmaj great`; a single capital is lowered without a mark."""
+    return _CAPITALIZED.sub(lambda m: f"{m[1]}{_mark(CAPITALIZED, m[2])}{m[2].lower()}", text)
+
+
+def lowercase(text: str) -> str:
+    """Lower case, stripped, with the mark of a beginning."""
+    return f"{BEGINNING} {text.lower().strip()}"
+
+
+def replace_space(token: str) -> str:
+    """A space inside a token to `▁`, so that tokens joined by spaces can be split again."""
+    return token.replace(" ", "▁")
+
+
+def _mark(mark: str, word: str) -> str:
+    return f"{mark} " if len(word) > 1 else ""
+
+
+RULES: Final[dict[str, Rule]] = {
+    rule.__name__: rule
+    for rule in (
+        fix_html,
+        replace_rep,
+        replace_wrep,
+        spec_add_spaces,
+        rm_useless_spaces,
+        replace_all_caps,
+        replace_maj,
+        lowercase,
+    )
+}
+"""fastai's rules for texts by name, in fastai's default order."""
+
+TOKEN_RULES: Final[dict[str, Rule]] = {replace_space.__name__: replace_space}
+"""fastai's rules for tokens by name."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What of a learner's tokenizer decides its tokens."""
+
+    language: str
+    """spaCy's code of a language, for its blank pipeline's tokenizer."""
+
+    rules: tuple[str, ...]
+    """Names in `RULES`, in the order in which they apply."""
+
+    token_rules: tuple[str, ...]
+    """Names in `TOKEN_RULES`, in the order in which they apply."""
+
+    special_tokens: tuple[str, ...]
+    """Tokens that spaCy must not split."""
+
+
+class Tokenizer:
+    """Tokens and ids of a text. Holds no state that a text could change.
+
+    Args:
+        config: see `TokenizerConfig`.
+        vocabulary: token `i` has id `i`; None stands at an id that no token has.
+
+    Raises:
+        ValueError: a rule that is not known, or a vocabulary without fastai's `xxunk` or `xxpad`.
+    """
+
+    def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None]) -> None:
+        self._rules = [_known(RULES, name) for name in config.rules]
+        self._token_rules = [_known(TOKEN_RULES, name) for name in config.token_rules]
+        self._language = spacy.blank(config.language)
+        tokenizer: Any = self._language.tokenizer
+        for token in config.special_tokens:
+            tokenizer.add_special_case(token, [{ORTH: token}])
+        _search_only_where_a_match_can_be(tokenizer, self._language.Defaults)
+        self._ids = {token: index for index, token in enumerate(vocabulary) if token is not None}
+        for token in (UNKNOWN, PADDING):
+            if token not in self._ids:
+                raise ValueError(f"The vocabulary has no {token!r}, which fastai's vocabularies have.")
+        self.unknown_id = self._ids[UNKNOWN]
+        # A user may type `xxpad`. To fastai it is padding, which depends on the neighbours in the batch; it is
+        # a word nobody taught the network, like any other.
+        self._ids[PADDING] = self.unknown_id
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        for rule in self._rules:
+            text = rule(text)
+        # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
+        # word never seen before.
+        with self._language.memory_zone():
+            tokens = [token.text for token in self._language.tokenizer(text)]
+        for rule in self._token_rules:
+            tokens = [rule(token) for token in tokens]
+        return tokens
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of tokens; that of `xxunk` for a token outside the vocabulary."""
+        return [self._ids.get(token, self.unknown_id) for token in tokens]
+
+
+AFFIX_WINDOW = 64
+
+
+def _search_only_where_a_match_can_be(tokenizer: SpacyTokenizer, defaults: Any) -> None:
+    """Replace spaCy's affix searches by ones that give the same lengths sooner.
+
+    spaCy takes a prefix's and a suffix's length from these functions, and its patterns are anchored (`^`, `$`).
+    """
+    prefix = spacy.util.compile_prefix_regex(defaults.prefixes or [r"(?!)"])
+    suffix = spacy.util.compile_suffix_regex(defaults.suffixes or [r"(?!)"])
+
+    def search_suffix(string: str) -> re.Match[str] | None:
+        if len(string) <= 2 * AFFIX_WINDOW:
+            return suffix.search(string)
+        found = suffix.search(string[-AFFIX_WINDOW:])
+        # A match that begins in the window's first half may be the rest of a longer one.
+        return suffix.search(string) if found and found.start() < AFFIX_WINDOW // 2 else found
+
+    tokenizer.prefix_search = prefix.match
+    tokenizer.suffix_search = search_suffix
+
+
+def _known(rules: dict[str, Rule], name: str) -> Rule:
+    if name not in rules:
+        raise ValueError(f"Rule {name!r} is not known; known are {', '.join(rules)}.")
+    return rules[name]

@@ -1,0 +1,87 @@
+"""`python -m server`: TorchServe in the foreground, until Ctrl-C or SIGTERM."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from server.properties import ConfigurationError, Properties
+from server.torchserve import StartError, TorchServe
+
+DRAIN_TIMEOUT_S = 30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, default=Path("config.properties"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=DRAIN_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long to go on answering after a signal (default: %(default)s)",
+    )
+    options = parser.parse_args()
+
+    stop = threading.Event()
+    force = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        (force if stop.is_set() else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    try:
+        return serve(Properties.read(options.config.resolve()), options.drain_timeout, stop, force)
+    except (ConfigurationError, StartError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event, force: threading.Event) -> int:
+    """Run TorchServe until `stop` is set; returns the exit code."""
+    server = TorchServe(properties, environment())
+    try:
+        server.wait_until_ready(stop)
+        if not stop.is_set():
+            print(welcome(properties), flush=True)
+        while server.running and not stop.wait(1):
+            pass
+        if not server.running:
+            print("error: TorchServe ended by itself; see its output above.", file=sys.stderr)
+            return 1
+        print("Stopping: answering what is in flight (again to stop at once) ...", flush=True)
+        if not server.drain(drain_timeout_s, force):
+            print("Some requests were not answered.", file=sys.stderr)
+        return 0
+    finally:
+        server.stop()
+        print("Stopped.", flush=True)
+
+
+def environment() -> dict[str, str]:
+    """The workers' environment: one worker has all cores to itself unless the variable says otherwise."""
+    return {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())} | dict(os.environ)
+
+
+def welcome(properties: Properties) -> str:
+    """What a person reads when the server is up."""
+    url = properties.inference.url()
+    return f"""
+Ready.
+  inference   {url}/predictions/sentiment
+  management  {properties.management.url()}/models/sentiment
+  metrics     {properties.metrics.url()}/metrics
+
+Try it:
+  curl {url}/predictions/sentiment -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+
+Ctrl-C stops it."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

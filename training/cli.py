@@ -1,0 +1,226 @@
+"""The training command line: arguments to calls, errors to messages and exit codes."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from handler import exported
+from handler.exported import ExportedModelError
+from training.data import SPLITS, read_tweets, sha256_of
+from training.errors import TrainingError
+from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
+
+MODEL = Path("model_store/sentiment")
+RUN = Path("runs/default")
+
+_EXAMPLES = """\
+examples:
+  all of it, with fastai's WikiText-103 language model (needs a network, wants a GPU):
+    python -m training all --data Tweets.csv --preset ulmfit
+  all of it, with a general language model trained here from text files:
+    python -m training all --data Tweets.csv --texts tweets.txt reviews.txt.xz
+  one stage after the other (each goes on where it stopped):
+    python -m training general --texts tweets.txt
+    python -m training language-model --data Tweets.csv --general runs/default/general
+    python -m training classifier --data Tweets.csv
+    python -m training export --data Tweets.csv
+    python -m training archive
+  figures of the exported model, and of the running server:
+    python -m training evaluate --data Tweets.csv --split validation
+    python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
+  a fastai text classifier of your own (learner.export made the file):
+    python -m training export --learner my_learner.pkl --to my_model
+    python -m training archive --model my_model --to model_store/my_model.mar
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 1 with a message on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (TrainingError, ExportedModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on after the last whole epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train, evaluate and export an AWD-LSTM text classifier by ULMFiT's three stages.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, "all", _all, "every stage, then export and archive")
+    _data_option(command)
+    _general_options(command)
+    _run_options(command)
+    _to_option(command)
+    _notes_option(command)
+
+    command = _add(commands, "general", _general, "stage 1: train a general language model from text files")
+    command.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE", help=_TEXTS_HELP)
+    _run_options(command)
+
+    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the tweets")
+    _data_option(command)
+    command.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
+    _run_options(command)
+
+    command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
+    _data_option(command)
+    _run_options(command)
+
+    command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
+    _data_option(command)
+    command.add_argument("--split", choices=SPLITS, required=True)
+    command.add_argument("--url", help="ask this running server (http://127.0.0.1:8080) instead of the exported model")
+    _model_option(command)
+
+    command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
+    command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
+    command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card")
+    command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
+    _to_option(command)
+    _notes_option(command)
+
+    command = _add(commands, "archive", _archive, "an exported model and the handler to a model archive")
+    _model_option(command)
+    command.add_argument(
+        "--to", type=Path, metavar="FILE.mar", help="default: the model's folder with .mar behind its name"
+    )
+    command.add_argument("--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)")
+    return parser
+
+
+_GENERAL_HELP = (
+    "the general language model: wt103 (fastai's download, the default), or a folder with one "
+    ".pth and one .pkl file as fastai's own"
+)
+_TEXTS_HELP = "UTF-8 text, one document a line, .xz and .gz too"
+
+
+def _add(commands: Any, name: str, function: Any, what: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+    command.set_defaults(command=function)
+    return command
+
+
+def _data_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv")
+
+
+def _general_options(command: argparse.ArgumentParser) -> None:
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
+    choice.add_argument("--texts", type=Path, nargs="+", metavar="FILE", help=f"train it here from {_TEXTS_HELP}")
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--run", type=Path, default=RUN, metavar="FOLDER", help="where stages write (default: %(default)s)"
+    )
+    presets = "; ".join(f"{name}: {what}" for name, what in PRESET_HELP.items())
+    command.add_argument("--preset", choices=PRESETS, default="default", help=f"{presets} (default: %(default)s)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+    )
+
+
+def _model_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", type=Path, default=MODEL, metavar="FOLDER", help="an exported model (default: %(default)s)"
+    )
+
+
+def _to_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--to", type=Path, default=MODEL, metavar="FOLDER", help="the exported model (default: %(default)s)"
+    )
+
+
+def _notes_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--notes", type=Path, metavar="FILE.md", help="for the card: purpose, sources, licences (Markdown)"
+    )
+
+
+# fastai takes seconds to import, so each command imports what it needs.
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return with_changes(PRESETS[options.preset], options.set)
+
+
+def _all(options: argparse.Namespace) -> None:
+    read_tweets(options.data)  # a wrong file is told before hours of training, not after
+    if options.texts:
+        _general(options)
+        options.general = str(options.run / "general")
+    _language_model(options)
+    _classifier(options)
+    options.learner = None
+    _export(options)
+    options.model, options.to, options.version = options.to, None, "1.0"
+    _archive(options)
+
+
+def _general(options: argparse.Namespace) -> None:
+    from training.language_model import train_general
+
+    train_general(options.texts, _settings(options).general, options.run / "general")
+
+
+def _language_model(options: argparse.Namespace) -> None:
+    from training.language_model import general_model, train_on_tweets
+
+    tweets = read_tweets(options.data)
+    settings = _settings(options).language_model
+    folder = options.run / "language-model"
+    train_on_tweets(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
+
+
+def _classifier(options: argparse.Namespace) -> None:
+    from training.classifier import train_classifier
+
+    tweets = read_tweets(options.data)
+    settings = _settings(options).classifier
+    language_model = options.run / "language-model"
+    train_classifier(tweets, sha256_of(options.data), language_model, settings, options.run / "classifier")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from training.evaluate import evaluate, model_answer, server_answer
+
+    tweets = read_tweets(options.data)
+    answer = server_answer(options.url) if options.url else model_answer(options.model)
+    print(json.dumps(evaluate(tweets, options.split, answer), indent=1))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from training.export import export_file
+
+    notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
+    tweets = read_tweets(options.data) if options.data else None
+    export_file(options.learner, options.run, tweets, notes, options.to)
+    print(f"Exported to {options.to}")
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from training.archive import archive
+
+    exported.read(options.model)
+    destination = options.to or options.model.with_suffix(".mar")
+    if destination.suffix != ".mar":
+        raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
+    archive(options.model, destination, options.version)
+    print(f"Archived as {destination} ({destination.stat().st_size / 1e6:.1f} MB)")

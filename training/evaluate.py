@@ -1,0 +1,117 @@
+"""Figures on a split, of an exported model through the handler's own steps, or of a running server."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+import requests
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from tqdm import tqdm
+
+from handler import batch
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+from training.data import Split, labelled
+from training.errors import TrainingError
+
+TEXTS_PER_REQUEST = 50
+TIMEOUT_S = 120
+PREDICTIONS_PATH = "/predictions/sentiment"
+JSON_HEADERS = {"content-type": "application/json"}
+
+Answer = Callable[[bytes], bytes]
+"""A request's JSON body to its reply's."""
+
+
+def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, Any]:
+    """Figures on one split's rows.
+
+    Returns:
+        n, accuracy, macro_f1, labels, per_class (precision, recall, f1, support by label) and
+        confusion_matrix (rows: true label, columns: predicted, both in the order of `labels`).
+
+    Raises:
+        TrainingError: a blank label in the split, or a label that the model does not have.
+    """
+    rows = labelled(tweets, split)
+    predictions = list(predict(list(rows["text"]), answer))
+    labels = list(predictions[0]["scores"])
+    unknown = sorted(set(rows["label"]) - set(labels))
+    if unknown:
+        raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
+    return figures(list(rows["label"]), [prediction["label"] for prediction in predictions], labels)
+
+
+def figures(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """See `evaluate`. A class that is never predicted has precision and F1 0."""
+    precision, recall, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    return {
+        "n": len(true),
+        "accuracy": _rounded(accuracy_score(true, predicted)),
+        "macro_f1": _rounded(f1_score(true, predicted, labels=labels, average="macro", zero_division=0)),
+        "labels": list(labels),
+        "per_class": {
+            label: {
+                "precision": _rounded(precision[index]),
+                "recall": _rounded(recall[index]),
+                "f1": _rounded(f1[index]),
+                "support": int(support[index]),
+            }
+            for index, label in enumerate(labels)
+        },
+        "confusion_matrix": confusion_matrix(true, predicted, labels=labels).tolist(),
+    }
+
+
+def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
+    """The predictions of texts, asked for some at a time, with a progress bar on a terminal."""
+    with tqdm(total=len(texts), unit="text", disable=None) as progress:
+        for start in range(0, len(texts), TEXTS_PER_REQUEST):
+            instances = texts[start : start + TEXTS_PER_REQUEST]
+            predictions = json.loads(answer(json.dumps({"instances": instances}).encode()))["predictions"]
+            progress.update(len(instances))
+            yield from predictions
+
+
+def model_answer(folder: Path) -> Answer:
+    """Answers of an exported model, through the handler's steps."""
+    classifier = TextClassifier.load(folder)
+
+    def answer(body: bytes) -> bytes:
+        jobs = batch.read([({"body": body}, JSON_HEADERS)], Limits())
+        batch.infer(jobs, classifier)
+        [(status, reply)] = batch.write(jobs, classifier.card)
+        if status is not HTTPStatus.OK:
+            raise TrainingError(f"The model does not read a text of the split: {reply.decode()}")
+        return reply
+
+    return answer
+
+
+def server_answer(url: str) -> Answer:
+    """Answers of a running server.
+
+    Args:
+        url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one.
+    """
+    address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
+    session = requests.Session()
+
+    def answer(body: bytes) -> bytes:
+        try:
+            response = session.post(address, data=body, headers=JSON_HEADERS, timeout=TIMEOUT_S)
+        except requests.RequestException as error:
+            raise TrainingError(f"No answer from {address}: {error}. Is the server up (`make serve`)?") from error
+        if response.status_code != HTTPStatus.OK:
+            raise TrainingError(f"{address} answered {response.status_code}: {response.text[:300]}")
+        return response.content
+
+    return answer
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)
