@@ -67,7 +67,7 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, str], limit
         request = Request((_decoded(fields["text"]),), Form.SINGLE)
     elif value := (fields.get("data") or fields.get("text")):
         request = _read_untyped(value)
-    elif fields and content_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
+    elif content_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
         raise WrongShapeError(f"The form has no field `text`. {_EXPECTED}")
     else:
         raise BlankTextError(f"The body is empty. {_EXPECTED}")

@@ -1,0 +1,149 @@
+"""The second step: tokens and ids, held against fastai's own."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import pytest
+import spacy
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+from handler.tokens import RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
+
+SPECIAL = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
+DEFAULT = TokenizerConfig("en", tuple(RULES), tuple(TOKEN_RULES), SPECIAL)
+VOCABULARY = (*SPECIAL, "the", "flight")
+
+# Pieces that the rules and spaCy's affixes are about, so that generated texts meet them.
+PIECES = [
+    *("@JetAway", "#fail", "http://t.co/a1B2", "can't", "U.S.", "3:45pm", "$5.00", "10km", "e-mail", "...", "....", "!!!"),
+    *("A", "AB", "ABC", "Abc", "aBC", "ABCa", "GREAT", "Great", "É", "ÉA", "İ", "ß", "ǅ", "&amp;", "&lt;3", "<br />", "#39;"),
+    *("quot;", "\\n", '\\"', " @.@ ", " @-@ ", "<unk>", "xxpad", "xxunk", "xxbos", "xxup", "word word word", "a a a a"),
+    *("😀", "😀😀😀", "👨‍👩‍👧", "🇬🇧", "مرحبا", "שלום", "\u202e", "\u200f", "\x00", "\ufeff", "\u2028", "\x1c", "\x85", "\xa0"),
+    *(" ", "  ", "\n", "\t", "\r\n", "/", "#", "\\", "(", ")", "()", "[]", '"', "'", "''", "``", "-", "--", "—", "…", "°C."),
+]
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=12).map("".join) | st.lists(
+    st.sampled_from(PIECES), max_size=12
+).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(DEFAULT, VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def fastai_tokens() -> Callable[[list[str]], list[list[str]]]:
+    """The training path: fastai's rules around fastai's tokenizer."""
+    from fastai.text.core import TokenizeWithRules, WordTokenizer
+
+    tokenize: Any = TokenizeWithRules(WordTokenizer())
+    return lambda texts: [list(tokens) for tokens in tokenize(texts)]
+
+
+@settings(max_examples=1_000)
+@given(TEXTS)
+@example("ABCDEFGHIJKLMNOPQRSTUVWXYZa")
+@example("a " * 40)
+@example("()" * 200)
+@example("......" * 40)
+@example("x" + "😀😂" * 100 + ")")
+@example("3km" * 60)
+@example("a.b,c;" * 60)
+def test_tokens_are_fastais_for_any_text(
+    tokenizer: Tokenizer, fastai_tokens: Callable[[list[str]], list[list[str]]], text: str
+) -> None:
+    assert [tokenizer.tokens(text)] == fastai_tokens([text])
+
+
+@pytest.mark.parametrize("name", list(RULES))
+@settings(max_examples=300)
+@given(text=TEXTS)
+def test_each_rule_is_fastais(name: str, text: str) -> None:
+    import fastai.text.core
+
+    assert RULES[name](text) == getattr(fastai.text.core, name)(text)
+
+
+def test_the_rules_are_fastais_defaults_in_their_order() -> None:
+    from fastai.text.core import defaults
+
+    assert tuple(RULES) == tuple(rule.__name__ for rule in defaults.text_proc_rules)
+    assert tuple(TOKEN_RULES) == tuple(rule.__name__ for rule in defaults.text_postproc_rules)
+
+
+@cache
+def bare_tokenizer() -> Tokenizer:
+    return Tokenizer(TokenizerConfig("en", (), (), ()), VOCABULARY)
+
+
+@cache
+def bare_spacy() -> spacy.language.Language:
+    return spacy.blank("en")
+
+
+@pytest.mark.parametrize("affix", [*"()[]\"'!?.,;:…—", "..", "😀", "km", "$", "°C."])
+@pytest.mark.parametrize("count", [1, 30, 63, 64, 65, 127, 128, 129, 300])
+def test_affixes_are_found_as_spacy_finds_them(affix: str, count: int) -> None:
+    """Without fastai's rules, which would shorten the runs."""
+    for text in (affix * count, "a" + affix * count, affix * count + "a", f"9{affix}" * count):
+        assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)], text[:40]
+
+
+def test_tokens_and_ids_are_those_of_training_on_every_tweet(
+    classifier: TextClassifier,
+    fastai_tokens: Callable[[list[str]], list[list[str]]],
+    real_tweets: pd.DataFrame,
+) -> None:
+    from fastai.text.data import Numericalize
+
+    from handler import exported
+    from tests.conftest import MODEL
+
+    vocabulary = [token if token is not None else "xxfake" for token in exported.read(MODEL).vocabulary]
+    numericalize: Any = Numericalize(vocabulary)
+    texts = list(real_tweets["text"])
+    for text, expected in zip(texts, fastai_tokens(texts), strict=True):
+        assert classifier.tokens(text) == expected, text
+        assert classifier.ids(text) == numericalize(expected).tolist(), text
+
+
+def test_a_typed_padding_token_is_an_unknown_word(tokenizer: Tokenizer) -> None:
+    assert tokenizer.tokens("the xxpad flight") == ["xxbos", "the", "xxpad", "flight"]
+    assert tokenizer.ids(["the", "xxpad", "flight"]) == [9, tokenizer.unknown_id, 10]
+
+
+def test_other_typed_special_tokens_keep_their_ids(tokenizer: Tokenizer) -> None:
+    assert tokenizer.ids(["xxbos", "xxup"]) == [SPECIAL.index("xxbos"), SPECIAL.index("xxup")]
+
+
+def test_a_place_without_a_token_is_never_reached() -> None:
+    tokenizer = Tokenizer(DEFAULT, (*SPECIAL, None, "flight"))
+    assert tokenizer.ids(["flight", "None"]) == [10, tokenizer.unknown_id]
+
+
+def test_unknown_words_leave_nothing_behind(tokenizer: Tokenizer) -> None:
+    strings = tokenizer._language.vocab.strings
+    tokenizer.tokens("warm up")
+    before = len(strings), len(tokenizer._ids)
+    for number in range(500):
+        tokenizer.ids(tokenizer.tokens(f"unheard{number} of{number}"))
+    assert (len(strings), len(tokenizer._ids)) == before
+
+
+@pytest.mark.parametrize("unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA"])
+def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: str) -> None:
+    """With fastai's and spaCy's own searches, quadratic in the length, some of these take minutes."""
+    text = (unit * Limits().max_text_characters)[: Limits().max_text_characters - 1] + "a"
+    assert len(tokenizer.tokens(text)) > 1
+
+
+def test_unknown_rules_and_vocabularies_are_refused() -> None:
+    with pytest.raises(ValueError, match="Rule 'swap' is not known"):
+        Tokenizer(TokenizerConfig("en", ("swap",), (), ()), VOCABULARY)
+    with pytest.raises(ValueError, match="no 'xxpad'"):
+        Tokenizer(DEFAULT, ("xxunk", "the"))
