@@ -37,7 +37,7 @@ class LanguageModelSettings:
     max_vocabulary: int = 12_000
     frozen_epochs: int = 1
     frozen_learning_rate: float = 4e-3
-    epochs: int = 6
+    epochs: int = 3
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     drop_mult: float = 0.5
