@@ -14,6 +14,7 @@ Shapes: B texts, T tokens (the longest text's), E embedding size, H hidden size,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -70,12 +71,9 @@ class TextNetwork(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
         sizes = [config.embedding_size, *[config.hidden_size] * (config.layers - 1), config.embedding_size]
-        self.lstm = nn.ModuleList(
-            nn.LSTM(inputs, outputs, batch_first=True) for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.lstm = nn.ModuleList(nn.LSTM(inputs, outputs, batch_first=True) for inputs, outputs in pairwise(sizes))
         self.head = nn.ModuleList(
-            HeadBlock(inputs, outputs, config.normalization_epsilon)
-            for inputs, outputs in zip(config.head_sizes[:-1], config.head_sizes[1:], strict=True)
+            HeadBlock(inputs, outputs, config.normalization_epsilon) for inputs, outputs in pairwise(config.head_sizes)
         )
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:

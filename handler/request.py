@@ -161,9 +161,7 @@ def _check(request: Request, limits: Limits) -> None:
     for index, text in enumerate(request.texts):
         name = "The text" if request.form is Form.SINGLE else f"Item {index}"
         if len(text) > limits.max_text_characters:
-            raise TooLargeError(
-                f"{name} has {len(text)} characters; at most {limits.max_text_characters} are read."
-            )
+            raise TooLargeError(f"{name} has {len(text)} characters; at most {limits.max_text_characters} are read.")
         if text.isspace() or not text:
             raise BlankTextError(f"{name} is empty or blank. Expected a text with words in it.")
         if not _is_unicode(text):

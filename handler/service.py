@@ -3,6 +3,7 @@
 The archive has this file in its root, the package `handler` and the exported model, `model/`, beside it.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -25,6 +26,8 @@ class TextClassifierHandler:
         # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
         # whether the body was not UTF-8 or not JSON.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        # TorchServe's worker logs a line for every batch.
+        logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()
         self._classifier = TextClassifier.load(Path(context.system_properties["model_dir"]) / MODEL_FOLDER)
         self._classifier.predict(["a first text"])

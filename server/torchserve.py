@@ -4,6 +4,7 @@ TorchServe's own `torchserve` command leaves Java running when it gets a signal,
 the temporary folder names a process, and Java drops what is in flight when it ends. So Java is started here.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ import requests
 from server.properties import Address, ConfigurationError, Properties
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 QUIET_S = 0.3
@@ -51,15 +53,18 @@ class TorchServe:
                 raise ConfigurationError(f"No file at {archive}; `make archive` builds it.")
         for address in properties.addresses:
             _check_free(address, properties.path)
+        # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
+        # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
+        self._workspace = tempfile.TemporaryDirectory(prefix="torchserve-")
         self._process = subprocess.Popen(
             self._command(java_home()),
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
-            env=dict(environment),
+            env=dict(environment) | {"TMPDIR": self._workspace.name},
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
         )
 
     @property
@@ -112,10 +117,8 @@ class TorchServe:
         """End Java and the workers; returns when they are gone."""
         if self.running:
             self._process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                pass
         # Workers end by themselves when Java is gone; whatever does not is ended here.
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while _group_exists(self.pid):
@@ -123,12 +126,14 @@ class TorchServe:
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.poll()
             time.sleep(POLL_S)
+        self._workspace.cleanup()
 
     def _command(self, java: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
         return [
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
+            f"-Djava.io.tmpdir={self._workspace.name}",
             f"-Dlog4j.configurationFile=file://{LOG_CONFIGURATION}",
             *self._properties.jvm_arguments,
             *("-cp", str(packages / "ts" / "frontend" / "*")),

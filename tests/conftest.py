@@ -1,19 +1,19 @@
 """What all tests share: where things are, the real data where there is any, the model, a small training run."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import requests
 from hypothesis import HealthCheck, settings
 
 from handler.classifier import TextClassifier
-
-ROOT = Path(__file__).parent.parent
-MODEL = ROOT / "model_store" / "sentiment"
-TOY_TWEETS = ROOT / "tests" / "data" / "tweets.csv"
-TOY_TEXTS = ROOT / "tests" / "data" / "texts.txt"
-REAL_TWEETS = ROOT.parent / "shared" / "data" / "airline" / "Tweets.csv"
+from tests.e2e.server_process import BATCH, Project, Server
+from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_TEXTS, TOY_TWEETS
+from training.archive import archive
 
 # A time limit for each example would fail on a busy machine; how fast things are is the benchmarks' matter.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,3 +62,40 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert code == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded default's archive, built as `make archive` does."""
+    path = tmp_path_factory.mktemp("archive") / "sentiment.mar"
+    archive(MODEL, path, "1.0")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
+    """A server with two models: `sentiment` as configured, and `batched`, whose batches are waited for, so that
+    requests sent together are answered together."""
+    settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1}
+    models = {
+        "sentiment": {"1.0": settings | {"batchSize": 16, "maxBatchDelay": 5, "responseTimeout": 120}},
+        "batched": {"1.0": settings | {"batchSize": BATCH, "maxBatchDelay": 3_000, "responseTimeout": 120}},
+    }
+    project = Project(
+        tmp_path_factory.mktemp("server"),
+        mar,
+        load_models="sentiment.mar,batched=sentiment.mar",
+        models=json.dumps(models),
+    )
+    running = Server(project, OMP_NUM_THREADS="1", CLASSIFIER_MAX_BATCH_CHARACTERS="30000")
+    try:
+        running.wait_for("Ctrl-C stops it")
+        yield running
+    finally:
+        assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def session(server: Server) -> Iterator[requests.Session]:
+    with requests.Session() as opened:
+        yield opened

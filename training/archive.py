@@ -36,7 +36,9 @@ def archive(model: Path, destination: Path, version: str) -> None:
             *("--export-path", workspace),
         ]
         # torch-model-archiver empties the folder of the model's name in the temporary folder: give it one of its own.
-        result = subprocess.run(command, env=os.environ | {"TMPDIR": workspace}, capture_output=True, text=True)
+        result = subprocess.run(
+            command, env=os.environ | {"TMPDIR": workspace}, capture_output=True, text=True, check=False
+        )
         if result.returncode != 0:
             raise TrainingError(f"torch-model-archiver failed:\n{result.stderr}")
         os.replace(Path(workspace, destination.name), destination)

@@ -23,7 +23,9 @@ def card_of_run(run: Path, notes: str) -> dict[str, Any]:
     Raises:
         TrainingError: the run has no finished classifier.
     """
-    records = {stage: json.loads(path.read_text()) for stage in STAGES if (path := run / stage / "record.json").exists()}
+    records = {
+        stage: json.loads(path.read_text()) for stage in STAGES if (path := run / stage / "record.json").exists()
+    }
     if records.get("classifier", {}).get("finished") is None:
         raise TrainingError(f"{run} has no finished classifier: run `python -m training all` first.")
     return new_card(notes) | {"stages": records}
@@ -55,7 +57,8 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
     made = card["exported"]
     lines += [
         f"- Size: {parameters:,} parameters, {size_bytes / 1e6:.1f} MB.",
-        f"- Exported {made['at']} by `{made['command']}`" + (f", commit `{made['commit']}`." if made["commit"] else "."),
+        f"- Exported {made['at']} by `{made['command']}`"
+        + (f", commit `{made['commit']}`." if made["commit"] else "."),
         f"- Versions: {', '.join(f'{package} {number}' for package, number in made['versions'].items())}.",
     ]
     return "\n".join(lines) + "\n"
@@ -65,9 +68,11 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     if not metrics:
         return ["Not measured at export.", ""]
     lines = ["| split | tweets | accuracy | macro-F1 |", "|---|---|---|---|"]
-    for split in SPLITS:
-        if figures := metrics.get(split):
-            lines.append(f"| {split} | {figures['n']:,} | {figures['accuracy']:.4f} | {figures['macro_f1']:.4f} |")
+    lines += [
+        f"| {split} | {of['n']:,} | {of['accuracy']:.4f} | {of['macro_f1']:.4f} |"
+        for split in SPLITS
+        if (of := metrics.get(split))
+    ]
     lines.append("")
     figures = metrics["validation"]
     labels = figures["labels"]

@@ -39,7 +39,8 @@ def read_tweets(csv: Path) -> pd.DataFrame:
     if not csv.is_file():
         raise TrainingError(f"No file at {csv}.\n{_HOW_TO_DOWNLOAD}")
     try:
-        table = pd.read_csv(csv, dtype={TEXT_COLUMN: str, LABEL_COLUMN: str})
+        # A tweet may say "NA" or "null"; only an empty field is missing.
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
     except (ValueError, UnicodeDecodeError) as error:
         raise TrainingError(f"{csv} does not read as a CSV file: {error}\n{_HOW_TO_DOWNLOAD}") from error
     missing = [name for name in (TEXT_COLUMN, LABEL_COLUMN) if name not in table.columns]

@@ -100,7 +100,11 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
 
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:
     parts = list(learner.model.children())
-    if len(parts) != 2 or not isinstance(parts[0], SentenceEncoder) or not isinstance(parts[1], PoolingLinearClassifier):
+    if (
+        len(parts) != 2
+        or not isinstance(parts[0], SentenceEncoder)
+        or not isinstance(parts[1], PoolingLinearClassifier)
+    ):
         raise TrainingError("The learner's model is not a fastai text classifier (text_classifier_learner makes one).")
     encoder, head = parts
     if type(encoder.module) is not AWD_LSTM:
@@ -120,7 +124,9 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
 
 def _text_pipeline(learner: Learner) -> Sequence[Any]:
     """The transforms from a text to its ids."""
-    pipeline: Sequence[Any] = learner.dls.train_ds.tfms[0].fs if hasattr(learner.dls, "train_ds") else learner.dls.tfms[0].fs
+    pipeline: Sequence[Any] = (
+        learner.dls.train_ds.tfms[0].fs if hasattr(learner.dls, "train_ds") else learner.dls.tfms[0].fs
+    )
     return pipeline
 
 
@@ -151,7 +157,9 @@ def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
 
 def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
     if not isinstance(tokenizer.tok, SpacyTokenizer):
-        raise TrainingError(f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported.")
+        raise TrainingError(
+            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported."
+        )
     # A bound method of the spaCy pipeline is all that fastai keeps of it.
     language = tokenizer.tok.pipe.__self__.lang
     return TokenizerConfig(
@@ -203,22 +211,15 @@ def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:
 
 def _head_weights(head: PoolingLinearClassifier) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    blocks = (dict(zip(("normalization", "linear"), _block_parts(block), strict=True)) for block in head.layers)
-    for index, block in enumerate(blocks):
-        normalization, linear = block["normalization"], block["linear"]
-        weights[f"head.{index}.mean"] = normalization.running_mean
-        weights[f"head.{index}.variance"] = normalization.running_var
+    normalizations = [module for module in head.layers.modules() if isinstance(module, nn.BatchNorm1d)]
+    linears = [module for module in head.layers.modules() if isinstance(module, nn.Linear)]
+    for index, (normalization, linear) in enumerate(zip(normalizations, linears, strict=True)):
+        weights[f"head.{index}.mean"] = normalization.get_buffer("running_mean")
+        weights[f"head.{index}.variance"] = normalization.get_buffer("running_var")
         weights[f"head.{index}.scale"] = normalization.weight
         weights[f"head.{index}.shift"] = normalization.bias
         weights[f"head.{index}.weight"] = linear.weight
     return weights
-
-
-def _block_parts(block: nn.Module) -> tuple[nn.Module, nn.Module]:
-    normalization, linear = (
-        next(module for module in block.modules() if isinstance(module, kind)) for kind in (nn.BatchNorm1d, nn.Linear)
-    )
-    return normalization, linear
 
 
 def predict_alone(learner: Learner, text: str) -> Tensor:

@@ -57,7 +57,7 @@ class Bfloat16OnCPU(Callback):  # type: ignore[misc]  # fastai has no types
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
 
     def before_batch(self) -> None:
-        self.autocast.__enter__()
+        self.autocast.__enter__()  # type: ignore[no-untyped-call]
 
     def after_pred(self) -> None:
         self.learn.pred = to_float(self.pred)
@@ -93,7 +93,9 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
 
 
-def train_on_tweets(tweets: pd.DataFrame, csv_sha256: str, general: Path, settings: LanguageModelSettings, folder: Path) -> None:
+def train_on_tweets(
+    tweets: pd.DataFrame, csv_sha256: str, general: Path, settings: LanguageModelSettings, folder: Path
+) -> None:
     """Stage 2: go on training the language model `general` on the train split's texts.
 
     The validation split's texts measure it. Its vocabulary is the tweets' own tokens, then the general
@@ -178,7 +180,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         TrainingError: not UTF-8, or no text in it.
     """
-    opened = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     found = False
     try:
         with opened(path, "rt", encoding="utf-8") as file:

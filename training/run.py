@@ -27,7 +27,7 @@ from fastai.text.all import Callback, Learner
 from training.errors import TrainingError
 
 matplotlib.use("Agg")  # a server has no screen
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 VERSIONED_PACKAGES = ("torch", "fastai", "spacy", "numpy", "pandas", "scikit-learn")
 

@@ -89,9 +89,7 @@ PRESETS: dict[str, Settings] = {
         LanguageModelSettings(max_vocabulary=60_000, batch_size=64, sequence_length=72),
     ),
     "tiny": Settings(
-        GeneralSettings(
-            embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8
-        ),
+        GeneralSettings(embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8),
         LanguageModelSettings(min_frequency=1, epochs=2, batch_size=4, sequence_length=8),
         ClassifierSettings(epochs=2, batch_size=8),
     ),
@@ -116,7 +114,9 @@ def with_changes(settings: Settings, changes: list[str]) -> Settings:
         stage: Any = getattr(settings, stage_name, None)
         types = {option.name: option.type for option in fields(stage)} if is_dataclass(stage) else {}
         if name not in types or not value:
-            known = ", ".join(f"{part.name}.{o.name}" for part in fields(settings) for o in fields(getattr(settings, part.name)))
+            known = ", ".join(
+                f"{part.name}.{o.name}" for part in fields(settings) for o in fields(getattr(settings, part.name))
+            )
             raise TrainingError(f"--set {change}: expected STAGE.NAME=VALUE, STAGE.NAME one of {known}.")
         kind: Any = types[name]
         try:

@@ -152,7 +152,11 @@ def test_any_bytes_are_read_or_refused(body: bytes, headers: dict[str, str]) -> 
         assert 400 <= error.status.value < 500
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_any_json_is_read_or_refused(value: object) -> None:
     try:
         read(json.dumps(value).encode(), JSON)

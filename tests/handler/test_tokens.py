@@ -20,11 +20,79 @@ VOCABULARY = (*SPECIAL, "the", "flight")
 
 # Pieces that the rules and spaCy's affixes are about, so that generated texts meet them.
 PIECES = [
-    *("@JetAway", "#fail", "http://t.co/a1B2", "can't", "U.S.", "3:45pm", "$5.00", "10km", "e-mail", "...", "....", "!!!"),
-    *("A", "AB", "ABC", "Abc", "aBC", "ABCa", "GREAT", "Great", "É", "ÉA", "İ", "ß", "ǅ", "&amp;", "&lt;3", "<br />", "#39;"),
+    *(
+        "@JetAway",
+        "#fail",
+        "http://t.co/a1B2",
+        "can't",
+        "U.S.",
+        "3:45pm",
+        "$5.00",
+        "10km",
+        "e-mail",
+        "...",
+        "....",
+        "!!!",
+    ),
+    *(
+        "A",
+        "AB",
+        "ABC",
+        "Abc",
+        "aBC",
+        "ABCa",
+        "GREAT",
+        "Great",
+        "É",
+        "ÉA",
+        "İ",
+        "ß",
+        "ǅ",
+        "&amp;",
+        "&lt;3",
+        "<br />",
+        "#39;",
+    ),
     *("quot;", "\\n", '\\"', " @.@ ", " @-@ ", "<unk>", "xxpad", "xxunk", "xxbos", "xxup", "word word word", "a a a a"),
-    *("😀", "😀😀😀", "👨‍👩‍👧", "🇬🇧", "مرحبا", "שלום", "\u202e", "\u200f", "\x00", "\ufeff", "\u2028", "\x1c", "\x85", "\xa0"),
-    *(" ", "  ", "\n", "\t", "\r\n", "/", "#", "\\", "(", ")", "()", "[]", '"', "'", "''", "``", "-", "--", "—", "…", "°C."),
+    *(
+        "😀",
+        "😀😀😀",
+        "👨‍👩‍👧",
+        "🇬🇧",
+        "مرحبا",
+        "שלום",
+        "\u202e",
+        "\u200f",
+        "\x00",
+        "\ufeff",
+        "\u2028",
+        "\x1c",
+        "\x85",
+        "\xa0",
+    ),
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n",
+        "/",
+        "#",
+        "\\",
+        "(",
+        ")",
+        "()",
+        "[]",
+        '"',
+        "'",
+        "''",
+        "``",
+        "-",
+        "--",
+        "—",
+        "…",
+        "°C.",
+    ),
 ]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=12).map("".join) | st.lists(
     st.sampled_from(PIECES), max_size=12
@@ -102,7 +170,7 @@ def test_tokens_and_ids_are_those_of_training_on_every_tweet(
     from fastai.text.data import Numericalize
 
     from handler import exported
-    from tests.conftest import MODEL
+    from tests.paths import MODEL
 
     vocabulary = [token if token is not None else "xxfake" for token in exported.read(MODEL).vocabulary]
     numericalize: Any = Numericalize(vocabulary)

@@ -1,0 +1,120 @@
+"""A real TorchServe, started the way a user starts it, on ports of its own."""
+
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.paths import ROOT
+
+START_TIMEOUT_S = 180
+BATCH = 8
+"""The size of the batches of the model `batched` in the fixture `server`."""
+
+PORT_SETTINGS = ("inference_address", "management_address", "metrics_address")
+GRPC_SETTINGS = ("grpc_inference_port", "grpc_management_port")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on; all are held at once, so they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
+
+
+class Project:
+    """A folder with a configuration and a model store, as the project's own, on free ports."""
+
+    def __init__(self, folder: Path, mar: Path, **changes: str) -> None:
+        ports = free_ports(6)
+        values = dict(
+            line.split("=", 1)
+            for line in (ROOT / "config.properties").read_text().splitlines()
+            if line and not line.startswith("#")
+        )
+        values |= {name: f"http://127.0.0.1:{port}" for name, port in zip(PORT_SETTINGS, ports, strict=False)}
+        values |= {name: str(port) for name, port in zip(GRPC_SETTINGS, ports[3:], strict=False)}
+        values |= {"initial_worker_port": str(ports[5])} | changes
+        self.folder = folder
+        self.config = folder / "config.properties"
+        self.config.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+        (folder / "model_store").mkdir(exist_ok=True)
+        shutil.copy(mar, folder / "model_store" / "sentiment.mar")
+        self.inference, self.management, self.metrics = (values[name] for name in PORT_SETTINGS)
+        self.grpc = f"127.0.0.1:{values['grpc_inference_port']}"
+        self.predictions = f"{self.inference}/predictions/sentiment"
+
+
+class Server:
+    """A running server; its output is kept, and shown when it does not come up."""
+
+    def __init__(self, project: Project, command: list[str] | None = None, **environment: str) -> None:
+        self.project = project
+        self.lines: list[str] = []
+        self._arrived: queue.Queue[str | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            command or [sys.executable, "-m", "server", "--config", str(project.config)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, text: str) -> None:
+        """Wait for a line with `text` in the output."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                line = self._arrived.get(timeout=1)
+            except queue.Empty:
+                continue
+            if line is None:
+                break
+            if text in line:
+                return
+        pytest.fail(f"The server never said {text!r}. It said:\n{self.log}")
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's own process, Java and the workers."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the server and wait for its end; returns its exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(90)
+        self._reader.join(10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            self._arrived.put(line)
+        self._arrived.put(None)
+
+
+def gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:
+    """Whether all of them end in time."""
+    return not psutil.wait_procs(processes, timeout=timeout_s)[1]

@@ -1,0 +1,348 @@
+"""The API of `POST /predictions/sentiment`, against a real TorchServe."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from handler.classifier import TextClassifier
+from tests.e2e.server_process import BATCH, Server
+from tests.paths import TOY_TWEETS
+from training.data import read_tweets
+
+TOLERANCE = 1e-5
+TEXT = {"content-type": "text/plain"}
+JSON = {"content-type": "application/json"}
+
+AWKWARD = {
+    "emoji": "😀😂 what a flight 👨‍👩‍👧🇬🇧 ❤️",
+    "many emoji": "😀😂❤🙏" * 500,
+    "right to left": "شكرا لكم على الرحلة \u202e שלום",
+    "null characters": "null\x00 and \x00\x00 void",
+    "padding": "xxpad xxpad late xxpad",
+    "special tokens": "xxbos xxunk xxmaj xxrep 4 x xxfake",
+    "control characters": "\x01\x1b[31m red \x7f\x85\u2028",
+    "combining characters": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L",
+    "one character": "a",
+    "punctuation": "()" * 2_000,
+    "capitals": "AB" * 5_000 + "a",
+    "the longest": "late again " * 1_818 + "!!",
+    "markup": '<b>&amp; "quotes" \\n {"text": [1]}',
+    "not a number": "NaN",
+}
+
+
+class Client:
+    def __init__(self, server: Server, session: requests.Session, model: str = "sentiment") -> None:
+        self.url = f"{server.project.inference}/predictions/{model}"
+        self.session = session
+
+    def __call__(
+        self, body: bytes | str | None = None, headers: dict[str, str] | None = None, **options: Any
+    ) -> requests.Response:
+        data = body.encode() if isinstance(body, str) else body
+        return self.session.post(self.url, data=data, headers=headers, timeout=120, **options)
+
+    def scores(self, text: str) -> dict[str, float]:
+        response = self(text, TEXT)
+        assert response.status_code == 200, response.text
+        scores: dict[str, float] = response.json()["scores"]
+        return scores
+
+
+@pytest.fixture(scope="module")
+def ask(server: Server, session: requests.Session) -> Client:
+    return Client(server, session)
+
+
+@pytest.fixture(scope="module")
+def expected(classifier: TextClassifier) -> Callable[[str], dict[str, float]]:
+    def scores(text: str) -> dict[str, float]:
+        return dict(zip(classifier.labels, map(float, classifier.predict([text])[0]), strict=True))
+
+    return scores
+
+
+Expected = Callable[[str], dict[str, float]]
+
+
+def test_a_prediction_has_label_score_and_scores(ask: Client, expected: Expected) -> None:
+    response = ask("Thank you for the great flight!", TEXT)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    body = response.json()
+    assert list(body) == ["label", "score", "scores"]
+    assert body["scores"] == pytest.approx(expected("Thank you for the great flight!"), abs=TOLERANCE)
+    assert body["score"] == body["scores"][body["label"]] == max(body["scores"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "as_list"),
+    [
+        ({"body": "late again ✈", "headers": TEXT}, False),
+        ({"body": "late again ✈", "headers": {"content-type": "text/plain; charset=utf-8"}}, False),
+        ({"body": "late again ✈"}, False),
+        ({"body": json.dumps({"text": "late again ✈"}), "headers": JSON}, False),
+        ({"json": {"text": "late again ✈"}}, False),
+        (
+            {
+                "body": json.dumps({"text": "late again ✈"}),
+                "headers": {"content-type": "application/json; charset=UTF-8"},
+            },
+            False,
+        ),
+        ({"json": ["late again ✈"]}, True),
+        ({"json": {"instances": ["late again ✈"]}}, True),
+        ({"json": {"instances": [{"text": "late again ✈"}]}}, True),
+        ({"files": {"text": (None, "late again ✈")}}, False),
+    ],
+    ids=str,
+)
+def test_every_body_form_gets_the_same_scores(
+    ask: Client, expected: Expected, options: dict[str, Any], as_list: bool
+) -> None:
+    response = ask(**options)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    if as_list:
+        [body] = body["predictions"] if isinstance(body, dict) else body
+    assert body["scores"] == pytest.approx(expected("late again ✈"), abs=TOLERANCE)
+
+
+def test_an_urlencoded_form(ask: Client, expected: Expected) -> None:
+    response = ask.session.post(ask.url, data={"text": "late again ✈"}, timeout=60)
+    assert response.json()["scores"] == pytest.approx(expected("late again ✈"), abs=TOLERANCE)
+
+
+def test_a_list_keeps_its_order(ask: Client, expected: Expected) -> None:
+    texts = list(read_tweets(TOY_TWEETS)["text"])
+    body = ask(json=texts).json()
+    assert len(body) == len(texts)
+    for text, prediction in zip(texts, body, strict=True):
+        assert prediction["scores"] == pytest.approx(expected(text), abs=TOLERANCE), text
+
+
+def test_an_empty_list_has_an_empty_answer(ask: Client) -> None:
+    assert ask(json=[]).json() == []
+    assert ask(json={"instances": []}).json() == {"predictions": []}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_texts_get_the_answer_they_get_without_a_server(ask: Client, expected: Expected, name: str) -> None:
+    text = AWKWARD[name]
+    assert ask.scores(text) == pytest.approx(expected(text), abs=TOLERANCE)
+    assert ask(json={"text": text}).json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "kind"),
+    [
+        ({"body": b"\xff\xfe\x00", "headers": TEXT}, 400, "NotUtf8Error"),
+        ({"body": b"\xff\xfe\x00"}, 400, "NotUtf8Error"),
+        ({"body": b'{"text": "\xe9"}', "headers": JSON}, 400, "NotUtf8Error"),
+        ({"body": b'{"text": "\\ud800"}', "headers": JSON}, 400, "NotUtf8Error"),
+        (
+            {"body": "Grüße".encode("latin-1"), "headers": {"content-type": "text/plain; charset=latin-1"}},
+            400,
+            "NotUtf8Error",
+        ),
+        ({"body": b'{"text": ', "headers": JSON}, 400, "NotJsonError"),
+        ({"body": b"", "headers": JSON}, 400, "NotJsonError"),
+        ({"json": {"txet": "a"}}, 400, "WrongShapeError"),
+        ({"json": {"text": None}}, 400, "WrongShapeError"),
+        ({"json": ["a", 2]}, 400, "WrongShapeError"),
+        ({"json": "a"}, 400, "WrongShapeError"),
+        ({"json": {"instances": {"text": "a"}}}, 400, "WrongShapeError"),
+        ({"files": {"txet": (None, "a")}}, 400, "WrongShapeError"),
+        ({"body": "a", "headers": {"content-type": "image/png"}}, 400, "WrongShapeError"),
+        (
+            {"body": '{"text": "a"}', "headers": {"content-type": "application/x-www-form-urlencoded"}},
+            400,
+            "WrongShapeError",
+        ),
+        ({"body": b"", "headers": TEXT}, 400, "BlankTextError"),
+        ({}, 400, "BlankTextError"),
+        ({"body": " \n\t\u2003", "headers": TEXT}, 400, "BlankTextError"),
+        ({"json": {"text": ""}}, 400, "BlankTextError"),
+        ({"json": ["a", " "]}, 400, "BlankTextError"),
+        ({"body": "a" * 20_001, "headers": TEXT}, 413, "TooLargeError"),
+        ({"body": "a" * 100_000, "headers": TEXT}, 413, "TooLargeError"),
+        ({"json": {"text": "✈" * 20_001}}, 413, "TooLargeError"),
+        ({"json": ["a"] * 1_001}, 413, "TooLargeError"),
+        ({"json": ["a" * 20_000] * 11}, 413, "TooLargeError"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_every_error_of_the_contract(ask: Client, options: dict[str, Any], status: int, kind: str) -> None:
+    response = ask(**options)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert (body["code"], body["type"]) == (status, kind)
+    assert set(body) == {"code", "type", "message"}
+
+
+def test_a_body_over_torchserves_own_limit_is_413(ask: Client) -> None:
+    """TorchServe's answer, without a body; it may also close the connection while the body is still being sent."""
+    with contextlib.suppress(requests.ConnectionError):
+        assert ask(b"a" * 7_000_000, TEXT).status_code == 413
+    assert ask("still there", TEXT).status_code == 200
+
+
+def test_get_is_told_what_is_expected(ask: Client) -> None:
+    response = ask.session.get(ask.url, timeout=60)
+    assert (response.status_code, response.json()["type"]) == (400, "BlankTextError")
+
+
+def test_bad_requests_leave_the_neighbours_in_their_batch_alone(
+    server: Server, session: requests.Session, expected: Expected
+) -> None:
+    """All of a batch at once: TorchServe waits for a full one, so they are answered together."""
+    ask = Client(server, session, "batched")
+    bad: list[tuple[bytes, dict[str, str], int]] = [
+        (b"\xff", TEXT, 400),
+        (b"{", JSON, 400),
+        (b"  ", TEXT, 400),
+        (b"a" * 100_000, TEXT, 413),
+    ]
+    good = ["late again", "thank you 😀", "xxpad", "what time does it leave?"]
+    with ThreadPoolExecutor(BATCH) as pool:
+        bad_replies = [pool.submit(ask, body, headers) for body, headers, _ in bad]
+        good_replies = [pool.submit(ask, text, TEXT) for text in good]
+    assert [reply.result().status_code for reply in bad_replies] == [status for _, _, status in bad]
+    for text, reply in zip(good, good_replies, strict=True):
+        assert reply.result().status_code == 200, reply.result().text
+        assert reply.result().json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
+
+
+def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Server, session: requests.Session) -> None:
+    """The test's server has a batch's limit of 30,000 characters, so of two long texts one is refused."""
+    ask = Client(server, session, "batched")
+    texts = ["late again " * 1_800] * 2 + ["thank you"] * (BATCH - 2)
+    with ThreadPoolExecutor(BATCH) as pool:
+        replies = list(pool.map(lambda text: ask(text, TEXT), texts))
+    assert sorted(reply.status_code for reply in replies[:2]) == [200, 503]
+    assert {reply.status_code for reply in replies[2:]} == {200}
+    [refused] = [reply for reply in replies if reply.status_code == 503]
+    assert refused.json()["type"] == "OverloadedError"
+
+
+def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
+    texts = [*AWKWARD.values(), *read_tweets(TOY_TWEETS)["text"]]
+    texts = [text for text in texts if len(text) < 500]
+    texts = (texts * 3)[:64]
+    alone = [ask.scores(text) for text in texts]
+    with ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(ask.scores, texts))
+    for text, first, second in zip(texts, alone, together, strict=True):
+        assert second == pytest.approx(first, abs=TOLERANCE), text
+
+
+def test_an_explanation(ask: Client, classifier: TextClassifier) -> None:
+    url = ask.url.replace("/predictions/", "/explanations/")
+    body = ask.session.post(url, data="great flight", headers=TEXT, timeout=60).json()
+    assert [token["token"] for token in body["tokens"]] == classifier.tokens("great flight")
+    assert body["scores"] == pytest.approx(ask.scores("great flight"), abs=TOLERANCE)
+
+
+def test_the_running_server_tells_its_models_card(server: Server, classifier: TextClassifier) -> None:
+    url = f"{server.project.management}/models/sentiment?customized=true"
+    [description] = requests.get(url, timeout=60).json()
+    assert description["customizedMetadata"] == classifier.card
+
+
+# One example may take the server a while, and the fixtures live for the whole session.
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(text=st.text(), headers=st.sampled_from([TEXT, JSON, {}]))
+def test_any_string_gets_an_answer_or_a_contract_error(ask: Client, text: str, headers: dict[str, str]) -> None:
+    response = ask(text.encode("utf-8", "surrogatepass"), headers)
+    assert response.status_code in (200, 400, 413), response.text
+    assert response.json()
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(text=st.text(min_size=1).filter(str.strip))
+def test_any_text_gets_its_own_answer(ask: Client, expected: Expected, text: str) -> None:
+    response = ask(json={"text": text})
+    assert response.status_code == 200, response.text
+    assert response.json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(body=st.binary(), headers=st.sampled_from([TEXT, JSON, {}]))
+def test_any_bytes_get_an_answer_or_a_contract_error(ask: Client, body: bytes, headers: dict[str, str]) -> None:
+    assert ask(body, headers).status_code in (200, 400, 413)
+
+
+def grpc_predict(address: str, model: str, **fields: bytes) -> bytes:
+    """`Predictions` of TorchServe's gRPC API, whose messages are declared here: the package brings no stubs."""
+    file = descriptor_pb2.FileDescriptorProto(name="inference.proto", package="p", syntax="proto3")
+    request = file.message_type.add(name="PredictionsRequest")
+    request.field.add(name="model_name", number=1, type=9, label=1)
+    request.field.add(name="model_version", number=2, type=9, label=1)
+    entry = request.nested_type.add(name="InputEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=9, label=1)
+    entry.field.add(name="value", number=2, type=12, label=1)
+    request.field.add(name="input", number=3, type=11, label=3, type_name=".p.PredictionsRequest.InputEntry")
+    file.message_type.add(name="PredictionResponse").field.add(name="prediction", number=1, type=12, label=1)
+    messages = message_factory.GetMessageClassesForFiles(["inference.proto"], _pool_with(file))
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(
+            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=messages["p.PredictionResponse"].FromString,
+        )
+        prediction: bytes = call(
+            messages["p.PredictionsRequest"](model_name=model, input=fields), timeout=60
+        ).prediction
+        return prediction
+
+
+def _pool_with(file: Any) -> Any:
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool
+
+
+@pytest.mark.parametrize("field", ["data", "text"])
+def test_grpc_takes_every_body_form(server: Server, expected: Expected, field: str) -> None:
+    for body in ("late again", '{"text": "late again"}', '["late again"]', '{"instances": ["late again"]}'):
+        reply = json.loads(grpc_predict(server.project.grpc, "sentiment", **{field: body.encode()}))
+        if "[" in body:
+            [reply] = reply["predictions"] if isinstance(reply, dict) else reply
+        assert reply["scores"] == pytest.approx(expected("late again"), abs=TOLERANCE), body
+
+
+def test_grpc_errors_tell_why(server: Server) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        grpc_predict(server.project.grpc, "sentiment", data=b"\xff")
+    assert "UTF-8" in str(caught.value) or "400" in str(caught.value) or "Bad Request" in str(caught.value)
+
+
+def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
+    """Last, so that the log has seen everything above."""
+    marks = ["zebrastripe", "zebracrossing", "zebrafish"]
+    ask(marks[0], TEXT)
+    ask(f'{{"text": "{marks[1]}', JSON)
+    ask.session.post(f"{ask.url}?text={marks[2]}", data=b"\xff", timeout=60)
+    ask.session.post(ask.url, data=marks[0].encode() + b"\xff", headers=TEXT, timeout=60)
+    log = server.log + "".join(
+        path.read_text(errors="replace") for path in server.project.folder.rglob("*.log") if path.is_file()
+    )
+    assert [mark for mark in marks if mark in log] == []
+    assert "late again" not in log
+
+
+def test_scores_are_those_of_the_model_without_a_server(ask: Client, classifier: TextClassifier) -> None:
+    texts = list(read_tweets(TOY_TWEETS)["text"])
+    found = np.array([list(prediction["scores"].values()) for prediction in ask(json=texts).json()])
+    np.testing.assert_allclose(found, classifier.predict(texts), rtol=0, atol=TOLERANCE)

@@ -1,0 +1,175 @@
+"""Start, stop and restart of the server, as a user does it: no orphan, no lost request, clear errors."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.e2e.server_process import Project, Server, gone
+from tests.paths import ROOT
+
+TEXT = {"content-type": "text/plain"}
+READY = "Ctrl-C stops it"
+LONG_TEXT = "late again and nobody knows why " * 600
+
+
+@pytest.fixture
+def project(tmp_path: Path, mar: Path) -> Project:
+    return Project(tmp_path, mar)
+
+
+def post(project: Project, text: str) -> int:
+    return requests.post(project.predictions, data=text.encode(), headers=TEXT, timeout=120).status_code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_answers_what_is_in_flight_and_leaves_no_process(project: Project, number: int) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    processes = server.processes()
+    assert len(processes) >= 3, "this program, Java, a worker"
+    with ThreadPoolExecutor(40) as pool:
+        replies = [pool.submit(post, project, LONG_TEXT) for _ in range(40)]
+        while not pending_requests(project):
+            time.sleep(0.01)
+        code = server.stop(number)
+        assert [reply.result() for reply in replies] == [200] * 40
+    assert code == 0
+    assert gone(processes)
+    assert "Stopped." in server.log
+
+
+def pending_requests(project: Project) -> int:
+    [model] = requests.get(f"{project.management}/models/sentiment", timeout=10).json()
+    pending: int = model["jobQueueStatus"]["pendingRequests"]
+    return pending
+
+
+def test_a_start_after_kill_9_works(project: Project) -> None:
+    first = Server(project)
+    first.wait_for(READY)
+    processes = first.processes()
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert gone(processes), "Java and the workers end with the program that started them"
+    second = Server(project)
+    second.wait_for(READY)
+    assert post(project, "back again") == 200
+    assert second.stop() == 0
+
+
+def test_a_killed_worker_comes_back(project: Project) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    [worker] = [process for process in server.processes() if "model_service_worker" in " ".join(process.cmdline())]
+    worker.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if post(project, "anyone there?") == 200:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail(f"No worker after a minute:\n{server.log}")
+    assert server.stop() == 0
+
+
+def test_two_servers_on_one_machine(project: Project, tmp_path: Path, mar: Path, server: Server) -> None:
+    """`server` runs meanwhile; the second has ports of its own and shares nothing with it."""
+    second = Server(project)
+    second.wait_for(READY)
+    assert post(project, "one") == post(server.project, "two") == 200
+    assert second.stop() == 0
+    assert post(server.project, "still here") == 200
+
+
+def run_server(project: Project) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "--config", str(project.config)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_port_in_use_is_a_clear_error(project: Project) -> None:
+    port = int(project.management.rpartition(":")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        result = run_server(project)
+    assert result.returncode == 1
+    assert f"error: Cannot listen on 127.0.0.1:{port} (management_address in config.properties)" in result.stderr
+    assert "choose another port" in result.stderr
+
+
+def test_a_missing_archive_is_a_clear_error(project: Project) -> None:
+    (project.folder / "model_store" / "sentiment.mar").unlink()
+    result = run_server(project)
+    assert result.returncode == 1
+    assert "sentiment.mar; `make archive` builds it" in result.stderr
+
+
+def test_a_model_that_does_not_load_is_told_and_ended(tmp_path: Path, mar: Path) -> None:
+    project = Project(tmp_path, mar)
+    server = Server(project, CLASSIFIER_MAX_TEXTS="many")
+    server.wait_for("error: No worker was ready")
+    assert server.process.wait(60) == 1
+    assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0, not 'many'" in server.log
+
+
+def test_a_full_queue_refuses_and_answers_the_rest(tmp_path: Path, mar: Path) -> None:
+    settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 1}
+    project = Project(tmp_path, mar, job_queue_size="2", models=json.dumps({"sentiment": {"1.0": settings}}))
+    server = Server(project)
+    server.wait_for(READY)
+    with ThreadPoolExecutor(30) as pool:
+        replies = list(
+            pool.map(
+                lambda _: requests.post(project.predictions, data=LONG_TEXT.encode(), headers=TEXT, timeout=120),
+                range(30),
+            )
+        )
+    statuses = {reply.status_code for reply in replies}
+    assert statuses == {200, 503}
+    for reply in replies:
+        if reply.status_code == 503:
+            assert set(reply.json()) == {"code", "type", "message"}
+    assert post(project, "room again") == 200
+    assert server.stop() == 0
+
+
+def test_workers_scale_through_the_management_api(project: Project) -> None:
+    server = Server(project, OMP_NUM_THREADS="1")
+    server.wait_for(READY)
+    url = f"{project.management}/models/sentiment"
+    response = requests.put(url, params={"min_worker": "2", "max_worker": "2", "synchronous": "true"}, timeout=120)
+    assert response.status_code == 200, response.text
+    [model] = requests.get(url, timeout=10).json()
+    assert [worker["status"] for worker in model["workers"]] == ["READY", "READY"]
+    assert post(project, "hello") == 200
+    processes = server.processes()
+    assert server.stop() == 0
+    assert gone(processes)
+
+
+def test_make_serve_is_up_again_without_installing_or_building(project: Project) -> None:
+    """`make` finds nothing to do: the tests' environment and archive are those of `make serve`."""
+    if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        pytest.skip("the tests were not started by `make test`")
+    server = Server(project, ["make", "serve", f"CONFIG={project.config}"])
+    server.wait_for(READY)
+    assert "Installing" not in server.log
+    assert "Archived" not in server.log
+    processes = server.processes()
+    assert post(project, "hello") == 200
+    # Ctrl-C in a terminal reaches the whole foreground group.
+    for process in processes:
+        if os.getpgid(process.pid) == os.getpgid(server.process.pid) and process.pid != os.getpid():
+            process.send_signal(signal.SIGINT)
+    psutil.wait_procs(processes, timeout=60)
+    assert gone(processes)
+    assert "Stopped." in server.log

@@ -1,0 +1,150 @@
+"""Batches: every request gets its own answer or its own error, whatever its neighbours are."""
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handler import batch
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+
+TEXT = {"content-type": "text/plain"}
+JSON = {"content-type": "application/json"}
+CARD = {"card": "a card"}
+DEFAULT_LIMITS = Limits()
+
+Row = tuple[dict[str, object], dict[str, str]]
+
+
+def answer(
+    rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS
+) -> list[tuple[HTTPStatus, Any]]:
+    jobs = batch.read(rows, limits)
+    batch.infer(jobs, classifier)
+    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD)]
+
+
+def text_row(text: str) -> Row:
+    return {"body": text.encode()}, TEXT
+
+
+def json_row(value: object) -> Row:
+    return {"body": json.dumps(value).encode()}, JSON
+
+
+def test_every_form_gets_the_reply_of_its_form(classifier: TextClassifier) -> None:
+    rows = [text_row("a b"), json_row({"text": "a b"}), json_row(["a b", "c"]), json_row({"instances": ["a b"]})]
+    [single, as_object, as_list, as_instances] = [body for _, body in answer(rows, classifier)]
+    assert set(single) == {"label", "score", "scores"}
+    assert list(single["scores"]) == list(classifier.labels)
+    assert single["score"] == max(single["scores"].values()) == single["scores"][single["label"]]
+    assert as_object["scores"] == pytest.approx(single["scores"], abs=1e-5)
+    assert len(as_list) == 2
+    assert as_list[0]["scores"] == pytest.approx(single["scores"], abs=1e-5)
+    assert as_instances["predictions"][0]["scores"] == pytest.approx(single["scores"], abs=1e-5)
+
+
+def test_empty_lists_have_empty_answers(classifier: TextClassifier) -> None:
+    assert answer([json_row([]), json_row({"instances": []})], classifier) == [
+        (HTTPStatus.OK, []),
+        (HTTPStatus.OK, {"predictions": []}),
+    ]
+
+
+def test_one_malformed_request_leaves_its_neighbours_alone(classifier: TextClassifier) -> None:
+    bad: list[Row] = [
+        ({"body": b"\xff"}, TEXT),
+        ({"body": b"{"}, JSON),
+        json_row({"text": 1}),
+        text_row(" "),
+        text_row("a" * 30_000),
+        json_row({"text": "\ud800"}),
+        ({}, {}),
+    ]
+    good = [text_row("late again"), json_row(["thank you", "xxpad"])]
+    alone = [answer([row], classifier)[0] for row in good]
+    replies = answer([*bad[:3], good[0], *bad[3:], good[1]], classifier)
+    statuses = [status.value for status, _ in replies]
+    assert statuses == [400, 400, 400, 200, 400, 413, 400, 400, 200]
+    assert replies[3][1]["scores"] == pytest.approx(alone[0][1]["scores"], abs=1e-5)
+    for together, by_itself in zip(replies[8][1], alone[1][1], strict=True):
+        assert together["scores"] == pytest.approx(by_itself["scores"], abs=1e-5)
+    for status, body in replies:
+        if status is not HTTPStatus.OK:
+            assert set(body) == {"code", "type", "message"}
+            assert body["code"] == status.value
+
+
+def test_text_over_the_batchs_limit_is_refused_and_the_rest_answered(classifier: TextClassifier) -> None:
+    limits = Limits(max_batch_characters=100)
+    replies = answer([text_row("a" * 90), text_row("b" * 20), text_row("c" * 10)], classifier, limits)
+    assert [status.value for status, _ in replies] == [200, 503, 200]
+    assert replies[1][1]["type"] == "OverloadedError"
+
+
+def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
+    assert answer([text_row("a" * 90)], classifier, Limits(max_batch_characters=10))[0][0] is HTTPStatus.OK
+
+
+def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
+    rows: list[Row] = [
+        text_row("great flight"),
+        ({"body": b"great flight"}, TEXT | {"explain": "True"}),
+        ({}, {"describe": "True"}),
+        ({"body": b"a" * 1_001}, TEXT | {"explain": "True"}),
+    ]
+    [predicted, explained, described, too_long] = answer(rows, classifier)
+    assert set(predicted[1]) == {"label", "score", "scores"}
+    assert explained[1]["label"] == predicted[1]["label"]
+    assert [token["token"] for token in explained[1]["tokens"]] == classifier.tokens("great flight")
+    assert described == (HTTPStatus.OK, CARD)
+    assert too_long[0].value == 413
+
+
+class Defective:
+    """The classifier with a defect that one text meets."""
+
+    def __init__(self, classifier: TextClassifier, step: str) -> None:
+        self._classifier, self._step = classifier, step
+        self.labels = classifier.labels
+        self._word = "secret"
+
+    def ids(self, text: str) -> list[int]:
+        if self._step == "ids" and self._word in text:
+            raise RuntimeError(f"cannot read {text}")
+        return [7, 7, 7] if self._word in text else self._classifier.ids(text)
+
+    def probabilities(self, ids: Any) -> Any:
+        if self._step == "probabilities" and [7, 7, 7] in list(ids):
+            raise RuntimeError(f"cannot weigh {self._word}")
+        return self._classifier.probabilities(ids)
+
+
+@pytest.mark.parametrize("step", ["ids", "probabilities"])
+def test_a_defect_fails_its_own_request_and_logs_no_text(
+    classifier: TextClassifier, step: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    defective: Any = Defective(classifier, step)
+    with caplog.at_level(logging.DEBUG):
+        replies = answer([text_row("thanks"), text_row("my secret"), text_row("late")], defective)
+    assert [status.value for status, _ in replies] == [200, 500, 200]
+    assert replies[1][1]["type"] == "InternalError"
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+    assert "secret" not in replies[1][1]["message"]
+
+
+@settings(max_examples=100)
+@given(st.lists(st.text() | st.binary(), max_size=6))
+def test_any_bodies_get_an_answer_or_a_contract_error(classifier: TextClassifier, bodies: list[str | bytes]) -> None:
+    rows: list[Row] = [
+        ({"body": body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")}, headers)
+        for body, headers in zip(bodies, [TEXT, JSON, {}] * 2, strict=False)
+    ]
+    for status, _ in answer(rows, classifier):
+        assert status.value in (200, 400, 413)

@@ -1,0 +1,96 @@
+"""One text, one answer: whatever the neighbours, the place in the batch, and what came before."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handler import classifier as module
+from handler.classifier import TextClassifier, _batches
+
+TOLERANCE = 1e-5
+
+LENGTHS = [1, 2, 3, 25, 71, 72, 73, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1600, 2000]
+
+
+def random_ids(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
+    generator = random.Random(0)
+    return [[generator.randrange(vocabulary) for _ in range(length)] for length in lengths]
+
+
+def alone(classifier: TextClassifier, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([classifier.probabilities([row]) for row in ids])
+
+
+def test_a_texts_answer_does_not_depend_on_its_batch(classifier: TextClassifier) -> None:
+    """Lengths from 1 to 2,000 tokens, shuffled, with padding's own id among the ids."""
+    ids = random_ids(LENGTHS * 3, 400)
+    expected = alone(classifier, ids)
+    order = list(range(len(ids)))
+    for seed in range(3):
+        random.Random(seed).shuffle(order)
+        together = classifier.probabilities([ids[index] for index in order])
+        np.testing.assert_allclose(together, expected[order], rtol=0, atol=TOLERANCE)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=20))
+def test_any_texts_together_are_as_each_alone(classifier: TextClassifier, texts: list[str]) -> None:
+    expected = np.concatenate([classifier.predict([text]) for text in texts])
+    np.testing.assert_allclose(classifier.predict(texts), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_real_tweets_together_are_as_each_alone(classifier: TextClassifier, real_tweets: pd.DataFrame) -> None:
+    texts = list(real_tweets.loc[real_tweets["split"] == "validation", "text"])[:300]
+    ids = [classifier.ids(text) for text in texts]
+    np.testing.assert_allclose(classifier.probabilities(ids), alone(classifier, ids), rtol=0, atol=TOLERANCE)
+
+
+def test_a_literal_padding_token_hurts_no_neighbour(classifier: TextClassifier) -> None:
+    texts = ["a fine flight", "xxpad", "xxpad xxpad xxpad the end", "late again, and nobody knows why " * 20]
+    expected = np.concatenate([classifier.predict([text]) for text in texts])
+    np.testing.assert_allclose(classifier.predict(texts), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_answers_do_not_depend_on_what_came_before(classifier: TextClassifier) -> None:
+    first = classifier.predict(["thank you"])
+    classifier.predict(["something else entirely " * 50] * 5)
+    np.testing.assert_array_equal(classifier.predict(["thank you"]), first)
+
+
+def test_probabilities_are_probabilities(classifier: TextClassifier) -> None:
+    probabilities = classifier.predict(["a", "b " * 3000])
+    assert probabilities.shape == (2, len(classifier.labels))
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_no_texts_have_no_answers(classifier: TextClassifier) -> None:
+    assert classifier.predict([]).shape == (0, len(classifier.labels))
+
+
+@given(st.lists(st.integers(1, 5_000), max_size=100))
+def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> None:
+    batches = list(_batches(lengths))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= module.MAX_BATCH_TEXTS
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= module.MAX_BATCH_TOKENS
+
+
+def test_an_explanation_has_a_weight_for_each_token(classifier: TextClassifier) -> None:
+    text = "Thank you for the GREAT flight!"
+    explanation = classifier.explain(text)
+    assert list(explanation.tokens) == classifier.tokens(text)
+    assert len(explanation.weights) == len(explanation.tokens)
+    assert explanation.label == int(classifier.predict([text])[0].argmax())
+    # Its definition, by hand, for one token.
+    ids = classifier.ids(text)
+    place = explanation.tokens.index("great")
+    occluded = [*ids[:place], classifier._tokenizer.unknown_id, *ids[place + 1 :]]
+    difference = classifier.probabilities([ids])[0] - classifier.probabilities([occluded])[0]
+    assert explanation.weights[place] == pytest.approx(difference[explanation.label], abs=TOLERANCE)

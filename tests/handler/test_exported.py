@@ -1,0 +1,91 @@
+"""The exported model's folder: read back as written, and refused, by name, when something is wrong with it."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from handler import exported
+from handler.exported import ExportedModelError
+from tests.paths import MODEL, ROOT
+
+MAX_BYTES_IN_GIT = 30_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path, toy_run: Path) -> Path:
+    return Path(shutil.copytree(toy_run / "model", tmp_path / "model"))
+
+
+def test_what_is_written_is_read_back(folder: Path, tmp_path: Path) -> None:
+    model = exported.read(folder)
+    exported.write(model, tmp_path / "again")
+    again = exported.read(tmp_path / "again")
+    assert (again.config, again.vocabulary, again.card) == (model.config, model.vocabulary, model.card)
+    assert all(torch.equal(again.weights[name], value) for name, value in model.weights.items())
+    assert exported.identity(folder) == exported.identity(tmp_path / "again")
+
+
+def test_the_embedded_default_is_plain_data_and_small() -> None:
+    files = sorted(path for path in MODEL.iterdir() if path.is_file())
+    assert {path.name for path in files} == {*exported.FILES, "README.md"}
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES_IN_GIT
+    for path in files:
+        with pytest.raises(Exception, match=r".") as caught:
+            pickle.loads(path.read_bytes())
+        assert not isinstance(caught.value, ImportError)
+
+
+def change_config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+        (lambda folder: (folder / "card.json").unlink(), "card.json is missing"),
+        (lambda folder: (folder / "weights.safetensors").write_bytes(b"PK\x03\x04"), "expected a safetensors file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
+        (lambda folder: (folder / "vocabulary.json").write_text("[1]"), "expected a list of strings"),
+        (lambda folder: (folder / "vocabulary.json").write_text('["a"]'), "the vocabulary has 1 entries"),
+        (change_config(format_version=99), "version 1; found .*, 99"),
+        (change_config(labels=["a", "b"]), "expected 3 labels"),
+        (change_config(labels=["a", "a", "b"]), "all different"),
+        (change_config(network={}), "missing"),
+        (
+            change_config(tokenizer={"language": "en", "rules": ["swap"], "token_rules": [], "special_tokens": []}),
+            "swap",
+        ),
+    ],
+)
+def test_damage_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(ExportedModelError, match=message):
+        exported.read(folder)
+
+
+def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change_config(network=config["network"] | {"hidden_size": 99})(folder)
+    with pytest.raises(ExportedModelError, match=r"tensor lstm.0.\w+ has the shape"):
+        exported.read(folder)
+
+
+def test_the_format_is_documented() -> None:
+    text = (ROOT / "model_store" / "README.md").read_text()
+    model = exported.read(MODEL)
+    config = json.loads((MODEL / "config.json").read_text())
+    names = [*exported.FILES, *config, *config["tokenizer"], *config["network"], exported.FORMAT]
+    assert [name for name in names if f"`{name}`" not in text] == []
+    tensors = {name.replace(".0.", ".N.").replace(".1.", ".N.") for name in model.weights if ".2." not in name}
+    assert [name for name in tensors if f"`{name}`" not in text] == []

@@ -1,0 +1,9 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "model_store" / "sentiment"
+TOY_TWEETS = ROOT / "tests" / "data" / "tweets.csv"
+TOY_TEXTS = ROOT / "tests" / "data" / "texts.txt"
+REAL_TWEETS = ROOT.parent / "shared" / "data" / "airline" / "Tweets.csv"

@@ -1,0 +1,142 @@
+"""Every command and every answer in the README is run here.
+
+- `console` blocks are a command after `$ ` and its answer. The server's addresses are those of the tests' server,
+  `Tweets.csv` is the real one. Answers are compared as text, or as JSON with numbers to 1e-4 where they are JSON.
+- `sh` blocks of training are run with the tests' own tweets and texts, and with the preset `tiny`.
+- `make serve` and `make test` are run by `tests/e2e/test_lifecycle.py` and by whoever runs this.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.limits import ENVIRONMENT_PREFIX, Limits
+from tests.e2e.server_process import Server
+from tests.paths import REAL_TWEETS, ROOT, TOY_TEXTS, TOY_TWEETS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = ".venv/bin/python"
+
+
+@dataclass(frozen=True)
+class Example:
+    command: str
+    answer: str
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def examples() -> list[Example]:
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, answer = part.partition("\n")
+            found.append(Example(command, answer.strip()))
+    return found
+
+
+def run(command: str, cwd: Path) -> str:
+    # A fixed width, as argparse wraps help to the terminal's.
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout.strip()
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(examples()) >= 8
+    assert "@@" not in README
+    assert all(example.answer for example in examples())
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.command[:70])
+def test_an_examples_answer_is_what_the_readme_says(example: Example, server: Server) -> None:
+    command = example.command.replace(PYTHON, sys.executable)
+    if "Tweets.csv" in command:
+        if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
+            pytest.skip("needs Kaggle's Tweets.csv beside the project")
+        command = command.replace("Tweets.csv", str(REAL_TWEETS))
+    command = command.replace("http://127.0.0.1:8080", server.project.inference)
+    command = command.replace("http://127.0.0.1:8081", server.project.management)
+    answer = run(command, ROOT)
+    assert comparable(answer) == approximately(comparable(example.answer))
+
+
+def comparable(answer: str) -> Any:
+    try:
+        return json.loads(answer)
+    except json.JSONDecodeError:
+        return answer
+
+
+def approximately(value: Any) -> Any:
+    """A value that equals others within 1e-4 in every number, however deep."""
+    match value:
+        case dict():
+            return {key: approximately(item) for key, item in value.items()}
+        case list():
+            return [approximately(item) for item in value]
+        case float():
+            return pytest.approx(value, abs=1e-4)
+        case _:
+            return value
+
+
+TRAINING_COMMANDS = [
+    line for block in blocks("sh") for line in block.splitlines() if line.startswith(f"{PYTHON} -m training")
+]
+
+
+def test_every_training_command_runs(toy_run: Path, tmp_path: Path) -> None:
+    """In the README's order, in one folder, as a reader would."""
+    shutil.copy(TOY_TWEETS, tmp_path / "Tweets.csv")
+    shutil.copy(TOY_TEXTS, tmp_path / "texts.txt")
+    shutil.copy(toy_run / "run" / "classifier" / "learner.pkl", tmp_path / "my_learner.pkl")
+    # Stands in for fastai's download, where fastai looks for it before it asks the network.
+    shutil.copytree(toy_run / "run" / "general", tmp_path / "fastai" / "models" / "wt103-fwd")
+    assert len(TRAINING_COMMANDS) == 9
+    for line in TRAINING_COMMANDS:
+        command = line.replace(PYTHON, sys.executable).replace("--preset ulmfit", "")
+        if re.search(r" -m training (all|general|language-model|classifier) ", line):
+            command += " --preset tiny"
+        if " -m training all " in line:
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        run(f"export FASTAI_HOME='{tmp_path / 'fastai'}'; {command}", tmp_path)
+    for made in ("model_store/sentiment/config.json", "model_store/sentiment.mar", "model_store/my_model.mar"):
+        assert (tmp_path / made).is_file(), made
+
+
+def test_every_make_target_is_there() -> None:
+    for target in re.findall(r"`make ([a-z]+)", README):
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_configuration_table_is_the_codes() -> None:
+    table = dict(re.findall(rf"^\| `{ENVIRONMENT_PREFIX}(\w+)` \| (\d+) \|", README, flags=re.MULTILINE))
+    assert table == {name.upper(): str(value) for name, value in vars(Limits()).items()}
+
+
+def test_the_error_table_is_the_codes() -> None:
+    from handler import errors
+
+    kinds = {kind.__name__: kind.status.value for kind in errors.RequestError.__subclasses__()}
+    table = {name: int(status) for status, name in re.findall(r"^\| (\d{3}) \| `(\w+)`", README, flags=re.MULTILINE)}
+    assert table == kinds
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "model_store" / "README.md"):
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,69 @@
+"""The data set and its splits."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.paths import TOY_TWEETS
+from training.data import labelled, read_tweets, sha256_of, split_of_rows
+from training.errors import TrainingError
+
+
+def test_the_split_is_the_known_examples(real_tweets: pd.DataFrame) -> None:
+    assert real_tweets["split"].value_counts().to_dict() == {"train": 11_726, "validation": 1_450, "test": 1_464}
+
+
+def test_the_split_depends_on_the_number_of_rows_alone() -> None:
+    split = split_of_rows(14_640)
+    # The first rows of each split, as scikit-learn's two calls gave them when this was written.
+    assert [int((split == name).argmax()) for name in ("train", "validation", "test")] == [1, 0, 4]
+
+
+def test_real_labels_but_the_tests_are_all_there(real_tweets: pd.DataFrame) -> None:
+    assert len(labelled(real_tweets, "train")) == 11_726
+    assert len(labelled(real_tweets, "validation")) == 1_450
+
+
+def test_blank_labels_in_the_split_asked_for_are_an_error(tmp_path: Path) -> None:
+    table = pd.read_csv(TOY_TWEETS)
+    split = split_of_rows(len(table))
+    table.loc[split == "test", "airline_sentiment"] = ""
+    table.to_csv(tmp_path / "Tweets.csv", index=False)
+    tweets = read_tweets(tmp_path / "Tweets.csv")
+    assert len(labelled(tweets, "validation")) > 0
+    with pytest.raises(TrainingError, match="5 of the 5 rows in the test split have a blank `airline_sentiment`"):
+        labelled(tweets, "test")
+
+
+def test_texts_are_read_to_the_letter(tmp_path: Path) -> None:
+    texts = ['"quoted", with commas', "two\nlines", "&amp; 😀 é", "NA", "null", " spaces "] * 5
+    pd.DataFrame({"text": texts, "airline_sentiment": "neutral"}).to_csv(tmp_path / "t.csv", index=False)
+    assert list(read_tweets(tmp_path / "t.csv")["text"]) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No file at"),
+        (b"", "does not read as a CSV"),
+        (b"PK\x03\x04\xff\xfe\x00", "does not read as a CSV"),
+        (b"<html>\n<p>Sign in, please</p>\n</html>\n", "has no column `text` and no `airline_sentiment`"),
+        (b"tweet_id,text\n1,hello\n", "has no column `airline_sentiment`; it has `tweet_id`, `text`"),
+        (b"text,airline_sentiment\n" + b"a,neutral\n,neutral\n" * 20, "20 rows with no text, the first at row 1"),
+        (b"text,airline_sentiment\n" + b"a,neutral\n" * 5, "has 5 rows; at least 30"),
+    ],
+)
+def test_a_wrong_file_is_told_what_is_expected(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "Tweets.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=message) as caught:
+        read_tweets(path)
+    if "with no text" not in message:
+        assert "kaggle datasets download crowdflower/twitter-airline-sentiment" in str(caught.value)
+
+
+def test_a_files_hash_is_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,225 @@
+"""The export, held against fastai's own prediction for one document."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from handler import exported
+from handler.classifier import TextClassifier
+from handler.exported import ExportedModel
+from tests.paths import MODEL, TOY_TWEETS
+from training.data import read_tweets
+from training.errors import TrainingError
+from training.export import export_learner, predict_alone
+
+TOLERANCE = 1e-5
+LENGTHS = [1, 2, 3, 10, 71, 72, 73, 143, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1583, 1584, 1999, 2000]
+
+
+def toy_texts() -> list[str]:
+    return list(read_tweets(TOY_TWEETS)["text"])
+
+
+def make_learner(labels: list[str] | None = None, **options: Any) -> Any:
+    """A learner with random weights and statistics: parity must hold for any."""
+    from fastai.text.all import (
+        AWD_LSTM,
+        CategoryBlock,
+        ColReader,
+        DataBlock,
+        TextBlock,
+        awd_lstm_clas_config,
+        text_classifier_learner,
+    )
+
+    labels = labels or ["negative", "neutral", "positive"]
+    backwards = options.pop("backwards", False)
+    block = options.pop("block", {})
+    sizes = {"emb_sz": 12, "n_hid": 20, "n_layers": 2} | options.pop("sizes", {})
+    table = pd.DataFrame({"text": toy_texts()})
+    table["label"] = [labels[index % len(labels)] for index in table.index]
+    data = DataBlock(
+        blocks=(TextBlock.from_df("text", min_freq=1, backwards=backwards, n_workers=1, **block), CategoryBlock),
+        get_x=ColReader("text"),
+        get_y=ColReader("label"),
+    ).dataloaders(table, bs=8)
+    learner = text_classifier_learner(data, AWD_LSTM, config=awd_lstm_clas_config | sizes, pretrained=False, **options)
+    torch.manual_seed(0)
+    for module in learner.model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.get_buffer("running_mean"), std=0.1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.01, 0.2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    return learner
+
+
+def texts_of_lengths(lengths: list[int]) -> Iterator[str]:
+    words = sorted({word for text in toy_texts() for word in text.split() if word.isalpha()})
+    for length in lengths:
+        generator = random.Random(length)
+        yield " ".join(generator.choice(words) for _ in range(length))
+
+
+def assert_parity(learner: Any, classifier: TextClassifier, texts: list[str]) -> None:
+    for text in texts:
+        expected = predict_alone(learner, text).numpy()
+        np.testing.assert_allclose(classifier.predict([text])[0], expected, rtol=0, atol=TOLERANCE, err_msg=text[:80])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"labels": ["yes", "no"]},
+        {"labels": ["a b", "ü", "😀", "1", "_"], "sizes": {"n_layers": 1}},
+        {"sizes": {"emb_sz": 8, "n_hid": 30, "n_layers": 4}},
+        {"lin_ftrs": []},
+        {"lin_ftrs": [10, 7], "ps": [0.0, 0.2]},
+        {"drop_mult": 0.0, "ps": [0.0], "lin_ftrs": [5]},
+        {"seq_len": 20, "max_len": 100},
+        {"seq_len": 50, "max_len": None},
+        {"backwards": True},
+        {"block": {"rules": []}},
+    ],
+    ids=str,
+)
+def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: Path) -> None:
+    from fastai.text.core import fix_html, lowercase
+
+    if options.get("block") == {"rules": []}:
+        options = {"block": {"rules": [lowercase, fix_html]}}
+    learner = make_learner(**options)
+    exported.write(export_learner(learner, {}), tmp_path)
+    classifier = TextClassifier.load(tmp_path)
+    assert list(classifier.labels) == sorted(options.get("labels", ["negative", "neutral", "positive"]))
+    assert_parity(learner, classifier, [*toy_texts(), *texts_of_lengths(LENGTHS)])
+
+
+def test_the_reference_is_fastais_predict(toy_run: Path) -> None:
+    """`predict_alone` is what `learner.predict` gives, for texts on which fastai's two token paths agree."""
+    learner = load_toy_learner(toy_run)
+    for text in toy_texts()[:5]:
+        with learner.no_bar():
+            _, _, expected = learner.predict(text)
+        torch.testing.assert_close(predict_alone(learner, text), expected.as_subclass(torch.Tensor), rtol=0, atol=1e-6)
+
+
+def test_a_trained_learner_loaded_from_its_file_is_exported_exactly(toy_run: Path) -> None:
+    assert_parity(load_toy_learner(toy_run), TextClassifier.load(toy_run / "model"), toy_texts())
+
+
+def load_toy_learner(toy_run: Path) -> Any:
+    from fastai.text.all import load_learner
+
+    return load_learner(toy_run / "run" / "classifier" / "learner.pkl")
+
+
+@pytest.fixture(scope="module")
+def fastai_default_network() -> nn.Module:
+    """fastai's own network with the embedded default's weights."""
+    return fastai_network(exported.read(MODEL))
+
+
+def fastai_network(model: ExportedModel) -> nn.Module:
+    """The export turned round: fastai's modules, filled from an exported model."""
+    from fastai.text.all import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
+
+    sizes = model.config.network
+    config = {"emb_sz": sizes.embedding_size, "n_hid": sizes.hidden_size, "n_layers": sizes.layers}
+    network: nn.Module = get_text_classifier(
+        AWD_LSTM,
+        sizes.vocabulary_size,
+        sizes.head_sizes[-1],
+        seq_len=sizes.chunk_tokens,
+        config=awd_lstm_clas_config | config,
+        lin_ftrs=list(sizes.head_sizes[1:-1]),
+        max_len=sizes.pooled_tokens,
+    )
+    state = {
+        f"0.module.{name}": model.weights["embedding.weight"] for name in ("encoder.weight", "encoder_dp.emb.weight")
+    }
+    for name, value in model.weights.items():
+        kind, number, part = [*name.split("."), ""][:3]
+        if kind == "lstm":
+            state[f"0.module.rnns.{number}.module.{part}"] = value
+            if part == "weight_hh_l0":
+                state[f"0.module.rnns.{number}.{part}_raw"] = value
+        elif kind == "head":
+            fastai_names = {
+                "mean": "0.running_mean",
+                "variance": "0.running_var",
+                "scale": "0.weight",
+                "shift": "0.bias",
+                "weight": "2.weight",
+            }
+            state[f"1.layers.{number}.{fastai_names[part]}"] = value
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert all(name.endswith(("num_batches_tracked", "weight_hh_l0")) for name in missing), missing
+    assert all(name.endswith("weight_hh_l0") for name in unexpected), unexpected
+    return network.eval()
+
+
+def fastai_probabilities(network: nn.Module, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return torch.softmax(network(torch.tensor([ids]))[0], dim=1)[0].numpy()
+
+
+def test_the_default_equals_fastai_on_every_validation_tweet(
+    classifier: TextClassifier, fastai_default_network: nn.Module, real_tweets: pd.DataFrame
+) -> None:
+    texts = list(real_tweets.loc[real_tweets["split"] == "validation", "text"])
+    ids = [classifier.ids(text) for text in texts]
+    for text, row, found in zip(texts, ids, classifier.probabilities(ids), strict=True):
+        expected = fastai_probabilities(fastai_default_network, row)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=text)
+
+
+def test_the_default_equals_fastai_at_every_kind_of_length(
+    classifier: TextClassifier, fastai_default_network: nn.Module
+) -> None:
+    generator = random.Random(0)
+    for length in LENGTHS:
+        # Without fastai's padding id, which it would take for padding in the middle of a text.
+        row = [2, *(generator.choice([0, *range(2, 400)]) for _ in range(length - 1))]
+        expected = fastai_probabilities(fastai_default_network, row)
+        found = classifier.probabilities([row])[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=f"{length} tokens")
+
+
+def test_tokens_and_ids_are_the_learners(toy_run: Path) -> None:
+    learner, classifier = load_toy_learner(toy_run), TextClassifier.load(toy_run / "model")
+    for text in [*toy_texts(), "unheard-of words, xxfake among them"]:
+        assert classifier.ids(text) == learner.dls.test_dl([text]).dataset[0][0].tolist()
+
+
+def own_rule(text: str) -> str:
+    return text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": {"bidir": True}}, "bidirectional"),
+        ({"y_range": (0, 1)}, "head has layers other than"),
+        ({"block": {"rules": [own_rule]}}, "a rule of its own, own_rule"),
+        ({"loss_func": nn.BCEWithLogitsLoss()}, "The loss is BCEWithLogitsLoss"),
+    ],
+)
+def test_what_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        export_learner(make_learner(**options), {})
+
+
+def test_other_models_are_refused(toy_run: Path) -> None:
+    learner = load_toy_learner(toy_run)
+    learner.model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(TrainingError, match="not a fastai text classifier"):
+        export_learner(learner, {})

@@ -1,0 +1,231 @@
+"""Training's stages: what they write, and that they go on where they stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.paths import TOY_TEXTS, TOY_TWEETS
+from training import cli
+from training.errors import TrainingError
+from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
+from training.run import Stage
+from training.settings import PRESETS, Settings, with_changes
+
+STAGES = ("general", "language-model", "classifier")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
+    return record
+
+
+def run(*arguments: object) -> int:
+    return cli.main(list(map(str, arguments)))
+
+
+def test_every_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
+    for name in STAGES:
+        folder = toy_run / "run" / name
+        record = record_of(folder)
+        assert record["finished"] >= record["started"]
+        assert record["settings"]["seed"] == 1
+        assert record["versions"]["fastai"]
+        assert record["command"].startswith("python -m training all --preset tiny")
+        assert "/" not in record["command"], "a record names no one's folders"
+        assert all(len(digest) == 64 for digest in record["inputs"].values())
+        for epoch in record["epochs"]:
+            assert {"phase", "seconds", "train_loss", "valid_loss", "accuracy"} <= set(epoch)
+        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert not (folder / "checkpoint.pth").exists()
+    assert [e["phase"] for e in record["epochs"]] == ["head", "last two", "last three", "all", "all"]
+
+
+def test_all_exports_and_archives(toy_run: Path) -> None:
+    card = json.loads((toy_run / "model" / "card.json").read_text())
+    assert set(card["stages"]) == set(STAGES)
+    assert {split: figures["n"] for split, figures in card["metrics"].items()} == {
+        "train": 36,
+        "validation": 5,
+        "test": 5,
+    }
+    assert (toy_run / "model.mar").stat().st_size > 10_000
+    page = (toy_run / "model" / "README.md").read_text()
+    assert f"| validation | 5 | {card['metrics']['validation']['accuracy']:.4f} |" in page
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Let training be interrupted, as by Ctrl-C, after so many epochs in all."""
+    done = [0]
+    original = Stage.epoch_done
+
+    def counted(self: Stage, *arguments: Any) -> None:
+        original(self, *arguments)
+        done[0] += 1
+        if done[0] == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "epoch_done", counted)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4])
+def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], epochs: int
+) -> None:
+    shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
+    command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, epochs)
+        assert run(*command) == 130
+    assert "goes on after the last whole epoch" in capfd.readouterr().err
+    before = record_of(tmp_path / "classifier")
+    assert (len(before["epochs"]), before["finished"]) == (epochs, None)
+
+    assert run(*command) == 0
+    after = record_of(tmp_path / "classifier")
+    assert after["epochs"][:epochs] == before["epochs"]
+    assert [e["phase"] for e in after["epochs"]] == ["head", "last two", "last three", "all", "all"]
+    assert after["finished"]
+    assert (tmp_path / "classifier" / "learner.pkl").exists()
+
+
+def test_a_finished_stage_is_not_done_again(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = record_of(toy_run / "run" / "general")
+    assert run("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--run", toy_run / "run") == 0
+    assert "already done" in capfd.readouterr().out
+    assert record_of(toy_run / "run" / "general") == before
+
+
+def test_other_settings_do_not_mix_into_a_run(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--run", toy_run / "run")
+    assert run(*command, "--set", "general.epochs=7") == 1
+    assert "epochs was 1, is 7" in capfd.readouterr().err
+
+
+def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, tmp_path: Path) -> None:
+    general = Path(shutil.copytree(toy_run / "run" / "general", tmp_path / "elsewhere"))
+    command = (
+        "language-model",
+        "--preset",
+        "tiny",
+        "--data",
+        TOY_TWEETS,
+        "--general",
+        general,
+        "--run",
+        tmp_path / "run",
+    )
+    assert run(*command) == 0
+    assert sizes_of(tmp_path / "run" / "language-model" / "encoder.pth", prefix="") == {
+        "emb_sz": 16,
+        "n_hid": 24,
+        "n_layers": 2,
+    }
+
+
+def test_wt103_is_fastais_download(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastai keeps its downloads in a folder; one that is there already is used without a network."""
+    from fastai.text.all import URLs
+
+    from training.language_model import general_model
+
+    home = tmp_path / "fastai"
+    monkeypatch.setenv("FASTAI_HOME", str(home))
+    shutil.copytree(toy_run / "run" / "general", home / "models" / Path(URLs.WT103_FWD).stem)
+    folder = general_model("wt103")
+    assert folder.is_relative_to(home)
+    assert language_model_files(folder)[0].name == "language_model.pth"
+
+
+def test_the_general_models_weights_are_carried_over(toy_run: Path) -> None:
+    """What both vocabularies have starts from the general model's embedding; here training then moved it a little."""
+    from fastai.text.all import load_pickle
+
+    run_folder = toy_run / "run"
+    general = torch.load(run_folder / "general" / "language_model.pth", weights_only=True)["0.encoder.weight"]
+    tuned = torch.load(run_folder / "language-model" / "encoder.pth", weights_only=True)["encoder.weight"]
+    general_ids = {token: index for index, token in enumerate(load_pickle(run_folder / "general" / "vocabulary.pkl"))}
+    tuned_ids = {
+        token: index for index, token in enumerate(load_pickle(run_folder / "language-model" / "vocabulary.pkl"))
+    }
+    same = torch.cosine_similarity(general[general_ids["the"]], tuned[tuned_ids["the"]], dim=0)
+    other = torch.cosine_similarity(general[general_ids["the"]], tuned[tuned_ids["my"]], dim=0)
+    assert same > 0.5 > other
+
+
+def test_vocabularies_merge_own_tokens_first() -> None:
+    from collections import Counter
+
+    counts = Counter({"flight": 5, "late": 3, "once": 1})
+    merged = merge_vocabularies(counts, ["xxunk", "xxpad", "the", "late", "my", "xxfake"], min_frequency=2, limit=14)
+    assert merged[:2] == ["xxunk", "xxpad"]
+    assert merged[9:] == ["flight", "late", "the", "my"]
+    assert "once" not in merged
+    assert len(merge_vocabularies(counts, ["the", "my"], 1, 11)) == 11
+
+
+def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
+    import gzip
+    import lzma
+
+    text = "one\n\n two ✈ \n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    with lzma.open(tmp_path / "a.txt.xz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    for path in tmp_path.iterdir():
+        assert list(read_lines(path)) == ["one", " two ✈ "]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff\xfe", "expected UTF-8"),
+        ("a.txt", b"\n\n", "holds no text"),
+        ("a.txt.xz", b"plain", "expected UTF-8"),
+    ],
+)
+def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=message):
+        list(read_lines(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["all", "--data", "nowhere.csv"], "No file at nowhere.csv"),
+        (["general", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
+        (
+            ["classifier", "--data", str(TOY_TWEETS), "--run", "nowhere"],
+            "run `python -m training language-model` first",
+        ),
+        (["export", "--run", "nowhere"], "no finished classifier"),
+        (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
+        (["archive", "--model", "nowhere"], "config.json is missing"),
+        (["archive", "--to", "model.zip"], "ends in .mar"),
+        (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "should hold one .pth file"),
+        (["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"], "Is the server up"),
+        (["general", "--texts", str(TOY_TEXTS), "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
+        (["general", "--texts", str(TOY_TEXTS), "--set", "general.epochs=many"], "takes a value of type int"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_told_what_is_expected(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if arguments[0] in ("general", "language-model"):
+        arguments = [*arguments, "--run", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert message in capfd.readouterr().err
+
+
+def test_settings_change_by_name() -> None:
+    changed = with_changes(PRESETS["tiny"], ["classifier.epochs=9", "general.learning_rate=0.5"])
+    assert (changed.classifier.epochs, changed.general.learning_rate) == (9, 0.5)
+    assert changed.language_model == PRESETS["tiny"].language_model
+    assert PRESETS["default"] == Settings()
