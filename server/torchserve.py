@@ -25,7 +25,8 @@ import requests
 from server.properties import Address, ConfigurationError, Properties
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
+LOAD_RETRIES = 2
 STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 QUIET_S = 0.3
@@ -79,19 +80,23 @@ class TorchServe:
         """Return when every model of the start has a worker that answers, or when `stop` is set.
 
         Raises:
-            StartError: the process ended, or no worker became ready in time.
+            StartError: the process ended, workers end while they load, or none became ready in time.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and not stop.is_set():
+        seen: set[int] = set()
+        while not stop.is_set():
             if not self.running:
                 raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
             models = self._models()
             if models and all(any(w["status"] == "READY" for w in model["workers"]) for model in models):
                 return
+            workers = [worker for model in models for worker in model["workers"]]
+            seen |= {worker["pid"] for worker in workers if worker["pid"] > 0}
+            if len(seen) > len(workers) + LOAD_RETRIES:
+                raise StartError("Workers end while they load the model; see the output above.")
+            if time.monotonic() > deadline:
+                raise StartError(f"No worker was ready after {START_TIMEOUT_S} s; see the output above.")
             time.sleep(POLL_S)
-        if stop.is_set():
-            return
-        raise StartError(f"No worker was ready after {START_TIMEOUT_S} s; see the output above.")
 
     def drain(self, timeout_s: float, force: threading.Event) -> bool:
         """Wait until no request is queued and no worker is at work.
@@ -158,10 +163,10 @@ class TorchServe:
             return []
 
     def _work_done(self) -> tuple[float, ...] | None:
-        """The processor time that each worker has used; None while requests are queued.
+        """The processor time that each worker has used; None while requests are queued or a worker is at work.
 
-        TorchServe does not tell how many requests its workers hold, but a worker at work uses processor time,
-        and an idle one uses none.
+        TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
+        uses no processor time; one at work is running, or would be if it were let.
         """
         models = self._models()
         if any(model["jobQueueStatus"]["pendingRequests"] for model in models):
@@ -169,11 +174,25 @@ class TorchServe:
         times = []
         for worker in (worker for model in models for worker in model["workers"]):
             try:
-                used = psutil.Process(worker["pid"]).cpu_times()
+                process = psutil.Process(worker["pid"])
+                if _wants_to_run(process):
+                    return None
+                used = process.cpu_times()
             except psutil.Error:
                 continue
             times.append(used.user + used.system)
         return tuple(times)
+
+
+def _wants_to_run(process: psutil.Process) -> bool:
+    """Whether any thread of a process is running, or ready to and waiting for a processor."""
+    if sys.platform != "linux":
+        return bool(process.status() == psutil.STATUS_RUNNING)
+    for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
+                return True
+    return False
 
 
 def java_home() -> Path:

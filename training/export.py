@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from fastai.text.all import (
     AWD_LSTM,
     CrossEntropyLossFlat,
@@ -220,22 +219,3 @@ def _head_weights(head: PoolingLinearClassifier) -> dict[str, Tensor]:
         weights[f"head.{index}.shift"] = normalization.bias
         weights[f"head.{index}.weight"] = linear.weight
     return weights
-
-
-def predict_alone(learner: Learner, text: str) -> Tensor:
-    """fastai's own prediction for one document, the reference of an export: probabilities, (C,).
-
-    The learner's own transforms and model on this text alone, which is `learner.predict` without its progress
-    bar and, for text that has been tokenized before, without its second tokenization.
-    """
-    item = text
-    for step in _text_pipeline(learner)[1:] if _reads_rows(learner) else _text_pipeline(learner):
-        item = step(item)
-    learner.model.eval()
-    with torch.inference_mode():
-        logits = learner.model(torch.as_tensor(item)[None])[0]
-    return torch.softmax(logits, dim=1)[0]
-
-
-def _reads_rows(learner: Learner) -> bool:
-    return type(_text_pipeline(learner)[0]).__name__ == "ColReader"

@@ -8,6 +8,7 @@ A run is a folder; each stage has a folder in it, with
 - the stage's products, written when it is done
 """
 
+import ctypes
 import json
 import os
 import platform
@@ -28,6 +29,9 @@ from training.errors import TrainingError
 
 matplotlib.use("Agg")  # a server has no screen
 import matplotlib.pyplot as plt
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_ONE_MEBIBYTE = 1 << 20
 
 VERSIONED_PACKAGES = ("torch", "fastai", "spacy", "numpy", "pandas", "scikit-learn")
 
@@ -90,6 +94,7 @@ class Stage:
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
         """Train `learner` through `phases`, from the last checkpoint if there is one."""
+        give_freed_memory_back()
         done_epochs = len(self.record["epochs"])
         if done_epochs and not self._checkpoint_path.exists():
             raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove {self.folder} to start anew.")
@@ -158,6 +163,16 @@ class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
 
     def after_epoch(self) -> None:
         self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
+
+
+def give_freed_memory_back() -> None:
+    """Let glibc take large blocks from the system and give them back when they are freed.
+
+    By default it raises the size from which it does so up to 32 MB, keeps smaller blocks in heaps, and the heaps
+    fragment: a language model's 2,884 steps on two cores grew to 22.5 GB, and stay at 0.8 GB with this.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _ONE_MEBIBYTE)
 
 
 def plot_curves(record: dict[str, Any], picture: Path) -> None:

@@ -103,8 +103,14 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and wait for its end; returns its exit code."""
         self.process.send_signal(number)
-        code = self.process.wait(90)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the server's end; returns its exit code."""
+        code = self.process.wait(120)
         self._reader.join(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return code
 
     def _read(self) -> None:

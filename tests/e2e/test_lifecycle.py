@@ -39,7 +39,7 @@ def test_a_signal_answers_what_is_in_flight_and_leaves_no_process(project: Proje
     assert len(processes) >= 3, "this program, Java, a worker"
     with ThreadPoolExecutor(40) as pool:
         replies = [pool.submit(post, project, LONG_TEXT) for _ in range(40)]
-        while not pending_requests(project):
+        while pending_requests(project) < 40 - 16:  # the first batch is with the worker
             time.sleep(0.01)
         code = server.stop(number)
         assert [reply.result() for reply in replies] == [200] * 40
@@ -116,8 +116,8 @@ def test_a_missing_archive_is_a_clear_error(project: Project) -> None:
 def test_a_model_that_does_not_load_is_told_and_ended(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     server = Server(project, CLASSIFIER_MAX_TEXTS="many")
-    server.wait_for("error: No worker was ready")
-    assert server.process.wait(60) == 1
+    server.wait_for("error: Workers end while they load the model")
+    assert server.wait() == 1
     assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0, not 'many'" in server.log
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.text.all import ColReader, replace_space
 from torch import nn
 
 from handler import exported
@@ -17,7 +18,7 @@ from handler.exported import ExportedModel
 from tests.paths import MODEL, TOY_TWEETS
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.export import export_learner, predict_alone
+from training.export import export_learner
 
 TOLERANCE = 1e-5
 LENGTHS = [1, 2, 3, 10, 71, 72, 73, 143, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1583, 1584, 1999, 2000]
@@ -66,6 +67,21 @@ def texts_of_lengths(lengths: list[int]) -> Iterator[str]:
     for length in lengths:
         generator = random.Random(length)
         yield " ".join(generator.choice(words) for _ in range(length))
+
+
+def predict_alone(learner: Any, text: str) -> torch.Tensor:
+    """fastai's own prediction for one document: the learner's transforms and its model on this text alone.
+
+    That is `learner.predict`, but for the token rules, which fastai applies in training and leaves out there.
+    """
+    tokens, numericalize = [step for step in learner.dls.train_ds.tfms[0].fs if not isinstance(step, ColReader)][:2]
+    item = numericalize([replace_space(token) for token in tokens(text)])
+    for step in learner.dls.train_ds.tfms[0].fs[3:]:
+        item = step(item)
+    learner.model.eval()
+    with torch.inference_mode():
+        logits = learner.model(torch.as_tensor(item).as_subclass(torch.Tensor)[None])[0]
+    return torch.softmax(logits, dim=1)[0]
 
 
 def assert_parity(learner: Any, classifier: TextClassifier, texts: list[str]) -> None:
