@@ -96,7 +96,7 @@ def _stages(stages: Mapping[str, Any]) -> list[str]:
         lines += [
             f"- **{name}**: `{record['command']}`"
             + (f", commit `{record['commit']}`" if record["commit"] else "")
-            + f"; {len(record['epochs'])} epochs in {record['seconds'] / 60:.0f} minutes, "
+            + f"; epochs: {len(record['epochs'])}, in {record['seconds'] / 60:.0f} minutes, "
             f"seed {record['settings']['seed']}; after the last: {shown}.",
         ]
         lines += [f"  - `{source}`: SHA-256 `{digest}`" for source, digest in record["inputs"].items()]
