@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.data import SPLITS
 from training.errors import TrainingError
 from training.run import command_line, source_commit, timestamp, versions
+from training.splits import SPLITS
 
 STAGES = ("general", "language-model", "classifier")
 

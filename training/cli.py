@@ -9,9 +9,9 @@ from typing import Any
 
 from handler import exported
 from handler.exported import ExportedModelError
-from training.data import SPLITS, read_tweets, sha256_of
 from training.errors import TrainingError
 from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
+from training.splits import SPLITS
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
@@ -154,7 +154,7 @@ def _notes_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-# fastai takes seconds to import, so each command imports what it needs.
+# fastai takes seconds to import, and what serves has no pandas, so each command imports what it needs.
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -162,6 +162,8 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _all(options: argparse.Namespace) -> None:
+    from training.data import read_tweets
+
     read_tweets(options.data)  # a wrong file is told before hours of training, not after
     if options.texts:
         _general(options)
@@ -181,6 +183,7 @@ def _general(options: argparse.Namespace) -> None:
 
 
 def _language_model(options: argparse.Namespace) -> None:
+    from training.data import read_tweets, sha256_of
     from training.language_model import general_model, train_on_tweets
 
     tweets = read_tweets(options.data)
@@ -191,6 +194,7 @@ def _language_model(options: argparse.Namespace) -> None:
 
 def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
+    from training.data import read_tweets, sha256_of
 
     tweets = read_tweets(options.data)
     settings = _settings(options).classifier
@@ -199,6 +203,7 @@ def _classifier(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from training.data import read_tweets
     from training.evaluate import evaluate, model_answer, server_answer
 
     tweets = read_tweets(options.data)
@@ -207,6 +212,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from training.data import read_tweets
     from training.export import export_file
 
     notes = options.notes.read_text(encoding="utf-8") if options.notes else ""

@@ -7,16 +7,13 @@ random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is no
 
 import hashlib
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from training.errors import TrainingError
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+from training.splits import Split
 
 TEXT_COLUMN = "text"
 LABEL_COLUMN = "airline_sentiment"

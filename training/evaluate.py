@@ -15,8 +15,9 @@ from tqdm import tqdm
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
-from training.data import Split, labelled
+from training.data import labelled
 from training.errors import TrainingError
+from training.splits import Split
 
 TEXTS_PER_REQUEST = 50
 TIMEOUT_S = 120

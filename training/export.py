@@ -31,9 +31,10 @@ from handler.network import NetworkConfig
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import card_of_run, new_card, to_markdown
 from training.classifier import LEARNER_FILE
-from training.data import SPLITS, sha256_of
+from training.data import sha256_of
 from training.errors import TrainingError
 from training.evaluate import evaluate, model_answer
+from training.splits import SPLITS
 
 
 def export_file(learner_file: Path | None, run: Path, tweets: pd.DataFrame | None, notes: str, folder: Path) -> None:
