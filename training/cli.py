@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,15 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     tweets = read_tweets(options.data)
     answer = server_answer(options.url) if options.url else model_answer(options.model)
-    print(json.dumps(evaluate(tweets, options.split, answer), indent=1))
+    print(_to_json(evaluate(tweets, options.split, answer)))
+
+
+def _to_json(figures: Mapping[str, Any]) -> str:
+    """One figure a line, one class a line."""
+    lines = {name: json.dumps(value) for name, value in figures.items()}
+    classes = [f"  {json.dumps(label)}: {json.dumps(of)}" for label, of in figures["per_class"].items()]
+    lines["per_class"] = "{\n" + ",\n".join(classes) + "\n }"
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {line}" for name, line in lines.items()) + "\n}"
 
 
 def _export(options: argparse.Namespace) -> None:
