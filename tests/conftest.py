@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,17 +52,13 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Holds `run/` (the stages), `model/` (exported) and `model.mar`.
     """
-    from training.cli import main
-
     folder = tmp_path_factory.mktemp("toy")
-    code = main(
-        [
-            *("all", "--preset", "tiny"),
-            *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS)),
-            *("--run", str(folder / "run"), "--to", str(folder / "model")),
-        ]
-    )
-    assert code == 0
+    command = [
+        *(sys.executable, "-m", "training", "all", "--preset", "tiny"),
+        *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS)),
+        *("--run", str(folder / "run"), "--to", str(folder / "model")),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True)
     return folder
 
 

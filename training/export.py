@@ -14,6 +14,7 @@ from fastai.text.all import (
     CrossEntropyLossFlat,
     LabelSmoothingCrossEntropyFlat,
     Learner,
+    LinBnDrop,
     Numericalize,
     PoolingLinearClassifier,
     SentenceEncoder,
@@ -85,7 +86,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     """
     encoder, head = _parts_of(learner)
     numericalize = _text_transform(learner, Numericalize)
-    backwards = any(getattr(step, "__name__", "") == reverse_text.__name__ for step in _text_pipeline(learner))
+    backwards = any(step.name == reverse_text.__name__ for step in _text_pipeline(learner))
     config = ModelConfig(
         labels=_labels_of(learner),
         backwards=backwards,
@@ -185,7 +186,10 @@ def _network_config(encoder: SentenceEncoder, head: PoolingLinearClassifier) -> 
     lstm = encoder.module
     normalizations = [module for module in head.layers.modules() if isinstance(module, nn.BatchNorm1d)]
     linears = [module for module in head.layers.modules() if isinstance(module, nn.Linear)]
-    if len(normalizations) != len(linears) or any(linear.bias is not None for linear in linears):
+    plain = all(isinstance(block, LinBnDrop) for block in head.layers) and not any(
+        linear.bias is not None for linear in linears
+    )
+    if not plain or len(normalizations) != len(linears):
         raise TrainingError("The head has layers other than fastai's blocks of BatchNorm and Linear without bias.")
     return NetworkConfig(
         vocabulary_size=lstm.encoder.num_embeddings,

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -114,12 +115,18 @@ class Stage:
                 phase.learning_rate,
                 wd=self.settings.weight_decay,
                 start_epoch=start,
-                cbs=[_SaveEpoch(self, phase.name)],
+                cbs=[_SaveEpoch(self, phase.name, start)],
             )
 
     def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
         """Write checkpoint, record and curves, in an order that survives a kill at any point."""
-        state = {"model": learner.model.state_dict(), "optimizer": learner.opt.state_dict()}
+        optimizer = learner.opt.state_dict()
+        # Plain lists and numbers, so that a checkpoint loads without running code from it.
+        hypers = [{name: float(value) for name, value in group.items()} for group in optimizer["hypers"]]
+        state = {
+            "model": learner.model.state_dict(),
+            "optimizer": {"state": list(optimizer["state"]), "hypers": hypers},
+        }
         partial = self._checkpoint_path.with_suffix(".partial")
         torch.save(state, partial)
         names = learner.recorder.metric_names[1:-1]  # without the epoch's number and its time
@@ -155,13 +162,15 @@ class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
 
     order = 70
 
-    def __init__(self, stage: Stage, phase: str) -> None:
-        self.stage, self.phase = stage, phase
+    def __init__(self, stage: Stage, phase: str, first_epoch: int) -> None:
+        self.stage, self.phase, self.first_epoch = stage, phase, first_epoch
 
     def before_epoch(self) -> None:
         self.started = time.monotonic()
 
     def after_epoch(self) -> None:
+        if self.epoch < self.first_epoch:  # fastai comes here for the epochs that it skips, too
+            return
         self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
 
 
@@ -214,7 +223,7 @@ def source_commit() -> str | None:
 
 def command_line() -> str:
     """The command as typed, with paths cut to their last part: a record names no one's folders."""
-    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    words = [re.sub(r"[^=]*/", "", word.rstrip("/")) for word in sys.argv[1:]]
     return " ".join(["python -m training", *words])
 
 

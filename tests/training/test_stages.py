@@ -126,6 +126,7 @@ def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, t
     }
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fastai's configuration file
 def test_wt103_is_fastais_download(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fastai keeps its downloads in a folder; one that is there already is used without a network."""
     from fastai.text.all import URLs
