@@ -13,6 +13,7 @@ TEST := $(VENV)/test.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 .PHONY: help
 help: ## this list

@@ -46,9 +46,9 @@ def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event,
     """Run TorchServe until `stop` is set; returns the exit code."""
     server = TorchServe(properties, environment())
     try:
-        server.wait_until_ready(stop)
-        if not stop.is_set():
-            print(welcome(properties), flush=True)
+        if not server.wait_until_ready(stop):
+            return 0
+        print(welcome(properties), flush=True)
         while server.running and not stop.wait(1):
             pass
         if not server.running:

@@ -76,8 +76,8 @@ class TorchServe:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_ready(self, stop: threading.Event) -> None:
-        """Return when every model of the start has a worker that answers, or when `stop` is set.
+    def wait_until_ready(self, stop: threading.Event) -> bool:
+        """Return True when every model of the start has a worker that answers, False when `stop` is set before.
 
         Raises:
             StartError: the process ended, workers end while they load, or none became ready in time.
@@ -89,14 +89,15 @@ class TorchServe:
                 raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
             models = self._models()
             if models and all(any(w["status"] == "READY" for w in model["workers"]) for model in models):
-                return
-            workers = [worker for model in models for worker in model["workers"]]
+                return True
+            workers = [worker for model in models or [] for worker in model["workers"]]
             seen |= {worker["pid"] for worker in workers if worker["pid"] > 0}
             if len(seen) > len(workers) + LOAD_RETRIES:
                 raise StartError("Workers end while they load the model; see the output above.")
             if time.monotonic() > deadline:
                 raise StartError(f"No worker was ready after {START_TIMEOUT_S} s; see the output above.")
             time.sleep(POLL_S)
+        return False
 
     def drain(self, timeout_s: float, force: threading.Event) -> bool:
         """Wait until no request is queued and no worker is at work.
@@ -151,8 +152,8 @@ class TorchServe:
             "--disable-token-auth",
         ]
 
-    def _models(self) -> list[dict[str, Any]]:
-        """All versions of all models, described; empty while the management API does not answer."""
+    def _models(self) -> list[dict[str, Any]] | None:
+        """All versions of all models, described; None while the management API does not answer."""
         base = self._properties.management.url()
         try:
             names = [model["modelName"] for model in requests.get(f"{base}/models", timeout=2).json()["models"]]
@@ -160,16 +161,17 @@ class TorchServe:
                 version for name in names for version in requests.get(f"{base}/models/{name}/all", timeout=2).json()
             ]
         except (requests.RequestException, ValueError, KeyError):
-            return []
+            return None
 
     def _work_done(self) -> tuple[float, ...] | None:
-        """The processor time that each worker has used; None while requests are queued or a worker is at work.
+        """The processor time that each worker has used; None while requests are queued, a worker is at work,
+        or the management API does not answer.
 
         TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
         uses no processor time; one at work is running, or would be if it were let.
         """
         models = self._models()
-        if any(model["jobQueueStatus"]["pendingRequests"] for model in models):
+        if models is None or any(model["jobQueueStatus"]["pendingRequests"] for model in models):
             return None
         times = []
         for worker in (worker for model in models for worker in model["workers"]):

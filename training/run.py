@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -110,13 +111,15 @@ class Stage:
                 learner.create_opt()
             if done_epochs:
                 self._load_checkpoint(learner)
-            learner.fit_one_cycle(
-                phase.epochs,
-                phase.learning_rate,
-                wd=self.settings.weight_decay,
-                start_epoch=start,
-                cbs=[_SaveEpoch(self, phase.name, start)],
-            )
+            # A bar in a log file is a line for every step; without a terminal, fastai prints a line for every epoch.
+            with nullcontext() if sys.stdout.isatty() else learner.no_bar():
+                learner.fit_one_cycle(
+                    phase.epochs,
+                    phase.learning_rate,
+                    wd=self.settings.weight_decay,
+                    start_epoch=start,
+                    cbs=[_SaveEpoch(self, phase.name, start)],
+                )
 
     def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
         """Write checkpoint, record and curves, in an order that survives a kill at any point."""

@@ -90,6 +90,15 @@ def test_two_servers_on_one_machine(project: Project, tmp_path: Path, mar: Path,
     assert post(server.project, "still here") == 200
 
 
+def test_a_signal_during_the_start_ends_it_at_once(project: Project) -> None:
+    server = Server(project)
+    server.wait_for("")  # its first word
+    processes = server.processes()
+    assert server.stop(signal.SIGINT) == 0
+    assert gone(processes)
+    assert READY not in server.log
+
+
 def run_server(project: Project) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", "--config", str(project.config)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
