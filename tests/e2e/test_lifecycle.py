@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
@@ -179,6 +178,6 @@ def test_make_serve_is_up_again_without_installing_or_building(project: Project)
     for process in processes:
         if os.getpgid(process.pid) == os.getpgid(server.process.pid) and process.pid != os.getpid():
             process.send_signal(signal.SIGINT)
-    psutil.wait_procs(processes, timeout=60)
+    server.wait()
     assert gone(processes)
     assert "Stopped." in server.log
