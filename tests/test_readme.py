@@ -68,10 +68,19 @@ def test_an_examples_answer_is_what_the_readme_says(example: Example, server: Se
         if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
             pytest.skip("needs Kaggle's Tweets.csv beside the project")
         command = command.replace("Tweets.csv", str(REAL_TWEETS))
+    answer = run(with_addresses_of(server, command), ROOT)
+    assert comparable(answer) == approximately(comparable(example.answer))
+
+
+@pytest.mark.parametrize("command", re.findall(r"`(curl [^`]*http[^`]+)`", README.replace("\n", " ")))
+def test_a_command_in_the_text_is_answered(command: str, server: Server) -> None:
+    assert run(with_addresses_of(server, command.replace("curl", "curl --silent --fail", 1)), ROOT)
+
+
+def with_addresses_of(server: Server, command: str) -> str:
     command = command.replace("http://127.0.0.1:8080", server.project.inference)
     command = command.replace("http://127.0.0.1:8081", server.project.management)
-    answer = run(command, ROOT)
-    assert comparable(answer) == approximately(comparable(example.answer))
+    return command.replace("http://127.0.0.1:8082", server.project.metrics)
 
 
 def comparable(answer: str) -> Any:
