@@ -39,6 +39,7 @@ from training.data import sha256_of
 from training.errors import TrainingError
 from training.run import Phase, Stage
 from training.settings import GeneralSettings, LanguageModelSettings
+from training.transformer import word_vectors
 
 WT103 = "wt103"
 HELD_OUT_FRACTION = 0.02
@@ -87,6 +88,10 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
     sizes = {"emb_sz": settings.embedding_size, "n_hid": settings.hidden_size, "n_layers": settings.layers}
     learner = _learner(data, sizes, settings.drop_mult)
+    if settings.word_vectors:
+        vectors = word_vectors(list(data.vocab), settings.embedding_size)
+        # The decoder's weights are the same tensor.
+        learner.model[0].encoder.weight.data.copy_(settings.word_vectors * vectors)
     stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
     torch.save(learner.model.state_dict(), folder / "language_model.pth")
     save_pickle(folder / "vocabulary.pkl", list(data.vocab))

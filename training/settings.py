@@ -18,8 +18,11 @@ class GeneralSettings:
     embedding_size: int = 300
     hidden_size: int = 600
     layers: int = 2
+    word_vectors: float = 0.1
+    """The scale of the embeddings' start from the transformer's word vectors; 0: fastai's own random start."""
+
     min_frequency: int = 3
-    max_vocabulary: int = 12_000
+    max_vocabulary: int = 20_000
     epochs: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -34,7 +37,7 @@ class LanguageModelSettings:
 
     seed: int = 1
     min_frequency: int = 2
-    max_vocabulary: int = 12_000
+    max_vocabulary: int = 20_000
     frozen_epochs: int = 1
     frozen_learning_rate: float = 4e-3
     epochs: int = 3

