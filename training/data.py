@@ -6,6 +6,7 @@ random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is no
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,30 @@ def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
         raise TrainingError(
             f"{blank:,} of the {len(rows):,} rows in the {split} split have a blank `{LABEL_COLUMN}`. "
             f"They can be neither trained on nor scored: use a file with their labels, or another split."
+        )
+    return rows
+
+
+def labels_of(tweets: pd.DataFrame) -> list[str]:
+    """The labels that occur, in the order of fastai's categories."""
+    return sorted(tweets["label"].dropna().unique())
+
+
+def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
+    """Texts of `label<TAB>text` lines, as a table with the columns `label` and `text`.
+
+    Raises:
+        TrainingError: no such file, a line of another form, or other labels than `labels`.
+    """
+    if not path.is_file():
+        raise TrainingError(f"No file at {path}; expected UTF-8 lines of `label<TAB>text`.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = pd.DataFrame([line.partition("\t")[::2] for line in lines if line.strip()], columns=["label", "text"])
+    wrong = rows[~rows["label"].isin(labels) | (rows["text"].str.strip() == "")]
+    if len(wrong) or rows.empty:
+        example = repr(wrong.iloc[0]["label"][:40]) if len(wrong) else "an empty file"
+        raise TrainingError(
+            f"{path}: expected UTF-8 lines of `label<TAB>text`, labels {', '.join(labels)}; found {example}."
         )
     return rows
 

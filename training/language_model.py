@@ -67,6 +67,12 @@ class Bfloat16OnCPU(Callback):  # type: ignore[misc]  # fastai has no types
         self.autocast.__exit__(None, None, None)
 
 
+def callbacks() -> list[Callback]:
+    """What makes training faster on this machine."""
+    faster = torch.cpu._is_avx512_bf16_supported() and not torch.cuda.is_available()
+    return [Bfloat16OnCPU()] if faster else []
+
+
 def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) -> None:
     """Stage 1: train a language model on text files, one document a line.
 
@@ -214,7 +220,6 @@ def _data_block(sequence_length: int, **vocabulary: Any) -> DataBlock:
 
 
 def _learner(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:
-    faster = torch.cpu._is_avx512_bf16_supported() and not torch.cuda.is_available()
     return language_model_learner(
         data,
         AWD_LSTM,
@@ -222,7 +227,7 @@ def _learner(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:
         drop_mult=drop_mult,
         pretrained=False,
         metrics=[accuracy, Perplexity()],
-        cbs=[Bfloat16OnCPU()] if faster else [],
+        cbs=callbacks(),
     )
 
 

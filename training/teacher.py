@@ -1,0 +1,117 @@
+"""The teacher: a small transformer, fine-tuned, whose answers the AWD-LSTM learns from (Hinton, Vinyals and Dean,
+"Distilling the Knowledge in a Neural Network", 2015). It is never exported and never served."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.text.all import DataLoaders, Learner, SortedDL, params, set_seed
+from torch import Tensor, nn
+
+from training.data import labelled, labels_of, read_labelled_texts, sha256_of
+from training.language_model import callbacks
+from training.metrics import METRICS, soft_cross_entropy, to_targets
+from training.run import Phase, Stage
+from training.settings import TeacherSettings
+from training.transformer import TransformerClassifier, pad
+
+WEIGHTS_FILE = "teacher.pth"
+HELD_OUT = 2_000
+
+
+def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSettings, folder: Path) -> None:
+    """Fine-tune the transformer on labelled texts from elsewhere.
+
+    Args:
+        texts: a line a text, `label<TAB>text`.
+        labels: those of the tweets; the file must have the same.
+    """
+    stage = Stage(folder, settings, {texts.name: sha256_of(texts)})
+    if stage.done:
+        print(f"{folder}: already done")
+        return
+    set_seed(settings.seed, reproducible=True)
+    rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
+    held_out = min(HELD_OUT, len(rows) // 10)
+    _train(TransformerClassifier(len(labels)), rows[held_out:], rows[:held_out], labels, settings, stage)
+
+
+def train_teacher(
+    tweets: pd.DataFrame, csv_sha256: str, general: Path | None, settings: TeacherSettings, folder: Path
+) -> None:
+    """Fine-tune the transformer on the train split, from where `train_general_teacher` left it, if it was run."""
+    inputs = {"tweets": csv_sha256} | ({"general": sha256_of(general / WEIGHTS_FILE)} if general else {})
+    stage = Stage(folder, settings, inputs)
+    if stage.done:
+        print(f"{folder}: already done")
+        return
+    set_seed(settings.seed, reproducible=True)
+    labels = labels_of(tweets)
+    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels))
+    _train(teacher, labelled(tweets, "train"), labelled(tweets, "validation"), labels, settings, stage)
+
+
+def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
+    """A trained teacher."""
+    teacher = TransformerClassifier(len(labels))
+    teacher.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
+    if torch.cuda.is_available():
+        teacher.cuda()
+    return teacher
+
+
+def _train(
+    teacher: TransformerClassifier,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    labels: list[str],
+    settings: TeacherSettings,
+    stage: Stage,
+) -> None:
+    loaders = [
+        _loader(teacher, rows, labels, settings.batch_size, shuffle=rows is train) for rows in (train, validation)
+    ]
+    learner = Learner(
+        DataLoaders(*loaders, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        teacher,
+        loss_func=soft_cross_entropy,
+        splitter=_groups,
+        metrics=METRICS,
+        cbs=callbacks(),
+    )
+    stage.fit(learner, [Phase("all but embeddings", settings.epochs, settings.learning_rate, 1)])
+    torch.save(teacher.state_dict(), stage.folder / WEIGHTS_FILE)
+    stage.finish()
+
+
+def _groups(teacher: TransformerClassifier) -> list[list[nn.Parameter]]:
+    """The embeddings, which hold half of all weights and do not train, and the rest."""
+    embeddings = params(teacher.network.embeddings)
+    return [embeddings, [*params(teacher.network.encoder), *params(teacher.head)]]
+
+
+def _loader(teacher: TransformerClassifier, rows: pd.DataFrame, labels: list[str], size: int, shuffle: bool) -> Any:
+    pieces = teacher.pieces(list(rows["text"]))
+    targets = to_targets(rows["label"], labels)
+    items = list(zip(pieces, targets, strict=True))
+    return SortedDL(
+        items,
+        sort_func=_length,
+        res=[len(item) for item in pieces],
+        bs=size,
+        shuffle=shuffle,
+        drop_last=False,
+        create_batch=_batch,
+        num_workers=0,
+    )
+
+
+def _length(item: tuple[list[int], "np.ndarray[Any, Any]"]) -> int:
+    return len(item[0])
+
+
+def _batch(items: Sequence[tuple[list[int], "np.ndarray[Any, Any]"]]) -> tuple[Tensor, Tensor]:
+    return pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
