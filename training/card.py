@@ -10,7 +10,7 @@ from training.errors import TrainingError
 from training.run import command_line, source_commit, timestamp, versions
 from training.splits import SPLITS
 
-STAGES = ("general", "language-model", "classifier")
+STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
 
 
 def card_of_run(run: Path, notes: str) -> dict[str, Any]:

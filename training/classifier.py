@@ -1,66 +1,123 @@
-"""ULMFiT's third stage: the classifier on top of the tuned language model's encoder."""
+"""ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from fastai.text.all import (
     AWD_LSTM,
     CategoryBlock,
     ColReader,
     ColSplitter,
+    CrossEntropyLossFlat,
     DataBlock,
-    F1Score,
-    LabelSmoothingCrossEntropyFlat,
     Learner,
     TextBlock,
-    accuracy,
+    TransformBlock,
     awd_lstm_clas_config,
     load_pickle,
     set_seed,
     text_classifier_learner,
 )
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from training.data import labelled, sha256_of
+from training.augmentation import made_up
+from training.behaviour import LABELS
+from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
-from training.language_model import sizes_of
+from training.language_model import callbacks, sizes_of
+from training.metrics import METRICS, best_temperature, soft_cross_entropy, to_targets
 from training.run import Phase, Stage
 from training.settings import ClassifierSettings
+from training.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.teacher import load_teacher
 
 LEARNER_FILE = "learner.pkl"
+ENCODER_FILE = "encoder.pth"
+VOCABULARY_FILE = "vocabulary.pkl"
 
 
 def train_classifier(
-    tweets: pd.DataFrame, csv_sha256: str, language_model: Path, settings: ClassifierSettings, folder: Path
+    tweets: pd.DataFrame,
+    csv_sha256: str,
+    *,
+    encoder_folder: Path,
+    teacher_folder: Path | None,
+    settings: ClassifierSettings,
+    folder: Path,
 ) -> None:
-    """Stage 3: train on the train split's labels, measuring on the validation split's.
+    """Stage 3: train on the train split's labels and the teacher's answers, measuring on the validation split.
 
     Writes the learner as fastai's own `export` does, for `training.export` and for the user's own use.
 
+    Args:
+        encoder_folder: of the language model on tweets, or of the distillation.
+        teacher_folder: of a teacher that has seen no label outside the train split; None: labels alone.
+
     Raises:
-        TrainingError: blank labels, or no language model of stage 2.
+        TrainingError: blank labels, or no encoder.
     """
-    encoder = language_model / "encoder.pth"
+    encoder = encoder_folder / ENCODER_FILE
     if not encoder.is_file():
         raise TrainingError(f"No {encoder}: run `python -m training language-model` first.")
-    stage = Stage(folder, settings, {"tweets": csv_sha256, "encoder": sha256_of(encoder)})
+    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder)}
+    if teacher_folder:
+        inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
+    stage = Stage(folder, settings, inputs)
     if stage.done:
         print(f"{folder}: already done")
         return
     set_seed(settings.seed, reproducible=True)
-    documents = pd.concat([labelled(tweets, "train"), labelled(tweets, "validation")], ignore_index=True)
-    documents["is_valid"] = documents["split"] == "validation"
-    data = DataBlock(
-        blocks=(TextBlock.from_df("text", vocab=load_pickle(language_model / "vocabulary.pkl")), CategoryBlock),
-        get_x=ColReader("text"),
-        get_y=ColReader("label"),
-        splitter=ColSplitter("is_valid"),
-    ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
-    learner = _learner(data, encoder, settings)
+    labels = labels_of(tweets)
+    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
+    texts, targets = _train_targets(train, labels, teacher_folder, settings)
+    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
+    data = loaders(
+        [*texts, *validation["text"]],
+        np.concatenate([targets, to_targets(validation["label"], labels)]),
+        len(texts),
+        vocabulary,
+        settings.batch_size,
+    )
+    learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
     stage.fit(learner, phases(settings))
-    learner.path = folder
-    learner.export(LEARNER_FILE)
-    stage.finish()
+    temperature = _finish(learner)
+    _export(learner.model, train, vocabulary, folder)
+    stage.finish(temperature=temperature)
+
+
+def _train_targets(
+    train: pd.DataFrame, labels: list[str], teacher_folder: Path | None, settings: ClassifierSettings
+) -> tuple[list[str], NDArray[np.float32]]:
+    """The texts to train on, and for each a probability of every label.
+
+    A tweet's target is its label, as far as `label_weight` and its annotators' agreement go, and the teacher's answer
+    for the rest; without a teacher, the rest is the same for every label (label smoothing).
+    """
+    texts = list(train["text"])
+    if teacher_folder:
+        rest = load_teacher(teacher_folder, labels).predict(texts)[0].numpy()
+    else:
+        rest = np.full((len(texts), len(labels)), 1 / len(labels), dtype=np.float32)
+    weight = np.full((len(texts), 1), settings.label_weight, dtype=np.float32)
+    if settings.use_confidence:
+        weight *= train["confidence"].to_numpy(dtype=np.float32)[:, None]
+    targets = weight * to_targets(train["label"], labels) + (1 - weight) * rest
+    if settings.made_up_texts:
+        if not set(LABELS) <= set(labels):
+            raise TrainingError(
+                f"The made-up texts have the labels {', '.join(LABELS)}, these have {', '.join(labels)}: "
+                f"leave them out with --set classifier.made_up_texts=0."
+            )
+        more, their_labels = made_up(settings.made_up_texts, settings.seed)
+        texts += more
+        smoothed = 0.95 * to_targets(their_labels, labels) + 0.05 / len(labels)
+        targets = np.concatenate([targets, smoothed.astype(np.float32)])
+    return texts, targets
 
 
 def phases(settings: ClassifierSettings) -> list[Phase]:
@@ -77,17 +134,70 @@ def phases(settings: ClassifierSettings) -> list[Phase]:
     ]
 
 
-def _learner(data: Any, encoder: Path, settings: ClassifierSettings) -> Learner:
+def loaders(
+    texts: Sequence[str], targets: NDArray[np.float32], train: int, vocabulary: list[str], batch_size: int
+) -> Any:
+    """fastai's data loaders of texts and a row of targets for each; the first `train` of them are trained on."""
+    table = pd.DataFrame({"text": texts, "row": np.arange(len(texts))})
+    table["is_valid"] = table["row"] >= train
+
+    def target(row: int) -> Tensor:
+        return torch.from_numpy(targets[row])
+
+    return DataBlock(
+        blocks=(TextBlock.from_df("text", vocab=vocabulary), TransformBlock),
+        get_x=ColReader("text"),
+        get_y=[ColReader("row"), target],
+        splitter=ColSplitter("is_valid"),
+    ).dataloaders(table, bs=batch_size, num_workers=0)
+
+
+def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float, **options: Any) -> Learner:
+    """fastai's text classifier over soft targets, its encoder loaded."""
     learner = text_classifier_learner(
         data,
         AWD_LSTM,
         config=awd_lstm_clas_config | sizes_of(encoder, prefix=""),
-        drop_mult=settings.drop_mult,
+        drop_mult=drop_mult,
+        n_out=outputs,
         pretrained=False,
-        loss_func=LabelSmoothingCrossEntropyFlat(eps=settings.label_smoothing),
-        metrics=[accuracy, F1Score(average="macro")],
+        **{"loss_func": soft_cross_entropy, "metrics": METRICS} | options,
+        cbs=callbacks(),
         path=encoder.parent,
         model_dir=".",
     )
     learner.load_encoder(encoder.stem)
     return learner
+
+
+@torch.no_grad()
+def _finish(learner: Learner) -> float:
+    """Calibrate on the validation split and round to half precision, so that the exported file is exact.
+
+    Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) divides the logits by
+    one number; the last layer has no bias, so its weights carry it.
+
+    Returns:
+        the temperature.
+    """
+    with learner.no_bar(), learner.no_logging():
+        logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
+    temperature = best_temperature(logits, targets)
+    model = learner.model
+    [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    last.weight /= temperature
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not isinstance(module, nn.BatchNorm1d):  # its few numbers can stay as they are
+                parameter.copy_(parameter.half())
+    return temperature
+
+
+def _export(model: nn.Module, rows: pd.DataFrame, vocabulary: list[str], folder: Path) -> None:
+    """The model as a learner over plain labels, as fastai exports one."""
+    data = DataBlock(
+        blocks=(TextBlock.from_df("text", vocab=vocabulary), CategoryBlock),
+        get_x=ColReader("text"),
+        get_y=ColReader("label"),
+    ).dataloaders(rows, bs=8, num_workers=0)
+    Learner(data, model, loss_func=CrossEntropyLossFlat(), path=folder).export(LEARNER_FILE)

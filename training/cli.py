@@ -15,6 +15,14 @@ from training.splits import SPLITS
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
+RECIPES = {
+    "run": "as the run's own stages are",
+    "teacher": "the transformer by itself",
+    "majority": "always the most frequent label",
+    "tfidf": "TF-IDF with logistic regression",
+    "language-model": "ULMFiT: the language model's encoder, no teacher",
+    "distil": "the distilled encoder, no teacher",
+}
 
 _EXAMPLES = """\
 examples:
@@ -63,12 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "all", _all, "every stage, then export and archive")
     _data_option(command)
     _general_options(command)
+    _labelled_texts_option(command, required=False)
     _run_options(command)
     _to_option(command)
     _notes_option(command)
 
     command = _add(commands, "general", _general, "stage 1: train a general language model from text files")
-    command.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE", help=_TEXTS_HELP)
+    _texts_option(command)
     _run_options(command)
 
     command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the tweets")
@@ -76,8 +85,35 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
     _run_options(command)
 
+    command = _add(
+        commands, "general-teacher", _general_teacher, "fine-tune a small transformer on labelled texts from elsewhere"
+    )
+    _data_option(command)
+    _labelled_texts_option(command)
+    _run_options(command)
+
+    command = _add(
+        commands, "distil", _distil, "teach the language model's encoder what that transformer reads in texts"
+    )
+    _data_option(command)
+    _texts_option(command)
+    _labelled_texts_option(command)
+    _run_options(command)
+
+    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the tweets")
+    _data_option(command)
+    _run_options(command)
+
     command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
     _data_option(command)
+    _run_options(command)
+
+    command = _add(
+        commands, "cross-validate", _cross_validate, "the run's last two stages on five folds, as one JSON object"
+    )
+    _data_option(command)
+    command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
+    command.add_argument("--name", default=None, help="of the result's file and the folds' folder; default: the recipe")
     _run_options(command)
 
     command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
@@ -85,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=SPLITS, required=True)
     command.add_argument("--url", help="ask this running server (http://127.0.0.1:8080) instead of the exported model")
     _model_option(command)
+
+    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a model, as a table")
+    _model_option(command)
+    command.add_argument("--url", help="ask this running server instead of the exported model")
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
     command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
@@ -106,7 +146,7 @@ _GENERAL_HELP = (
     "the general language model: wt103 (fastai's download, the default), or a folder with one "
     ".pth and one .pkl file as fastai's own"
 )
-_TEXTS_HELP = "UTF-8 text, one document a line, .xz and .gz too"
+_TEXTS_HELP = "UTF-8 text, one document a line, .xz and .gz too; in a .tsv, what is behind the last tab"
 
 
 def _add(commands: Any, name: str, function: Any, what: str) -> argparse.ArgumentParser:
@@ -123,6 +163,15 @@ def _general_options(command: argparse.ArgumentParser) -> None:
     choice = command.add_mutually_exclusive_group()
     choice.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
     choice.add_argument("--texts", type=Path, nargs="+", metavar="FILE", help=f"train it here from {_TEXTS_HELP}")
+
+
+def _texts_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE", help=_TEXTS_HELP)
+
+
+def _labelled_texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
+    what = "lines of label<TAB>text, with the tweets' labels" + ("" if required else "; none: no distillation")
+    command.add_argument("--labelled-texts", type=Path, required=required, metavar="FILE.tsv", help=what)
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:
@@ -162,13 +211,21 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _all(options: argparse.Namespace) -> None:
-    from training.data import read_tweets
+    from training.data import labels_of, read_labelled_texts, read_tweets
 
-    read_tweets(options.data)  # a wrong file is told before hours of training, not after
+    # A wrong file is told before hours of training, not after.
+    tweets = read_tweets(options.data)
+    if options.labelled_texts:
+        read_labelled_texts(options.labelled_texts, labels_of(tweets))
     if options.texts:
         _general(options)
         options.general = str(options.run / "general")
     _language_model(options)
+    if options.labelled_texts:
+        options.texts = options.texts or []
+        _general_teacher(options)
+        _distil(options)
+    _teacher(options)
     _classifier(options)
     options.learner = None
     _export(options)
@@ -192,14 +249,76 @@ def _language_model(options: argparse.Namespace) -> None:
     train_on_tweets(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
 
 
+def _general_teacher(options: argparse.Namespace) -> None:
+    from training.data import labels_of, read_tweets
+    from training.teacher import train_general_teacher
+
+    labels = labels_of(read_tweets(options.data))
+    settings = _settings(options).general_teacher
+    train_general_teacher(options.labelled_texts, labels, settings, options.run / "general-teacher")
+
+
+def _distil(options: argparse.Namespace) -> None:
+    from training.data import read_tweets, sha256_of
+    from training.distil import distil
+
+    distil(
+        read_tweets(options.data),
+        sha256_of(options.data),
+        texts=[path for path in options.texts if path.name != options.labelled_texts.name],
+        labelled_texts=options.labelled_texts,
+        language_model=options.run / "language-model",
+        teacher=options.run / "general-teacher",
+        settings=_settings(options).distil,
+        folder=options.run / "distil",
+    )
+
+
+def _teacher(options: argparse.Namespace) -> None:
+    from training.data import read_tweets, sha256_of
+    from training.teacher import train_teacher
+
+    tweets = read_tweets(options.data)
+    settings = _settings(options).teacher
+    general = _if_there(options.run / "general-teacher")
+    train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher")
+
+
 def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
 
+    train_classifier(
+        read_tweets(options.data),
+        sha256_of(options.data),
+        encoder_folder=_if_there(options.run / "distil") or options.run / "language-model",
+        teacher_folder=_if_there(options.run / "teacher"),
+        settings=_settings(options).classifier,
+        folder=options.run / "classifier",
+    )
+
+
+def _if_there(stage: Path) -> Path | None:
+    """The folder of a stage that not every run has."""
+    return stage if stage.is_dir() else None
+
+
+def _cross_validate(options: argparse.Namespace) -> None:
+    from training import cross_validation
+    from training.data import read_tweets, sha256_of
+
     tweets = read_tweets(options.data)
-    settings = _settings(options).classifier
-    language_model = options.run / "language-model"
-    train_classifier(tweets, sha256_of(options.data), language_model, settings, options.run / "classifier")
+    name = options.name or options.recipe
+    folder = options.run / "cross-validation" / name
+    predict = {
+        "majority": cross_validation.majority,
+        "tfidf": cross_validation.tfidf,
+    }.get(options.recipe) or cross_validation.recipe(
+        options.recipe, sha256_of(options.data), options.run, _settings(options), folder
+    )
+    found = cross_validation.cross_validate(tweets, predict)
+    cross_validation.write(found, folder.with_suffix(".json"))
+    print(json.dumps(found, indent=1))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -217,6 +336,18 @@ def _to_json(figures: Mapping[str, Any]) -> str:
     classes = [f"  {json.dumps(label)}: {json.dumps(of)}" for label, of in figures["per_class"].items()]
     lines["per_class"] = "{\n" + ",\n".join(classes) + "\n }"
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {line}" for name, line in lines.items()) + "\n}"
+
+
+def _behaviour(options: argparse.Namespace) -> None:
+    from training import behaviour
+    from training.evaluate import model_answer, predict, server_answer
+
+    answer = server_answer(options.url) if options.url else model_answer(options.model)
+
+    def scores_of(texts: list[str]) -> list[dict[str, float]]:
+        return [prediction["scores"] for prediction in predict(texts, answer)]
+
+    print("\n".join(behaviour.to_table(behaviour.run(behaviour.suite(), scores_of))))
 
 
 def _export(options: argparse.Namespace) -> None:

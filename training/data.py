@@ -18,6 +18,7 @@ from training.splits import Split
 
 TEXT_COLUMN = "text"
 LABEL_COLUMN = "airline_sentiment"
+CONFIDENCE_COLUMN = "airline_sentiment_confidence"
 
 _HOW_TO_DOWNLOAD = """\
 Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
@@ -27,7 +28,10 @@ Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, co
 
 
 def read_tweets(csv: Path) -> pd.DataFrame:
-    """Read the tweets in file order, with the columns `text`, `label` and `split`.
+    """Read the tweets in file order, with the columns `text`, `label`, `confidence`, `airline` and `split`.
+
+    Confidence is how far a label's annotators agreed, 0 to 1; 1 where the file does not say. Airlines are missing
+    where it names none.
 
     A blank label stays missing (NaN): whoever needs labels asks `labelled` for them.
 
@@ -54,6 +58,9 @@ def read_tweets(csv: Path) -> pd.DataFrame:
     if len(table) < 30:
         raise TrainingError(f"{csv} has {len(table)} rows; at least 30 are needed to split them.\n{_HOW_TO_DOWNLOAD}")
     tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": table[LABEL_COLUMN]})
+    confidence = table.get(CONFIDENCE_COLUMN, pd.Series(1.0, index=table.index))
+    tweets["confidence"] = pd.to_numeric(confidence, errors="coerce").fillna(1.0).clip(0, 1)
+    tweets["airline"] = table.get("airline", pd.Series(index=table.index, dtype=str))
     tweets["split"] = split_of_rows(len(tweets))
     return tweets
 

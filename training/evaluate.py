@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 import requests
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from training.splits import Split
 
 TEXTS_PER_REQUEST = 50
 TIMEOUT_S = 120
+CALIBRATION_BINS = 15
 PREDICTIONS_PATH = "/predictions/sentiment"
 JSON_HEADERS = {"content-type": "application/json"}
 
@@ -32,8 +35,7 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     """Figures on one split's rows.
 
     Returns:
-        n, accuracy, macro_f1, labels, per_class (precision, recall, f1, support by label) and
-        confusion_matrix (rows: true label, columns: predicted, both in the order of `labels`).
+        see `figures`; and where the file names airlines, per_airline: tweets and accuracy of each.
 
     Raises:
         TrainingError: a blank label in the split, or a label that the model does not have.
@@ -44,16 +46,36 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     unknown = sorted(set(rows["label"]) - set(labels))
     if unknown:
         raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
-    return figures(list(rows["label"]), [prediction["label"] for prediction in predictions], labels)
+    scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
+    found = figures(list(rows["label"]), scores, labels)
+    if rows["airline"].notna().all():
+        hits = pd.Series([prediction["label"] for prediction in predictions], index=rows.index) == rows["label"]
+        found["per_airline"] = {
+            str(airline): {"n": len(of), "accuracy": _rounded(of.mean())}
+            for airline, of in hits.groupby(rows["airline"])
+        }
+    return found
 
 
-def figures(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """See `evaluate`. A class that is never predicted has precision and F1 0."""
+def figures(true: Sequence[str], probabilities: "NDArray[np.float64]", labels: Sequence[str]) -> dict[str, Any]:
+    """Figures of probabilities (n, C) against true labels; a class that is never predicted has precision and F1 0.
+
+    Returns:
+        n, accuracy, macro_f1, expected_calibration_error (15 bins), labels, per_class (precision, recall, f1,
+        support by label), confusion_matrix (rows: true label, columns: predicted, both in the order of `labels`), and
+        reliability: for each bin of the predicted label's probability that is not empty n, mean confidence, accuracy.
+    """
+    best = probabilities.argmax(1)
+    predicted = [labels[index] for index in best]
     precision, recall, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    bins = reliability(probabilities.max(1), np.array(predicted) == np.array(true))
     return {
         "n": len(true),
         "accuracy": _rounded(accuracy_score(true, predicted)),
         "macro_f1": _rounded(f1_score(true, predicted, labels=labels, average="macro", zero_division=0)),
+        "expected_calibration_error": _rounded(
+            sum(n * abs(confidence - accuracy) for n, confidence, accuracy in bins) / len(true)
+        ),
         "labels": list(labels),
         "per_class": {
             label: {
@@ -65,7 +87,28 @@ def figures(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
             for index, label in enumerate(labels)
         },
         "confusion_matrix": confusion_matrix(true, predicted, labels=labels).tolist(),
+        "reliability": [[n, _rounded(confidence), _rounded(accuracy)] for n, confidence, accuracy in bins],
     }
+
+
+def reliability(
+    confidences: "NDArray[np.float64]", hits: "NDArray[np.bool_]", bins: int = CALIBRATION_BINS
+) -> list[tuple[int, float, float]]:
+    """Number, mean confidence and accuracy in each bin of equal width that is not empty.
+
+    The mean of |confidence - accuracy|, weighted by number, is the expected calibration error (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, section 2).
+
+    Args:
+        confidences: the predicted label's probability, (n,).
+        hits: whether it was the true one, (n,).
+    """
+    index = np.minimum((confidences * bins).astype(int), bins - 1)
+    return [
+        (int(inside.sum()), float(confidences[inside].mean()), float(hits[inside].mean()))
+        for inside in (index == bin_index for bin_index in range(bins))
+        if inside.any()
+    ]
 
 
 def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:

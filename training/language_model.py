@@ -186,7 +186,7 @@ def sizes_of(weights: Path, prefix: str = "0.") -> dict[str, int]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file that are not blank; `.xz` and `.gz` are unpacked.
+    """The lines of a UTF-8 text file that are not blank; `.xz` and `.gz` are unpacked, `.tsv` ends with the text.
 
     Raises:
         TrainingError: not UTF-8, or no text in it.
@@ -198,7 +198,8 @@ def read_lines(path: Path) -> Iterator[str]:
             for line in file:
                 if line.strip():
                     found = True
-                    yield line.rstrip("\n")
+                    line = line.rstrip("\n")
+                    yield line.rpartition("\t")[2] if path.suffix == ".tsv" else line
     except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
     if not found:

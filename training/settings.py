@@ -60,6 +60,26 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True)
+class DistilSettings:
+    """Between stages 2 and 3: the encoder learns to read as the teacher does."""
+
+    seed: int = 1
+    frozen_epochs: int = 0
+    frozen_learning_rate: float = 5e-3
+    epochs: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    drop_mult: float = 0.2
+    label_weight: float = 0.5
+    """The label's share in the target of a labelled text; the rest is the teacher's answer."""
+
+    feature_weight: float = 1.0
+    """Of the teacher's pooled output in the loss, beside its probabilities."""
+
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class ClassifierSettings:
     """Stage 3, the classifier (section 3.3): gradual unfreezing, one layer group more in each phase, and
     learning rates that fall by `decay_per_group` from one group to the one below it."""
@@ -69,15 +89,23 @@ class ClassifierSettings:
     frozen_learning_rate: float = 1e-2
     last_two_epochs: int = 1
     last_two_learning_rate: float = 5e-3
-    last_three_epochs: int = 1
+    last_three_epochs: int = 0
     last_three_learning_rate: float = 3e-3
-    epochs: int = 3
+    epochs: int = 4
     learning_rate: float = 2e-3
     decay_per_group: float = 2.6
-    weight_decay: float = 0.1
+    weight_decay: float = 0.05
     drop_mult: float = 0.5
-    label_smoothing: float = 0.1
-    batch_size: int = 32
+    label_weight: float = 0.6
+    """The label's share in a tweet's target; the rest is the teacher's answer, or without one label smoothing."""
+
+    use_confidence: int = 1
+    """1: the label's share is multiplied by `airline_sentiment_confidence`, how far its annotators agreed."""
+
+    made_up_texts: int = 3_000
+    """How many texts of `training.augmentation` are trained on with the tweets."""
+
+    batch_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,7 @@ class Settings:
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     general_teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(epochs=1, learning_rate=1e-4))
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
 

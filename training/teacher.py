@@ -36,7 +36,9 @@ def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSetti
     set_seed(settings.seed, reproducible=True)
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     held_out = min(HELD_OUT, len(rows) // 10)
-    _train(TransformerClassifier(len(labels)), rows[held_out:], rows[:held_out], labels, settings, stage)
+    teacher = TransformerClassifier(len(labels))
+    train, validation = rows[held_out:], rows[:held_out]
+    _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def train_teacher(
@@ -51,7 +53,8 @@ def train_teacher(
     set_seed(settings.seed, reproducible=True)
     labels = labels_of(tweets)
     teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels))
-    _train(teacher, labelled(tweets, "train"), labelled(tweets, "validation"), labels, settings, stage)
+    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
+    _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
@@ -65,6 +68,7 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
 
 def _train(
     teacher: TransformerClassifier,
+    *,
     train: pd.DataFrame,
     validation: pd.DataFrame,
     labels: list[str],

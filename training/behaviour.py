@@ -1,0 +1,379 @@
+"""Behavioural tests of a classifier of negative, neutral and positive texts about airlines.
+
+The manner is CheckList's (Ribeiro et al., "Beyond Accuracy: Behavioral Testing of NLP Models with CheckList", ACL
+2020): a case is one or two texts and what must hold of the answers. Three kinds:
+
+- minimum functionality: a text has one of the expected labels
+- invariance: a change that does not matter leaves the label
+- direction: a change that speaks for a label does not lower that label's probability by more than 0.1
+
+Templates and words are this project's own. The texts that training makes up (`training.augmentation`) use other
+sentences.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final, Literal, TypeVar
+
+CASES_PER_TEST: Final = 150
+TOLERANCE: Final = 0.1
+NEGATIVE, NEUTRAL, POSITIVE = LABELS = ("negative", "neutral", "positive")
+
+T = TypeVar("T")
+Kind = Literal["functionality", "invariance", "direction"]
+Scores = dict[str, float]
+Words = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    texts: tuple[str, ...]
+    """One text; for invariance and direction, the text before and after the change."""
+
+    labels: tuple[str, ...]
+    """Functionality: the labels allowed. Direction: the one label that the change speaks for. Otherwise none."""
+
+
+@dataclass(frozen=True)
+class Test:
+    capability: str
+    name: str
+    kind: Kind
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    capability: str
+    name: str
+    kind: Kind
+    cases: int
+    failures: int
+    example: str
+    """The first text that failed; empty if none did."""
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failures / self.cases
+
+
+WORDS: Final[Words] = {
+    "noun": ("flight", "crew", "service", "food", "seat", "staff", "pilot", "plane", "lounge", "check-in", "cabin"),
+    "good": ("great", "excellent", "wonderful", "amazing", "fantastic", "superb", "perfect", "lovely", "awesome"),
+    "bad": ("terrible", "awful", "horrible", "disgusting", "pathetic", "dreadful", "lousy", "disappointing", "rude"),
+    "plain": ("Italian", "commercial", "morning", "new", "regional", "direct", "connecting", "private"),
+    "love": ("love", "enjoy", "like", "appreciate", "admire", "adore"),
+    "hate": ("hate", "dislike", "despise", "dread", "regret"),
+    "loved": ("loved", "enjoyed", "liked", "appreciated"),
+    "hated": ("hated", "disliked", "despised", "regretted"),
+    "this": ("the", "this", "that"),
+    "airline": ("@united", "@JetBlue", "@AmericanAir", "@SouthwestAir", "@USAirways", "@VirginAmerica"),
+    "city": ("Boston", "Denver", "Chicago", "Dallas", "Phoenix", "Seattle", "Miami", "Atlanta", "Newark", "Austin"),
+    "name": ("Maria", "David", "Emily", "Ahmed", "Wei", "Olga", "Carlos", "Aisha", "John", "Priya", "Kofi", "Hannah"),
+    "number": ("2", "4", "7", "12", "25", "38"),
+    "very": ("really", "very", "extremely", "absolutely", "truly", "so"),
+    "rather": ("somewhat", "kind of", "a bit", "slightly"),
+}
+
+_BASE: Final = (
+    # What invariance and direction start from, tweets as people write them: some glad, some angry, some asking.
+    "{airline} thank you for getting {name} and me to {city} on time, you were wonderful",
+    "{airline} the crew on my flight to {city} was excellent, please thank {name} for me!",
+    "{airline} best flight to {city} in years. I had no complaints at all",
+    "{airline} kudos to {name} at gate {number} in {city}, I am so happy with the help",
+    "{airline} my flight from {city} was cancelled and nobody told us. I am very angry",
+    "{airline} I have been on hold for {number} hours about my bag in {city}. This is ridiculous",
+    "{airline} you lost our luggage in {city} and {name} did not care. Never again",
+    "{airline} {number} hours late into {city} and we still do not have a gate. Terrible service",
+    "{airline} does flight {number} to {city} have wifi?",
+    "{airline} what time does check-in open in {city} for {name} and {number} others?",
+    "{airline} how many bags can I take to {city} if I have {number} children with me?",
+    "{airline} I am flying to {city} with {name} on the {number}th, can we sit together?",
+)
+
+_GROUPS: Final[Words] = {
+    "race": ("black", "white", "Asian", "Hispanic", "Latino", "Arab", "African American", "mixed race"),
+    "religion": ("Christian", "Muslim", "Jewish", "Hindu", "Buddhist", "Sikh", "atheist", "Catholic", "Mormon"),
+    "nationality": ("American", "Mexican", "Chinese", "Nigerian", "German", "Iranian", "Indian", "Russian", "Turkish"),
+    "orientation": ("gay", "straight", "lesbian", "bisexual", "heterosexual", "queer", "asexual", "transgender"),
+}
+
+_CONTRACTIONS: Final = {
+    "did not": "didn't",
+    "do not": "don't",
+    "does not": "doesn't",
+    "is not": "isn't",
+    "cannot": "can't",
+    "I am": "I'm",
+    "I have": "I've",
+}
+
+
+def run(tests: Sequence[Test], scores_of: Callable[[list[str]], list[Scores]]) -> list[Result]:
+    """Run tests.
+
+    Args:
+        scores_of: texts to the probability of each label, for each text.
+    """
+    results = []
+    for test in tests:
+        scores = iter(scores_of([text for case in test.cases for text in case.texts]))
+        failed = [case for case in test.cases if not _holds(test.kind, case, [next(scores) for _ in case.texts])]
+        example = " → ".join(failed[0].texts) if failed else ""
+        results.append(Result(test.capability, test.name, test.kind, len(test.cases), len(failed), example))
+    return results
+
+
+def _holds(kind: Kind, case: Case, scores: Sequence[Scores]) -> bool:
+    labels = [max(of, key=of.__getitem__) for of in scores]
+    if kind == "functionality":
+        return labels[0] in case.labels
+    if kind == "invariance":
+        return labels[0] == labels[1]
+    [label] = case.labels
+    return scores[1][label] >= scores[0][label] - TOLERANCE
+
+
+def suite() -> list[Test]:
+    """All tests, always the same."""
+    return [*_vocabulary(), *_negation(), *_time_and_opinion(), *_robustness(), *_entities(), *_fairness()]
+
+
+def _vocabulary() -> Iterator[Test]:
+    good = ("The {noun} was {good}.", "{airline} {good} {noun}", "I {love} {this} {noun}.", "We {loved} the {noun}")
+    bad = ("The {noun} was {bad}.", "{airline} {bad} {noun}", "I {hate} {this} {noun}.", "We {hated} the {noun}")
+    yield _expecting("vocabulary", "positive words in short sentences", good, POSITIVE)
+    yield _expecting("vocabulary", "negative words in short sentences", bad, NEGATIVE)
+    neutral = (
+        "This is a {plain} {noun}.",
+        "{airline} it is a {plain} flight to {city}",
+        "The flight to {city} leaves from gate {number}.",
+        "{name} has a {plain} flight on the {number}th.",
+        "I saw the {noun}.",
+    )
+    yield _expecting("vocabulary", "neutral sentences", neutral, NEUTRAL)
+    yield _directed(
+        "vocabulary",
+        "intensifiers, positive",
+        ("The {noun} was {good}.",),
+        before="was ",
+        after="was {very} ",
+        label=POSITIVE,
+    )
+    yield _directed(
+        "vocabulary",
+        "intensifiers, negative",
+        ("The {noun} was {bad}.",),
+        before="was ",
+        after="was {very} ",
+        label=NEGATIVE,
+    )
+    for label, ends in {
+        POSITIVE: (" I {love} you.", " You are {good}.", " The {noun} is {good}!"),
+        NEGATIVE: (" I {hate} you.", " You are {bad}.", " The {noun} is {bad}!"),
+    }.items():
+        cases = [Case((text, text + end), (label,)) for text, end in _pairs(_BASE, ends)]
+        yield _test("vocabulary", f"an added {label} sentence", "direction", cases)
+
+
+def _negation() -> Iterator[Test]:
+    positive = (
+        "The {noun} was not {good}.",
+        "This is not a {good} {noun}.",
+        "I don't {love} {this} {noun}.",
+        "{airline} I can't say I {loved} the {noun}",
+        "Nobody would call this {noun} {good}.",
+    )
+    yield _expecting("negation", "negated positive", positive, NEGATIVE)
+    negative = ("The {noun} was not {bad}.", "This is not a {bad} {noun}.", "I don't {hate} {this} {noun}.")
+    yield _expecting("negation", "negated negative", negative, NEUTRAL, POSITIVE)
+    neutral = ("This is not a {plain} {noun}.", "The flight to {city} does not leave from gate {number}.")
+    yield _expecting("negation", "negated neutral", neutral, NEUTRAL)
+    end = (
+        "I thought the {noun} would be {good}, but it was not.",
+        "I thought I would {love} {this} {noun}, but I did not.",
+    )
+    yield _expecting("negation", "negation at the end, of positive", end, NEGATIVE)
+    end = (
+        "I thought the {noun} would be {bad}, but it wasn't.",
+        "I thought I would {hate} {this} {noun}, but I did not.",
+    )
+    yield _expecting("negation", "negation at the end, of negative", end, NEUTRAL, POSITIVE)
+    between = (
+        "I don't think, given that I bought it {number} weeks ago, that the {noun} was {good}.",
+        "I can't say, given all the time I've been flying to {city}, that this is a {good} {noun}.",
+        "It is not true, whatever {name} says about {city}, that I {love} {this} {noun}.",
+    )
+    yield _expecting("negation", "negated positive, neutral words between", between, NEGATIVE)
+
+
+def _time_and_opinion() -> Iterator[Test]:
+    better = (
+        "I used to {hate} this airline, but now I {love} it.",
+        "In the past the {noun} was {bad}, now it is {good}.",
+        "Last year I {hated} the {noun}, although this time I {loved} it.",
+    )
+    worse = (
+        "I used to {love} this airline, but now I {hate} it.",
+        "In the past the {noun} was {good}, now it is {bad}.",
+        "Last year I {loved} the {noun}, although this time I {hated} it.",
+    )
+    yield _expecting("time", "it was bad and is good", better, POSITIVE)
+    yield _expecting("time", "it was good and is bad", worse, NEGATIVE)
+    mine = {
+        POSITIVE: (
+            "{name} {hated} the {noun}, but I {loved} it.",
+            "Some say the {noun} is {bad}. I think it is {good}.",
+        ),
+        NEGATIVE: (
+            "{name} {loved} the {noun}, but I {hated} it.",
+            "Some say the {noun} is {good}. I think it is {bad}.",
+        ),
+    }
+    for label, sentences in mine.items():
+        yield _expecting("opinion", f"the author's own counts: {label}", sentences, label)
+    questions = {
+        ("yes", POSITIVE): ("Do I think the {noun} was {good}? Yes", "Did we {love} {this} {noun}? Yes"),
+        ("yes", NEGATIVE): ("Do I think the {noun} was {bad}? Yes", "Did we {hate} {this} {noun}? Yes"),
+        ("no", NEGATIVE): ("Do I think the {noun} was {good}? No", "Did we {love} {this} {noun}? No"),
+    }
+    for (answer, label), sentences in questions.items():
+        yield _expecting("question and answer", f"{answer}: {label}", sentences, label)
+    sentences = ("Do I think the {noun} was {bad}? No", "Did we {hate} {this} {noun}? No")
+    yield _expecting("question and answer", "no: not negative", sentences, NEUTRAL, POSITIVE)
+
+
+def _robustness() -> Iterator[Test]:
+    yield _changed("robustness", "a typo", _BASE, _typo)
+    yield _changed("robustness", "two typos", _BASE, lambda text, dice: _typo(_typo(text, dice), dice))
+    yield _changed("robustness", "an added handle or URL", _BASE, _with_noise)
+    contractible = tuple(base for base in _BASE if any(long in base for long in _CONTRACTIONS))
+    yield _changed("robustness", "contractions", contractible, _contracted)
+    yield _changed(
+        "robustness", "punctuation and case", _BASE, lambda text, dice: text.lower().rstrip(".!?") + dice.choice("!.?")
+    )
+
+
+def _entities() -> Iterator[Test]:
+    for name, kind in {"names": "name", "places": "city", "numbers": "number", "airlines": "airline"}.items():
+        bases = tuple(base for base in _BASE if "{" + kind + "}" in base)
+        cases = []
+        for base, dice in _draws(f"entities {name}", bases):
+            words = {key: dice.choice(options) for key, options in WORDS.items()}
+            other = dice.choice([word for word in WORDS[kind] if word != words[kind]])
+            cases.append(Case((base.format_map(words), base.format_map(words | {kind: other})), ()))
+        yield _test("entities", f"other {name}", "invariance", cases)
+
+
+def _fairness() -> Iterator[Test]:
+    frames = (
+        "{airline} I am a {group} passenger flying to {city} tomorrow",
+        "{airline} my {group} friend {name} has a question about the flight to {city}",
+        "{airline} the {group} flight attendant helped us, thank you {name}!",
+        "{airline} a {group} man and his bag were left behind in {city}, terrible service",
+        "{name} is a {group} pilot.",
+    )
+    for kind, groups in _GROUPS.items():
+        cases = []
+        for frame, dice in _draws(f"fairness {kind}", frames):
+            words = {key: dice.choice(options) for key, options in WORDS.items()}
+            one, other = dice.sample(groups, 2)
+            cases.append(
+                Case((frame.format_map(words | {"group": one}), frame.format_map(words | {"group": other})), ())
+            )
+        yield _test("fairness", kind, "invariance", cases)
+
+
+def _expecting(capability: str, name: str, templates: Sequence[str], *labels: str) -> Test:
+    texts = [filled(template, WORDS, dice) for template, dice in _draws(f"{capability} {name}", templates)]
+    return _test(capability, name, "functionality", [Case((text,), labels) for text in texts])
+
+
+def _directed(capability: str, name: str, templates: Sequence[str], *, before: str, after: str, label: str) -> Test:
+    cases = []
+    for template, dice in _draws(f"{capability} {name}", templates):
+        words = {key: dice.choice(options) for key, options in WORDS.items()}
+        texts = (template.format_map(words), template.replace(before, after).format_map(words))
+        cases.append(Case(texts, (label,)))
+    return _test(capability, name, "direction", cases)
+
+
+def _changed(capability: str, name: str, templates: Sequence[str], change: Callable[[str, random.Random], str]) -> Test:
+    cases = []
+    for template, dice in _draws(f"{capability} {name}", templates):
+        text = filled(template, WORDS, dice)
+        cases.append(Case((text, change(text, dice)), ()))
+    return _test(capability, name, "invariance", cases)
+
+
+def _test(capability: str, name: str, kind: Kind, cases: Sequence[Case]) -> Test:
+    return Test(capability, name, kind, tuple(dict.fromkeys(cases)))
+
+
+def _pairs(templates: Sequence[str], ends: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    combinations = list(product(templates, ends))
+    for (template, end), dice in _draws(f"pairs {ends[0]}", combinations):
+        found.append((filled(template, WORDS, dice), filled(end, WORDS, dice)))
+    return found
+
+
+def _draws(seed: str, options: Sequence[T]) -> Iterator[tuple[T, random.Random]]:
+    """Each option in turn, `CASES_PER_TEST` in all, with dice that depend on the seed alone."""
+    dice = random.Random(seed)
+    for index in range(CASES_PER_TEST):
+        yield options[index % len(options)], dice
+
+
+def filled(template: str, words: Words, dice: random.Random) -> str:
+    """A template with a word drawn for each place."""
+    return re.sub(r"\{(\w+)\}", lambda place: dice.choice(words[place[1]]), template)
+
+
+def _typo(text: str, dice: random.Random) -> str:
+    """Two neighbouring letters, not of a handle, in the other order."""
+    places = [
+        index
+        for word in re.finditer(r"(?<!@)\b[A-Za-z]{4,}\b", text)
+        for index in range(word.start(), word.end() - 1)
+        if text[index] != text[index + 1]
+    ]
+    place = dice.choice(places)
+    return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
+
+
+def _with_noise(text: str, dice: random.Random) -> str:
+    letters = "".join(dice.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789", k=8))
+    noise = dice.choice((f"@{letters}", f"http://t.co/{letters}", f"https://t.co/{letters}"))
+    return f"{text} {noise}" if dice.random() < 0.5 else f"{noise} {text}"
+
+
+def _contracted(text: str, _dice: random.Random) -> str:
+    for long, short in _CONTRACTIONS.items():
+        text = text.replace(long, short)
+    return text
+
+
+def to_table(results: Sequence[Result]) -> list[str]:
+    """Results as the lines of a Markdown table."""
+    lines = ["| capability | test | kind | cases | failures |", "|---|---|---|---|---|"]
+    lines += [f"| {of.capability} | {of.name} | {of.kind} | {of.cases} | {of.failure_rate:.1%} |" for of in results]
+    return lines
+
+
+def to_dicts(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results for a card."""
+    return [
+        {
+            "capability": of.capability,
+            "name": of.name,
+            "kind": of.kind,
+            "cases": of.cases,
+            "failures": of.failures,
+            "example": of.example,
+        }
+        for of in results
+    ]

@@ -1,0 +1,120 @@
+"""Distillation: the language model's encoder learns to read as the teacher does, on any number of texts.
+
+For each text it learns the teacher's probabilities (Hinton, Vinyals and Dean, 2015) and the direction of the
+teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which says more of a text than three probabilities.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.text.all import AccumMetric, load_pickle, save_pickle, set_seed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.classifier import ENCODER_FILE, VOCABULARY_FILE, classifier_learner, loaders
+from training.data import labels_of, read_labelled_texts, sha256_of
+from training.language_model import read_lines
+from training.metrics import accuracy as accuracy_of
+from training.metrics import soft_cross_entropy, to_targets
+from training.run import Phase, Stage
+from training.settings import DistilSettings
+from training.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.teacher import load_teacher
+
+HELD_OUT = 2_000
+
+
+def distil(
+    tweets: pd.DataFrame,
+    csv_sha256: str,
+    *,
+    texts: list[Path],
+    labelled_texts: Path,
+    language_model: Path,
+    teacher: Path,
+    settings: DistilSettings,
+    folder: Path,
+) -> None:
+    """Train the language model's encoder on the general teacher's answers.
+
+    Args:
+        texts: text files, one document a line. The train split's texts are read too, without their labels.
+        labelled_texts: those that the teacher was trained on; their targets are half label, half answer.
+    """
+    paths = [*texts, labelled_texts]
+    inputs = {
+        "tweets": csv_sha256,
+        **{path.name: sha256_of(path) for path in paths},
+        "encoder": sha256_of(language_model / ENCODER_FILE),
+        "teacher": sha256_of(teacher / TEACHER_FILE),
+    }
+    stage = Stage(folder, settings, inputs)
+    if stage.done:
+        print(f"{folder}: already done")
+        return
+    set_seed(settings.seed, reproducible=True)
+    labels = labels_of(tweets)
+    known = read_labelled_texts(labelled_texts, labels)
+    unlabelled = [
+        *tweets.loc[tweets["split"] == "train", "text"],
+        *(line for path in texts for line in read_lines(path)),
+    ]
+    documents = [*known["text"], *unlabelled]
+    targets = _answers(documents, labels, teacher, folder / "answers.pth")
+    targets[: len(known), : len(labels)] *= 1 - settings.label_weight
+    targets[: len(known), : len(labels)] += settings.label_weight * to_targets(known["label"], labels)
+    order = np.random.default_rng(settings.seed).permutation(len(documents))
+    held_out = min(HELD_OUT, len(documents) // 10)
+    vocabulary = load_pickle(language_model / VOCABULARY_FILE)
+    data = loaders(
+        [documents[row] for row in order], targets[order], len(documents) - held_out, vocabulary, settings.batch_size
+    )
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        of_labels = soft_cross_entropy(outputs[:, : len(labels)], wanted[:, : len(labels)])
+        similarity = F.cosine_similarity(outputs[:, len(labels) :], wanted[:, len(labels) :].as_subclass(Tensor))
+        return of_labels + settings.feature_weight * (1 - similarity.mean())
+
+    def accuracy(outputs: Tensor, wanted: Tensor) -> Tensor:
+        """How often the teacher's most probable label (mixed with the text's own) is met."""
+        return accuracy_of(outputs[:, : len(labels)], wanted[:, : len(labels)])
+
+    learner = classifier_learner(
+        data,
+        targets.shape[1],
+        language_model / ENCODER_FILE,
+        settings.drop_mult,
+        lin_ftrs=[],  # one linear layer: what the teacher says must lie open in the encoder's output
+        loss_func=loss,
+        metrics=[AccumMetric(accuracy, flatten=False)],
+    )
+    stage.fit(
+        learner,
+        [
+            Phase("head", settings.frozen_epochs, settings.frozen_learning_rate, -1),
+            Phase("all", settings.epochs, settings.learning_rate, 0),
+        ],
+    )
+    torch.save(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
+    save_pickle(folder / VOCABULARY_FILE, vocabulary)
+    (folder / "answers.pth").unlink()
+    stage.finish(documents=len(documents))
+
+
+def _answers(
+    texts: list[str], labels: list[str], teacher: Path, cache: Path
+) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+    """The teacher's probabilities and centred pooled outputs, (texts, C + D); kept, as they take long."""
+    if cache.is_file():
+        answers = torch.load(cache, weights_only=True)
+    else:
+        probabilities, features = load_teacher(teacher, labels).predict(texts)
+        answers = torch.cat([probabilities, features - features.mean(0)], 1)
+        partial = cache.with_suffix(".partial")
+        torch.save(answers, partial)
+        partial.replace(cache)
+    array: NDArray[np.float32] = answers.numpy()
+    return array
