@@ -58,7 +58,7 @@ class ExportedModel:
     def network(self) -> TextNetwork:
         """The fp32 network, ready for inference."""
         network = TextNetwork(self.config.network)
-        network.load_state_dict(self.weights)
+        network.load_state_dict(self.weights)  # what is stored in half precision is widened here, exactly
         return network.eval()
 
 

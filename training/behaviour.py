@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 CASES_PER_TEST: Final = 150
 TOLERANCE: Final = 0.1
@@ -155,22 +155,9 @@ def _vocabulary() -> Iterator[Test]:
         "I saw the {noun}.",
     )
     yield _expecting("vocabulary", "neutral sentences", neutral, NEUTRAL)
-    yield _directed(
-        "vocabulary",
-        "intensifiers, positive",
-        ("The {noun} was {good}.",),
-        before="was ",
-        after="was {very} ",
-        label=POSITIVE,
-    )
-    yield _directed(
-        "vocabulary",
-        "intensifiers, negative",
-        ("The {noun} was {bad}.",),
-        before="was ",
-        after="was {very} ",
-        label=NEGATIVE,
-    )
+    for label, sentence in {POSITIVE: "The {noun} was {good}.", NEGATIVE: "The {noun} was {bad}."}.items():
+        stronger = sentence.replace("was ", "was {very} ")
+        yield _directed("vocabulary", f"intensifiers, {label}", before=sentence, after=stronger, label=label)
     for label, ends in {
         POSITIVE: (" I {love} you.", " You are {good}.", " The {noun} is {good}!"),
         NEGATIVE: (" I {hate} you.", " You are {bad}.", " The {noun} is {bad}!"),
@@ -292,12 +279,11 @@ def _expecting(capability: str, name: str, templates: Sequence[str], *labels: st
     return _test(capability, name, "functionality", [Case((text,), labels) for text in texts])
 
 
-def _directed(capability: str, name: str, templates: Sequence[str], *, before: str, after: str, label: str) -> Test:
+def _directed(capability: str, name: str, *, before: str, after: str, label: str) -> Test:
     cases = []
-    for template, dice in _draws(f"{capability} {name}", templates):
+    for _, dice in _draws(f"{capability} {name}", (before,)):
         words = {key: dice.choice(options) for key, options in WORDS.items()}
-        texts = (template.format_map(words), template.replace(before, after).format_map(words))
-        cases.append(Case(texts, (label,)))
+        cases.append(Case((before.format_map(words), after.format_map(words)), (label,)))
     return _test(capability, name, "direction", cases)
 
 
@@ -362,18 +348,3 @@ def to_table(results: Sequence[Result]) -> list[str]:
     lines = ["| capability | test | kind | cases | failures |", "|---|---|---|---|---|"]
     lines += [f"| {of.capability} | {of.name} | {of.kind} | {of.cases} | {of.failure_rate:.1%} |" for of in results]
     return lines
-
-
-def to_dicts(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Results for a card."""
-    return [
-        {
-            "capability": of.capability,
-            "name": of.name,
-            "kind": of.kind,
-            "cases": of.cases,
-            "failures": of.failures,
-            "example": of.example,
-        }
-        for of in results
-    ]

@@ -2,15 +2,21 @@
 running server tells) and for people (`README.md` beside it, made from the former)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import matplotlib.pyplot as plt
+import numpy as np
+
+from training import behaviour
 from training.errors import TrainingError
+from training.evaluate import CALIBRATION_BINS
 from training.run import command_line, source_commit, timestamp, versions
 from training.splits import SPLITS
 
-STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
+PICTURE: Final = "validation.png"
+STAGES: Final = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
 
 
 def card_of_run(run: Path, notes: str) -> dict[str, Any]:
@@ -28,7 +34,11 @@ def card_of_run(run: Path, notes: str) -> dict[str, Any]:
     }
     if records.get("classifier", {}).get("finished") is None:
         raise TrainingError(f"{run} has no finished classifier: run `python -m training all` first.")
-    return new_card(notes) | {"stages": records}
+    recipes = sorted((run / "cross-validation").glob("*.json"))
+    return new_card(notes) | {
+        "stages": records,
+        "cross_validation": {path.stem: json.loads(path.read_text()) for path in recipes},
+    }
 
 
 def new_card(notes: str) -> dict[str, Any]:
@@ -43,6 +53,8 @@ def new_card(notes: str) -> dict[str, Any]:
         "notes": notes.strip(),
         "stages": {},
         "metrics": {},
+        "cross_validation": {},
+        "behaviour": [],
     }
 
 
@@ -52,7 +64,8 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
     lines += ["Made by `python -m training export` from `card.json`; edit that command's `--notes`, not this file.", ""]
     if card["notes"]:
         lines += [card["notes"], ""]
-    lines += ["## How good", "", *_metrics(card["metrics"])]
+    lines += ["## How good", "", *_metrics(card["metrics"]), *_cross_validation(card["cross_validation"])]
+    lines += _behaviour(card["behaviour"])
     lines += ["## How it was made", "", *_stages(card["stages"])]
     made = card["exported"]
     lines += [
@@ -67,25 +80,81 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     if not metrics:
         return ["Not measured at export.", ""]
-    lines = ["| split | tweets | accuracy | macro-F1 |", "|---|---|---|---|"]
+    lines = ["| split | tweets | accuracy | macro-F1 | calibration error |", "|---|---|---|---|---|"]
     lines += [
-        f"| {split} | {of['n']:,} | {of['accuracy']:.4f} | {of['macro_f1']:.4f} |"
+        f"| {split} | {of['n']:,} | {of['accuracy']:.4f} | {of['macro_f1']:.4f} "
+        f"| {of['expected_calibration_error']:.3f} |"
         for split in SPLITS
         if (of := metrics.get(split))
     ]
-    lines.append("")
     figures = metrics["validation"]
-    labels = figures["labels"]
-    lines += ["By class, on the validation split; the last columns are the confusion matrix (predicted as):", ""]
-    lines += ["| class | precision | recall | F1 | tweets |" + "".join(f" {label} |" for label in labels)]
-    lines += ["|---|---|---|---|---|" + "---|" * len(labels)]
-    for label, row in zip(labels, figures["confusion_matrix"], strict=True):
-        of = figures["per_class"][label]
-        counts = "".join(f" {count} |" for count in row)
+    lines += [
+        "",
+        f"The calibration error is the expected one, over {CALIBRATION_BINS} bins. On the validation split:",
+        "",
+        f"![Confusion matrix and reliability diagram]({PICTURE})",
+        "",
+        "| class | precision | recall | F1 | tweets |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {label} | {of['precision']:.3f} | {of['recall']:.3f} | {of['f1']:.3f} | {of['support']} |"
+        for label, of in figures["per_class"].items()
+    ]
+    if "per_airline" in figures:
+        lines += ["", "| airline | accuracy | tweets |", "|---|---|---|"]
+        lines += [f"| {name} | {of['accuracy']:.3f} | {of['n']} |" for name, of in figures["per_airline"].items()]
+    return [*lines, ""]
+
+
+def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
+    if not recipes:
+        return []
+    lines = ["Five-fold cross-validation over the train and validation splits, mean and standard deviation over folds:"]
+    lines += ["", "| recipe | accuracy | macro-F1 | calibration error | minutes a fold |", "|---|---|---|---|---|"]
+    ranked = sorted(recipes.items(), key=lambda item: float(item[1]["accuracy"]["mean"]))
+    for name, of in ranked:
+        accuracy, macro_f1 = of["accuracy"], of["macro_f1"]
         lines.append(
-            f"| {label} | {of['precision']:.3f} | {of['recall']:.3f} | {of['f1']:.3f} | {of['support']} |{counts}"
+            f"| {name} | {accuracy['mean']:.4f} ± {accuracy['deviation']:.4f} "
+            f"| {macro_f1['mean']:.4f} ± {macro_f1['deviation']:.4f} "
+            f"| {of['expected_calibration_error']['mean']:.3f} | {of['minutes']['mean']:.1f} |"
         )
     return [*lines, ""]
+
+
+def _behaviour(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return []
+    lines = [
+        "Behavioural tests (`python -m training behaviour`), after CheckList (Ribeiro et al., ACL 2020):",
+        "",
+        *behaviour.to_table([behaviour.Result(**of) for of in results]),
+    ]
+    return [*lines, ""]
+
+
+def plot(figures: Mapping[str, Any], picture: Path) -> None:
+    """Confusion matrix and reliability diagram of one split's figures, as a PNG file."""
+    labels, counts = figures["labels"], np.array(figures["confusion_matrix"])
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    left.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        left.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=shade)
+    ticks = range(len(labels))
+    left.set(xticks=ticks, xticklabels=labels, yticks=ticks, yticklabels=labels, xlabel="predicted", ylabel="true")
+    left.set_title("confusion matrix, share of the true class")
+    n, confidence, accuracy = np.array(figures["reliability"]).T
+    right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    right.scatter(confidence, accuracy, s=20 + 400 * n / n.sum(), alpha=0.7, label="a bin; area: tweets in it")
+    right.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="mean confidence", ylabel="accuracy")
+    right.set_title(f"reliability, expected calibration error {figures['expected_calibration_error']:.3f}")
+    right.grid(alpha=0.3)
+    right.legend(loc="upper left")
+    drawing.savefig(picture, dpi=100)
+    plt.close(drawing)
 
 
 def _stages(stages: Mapping[str, Any]) -> list[str]:

@@ -141,13 +141,13 @@ def loaders(
     table = pd.DataFrame({"text": texts, "row": np.arange(len(texts))})
     table["is_valid"] = table["row"] >= train
 
-    def target(row: int) -> Tensor:
-        return torch.from_numpy(targets[row])
+    def target(row: pd.Series) -> Tensor:
+        return torch.from_numpy(targets[row["row"]])
 
     return DataBlock(
         blocks=(TextBlock.from_df("text", vocab=vocabulary), TransformBlock),
         get_x=ColReader("text"),
-        get_y=[ColReader("row"), target],
+        get_y=target,
         splitter=ColSplitter("is_valid"),
     ).dataloaders(table, bs=batch_size, num_workers=0)
 

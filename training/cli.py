@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an argument
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="Train, evaluate and export an AWD-LSTM text classifier by ULMFiT's three stages.",
@@ -92,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _labelled_texts_option(command)
     _run_options(command)
 
-    command = _add(
-        commands, "distil", _distil, "teach the language model's encoder what that transformer reads in texts"
-    )
+    command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
     _data_option(command)
     _texts_option(command)
     _labelled_texts_option(command)
@@ -339,15 +337,13 @@ def _to_json(figures: Mapping[str, Any]) -> str:
 
 
 def _behaviour(options: argparse.Namespace) -> None:
-    from training import behaviour
-    from training.evaluate import model_answer, predict, server_answer
+    from training.behaviour import LABELS, Result, to_table
+    from training.evaluate import behaviour_of, model_answer, server_answer
 
-    answer = server_answer(options.url) if options.url else model_answer(options.model)
-
-    def scores_of(texts: list[str]) -> list[dict[str, float]]:
-        return [prediction["scores"] for prediction in predict(texts, answer)]
-
-    print("\n".join(behaviour.to_table(behaviour.run(behaviour.suite(), scores_of))))
+    found = behaviour_of(server_answer(options.url) if options.url else model_answer(options.model))
+    if not found:
+        raise TrainingError(f"The behavioural tests are for models with the labels {', '.join(LABELS)}.")
+    print("\n".join(to_table([Result(**of) for of in found])))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
+from training import behaviour
 from training.data import labelled
 from training.errors import TrainingError
 from training.splits import Split
@@ -55,6 +57,18 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
             for airline, of in hits.groupby(rows["airline"])
         }
     return found
+
+
+def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
+    """The results of the behavioural tests; none, if the labels are not those that they are about."""
+    [first] = predict(["Hello"], answer)
+    if set(first["scores"]) != set(behaviour.LABELS):
+        return []
+
+    def scores_of(texts: list[str]) -> list[dict[str, float]]:
+        return [prediction["scores"] for prediction in predict(texts, answer)]
+
+    return [asdict(result) for result in behaviour.run(behaviour.suite(), scores_of)]
 
 
 def figures(true: Sequence[str], probabilities: "NDArray[np.float64]", labels: Sequence[str]) -> dict[str, Any]:

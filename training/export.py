@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from fastai.text.all import (
     AWD_LSTM,
     CrossEntropyLossFlat,
@@ -30,11 +31,11 @@ from handler import exported
 from handler.exported import ExportedModel, ModelConfig
 from handler.network import NetworkConfig
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
-from training.card import card_of_run, new_card, to_markdown
+from training.card import PICTURE, card_of_run, new_card, plot, to_markdown
 from training.classifier import LEARNER_FILE
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.evaluate import evaluate, model_answer
+from training.evaluate import behaviour_of, evaluate, model_answer
 from training.splits import SPLITS
 
 
@@ -65,11 +66,14 @@ def export_file(learner_file: Path | None, run: Path, tweets: pd.DataFrame | Non
     exported.write(export_learner(learner, card), folder)
     if tweets is not None:
         answer = model_answer(folder)
+        card["behaviour"] = behaviour_of(answer)
         measurable = [split for split in SPLITS if tweets.loc[tweets["split"] == split, "label"].notna().all()]
         card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
     model = export_learner(learner, card)
     exported.write(model, folder)
     parameters = sum(value.numel() for value in model.weights.values())
+    if "validation" in card["metrics"]:
+        plot(card["metrics"]["validation"], folder / PICTURE)
     size = sum((folder / name).stat().st_size for name in exported.FILES)
     (folder / "README.md").write_text(to_markdown(card, folder.name, parameters, size), encoding="utf-8")
 
@@ -94,9 +98,18 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         network=_network_config(encoder, head),
     )
     weights = {**_encoder_weights(encoder.module), **_head_weights(head)}
-    # One copy each: safetensors refuses tensors that share memory.
-    weights = {name: value.detach().cpu().float().contiguous().clone() for name, value in weights.items()}
+    weights = {name: _smallest_exact(value.detach().cpu()) for name, value in weights.items()}
     return ExportedModel(config, _vocabulary_of(numericalize), weights, card)
+
+
+def _smallest_exact(value: Tensor) -> Tensor:
+    """In half precision if that loses nothing (this project's classifiers are rounded to it), else in single.
+
+    A copy: safetensors refuses tensors that share memory.
+    """
+    half = value.half()
+    exact = torch.equal(half.float(), value.float())
+    return (half if exact else value.float()).contiguous().clone()
 
 
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:

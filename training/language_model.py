@@ -198,8 +198,8 @@ def read_lines(path: Path) -> Iterator[str]:
             for line in file:
                 if line.strip():
                     found = True
-                    line = line.rstrip("\n")
-                    yield line.rpartition("\t")[2] if path.suffix == ".tsv" else line
+                    text = line.rstrip("\n")
+                    yield text.rpartition("\t")[2] if path.suffix == ".tsv" else text
     except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
     if not found:

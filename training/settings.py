@@ -123,7 +123,7 @@ class Settings:
 PRESETS: dict[str, Settings] = {
     "default": Settings(),
     "ulmfit": Settings(
-        GeneralSettings(
+        general=GeneralSettings(
             embedding_size=400,
             hidden_size=1152,
             layers=3,
@@ -131,12 +131,17 @@ PRESETS: dict[str, Settings] = {
             batch_size=64,
             sequence_length=72,
         ),
-        LanguageModelSettings(max_vocabulary=60_000, batch_size=64, sequence_length=72),
+        language_model=LanguageModelSettings(max_vocabulary=60_000, batch_size=64, sequence_length=72),
     ),
     "tiny": Settings(
-        GeneralSettings(embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8),
-        LanguageModelSettings(min_frequency=1, epochs=2, batch_size=4, sequence_length=8),
-        ClassifierSettings(epochs=2, batch_size=8),
+        general=GeneralSettings(
+            embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8
+        ),
+        language_model=LanguageModelSettings(min_frequency=1, epochs=2, batch_size=4, sequence_length=8),
+        general_teacher=TeacherSettings(epochs=1, batch_size=8),
+        teacher=TeacherSettings(epochs=1, batch_size=8),
+        distil=DistilSettings(batch_size=8),
+        classifier=ClassifierSettings(epochs=2, last_three_epochs=1, batch_size=8, made_up_texts=12),
     ),
 }
 
