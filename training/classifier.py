@@ -96,14 +96,13 @@ def _train_targets(
     """The texts to train on, and for each a probability of every label.
 
     A tweet's target is its label, as far as `label_weight` and its annotators' agreement go, and the teacher's answer
-    for the rest; without a teacher, the rest is the same for every label (label smoothing).
+    for the rest; without a teacher, the rest is `label_smoothing`.
     """
     texts = list(train["text"])
+    share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     if teacher_folder:
-        rest = load_teacher(teacher_folder, labels).predict(texts)[0].numpy()
-    else:
-        rest = np.full((len(texts), len(labels)), 1 / len(labels), dtype=np.float32)
-    weight = np.full((len(texts), 1), settings.label_weight, dtype=np.float32)
+        share, rest = settings.label_weight, load_teacher(teacher_folder, labels).predict(texts)[0].numpy()
+    weight = np.full((len(texts), 1), share, dtype=np.float32)
     if settings.use_confidence:
         weight *= train["confidence"].to_numpy(dtype=np.float32)[:, None]
     targets = weight * to_targets(train["label"], labels) + (1 - weight) * rest

@@ -274,31 +274,28 @@ def _distil(options: argparse.Namespace) -> None:
 
 def _teacher(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
+    from training.run import finished_stage
     from training.teacher import train_teacher
 
     tweets = read_tweets(options.data)
     settings = _settings(options).teacher
-    general = _if_there(options.run / "general-teacher")
+    general = finished_stage(options.run / "general-teacher")
     train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher")
 
 
 def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
+    from training.run import finished_stage
 
     train_classifier(
         read_tweets(options.data),
         sha256_of(options.data),
-        encoder_folder=_if_there(options.run / "distil") or options.run / "language-model",
-        teacher_folder=_if_there(options.run / "teacher"),
+        encoder_folder=finished_stage(options.run / "distil") or options.run / "language-model",
+        teacher_folder=finished_stage(options.run / "teacher"),
         settings=_settings(options).classifier,
         folder=options.run / "classifier",
     )
-
-
-def _if_there(stage: Path) -> Path | None:
-    """The folder of a stage that not every run has."""
-    return stage if stage.is_dir() else None
 
 
 def _cross_validate(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from training.classifier import LEARNER_FILE, train_classifier
 from training.data import labelled, labels_of
 from training.evaluate import figures
 from training.export import export_learner
+from training.run import finished_stage
 from training.settings import Settings
 from training.teacher import load_teacher, train_teacher
 
@@ -92,19 +93,17 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
         if name in ("run", "teacher"):
             teacher = folder.parent / "teacher" / str(index)
-            general = run / "general-teacher"
-            train_teacher(fold, sha256, general if general.is_dir() else None, settings.teacher, teacher)
+            train_teacher(fold, sha256, finished_stage(run / "general-teacher"), settings.teacher, teacher)
             minutes += _minutes(teacher)
         if name == "teacher":
             assert teacher
             probabilities, _ = load_teacher(teacher, labels_of(fold)).predict(list(validation["text"]))
             return probabilities.numpy(), minutes
-        distilled = run / "distil"
-        encoder = distilled if distilled.is_dir() and name != "language-model" else run / "language-model"
+        encoder = None if name == "language-model" else finished_stage(run / "distil")
         train_classifier(
             fold,
             sha256,
-            encoder_folder=encoder,
+            encoder_folder=encoder or run / "language-model",
             teacher_folder=teacher,
             settings=settings.classifier,
             folder=folder / str(index),

@@ -35,7 +35,7 @@ import matplotlib.pyplot as plt
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _ONE_MEBIBYTE = 1 << 20
 
-VERSIONED_PACKAGES = ("torch", "fastai", "spacy", "numpy", "pandas", "scikit-learn")
+VERSIONED_PACKAGES = ("torch", "fastai", "transformers", "spacy", "numpy", "pandas", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,22 @@ class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
         if self.epoch < self.first_epoch:  # fastai comes here for the epochs that it skips, too
             return
         self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
+
+
+def finished_stage(folder: Path) -> Path | None:
+    """The folder of a stage that not every run has; None if this run does not.
+
+    Raises:
+        TrainingError: the stage was begun and is not done.
+    """
+    record = folder / "record.json"
+    if not record.is_file():
+        return None
+    if json.loads(record.read_text(encoding="utf-8"))["finished"] is None:
+        raise TrainingError(
+            f"{folder} was begun and is not done: go on with `python -m training {folder.name}`, or remove it."
+        )
+    return folder
 
 
 def give_freed_memory_back() -> None:

@@ -97,7 +97,10 @@ class ClassifierSettings:
     weight_decay: float = 0.05
     drop_mult: float = 0.5
     label_weight: float = 0.6
-    """The label's share in a tweet's target; the rest is the teacher's answer, or without one label smoothing."""
+    """The label's share in a tweet's target; the rest is the teacher's answer."""
+
+    label_smoothing: float = 0.1
+    """The share that all labels have alike in a tweet's target, where there is no teacher."""
 
     use_confidence: int = 1
     """1: the label's share is multiplied by `airline_sentiment_confidence`, how far its annotators agreed."""
