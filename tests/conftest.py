@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from handler.classifier import TextClassifier
 from tests.e2e.server_process import BATCH, Project, Server
-from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_TEXTS, TOY_TWEETS
+from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.archive import archive
 
 # A time limit for each example would fail on a busy machine; how fast things are is the benchmarks' matter.
@@ -55,7 +55,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     command = [
         *(sys.executable, "-m", "training", "all", "--preset", "tiny"),
-        *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS)),
+        *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)),
         *("--run", str(folder / "run"), "--to", str(folder / "model")),
     ]
     subprocess.run(command, cwd=ROOT, check=True)

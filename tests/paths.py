@@ -6,4 +6,5 @@ ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "model_store" / "sentiment"
 TOY_TWEETS = ROOT / "tests" / "data" / "tweets.csv"
 TOY_TEXTS = ROOT / "tests" / "data" / "texts.txt"
+TOY_LABELLED = ROOT / "tests" / "data" / "labelled.tsv"
 REAL_TWEETS = ROOT.parent / "shared" / "data" / "airline" / "Tweets.csv"

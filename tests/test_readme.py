@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from handler.limits import ENVIRONMENT_PREFIX, Limits
+from tests.approximately import approximately
 from tests.e2e.server_process import Server
-from tests.paths import REAL_TWEETS, ROOT, TOY_TEXTS, TOY_TWEETS
+from tests.paths import REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = ".venv/bin/python"
@@ -90,19 +91,6 @@ def comparable(answer: str) -> Any:
         return answer
 
 
-def approximately(value: Any) -> Any:
-    """A value that equals others within 1e-4 in every number, however deep."""
-    match value:
-        case dict():
-            return {key: approximately(item) for key, item in value.items()}
-        case list():
-            return [approximately(item) for item in value]
-        case float():
-            return pytest.approx(value, abs=1e-4)
-        case _:
-            return value
-
-
 TRAINING_COMMANDS = [
     line for block in blocks("sh") for line in block.splitlines() if line.startswith(f"{PYTHON} -m training")
 ]
@@ -112,6 +100,7 @@ def test_every_training_command_runs(toy_run: Path, tmp_path: Path) -> None:
     """In the README's order, in one folder, as a reader would."""
     shutil.copy(TOY_TWEETS, tmp_path / "Tweets.csv")
     shutil.copy(TOY_TEXTS, tmp_path / "texts.txt")
+    shutil.copy(TOY_LABELLED, tmp_path / "labelled.tsv")
     shutil.copy(toy_run / "run" / "classifier" / "learner.pkl", tmp_path / "my_learner.pkl")
     # Stands in for fastai's download, where fastai looks for it before it asks the network.
     shutil.copytree(toy_run / "run" / "general", tmp_path / "fastai" / "models" / "wt103-fwd")

@@ -74,7 +74,7 @@ def train_classifier(
     set_seed(settings.seed, reproducible=True)
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    texts, targets = _train_targets(train, labels, teacher_folder, settings)
+    texts, targets = train_targets(train, labels, teacher_folder, settings)
     vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
     data = loaders(
         [*texts, *validation["text"]],
@@ -90,7 +90,7 @@ def train_classifier(
     stage.finish(temperature=temperature)
 
 
-def _train_targets(
+def train_targets(
     train: pd.DataFrame, labels: list[str], teacher_folder: Path | None, settings: ClassifierSettings
 ) -> tuple[list[str], NDArray[np.float32]]:
     """The texts to train on, and for each a probability of every label.

@@ -4,26 +4,53 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from handler.classifier import TextClassifier
+from tests.approximately import approximately
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets, split_of_rows
-from training.evaluate import evaluate, figures, model_answer
+from training.evaluate import evaluate, figures, model_answer, reliability
+from training.metrics import best_temperature
 
 VALIDATION_ACCURACY = 0.82
+VALIDATION_MACRO_F1 = 0.75
+VALIDATION_CALIBRATION_ERROR = 0.03
+MAX_MODEL_BYTES = 30_000_000
+
+
+def test_the_embedded_model_is_small() -> None:
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) <= MAX_MODEL_BYTES
 
 
 def test_figures_by_hand() -> None:
-    found = figures(["a", "a", "a", "b", "b", "c"], ["a", "a", "b", "b", "a", "a"], ["a", "b", "c"])
+    predicted = np.array([0, 0, 1, 1, 0, 0])
+    found = figures(["a", "a", "a", "b", "b", "c"], 0.8 * np.eye(3)[predicted] + 0.1, ["a", "b", "c"])
     assert (found["n"], found["accuracy"]) == (6, 0.5)
     assert found["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
     assert found["per_class"]["a"] == {"precision": 0.5, "recall": 0.666667, "f1": 0.571429, "support": 3}
     assert found["per_class"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
     assert found["macro_f1"] == pytest.approx((0.571429 + 0.5 + 0) / 3, abs=1e-6)
+    assert found["expected_calibration_error"] == pytest.approx(0.9 - 0.5)
+    assert found["reliability"] == [[6, pytest.approx(0.9), 0.5]]
+
+
+def test_the_calibration_error_by_hand() -> None:
+    bins = reliability(np.array([0.51, 0.52, 0.98, 1.0]), np.array([True, False, True, True]))
+    assert bins == [(2, pytest.approx(0.515), 0.5), (2, pytest.approx(0.99), 1.0)]
+
+
+def test_the_best_temperature_undoes_one() -> None:
+    """Labels drawn from the probabilities that logits stand for: those logits, made three times as sure, need 3."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 3, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    assert best_temperature(3 * logits, torch.eye(3)[labels]) == pytest.approx(3, rel=0.05)
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -34,7 +61,10 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]
 
 def test_one_json_object_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     found = run(capfd, "--data", TOY_TWEETS, "--split", "train")
-    assert set(found) == {"n", "accuracy", "macro_f1", "labels", "per_class", "confusion_matrix"}
+    assert set(found) == {
+        *("n", "accuracy", "macro_f1", "expected_calibration_error"),
+        *("labels", "per_class", "confusion_matrix", "reliability"),
+    }
     assert found["n"] == 36
 
 
@@ -74,9 +104,13 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     found = run(capfd, *arguments)
     assert found["n"] == 1_450
     assert found["accuracy"] >= VALIDATION_ACCURACY
-    assert run(capfd, *arguments, "--url", server.project.inference) == found
+    assert found["macro_f1"] >= VALIDATION_MACRO_F1
+    assert found["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
+    assert sum(of["n"] for of in found["per_airline"].values()) == found["n"]
+    # A probability's last digit depends on how many threads share the sum.
+    assert run(capfd, *arguments, "--url", server.project.inference) == approximately(found)
     card = json.loads((MODEL / "card.json").read_text())
-    assert card["metrics"]["validation"] == found
+    assert card["metrics"]["validation"] == approximately(found)
 
 
 def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.paths import TOY_TEXTS, TOY_TWEETS
+from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
 from training.run import Stage
 from training.settings import PRESETS, Settings, with_changes
 
-STAGES = ("general", "language-model", "classifier")
+STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -69,6 +69,36 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Stage, "epoch_done", counted)
+
+
+@pytest.mark.parametrize("stage", ["general-teacher", "distil", "teacher"])
+def test_every_stage_resumes(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stage: str
+) -> None:
+    for name in ("language-model", "general-teacher"):
+        if name != stage:
+            shutil.copytree(toy_run / "run" / name, tmp_path / name)
+    own = {
+        "general-teacher": ("--labelled-texts", TOY_LABELLED),
+        "distil": ("--labelled-texts", TOY_LABELLED, "--texts", TOY_TEXTS),
+        "teacher": (),
+    }[stage]
+    setting = f"{stage.replace('-', '_')}.epochs=2"
+    command = (stage, "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path, "--set", setting, *own)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert run(*command) == 130
+    before = record_of(tmp_path / stage)
+    assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == (
+        stage != "general-teacher"
+    )
+    if stage != "general-teacher":
+        assert f"go on with `python -m training {stage}`" in capfd.readouterr().err
+    assert run(*command) == 0
+    after = record_of(tmp_path / stage)
+    assert (len(before["epochs"]), len(after["epochs"])) == (1, 2)
+    assert after["epochs"][0] == before["epochs"][0]
+    assert after["finished"]
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 4])
@@ -208,6 +238,11 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
         (["export", "--run", "nowhere"], "no finished classifier"),
         (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
         (["archive", "--model", "nowhere"], "config.json is missing"),
+        (
+            ["general-teacher", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_TEXTS)],
+            "expected UTF-8 lines of `label<TAB>text`, labels negative, neutral, positive",
+        ),
+        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
         (["archive", "--to", "model.zip"], "ends in .mar"),
         (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "should hold one .pth file"),
         (["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"], "Is the server up"),
@@ -219,7 +254,7 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
 def test_wrong_input_is_told_what_is_expected(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if arguments[0] in ("general", "language-model"):
+    if arguments[0] in ("general", "general-teacher", "language-model"):
         arguments = [*arguments, "--run", str(tmp_path)]
     assert cli.main(arguments) == 1
     assert message in capfd.readouterr().err

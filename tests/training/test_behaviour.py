@@ -1,0 +1,89 @@
+"""The behavioural tests themselves: that each can fail, and that training has not seen them."""
+
+from collections import Counter
+
+import pytest
+
+from training import behaviour
+from training.augmentation import made_up
+from training.behaviour import LABELS, Case, Result, Test, run, suite
+
+
+def sure_of(label: str) -> dict[str, float]:
+    return {name: 0.9 if name == label else 0.05 for name in LABELS}
+
+
+def test_the_suite_is_always_the_same_and_large() -> None:
+    assert suite() == suite()
+    assert len(suite()) > 30
+    assert all(len(test.cases) >= 40 for test in suite()), [(t.name, len(t.cases)) for t in suite()]
+    assert {test.kind for test in suite()} == {"functionality", "invariance", "direction"}
+
+
+def test_the_suite_has_the_issues_of_checklist() -> None:
+    capabilities = Counter(test.capability for test in suite())
+    assert set(capabilities) == {
+        *("vocabulary", "negation", "time", "opinion", "question and answer", "robustness", "entities", "fairness")
+    }
+
+
+def test_every_change_changes_the_text() -> None:
+    for test in suite():
+        for case in test.cases:
+            assert len(case.texts) == (1 if test.kind == "functionality" else 2)
+            assert len(set(case.texts)) == len(case.texts), case
+            assert "{" not in "".join(case.texts)
+            assert set(case.labels) <= set(LABELS)
+
+
+def test_no_answer_fits_all() -> None:
+    """Whoever always says the same fails every test of functionality that allows not every label."""
+    for label in LABELS:
+        for result in run(suite(), lambda texts, label=label: [sure_of(label) for _ in texts]):  # type: ignore[misc]
+            if result.kind == "functionality":
+                assert result.failures in (0, result.cases)
+            else:
+                assert result.failures == 0
+    failed_by = {
+        label: {r.name for r in run(suite(), lambda texts, of=label: [sure_of(of) for _ in texts]) if r.failures}  # type: ignore[misc]
+        for label in LABELS
+    }
+    functionality = {test.name for test in suite() if test.kind == "functionality"}
+    assert set.union(*failed_by.values()) == functionality
+
+
+def test_a_text_dependent_answer_fails_invariance_and_direction() -> None:
+    """Labels by the text's checksum have nothing to do with what it says."""
+
+    def scores(texts: list[str]) -> list[dict[str, float]]:
+        return [sure_of(LABELS[sum(text.encode()) % 3]) for text in texts]
+
+    for result in run(suite(), scores):
+        assert result.failures > 0, result.name
+        assert result.example
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "scores", "failures"),
+    [
+        ("functionality", ("positive",), [0.2, 0.5, 0.3], 1),
+        ("functionality", ("neutral", "positive"), [0.2, 0.5, 0.3], 0),
+        ("invariance", (), [0.2, 0.5, 0.3], 1),
+        ("direction", ("positive",), [0.1, 0.4, 0.5], 1),
+        ("direction", ("positive",), [0.2, 0.2, 0.6], 0),
+    ],
+)
+def test_a_case_by_hand(kind: behaviour.Kind, labels: tuple[str, ...], scores: list[float], failures: int) -> None:
+    """Before the change, positive has 0.65."""
+    answers = {"before": [0.3, 0.05, 0.65], "after": scores}
+    texts = ("after",) if kind == "functionality" else ("before", "after")
+    test = Test("a", "b", kind, (Case(texts, labels),))
+    [result] = run([test], lambda asked: [dict(zip(LABELS, answers[text], strict=True)) for text in asked])
+    assert result == Result("a", "b", kind, 1, failures, " → ".join(texts) if failures else "")
+
+
+def test_training_has_not_seen_the_suite() -> None:
+    texts, labels = made_up(20_000, seed=1)
+    tested = {text.lower() for test in suite() for case in test.cases for text in case.texts}
+    assert not tested & {text.lower() for text in texts}
+    assert set(Counter(labels)) == set(LABELS)

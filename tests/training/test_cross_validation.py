@@ -1,0 +1,70 @@
+"""Cross-validation: what a fold may see, and the baselines' figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.paths import TOY_TWEETS
+from training import cli
+from training.augmentation import made_up
+from training.classifier import train_targets
+from training.cross_validation import FOLDS, cross_validate, folds, majority
+from training.data import labels_of, read_tweets
+from training.settings import ClassifierSettings
+
+
+@pytest.fixture
+def tweets() -> pd.DataFrame:
+    return read_tweets(TOY_TWEETS)
+
+
+def test_each_labelled_row_is_held_out_once_and_no_test_row_ever(tweets: pd.DataFrame) -> None:
+    held_out = [fold.index[fold["split"] == "validation"] for fold in folds(tweets)]
+    assert len(held_out) == FOLDS
+    expected = tweets.index[tweets["split"] != "test"]
+    assert sorted(np.concatenate(held_out)) == sorted(expected)
+    for fold in folds(tweets):
+        assert set(fold.index) == set(expected)
+        assert set(fold["split"]) == {"train", "validation"}
+
+
+def test_the_majoritys_figures_by_hand(tweets: pd.DataFrame) -> None:
+    rows = tweets[tweets["split"] != "test"]
+    found = cross_validate(tweets, majority)
+    hits = [(fold[fold["split"] == "validation"]["label"] == rows["label"].mode()[0]).mean() for fold in folds(tweets)]
+    assert found["accuracy"]["folds"] == pytest.approx(hits, abs=1e-6)
+    assert found["accuracy"]["mean"] == pytest.approx(np.mean(hits), abs=1e-4)
+    assert found["accuracy"]["deviation"] == pytest.approx(np.std(hits, ddof=1), abs=1e-4)
+
+
+def test_nothing_outside_the_train_split_is_trained_on(tweets: pd.DataFrame) -> None:
+    train = tweets[tweets["split"] == "train"]
+    texts, targets = train_targets(train, labels_of(tweets), None, ClassifierSettings(made_up_texts=9))
+    assert texts == [*train["text"], *made_up(9, 1)[0]]
+    assert targets.shape == (len(texts), 3)
+    assert targets.sum(1) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame) -> None:
+    rows = tweets[tweets["label"] == "negative"].head(2).assign(confidence=[1.0, 0.5])
+    settings = ClassifierSettings(label_smoothing=0.1, made_up_texts=0)
+    _, targets = train_targets(rows, labels_of(tweets), None, settings)
+    assert targets[0] == pytest.approx([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    assert targets[1] == pytest.approx([0.45 + 0.55 / 3, 0.55 / 3, 0.55 / 3])
+
+
+@pytest.mark.parametrize("recipe", ["majority", "tfidf", "teacher", "language-model", "run"])
+def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str) -> None:
+    for stage in ("language-model", "general-teacher", "distil"):
+        (tmp_path / stage).symlink_to(toy_run / "run" / stage)
+    command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
+    command += ["--preset", "tiny", "--set", "classifier.epochs=1"]
+    assert cli.main(command) == 0
+    found = json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
+    assert set(found) == {"accuracy", "macro_f1", "expected_calibration_error", "minutes"}
+    assert len(found["accuracy"]["folds"]) == FOLDS
+    trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
+    assert trained == {"run": {"teacher", "run"}, "majority": set(), "tfidf": set()}.get(recipe, {recipe})
