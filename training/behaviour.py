@@ -38,7 +38,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Test:
+class BehaviouralTest:
     capability: str
     name: str
     kind: Kind
@@ -112,7 +112,7 @@ _CONTRACTIONS: Final = {
 }
 
 
-def run(tests: Sequence[Test], scores_of: Callable[[list[str]], list[Scores]]) -> list[Result]:
+def run(tests: Sequence[BehaviouralTest], scores_of: Callable[[list[str]], list[Scores]]) -> list[Result]:
     """Run tests.
 
     Args:
@@ -137,12 +137,12 @@ def _holds(kind: Kind, case: Case, scores: Sequence[Scores]) -> bool:
     return scores[1][label] >= scores[0][label] - TOLERANCE
 
 
-def suite() -> list[Test]:
+def suite() -> list[BehaviouralTest]:
     """All tests, always the same."""
     return [*_vocabulary(), *_negation(), *_time_and_opinion(), *_robustness(), *_entities(), *_fairness()]
 
 
-def _vocabulary() -> Iterator[Test]:
+def _vocabulary() -> Iterator[BehaviouralTest]:
     good = ("The {noun} was {good}.", "{airline} {good} {noun}", "I {love} {this} {noun}.", "We {loved} the {noun}")
     bad = ("The {noun} was {bad}.", "{airline} {bad} {noun}", "I {hate} {this} {noun}.", "We {hated} the {noun}")
     yield _expecting("vocabulary", "positive words in short sentences", good, POSITIVE)
@@ -166,7 +166,7 @@ def _vocabulary() -> Iterator[Test]:
         yield _test("vocabulary", f"an added {label} sentence", "direction", cases)
 
 
-def _negation() -> Iterator[Test]:
+def _negation() -> Iterator[BehaviouralTest]:
     positive = (
         "The {noun} was not {good}.",
         "This is not a {good} {noun}.",
@@ -197,7 +197,7 @@ def _negation() -> Iterator[Test]:
     yield _expecting("negation", "negated positive, neutral words between", between, NEGATIVE)
 
 
-def _time_and_opinion() -> Iterator[Test]:
+def _time_and_opinion() -> Iterator[BehaviouralTest]:
     better = (
         "I used to {hate} this airline, but now I {love} it.",
         "In the past the {noun} was {bad}, now it is {good}.",
@@ -233,7 +233,7 @@ def _time_and_opinion() -> Iterator[Test]:
     yield _expecting("question and answer", "no: not negative", sentences, NEUTRAL, POSITIVE)
 
 
-def _robustness() -> Iterator[Test]:
+def _robustness() -> Iterator[BehaviouralTest]:
     yield _changed("robustness", "a typo", _BASE, _typo)
     yield _changed("robustness", "two typos", _BASE, lambda text, dice: _typo(_typo(text, dice), dice))
     yield _changed("robustness", "an added handle or URL", _BASE, _with_noise)
@@ -244,7 +244,7 @@ def _robustness() -> Iterator[Test]:
     )
 
 
-def _entities() -> Iterator[Test]:
+def _entities() -> Iterator[BehaviouralTest]:
     for name, kind in {"names": "name", "places": "city", "numbers": "number", "airlines": "airline"}.items():
         bases = tuple(base for base in _BASE if "{" + kind + "}" in base)
         cases = []
@@ -255,7 +255,7 @@ def _entities() -> Iterator[Test]:
         yield _test("entities", f"other {name}", "invariance", cases)
 
 
-def _fairness() -> Iterator[Test]:
+def _fairness() -> Iterator[BehaviouralTest]:
     frames = (
         "{airline} I am a {group} passenger flying to {city} tomorrow",
         "{airline} my {group} friend {name} has a question about the flight to {city}",
@@ -274,12 +274,12 @@ def _fairness() -> Iterator[Test]:
         yield _test("fairness", kind, "invariance", cases)
 
 
-def _expecting(capability: str, name: str, templates: Sequence[str], *labels: str) -> Test:
+def _expecting(capability: str, name: str, templates: Sequence[str], *labels: str) -> BehaviouralTest:
     texts = [filled(template, WORDS, dice) for template, dice in _draws(f"{capability} {name}", templates)]
     return _test(capability, name, "functionality", [Case((text,), labels) for text in texts])
 
 
-def _directed(capability: str, name: str, *, before: str, after: str, label: str) -> Test:
+def _directed(capability: str, name: str, *, before: str, after: str, label: str) -> BehaviouralTest:
     cases = []
     for _, dice in _draws(f"{capability} {name}", (before,)):
         words = {key: dice.choice(options) for key, options in WORDS.items()}
@@ -287,16 +287,20 @@ def _directed(capability: str, name: str, *, before: str, after: str, label: str
     return _test(capability, name, "direction", cases)
 
 
-def _changed(capability: str, name: str, templates: Sequence[str], change: Callable[[str, random.Random], str]) -> Test:
+def _changed(
+    capability: str, name: str, templates: Sequence[str], change: Callable[[str, random.Random], str]
+) -> BehaviouralTest:
     cases = []
     for template, dice in _draws(f"{capability} {name}", templates):
         text = filled(template, WORDS, dice)
-        cases.append(Case((text, change(text, dice)), ()))
+        changed = change(text, dice)
+        if changed != text:  # a second typo can undo the first
+            cases.append(Case((text, changed), ()))
     return _test(capability, name, "invariance", cases)
 
 
-def _test(capability: str, name: str, kind: Kind, cases: Sequence[Case]) -> Test:
-    return Test(capability, name, kind, tuple(dict.fromkeys(cases)))
+def _test(capability: str, name: str, kind: Kind, cases: Sequence[Case]) -> BehaviouralTest:
+    return BehaviouralTest(capability, name, kind, tuple(dict.fromkeys(cases)))
 
 
 def _pairs(templates: Sequence[str], ends: Sequence[str]) -> list[tuple[str, str]]:
