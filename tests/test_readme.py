@@ -104,10 +104,10 @@ def test_every_training_command_runs(toy_run: Path, tmp_path: Path) -> None:
     shutil.copy(toy_run / "run" / "classifier" / "learner.pkl", tmp_path / "my_learner.pkl")
     # Stands in for fastai's download, where fastai looks for it before it asks the network.
     shutil.copytree(toy_run / "run" / "general", tmp_path / "fastai" / "models" / "wt103-fwd")
-    assert len(TRAINING_COMMANDS) == 9
+    assert len(TRAINING_COMMANDS) == 12
     for line in TRAINING_COMMANDS:
         command = line.replace(PYTHON, sys.executable).replace("--preset ulmfit", "")
-        if re.search(r" -m training (all|general|language-model|classifier) ", line):
+        if re.search(r" -m training (all|general|language-model|general-teacher|distil|teacher|classifier) ", line):
             command += " --preset tiny"
         if " -m training all " in line:
             shutil.rmtree(tmp_path / "runs", ignore_errors=True)
@@ -137,6 +137,6 @@ def test_the_error_table_is_the_codes() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "model_store" / "README.md"):
+    for page in (ROOT / "README.md", ROOT / "model_store" / "README.md", ROOT / "training" / "README.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

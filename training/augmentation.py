@@ -1,4 +1,5 @@
-"""What the classifier is trained on besides the tweets: short made-up texts about what tweets seldom show.
+"""What the classifier is trained on besides the tweets: short made-up texts about what tweets seldom show, and
+pieces of tweets for the teacher to label.
 
 Tweets hold little negation, change of mind, question and answer, and few neutral statements with an opinion's
 shape, so a classifier of tweets need not learn them (Ribeiro et al., ACL 2020, found that it does not). The
@@ -6,6 +7,7 @@ sentences here are others than those of `training.behaviour`, which measures.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Final
 
 from training.behaviour import NEGATIVE, NEUTRAL, POSITIVE, Words, filled
@@ -152,3 +154,25 @@ def made_up(count: int, seed: int) -> tuple[list[str], list[str]]:
         texts.append(filled(dice.choice(SENTENCES[label]), WORDS, dice).strip())
         labels.append(label)
     return texts, labels
+
+
+def pieces(texts: Sequence[str], seed: int) -> list[str]:
+    """For each text a part of it, a quarter of them followed by a part of another text.
+
+    Whoever learns from a teacher can use any text of the right kind, labelled or not, and learns more from more of
+    them (Tang et al., "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", 2019, section 3.3).
+    """
+    dice = random.Random(seed)
+    return [
+        f"{_part(text, dice)} {_part(dice.choice(texts), dice)}" if dice.random() < 0.25 else _part(text, dice)
+        for text in texts
+    ]
+
+
+def _part(text: str, dice: random.Random) -> str:
+    """Some neighbouring words, at least three of them where there are, now and then with one left out."""
+    words = text.split()
+    length = dice.randint(min(3, len(words)), len(words))
+    start = dice.randint(0, len(words) - length)
+    kept = [word for word in words[start : start + length] if dice.random() >= 0.1]
+    return " ".join(kept or words)

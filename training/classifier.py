@@ -25,7 +25,7 @@ from fastai.text.all import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.augmentation import made_up
+from training.augmentation import made_up, pieces
 from training.behaviour import LABELS
 from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
@@ -96,16 +96,22 @@ def train_targets(
     """The texts to train on, and for each a probability of every label.
 
     A tweet's target is its label, as far as `label_weight` and its annotators' agreement go, and the teacher's answer
-    for the rest; without a teacher, the rest is `label_smoothing`.
+    for the rest; without a teacher, the rest is `label_smoothing`. A piece of a tweet has the teacher's answer alone.
     """
     texts = list(train["text"])
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
+    more_texts: list[str] = []
     if teacher_folder:
-        share, rest = settings.label_weight, load_teacher(teacher_folder, labels).predict(texts)[0].numpy()
+        more_texts = [text for copy in range(settings.pieces) for text in pieces(texts, settings.seed + copy)]
+        answers = load_teacher(teacher_folder, labels).predict([*texts, *more_texts])[0].numpy()
+        share, rest = settings.label_weight, answers[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
     if settings.use_confidence:
         weight *= train["confidence"].to_numpy(dtype=np.float32)[:, None]
     targets = weight * to_targets(train["label"], labels) + (1 - weight) * rest
+    if more_texts:
+        targets = np.concatenate([targets, answers[len(texts) :]])
+        texts += more_texts
     if settings.made_up_texts:
         if not set(LABELS) <= set(labels):
             raise TrainingError(

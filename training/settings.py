@@ -91,7 +91,7 @@ class ClassifierSettings:
     last_two_learning_rate: float = 5e-3
     last_three_epochs: int = 0
     last_three_learning_rate: float = 3e-3
-    epochs: int = 4
+    epochs: int = 3
     learning_rate: float = 2e-3
     decay_per_group: float = 2.6
     weight_decay: float = 0.05
@@ -104,6 +104,9 @@ class ClassifierSettings:
 
     use_confidence: int = 1
     """1: the label's share is multiplied by `airline_sentiment_confidence`, how far its annotators agreed."""
+
+    pieces: int = 1
+    """How many pieces of each tweet are trained on with it, if there is a teacher to label them."""
 
     made_up_texts: int = 3_000
     """How many texts of `training.augmentation` are trained on with the tweets."""

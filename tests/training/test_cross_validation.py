@@ -9,11 +9,12 @@ import pytest
 
 from tests.paths import TOY_TWEETS
 from training import cli
-from training.augmentation import made_up
+from training.augmentation import made_up, pieces
 from training.classifier import train_targets
 from training.cross_validation import FOLDS, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
 from training.settings import ClassifierSettings
+from training.teacher import load_teacher
 
 
 @pytest.fixture
@@ -68,3 +69,26 @@ def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str)
     assert len(found["accuracy"]["folds"]) == FOLDS
     trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
     assert trained == {"run": {"teacher", "run"}, "majority": set(), "tfidf": set()}.get(recipe, {recipe})
+
+
+def test_a_piece_has_words_of_the_tweets_alone(tweets: pd.DataFrame) -> None:
+    texts = list(tweets["text"])
+    words = {word for text in texts for word in text.split()}
+    found = pieces(texts, seed=1)
+    assert len(found) == len(texts)
+    assert all(set(piece.split()) <= words and piece for piece in found)
+    assert found == pieces(texts, seed=1) != pieces(texts, seed=2)
+    assert pieces(["one"], seed=3)[0].split()[0] == "one"
+
+
+def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd.DataFrame) -> None:
+    train = tweets[tweets["split"] == "train"]
+    labels = labels_of(tweets)
+    settings = ClassifierSettings(label_weight=0.5, use_confidence=0, pieces=2, made_up_texts=0)
+    texts, targets = train_targets(train, labels, toy_run / "run" / "teacher", settings)
+    answers = load_teacher(toy_run / "run" / "teacher", labels).predict(texts)[0].numpy()
+    assert texts[: len(train)] == list(train["text"])
+    assert len(texts) == 3 * len(train)
+    expected = 0.5 * np.eye(3)[[labels.index(label) for label in train["label"]]] + 0.5 * answers[: len(train)]
+    assert targets[: len(train)] == pytest.approx(expected, abs=0.01)  # the teacher computes in bfloat16
+    assert targets[len(train) :] == pytest.approx(answers[len(train) :], abs=0.01)

@@ -42,7 +42,7 @@ def test_figures_by_hand() -> None:
 
 def test_the_calibration_error_by_hand() -> None:
     bins = reliability(np.array([0.51, 0.52, 0.98, 1.0]), np.array([True, False, True, True]))
-    assert bins == [(2, pytest.approx(0.515), 0.5), (2, pytest.approx(0.99), 1.0)]
+    assert np.array(bins) == pytest.approx(np.array([[2, 0.515, 0.5], [2, 0.99, 1.0]]))
 
 
 def test_the_best_temperature_undoes_one() -> None:
