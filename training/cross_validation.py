@@ -2,15 +2,16 @@
 1,450 tweets of the validation split alone is 0.0095, on all 13,176 labelled ones 0.003."""
 
 import json
+import pickle
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.text.all import load_learner
+from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -19,20 +20,38 @@ from sklearn.pipeline import make_pipeline, make_union
 from tqdm import tqdm
 
 from handler.classifier import TextClassifier
+from handler.exported import WEIGHTS_FILE
 from training.classifier import LEARNER_FILE, train_classifier
 from training.data import labelled, labels_of
 from training.evaluate import figures
-from training.export import export_learner
+from training.export import export_file
 from training.run import finished_stage
 from training.settings import Settings
+from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_teacher
 
 FOLDS = 5
 SEED = 1
 
-Predict = Callable[[int, pd.DataFrame], tuple["np.ndarray[Any, Any]", float]]
-"""Trains on a table's train split, and gives the probabilities (n, C) of its validation split's rows, and the minutes
-that training took. The number is the fold's."""
+TIMED_TEXTS = 200
+FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a recipe made of a fold's train split."""
+
+    predict: Callable[[list[str]], "NDArray[np.floating[Any]]"]
+    """Texts to probabilities, (n, C)."""
+
+    minutes: float
+    """That training took, without the stages that all folds share."""
+
+    megabytes: float
+
+
+Recipe = Callable[[int, pd.DataFrame], Trained]
+"""Trains on a table's train split. The number is the fold's."""
 
 
 def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -42,18 +61,23 @@ def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield rows.assign(split=np.where(np.isin(np.arange(len(rows)), held_out), "validation", "train"))
 
 
-def cross_validate(tweets: pd.DataFrame, predict: Predict) -> dict[str, Any]:
+def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
     """Figures of each fold, and their means and standard deviations over the folds.
 
     Returns:
-        accuracy, macro_f1, expected_calibration_error and minutes, each with mean, deviation and folds.
+        accuracy, macro_f1, expected_calibration_error, minutes (of training), megabytes, and milliseconds (the median
+        for one text alone), each with mean, deviation and folds.
     """
     labels = labels_of(tweets)
     found: dict[str, list[float]] = {}
     for index, fold in enumerate(tqdm(folds(tweets), total=FOLDS, unit="fold", disable=None)):
-        probabilities, minutes = predict(index, fold)
-        of_fold = figures(list(labelled(fold, "validation")["label"]), probabilities, labels) | {"minutes": minutes}
-        for name in ("accuracy", "macro_f1", "expected_calibration_error", "minutes"):
+        trained = recipe(index, fold)
+        held_out = labelled(fold, "validation")
+        texts = list(held_out["text"])
+        of_fold = figures(list(held_out["label"]), trained.predict(texts), labels)
+        of_fold |= {"minutes": trained.minutes, "megabytes": trained.megabytes}
+        of_fold["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
+        for name in FIGURES:
             found.setdefault(name, []).append(round(of_fold[name], 6))
     return {
         name: {
@@ -65,19 +89,28 @@ def cross_validate(tweets: pd.DataFrame, predict: Predict) -> dict[str, Any]:
     }
 
 
-def majority(_index: int, fold: pd.DataFrame) -> tuple["np.ndarray[Any, Any]", float]:
+def _milliseconds(trained: Trained, texts: list[str]) -> float:
+    times = []
+    for text in texts:
+        started = time.perf_counter()
+        trained.predict([text])
+        times.append(1000 * (time.perf_counter() - started))
+    return float(np.median(times))
+
+
+def majority(_index: int, fold: pd.DataFrame) -> Trained:
     """Always the train split's most frequent label."""
     return _scikit_learn(DummyClassifier(strategy="prior"), fold)
 
 
-def tfidf(_index: int, fold: pd.DataFrame) -> tuple["np.ndarray[Any, Any]", float]:
+def tfidf(_index: int, fold: pd.DataFrame) -> Trained:
     """TF-IDF of words and pairs and of 2 to 5 characters, with logistic regression."""
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True)
     return _scikit_learn(make_pipeline(make_union(words, characters), LogisticRegression(C=4, max_iter=500)), fold)
 
 
-def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path) -> Predict:
+def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path) -> Recipe:
     """A recipe that trains the teacher, the classifier, or both on each fold, from what the run has of stages before.
 
     Args:
@@ -86,8 +119,8 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
             by all recipes with the same settings.
     """
 
-    def predict(index: int, fold: pd.DataFrame) -> tuple["np.ndarray[Any, Any]", float]:
-        validation = labelled(fold, "validation")
+    def trained(index: int, fold: pd.DataFrame) -> Trained:
+        labels = labels_of(fold)
         teacher = None
         minutes = 0.0
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
@@ -95,10 +128,9 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
             teacher = folder.parent / "teacher" / str(index)
             train_teacher(fold, sha256, finished_stage(run / "general-teacher"), settings.teacher, teacher)
             minutes += _minutes(teacher)
-        if name == "teacher":
-            assert teacher
-            probabilities, _ = load_teacher(teacher, labels_of(fold)).predict(list(validation["text"]))
-            return probabilities.numpy(), minutes
+        if teacher and name == "teacher":
+            network = load_teacher(teacher, labels)
+            return Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, _megabytes(teacher / TEACHER_FILE))
         encoder = None if name == "language-model" else finished_stage(run / "distil")
         train_classifier(
             fold,
@@ -109,17 +141,11 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
             folder=folder / str(index),
         )
         minutes += _minutes(folder / str(index))
-        return probabilities_of(folder / str(index), list(validation["text"])), minutes
+        export_file(folder / str(index) / LEARNER_FILE, run, None, "", folder / str(index) / "model")
+        classifier = TextClassifier.load(folder / str(index) / "model")
+        return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE))
 
-    return predict
-
-
-def probabilities_of(classifier: Path, texts: list[str]) -> "np.ndarray[Any, Any]":
-    """A trained classifier's probabilities, (n, C), by the steps that serve: fastai's own in batches are not exact."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
-        learner = load_learner(classifier / LEARNER_FILE)
-    return TextClassifier(export_learner(learner, {})).predict(texts)
+    return trained
 
 
 def _minutes(stage: Path) -> float:
@@ -127,12 +153,16 @@ def _minutes(stage: Path) -> float:
     return seconds / 60
 
 
-def _scikit_learn(model: Any, fold: pd.DataFrame) -> tuple["np.ndarray[Any, Any]", float]:
-    train, validation = labelled(fold, "train"), labelled(fold, "validation")
+def _megabytes(file: Path) -> float:
+    return file.stat().st_size / 1e6
+
+
+def _scikit_learn(model: Any, fold: pd.DataFrame) -> Trained:
+    train = labelled(fold, "train")
     started = time.monotonic()
     model.fit(train["text"], train["label"])
     minutes = (time.monotonic() - started) / 60
-    return model.predict_proba(validation["text"]), minutes
+    return Trained(model.predict_proba, minutes, len(pickle.dumps(model)) / 1e6)
 
 
 def write(figures: dict[str, Any], path: Path) -> None:

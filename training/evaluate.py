@@ -71,7 +71,7 @@ def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
     return [asdict(result) for result in behaviour.run(behaviour.suite(), scores_of)]
 
 
-def figures(true: Sequence[str], probabilities: "NDArray[np.float64]", labels: Sequence[str]) -> dict[str, Any]:
+def figures(true: Sequence[str], probabilities: "NDArray[np.floating[Any]]", labels: Sequence[str]) -> dict[str, Any]:
     """Figures of probabilities (n, C) against true labels; a class that is never predicted has precision and F1 0.
 
     Returns:
@@ -106,7 +106,7 @@ def figures(true: Sequence[str], probabilities: "NDArray[np.float64]", labels: S
 
 
 def reliability(
-    confidences: "NDArray[np.float64]", hits: "NDArray[np.bool_]", bins: int = CALIBRATION_BINS
+    confidences: "NDArray[np.floating[Any]]", hits: "NDArray[np.bool_]", bins: int = CALIBRATION_BINS
 ) -> list[tuple[int, float, float]]:
     """Number, mean confidence and accuracy in each bin of equal width that is not empty.
 
