@@ -38,9 +38,9 @@ class LanguageModelSettings:
     seed: int = 1
     min_frequency: int = 2
     max_vocabulary: int = 20_000
-    frozen_epochs: int = 1
+    frozen_epochs: int = 0
     frozen_learning_rate: float = 4e-3
-    epochs: int = 3
+    epochs: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     drop_mult: float = 0.5
@@ -67,7 +67,7 @@ class DistilSettings:
     frozen_epochs: int = 0
     frozen_learning_rate: float = 5e-3
     epochs: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     drop_mult: float = 0.2
     label_weight: float = 0.5
@@ -76,7 +76,7 @@ class DistilSettings:
     feature_weight: float = 1.0
     """Of the teacher's pooled output in the loss, beside its probabilities."""
 
-    batch_size: int = 64
+    batch_size: int = 128
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ClassifierSettings:
     seed: int = 1
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2
-    last_two_epochs: int = 1
+    last_two_epochs: int = 0
     last_two_learning_rate: float = 5e-3
     last_three_epochs: int = 0
     last_three_learning_rate: float = 3e-3
@@ -143,11 +143,13 @@ PRESETS: dict[str, Settings] = {
         general=GeneralSettings(
             embedding_size=16, hidden_size=24, layers=2, min_frequency=1, batch_size=4, sequence_length=8
         ),
-        language_model=LanguageModelSettings(min_frequency=1, epochs=2, batch_size=4, sequence_length=8),
+        language_model=LanguageModelSettings(
+            min_frequency=1, frozen_epochs=1, epochs=2, batch_size=4, sequence_length=8
+        ),
         general_teacher=TeacherSettings(epochs=1, batch_size=8),
         teacher=TeacherSettings(epochs=1, batch_size=8),
         distil=DistilSettings(batch_size=8),
-        classifier=ClassifierSettings(epochs=2, last_three_epochs=1, batch_size=8, made_up_texts=12),
+        classifier=ClassifierSettings(epochs=2, last_two_epochs=1, last_three_epochs=1, batch_size=8, made_up_texts=12),
     ),
 }
 
