@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline, make_union
 from tqdm import tqdm
 
@@ -55,9 +55,14 @@ Recipe = Callable[[int, pd.DataFrame], Trained]
 
 
 def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The tweets, with another fifth of all labelled train and validation rows as validation split each time."""
+    """The tweets, with another fifth of all labelled train and validation rows as validation split each time.
+
+    Copies of a tweet (compared by letters and digits) are in one fold.
+    """
     rows = pd.concat([labelled(tweets, "train"), labelled(tweets, "validation")]).sort_index()
-    for _, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(rows, rows["label"]):
+    copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
+    for _, held_out in splitter.split(rows, rows["label"], groups=copies):
         yield rows.assign(split=np.where(np.isin(np.arange(len(rows)), held_out), "validation", "train"))
 
 
