@@ -3,7 +3,7 @@ pieces of tweets for the teacher to label.
 
 Tweets hold little negation, change of mind, question and answer, and few neutral statements with an opinion's
 shape, so a classifier of tweets need not learn them (Ribeiro et al., ACL 2020, found that it does not). The
-sentences here are others than those of `training.behaviour`, which measures.
+sentences and the adjectives here are others than those of `training.behaviour`, which measures.
 """
 
 import random
@@ -12,135 +12,113 @@ from typing import Final
 
 from training.behaviour import NEGATIVE, NEUTRAL, POSITIVE, Words, filled
 
+FOLLOWED: Final = 0.25
+"""The share of pieces that a piece of another text follows."""
+
+LEFT_OUT: Final = 0.1
+"""The share of a piece's words that are left out."""
+
 WORDS: Final[Words] = {
     "thing": (
         *("trip", "meal", "landing", "boarding", "website", "app", "wifi", "agent", "attendant", "snack", "upgrade"),
-        *(
-            "flight",
-            "crew",
-            "airline",
-            "company",
-            "seats",
-            "aircraft",
-            "customer service",
-            "gate agent",
-            "entertainment",
-        ),
-        *(
-            "captain",
-            "legroom",
-            "ticket",
-            "airport",
-            "terminal",
-            "booking",
-            "connection",
-            "breakfast",
-            "movie",
-            "entertainment",
-        ),
+        *("flight", "crew", "airline", "company", "seats", "aircraft", "customer service", "gate agent", "captain"),
+        *("legroom", "ticket", "airport", "terminal", "booking", "connection", "breakfast", "movie", "baggage desk"),
     ),
     "good": (
-        *("good", "great", "nice", "pleasant", "outstanding", "brilliant", "incredible", "comfortable", "delightful"),
-        *("fine", "impressive", "friendly", "helpful", "smooth", "wonderful", "amazing", "perfect", "fabulous", "fun"),
-        *("exceptional", "beautiful", "sweet", "terrific", "stellar", "happy", "excellent", "awesome", "enjoyable"),
+        *("good", "nice", "fine", "pleasant", "outstanding", "impressive", "friendly", "helpful", "smooth", "charming"),
+        *("comfortable", "delightful", "fabulous", "terrific", "stellar", "enjoyable", "superior", "brilliant"),
+        *("first-class", "top-notch", "efficient", "remarkable", "splendid", "reliable"),
     ),
     "bad": (
-        *("bad", "poor", "horrendous", "atrocious", "unpleasant", "nasty", "ridiculous", "frustrating", "annoying"),
-        *("appalling", "unacceptable", "rough", "sad", "boring", "lame", "weird", "ugly", "shameful", "uncomfortable"),
-        *("terrible", "horrible", "awful", "miserable", "useless", "unhelpful", "difficult", "creepy", "worthless"),
+        *("bad", "poor", "horrendous", "atrocious", "unacceptable", "appalling", "miserable", "useless", "unhelpful"),
+        *("shameful", "shoddy", "dismal", "disastrous", "infuriating", "incompetent", "dirty", "chaotic", "sloppy"),
+        *("unfriendly", "frustrating", "uncomfortable", "inexcusable", "a mess", "a disgrace"),
     ),
     "plain": (
-        *("British", "international", "domestic", "early", "late-night", "American", "Indian", "Australian", "small"),
-        *("large", "public", "Israeli", "Canadian", "long-haul", "nonstop", "double-decker", "charter", "weekly"),
+        *("Scottish", "Swedish", "Kenyan", "Portuguese", "Thai", "Dutch", "Canadian", "domestic", "early", "small"),
+        *("late-night", "large", "long-haul", "nonstop", "double-decker", "charter", "weekly", "weekend", "seasonal"),
+        *("transatlantic", "two-hour", "northbound"),
     ),
-    "love": ("like", "love", "enjoy", "recommend", "value", "welcome", "appreciate", "trust", "adore", "admire"),
-    "hate": ("hate", "dislike", "detest", "loathe", "abhor", "regret", "resent", "despise", "dread", "can't stand"),
-    "loved": ("liked", "loved", "enjoyed", "welcomed", "admired", "appreciated", "adored", "valued"),
-    "hated": ("hated", "disliked", "detested", "loathed", "regretted", "resented", "dreaded", "abhorred"),
+    "love": ("love", "like", "value", "prefer", "trust", "treasure", "respect", "praise", "cherish"),
+    "hate": ("hate", "resent", "detest", "loathe", "deplore", "can't bear"),
+    "loved": ("loved", "liked", "valued", "preferred", "trusted", "treasured", "praised"),
+    "hated": ("hated", "resented", "detested", "loathed", "deplored", "couldn't bear"),
     "that": ("that", "this", "the", "your", "their", "our"),
     "handle": ("@united", "@USAirways", "@AmericanAir", "@SouthwestAir", "@JetBlue", "@VirginAmerica", "", "", "", ""),
     "city": ("London", "Paris", "Houston", "Orlando", "Portland", "Tampa", "Cleveland", "Tucson", "Reno", "Memphis"),
-    "who": ("my mother", "my boss", "everyone", "the press", "Tom", "Sarah", "some people", "a friend", "others"),
-    "very": ("quite", "pretty", "incredibly", "really", "just", "totally", "very", "such", "so", "still"),
+    "who": ("my mother", "my boss", "everyone", "the press", "Tom", "Sarah", "my neighbour", "a friend", "the guide"),
+    "very": ("quite", "pretty", "incredibly", "just", "totally", "simply", "still", "utterly"),
     "days": ("3", "5", "9", "14", "30"),
 }
 
 SENTENCES: Final[dict[str, tuple[str, ...]]] = {
     POSITIVE: (
         "{handle} {good} {thing} today",
-        "That was a {good} {thing}.",
-        "It is a {good} {thing}",
         "{that} {thing} is {very} {good}",
-        "{handle} I {love} that {thing}",
-        "We {love} {that} {thing}.",
-        "I {loved} {that} {thing}!",
+        "What a {good} {thing}",
+        "{handle} my whole family {loved} your {thing}",
+        "We {love} how {good} {that} {thing} is",
         "they {loved} it and so did we",
         "{that} {thing} isn't {bad} at all",
-        "{handle} it wasn't a {bad} {thing}",
         "nothing {bad} about {that} {thing}",
-        "I never {hated} {that} {thing}",
-        "I never said that I {hate} {that} {thing}",
-        "I expected a {bad} {thing}, which it wasn't.",
-        "I was afraid I'd {hate} {that} {thing}, but I didn't",
-        "It isn't true, after {days} days in {city}, that {that} {thing} is {bad}",
+        "we never {hated} {that} {thing}",
+        "{handle} it would be wrong to call {that} {thing} {bad}",
+        "I was told of {bad} {thing}, which it wasn't.",
+        "I was afraid to {hate} it and I didn't",
+        "It is false, after {days} days in {city}, to call {that} {thing} {bad}",
         "Once {bad}, {that} {thing} is {good} these days",
-        "I {hated} {that} {thing} before. Nowadays I {love} it.",
-        "I think {that} {thing} is {good}, but I used to think it was {bad}",
-        "{who} thinks {that} {thing} is {bad}; I find it {good}",
-        "I {love} {that} {thing}, even if {who} does not",
-        "{who} may {hate} you, I {love} you",
-        "Is {that} {thing} {good}? Yes",
-        "Do I {love} {that} {thing}? Yes, I do",
-        "Was it a {bad} {thing}? No, it was not",
-        "Would I call {that} {thing} {bad}? No",
-        "Do I {hate} it? No",
-        "I would fly with this {thing} again",
+        "My opinion of {that} {thing} has changed: {bad} then, {good} now",
+        "We {hated} it before. Nowadays we {love} it.",
+        "{who} finds {that} {thing} {bad}; to me it is {good}",
+        "We {love} {that} {thing}, even if {who} does not",
+        "Is {that} {thing} {good}? Oh yes",
+        "Am I someone who would {love} it? I am, yes",
+        "Was your {thing} {bad}? No, not ours",
+        "Would we call {that} {thing} {bad}? No",
+        "Should I {hate} it? No",
+        "Next time I fly with this {thing} again",
     ),
     NEGATIVE: (
         "{handle} {bad} {thing} today",
-        "That was a {bad} {thing}.",
-        "It is a {bad} {thing}",
         "{that} {thing} is {very} {bad}",
-        "{handle} I {hate} that {thing}",
-        "We {hate} {that} {thing}.",
-        "I {hated} {that} {thing}!",
+        "What {bad} {thing}",
+        "{handle} my whole family {hated} your {thing}",
+        "We {hate} how {bad} {that} {thing} is",
         "they {hated} it and so did we",
         "{that} {thing} isn't {good} at all",
-        "{handle} it wasn't a {good} {thing}",
         "nothing {good} about {that} {thing}",
-        "I never {loved} {that} {thing}",
-        "I can't say that I {love} {that} {thing}",
-        "I wouldn't {love} {that} {thing}",
-        "I expected a {good} {thing}, which it wasn't.",
-        "I hoped I'd {love} {that} {thing}, but I didn't",
-        "It isn't true, after {days} days in {city}, that {that} {thing} is {good}",
-        "I do not believe, having paid for {days} nights in {city}, that it was a {good} {thing}",
+        "we never {loved} {that} {thing}",
+        "{handle} it would be wrong to call {that} {thing} {good}",
+        "Who would {love} {that} {thing}? Not us",
+        "I was promised a {good} {thing}, which it wasn't.",
+        "I was hoping to {love} it and I didn't",
+        "It is false, after {days} days in {city}, to call {that} {thing} {good}",
+        "We do not feel, having paid for {days} nights in {city}, that it was {good}",
         "Once {good}, {that} {thing} is {bad} these days",
-        "I {loved} {that} {thing} before. Nowadays I {hate} it.",
-        "I think {that} {thing} is {bad}, but I used to think it was {good}",
-        "{who} thinks {that} {thing} is {good}; I find it {bad}",
-        "I {hate} {that} {thing}, even if {who} does not",
-        "{who} may {love} you, I {hate} you",
-        "Is {that} {thing} {bad}? Yes",
-        "Do I {hate} {that} {thing}? Yes, I do",
-        "Was it a {good} {thing}? No, it was not",
-        "Would I call {that} {thing} {good}? No",
-        "Do I {love} it? No",
+        "My opinion of {that} {thing} has changed: {good} then, {bad} now",
+        "We {loved} it before. Nowadays we {hate} it.",
+        "{who} finds {that} {thing} {good}; to me it is {bad}",
+        "We {hate} {that} {thing}, even if {who} does not",
+        "Is {that} {thing} {bad}? Oh yes",
+        "Am I someone who would {hate} it? I am, yes",
+        "Was your {thing} {good}? No, not ours",
+        "Would we call {that} {thing} {good}? No",
+        "Should I {love} it? No",
+        "Last time I fly with this {thing}",
     ),
     NEUTRAL: (
-        "It is a {plain} {thing}",
-        "That was a {plain} {thing}.",
+        "On Monday there was a {plain} {thing}",
         "{that} {thing} is {plain}.",
-        "{handle} is {that} a {plain} {thing}?",
-        "I find {that} {thing} in {city}.",
-        "I see a {plain} {thing}",
-        "We saw {that} {thing} in {city} {days} days ago",
+        "{handle} is there a {plain} {thing}?",
+        "{who} looks for {that} {thing} in {city}.",
+        "We passed a {plain} {thing}",
+        "We noticed {that} {thing} in {city} {days} days ago",
         "{who} flies to {city} on a {plain} {thing}",
-        "It isn't a {plain} {thing}.",
         "{that} {thing} wasn't {plain}",
-        "I do not see {that} {plain} {thing} in {city}",
+        "{who} does not need {that} {plain} {thing} in {city}",
         "There is a {thing} for {city} in {days} days.",
         "{handle} which {thing} goes to {city}?",
+        "no {plain} {thing} from {city} this week",
     ),
 }
 
@@ -164,7 +142,7 @@ def pieces(texts: Sequence[str], seed: int) -> list[str]:
     """
     dice = random.Random(seed)
     return [
-        f"{_part(text, dice)} {_part(dice.choice(texts), dice)}" if dice.random() < 0.25 else _part(text, dice)
+        f"{_part(text, dice)} {_part(dice.choice(texts), dice)}" if dice.random() < FOLLOWED else _part(text, dice)
         for text in texts
     ]
 
@@ -174,5 +152,5 @@ def _part(text: str, dice: random.Random) -> str:
     words = text.split()
     length = dice.randint(min(3, len(words)), len(words))
     start = dice.randint(0, len(words) - length)
-    kept = [word for word in words[start : start + length] if dice.random() >= 0.1]
+    kept = [word for word in words[start : start + length] if dice.random() >= LEFT_OUT]
     return " ".join(kept or words)

@@ -63,7 +63,7 @@ class Result:
 WORDS: Final[Words] = {
     "noun": ("flight", "crew", "service", "food", "seat", "staff", "pilot", "plane", "lounge", "check-in", "cabin"),
     "good": ("great", "excellent", "wonderful", "amazing", "fantastic", "superb", "perfect", "lovely", "awesome"),
-    "bad": ("terrible", "awful", "horrible", "disgusting", "pathetic", "dreadful", "lousy", "disappointing", "rude"),
+    "bad": ("terrible", "awful", "horrible", "disgusting", "pathetic", "dreadful", "lousy", "disappointing", "crappy"),
     "plain": ("Italian", "commercial", "morning", "new", "regional", "direct", "connecting", "private"),
     "love": ("love", "enjoy", "like", "appreciate", "admire", "adore"),
     "hate": ("hate", "dislike", "despise", "dread", "regret"),
@@ -73,9 +73,8 @@ WORDS: Final[Words] = {
     "airline": ("@united", "@JetBlue", "@AmericanAir", "@SouthwestAir", "@USAirways", "@VirginAmerica"),
     "city": ("Boston", "Denver", "Chicago", "Dallas", "Phoenix", "Seattle", "Miami", "Atlanta", "Newark", "Austin"),
     "name": ("Maria", "David", "Emily", "Ahmed", "Wei", "Olga", "Carlos", "Aisha", "John", "Priya", "Kofi", "Hannah"),
-    "number": ("2", "4", "7", "12", "25", "38"),
+    "number": ("4", "6", "7", "12", "15", "18"),
     "very": ("really", "very", "extremely", "absolutely", "truly", "so"),
-    "rather": ("somewhat", "kind of", "a bit", "slightly"),
 }
 
 _BASE: Final = (
@@ -104,9 +103,6 @@ _GROUPS: Final[Words] = {
 _CONTRACTIONS: Final = {
     "did not": "didn't",
     "do not": "don't",
-    "does not": "doesn't",
-    "is not": "isn't",
-    "cannot": "can't",
     "I am": "I'm",
     "I have": "I've",
 }
@@ -239,9 +235,7 @@ def _robustness() -> Iterator[BehaviouralTest]:
     yield _changed("robustness", "an added handle or URL", _BASE, _with_noise)
     contractible = tuple(base for base in _BASE if any(long in base for long in _CONTRACTIONS))
     yield _changed("robustness", "contractions", contractible, _contracted)
-    yield _changed(
-        "robustness", "punctuation and case", _BASE, lambda text, dice: text.lower().rstrip(".!?") + dice.choice("!.?")
-    )
+    yield _changed("robustness", "lower case, no full stop", _BASE, lambda text, _: text.lower().rstrip(".!"))
 
 
 def _entities() -> Iterator[BehaviouralTest]:
@@ -251,7 +245,7 @@ def _entities() -> Iterator[BehaviouralTest]:
         for base, dice in _draws(f"entities {name}", bases):
             words = {key: dice.choice(options) for key, options in WORDS.items()}
             other = dice.choice([word for word in WORDS[kind] if word != words[kind]])
-            cases.append(Case((base.format_map(words), base.format_map(words | {kind: other})), ()))
+            cases.append(Case((_filled_with(base, words), _filled_with(base, words | {kind: other})), ()))
         yield _test("entities", f"other {name}", "invariance", cases)
 
 
@@ -269,7 +263,7 @@ def _fairness() -> Iterator[BehaviouralTest]:
             words = {key: dice.choice(options) for key, options in WORDS.items()}
             one, other = dice.sample(groups, 2)
             cases.append(
-                Case((frame.format_map(words | {"group": one}), frame.format_map(words | {"group": other})), ())
+                Case((_filled_with(frame, words | {"group": one}), _filled_with(frame, words | {"group": other})), ())
             )
         yield _test("fairness", kind, "invariance", cases)
 
@@ -283,7 +277,7 @@ def _directed(capability: str, name: str, *, before: str, after: str, label: str
     cases = []
     for _, dice in _draws(f"{capability} {name}", (before,)):
         words = {key: dice.choice(options) for key, options in WORDS.items()}
-        cases.append(Case((before.format_map(words), after.format_map(words)), (label,)))
+        cases.append(Case((_filled_with(before, words), _filled_with(after, words)), (label,)))
     return _test(capability, name, "direction", cases)
 
 
@@ -319,8 +313,16 @@ def _draws(seed: str, options: Sequence[T]) -> Iterator[tuple[T, random.Random]]
 
 
 def filled(template: str, words: Words, dice: random.Random) -> str:
-    """A template with a word drawn for each place."""
-    return re.sub(r"\{(\w+)\}", lambda place: dice.choice(words[place[1]]), template)
+    """A template with a word drawn for each place, and "an" where the word wants it."""
+    return _with_articles(re.sub(r"\{(\w+)\}", lambda place: dice.choice(words[place[1]]), template))
+
+
+def _filled_with(template: str, words: dict[str, str]) -> str:
+    return _with_articles(template.format_map(words))
+
+
+def _with_articles(text: str) -> str:
+    return re.sub(r"\b([Aa]) (?=(?!use|uni)[aeioAEIOu])", r"\1n ", text)
 
 
 def _typo(text: str, dice: random.Random) -> str:

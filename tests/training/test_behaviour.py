@@ -1,11 +1,15 @@
 """The behavioural tests themselves: that each can fail, and that training has not seen them."""
 
+import ast
+import inspect
+import re
 from collections import Counter
+from types import ModuleType
 from zlib import crc32
 
 import pytest
 
-from training import behaviour
+from training import augmentation, behaviour
 from training.augmentation import made_up
 from training.behaviour import LABELS, BehaviouralTest, Case, Result, run, suite
 
@@ -84,7 +88,21 @@ def test_a_case_by_hand(kind: behaviour.Kind, labels: tuple[str, ...], scores: l
 
 
 def test_training_has_not_seen_the_suite() -> None:
+    """No text of the suite, no sentence of it with other words in its places, and none of its adjectives."""
     texts, labels = made_up(20_000, seed=1)
     tested = {text.lower() for test in suite() for case in test.cases for text in case.texts}
     assert not tested & {text.lower() for text in texts}
     assert set(Counter(labels)) == set(LABELS)
+    for adjectives in ("good", "bad", "plain"):
+        assert not set(behaviour.WORDS[adjectives]) & set(augmentation.WORDS[adjectives])
+    frames = {blanked(frame) for sentences in augmentation.SENTENCES.values() for frame in sentences}
+    assert not frames & set(map(blanked, string_literals(behaviour)))
+
+
+def blanked(template: str) -> str:
+    return re.sub(r"\W+", " ", re.sub(r"\{\w+\}", "_", template)).strip().lower()
+
+
+def string_literals(module: ModuleType) -> list[str]:
+    tree = ast.parse(inspect.getsource(module))
+    return [of.value for of in ast.walk(tree) if isinstance(of, ast.Constant) and isinstance(of.value, str)]
