@@ -87,6 +87,8 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         for split in SPLITS
         if (of := metrics.get(split))
     ]
+    if "validation" not in metrics:
+        return [*lines, ""]
     figures = metrics["validation"]
     lines += [
         "",
@@ -162,7 +164,8 @@ def plot(figures: Mapping[str, Any], picture: Path) -> None:
 def _stages(stages: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, record in stages.items():
-        last = {key: value for key, value in record["epochs"][-1].items() if key not in ("phase", "seconds")}
+        epochs = record["epochs"] or [{}]
+        last = {key: value for key, value in epochs[-1].items() if key not in ("phase", "seconds")}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in last.items())
         lines += [
             f"- **{name}**: `{record['command']}`"

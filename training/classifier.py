@@ -39,6 +39,7 @@ from training.teacher import load_teacher
 LEARNER_FILE = "learner.pkl"
 ENCODER_FILE = "encoder.pth"
 VOCABULARY_FILE = "vocabulary.pkl"
+MADE_UP_LABEL_SMOOTHING = 0.05
 
 
 def train_classifier(
@@ -86,7 +87,7 @@ def train_classifier(
     learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
     stage.fit(learner, phases(settings))
     temperature = _finish(learner)
-    _export(learner.model, train, vocabulary, folder)
+    _export(learner.model, train, labels, vocabulary, folder)
     stage.finish(temperature=temperature)
 
 
@@ -113,16 +114,25 @@ def train_targets(
         targets = np.concatenate([targets, answers[len(texts) :]])
         texts += more_texts
     if settings.made_up_texts:
-        if not set(LABELS) <= set(labels):
-            raise TrainingError(
-                f"The made-up texts have the labels {', '.join(LABELS)}, these have {', '.join(labels)}: "
-                f"leave them out with --set classifier.made_up_texts=0."
-            )
+        check_made_up_texts(settings, labels)
         more, their_labels = made_up(settings.made_up_texts, settings.seed)
         texts += more
-        smoothed = 0.95 * to_targets(their_labels, labels) + 0.05 / len(labels)
+        smoothing = MADE_UP_LABEL_SMOOTHING
+        smoothed = (1 - smoothing) * to_targets(their_labels, labels) + smoothing / len(labels)
         targets = np.concatenate([targets, smoothed.astype(np.float32)])
     return texts, targets
+
+
+def check_made_up_texts(settings: ClassifierSettings, labels: list[str]) -> None:
+    """
+    Raises:
+        TrainingError: made-up texts are wanted, and their labels are not among the tweets'.
+    """
+    if settings.made_up_texts and not set(LABELS) <= set(labels):
+        raise TrainingError(
+            f"The made-up texts have the labels {', '.join(LABELS)}, the data has {', '.join(labels)}: "
+            f"leave them out with --set classifier.made_up_texts=0."
+        )
 
 
 def phases(settings: ClassifierSettings) -> list[Phase]:
@@ -198,10 +208,10 @@ def _finish(learner: Learner) -> float:
     return temperature
 
 
-def _export(model: nn.Module, rows: pd.DataFrame, vocabulary: list[str], folder: Path) -> None:
+def _export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: list[str], folder: Path) -> None:
     """The model as a learner over plain labels, as fastai exports one."""
     data = DataBlock(
-        blocks=(TextBlock.from_df("text", vocab=vocabulary), CategoryBlock),
+        blocks=(TextBlock.from_df("text", vocab=vocabulary), CategoryBlock(vocab=labels)),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
     ).dataloaders(rows, bs=8, num_workers=0)

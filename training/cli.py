@@ -28,17 +28,24 @@ _EXAMPLES = """\
 examples:
   all of it, with fastai's WikiText-103 language model (needs a network, wants a GPU):
     python -m training all --data Tweets.csv --preset ulmfit
-  all of it, with a general language model trained here from text files:
-    python -m training all --data Tweets.csv --texts tweets.txt reviews.txt.xz
+  all of it, as the embedded model was made:
+    python -m training all --data Tweets.csv --texts tweets.txt labelled.tsv --labelled-texts labelled.tsv
   one stage after the other (each goes on where it stopped):
     python -m training general --texts tweets.txt
     python -m training language-model --data Tweets.csv --general runs/default/general
+    python -m training general-teacher --data Tweets.csv --labelled-texts labelled.tsv
+    python -m training distil --data Tweets.csv --texts tweets.txt --labelled-texts labelled.tsv
+    python -m training teacher --data Tweets.csv
     python -m training classifier --data Tweets.csv
     python -m training export --data Tweets.csv
     python -m training archive
+  five-fold cross-validation of what is in the run, and of a baseline:
+    python -m training cross-validate --data Tweets.csv
+    python -m training cross-validate --data Tweets.csv --recipe tfidf
   figures of the exported model, and of the running server:
     python -m training evaluate --data Tweets.csv --split validation
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
+    python -m training behaviour
   a fastai text classifier of your own (learner.export made the file):
     python -m training export --learner my_learner.pkl --to my_model
     python -m training archive --model my_model --to model_store/my_model.mar
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on after the last whole epoch.", file=sys.stderr)
+        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
 
@@ -94,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
     _data_option(command)
-    _texts_option(command)
+    _texts_option(command, required=False)
     _labelled_texts_option(command)
     _run_options(command)
 
@@ -163,8 +170,8 @@ def _general_options(command: argparse.ArgumentParser) -> None:
     choice.add_argument("--texts", type=Path, nargs="+", metavar="FILE", help=f"train it here from {_TEXTS_HELP}")
 
 
-def _texts_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE", help=_TEXTS_HELP)
+def _texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
+    command.add_argument("--texts", type=Path, nargs="+", required=required, metavar="FILE", help=_TEXTS_HELP)
 
 
 def _labelled_texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
@@ -209,10 +216,14 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _all(options: argparse.Namespace) -> None:
-    from training.data import labels_of, read_labelled_texts, read_tweets
+    from training.classifier import check_made_up_texts
+    from training.data import labelled, labels_of, read_labelled_texts, read_tweets
 
-    # A wrong file is told before hours of training, not after.
+    # What is wrong with a file is told before hours of training, not after.
     tweets = read_tweets(options.data)
+    for split in ("train", "validation"):
+        labelled(tweets, split)
+    check_made_up_texts(_settings(options).classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     if options.texts:
@@ -220,7 +231,6 @@ def _all(options: argparse.Namespace) -> None:
         options.general = str(options.run / "general")
     _language_model(options)
     if options.labelled_texts:
-        options.texts = options.texts or []
         _general_teacher(options)
         _distil(options)
     _teacher(options)
@@ -263,7 +273,7 @@ def _distil(options: argparse.Namespace) -> None:
     distil(
         read_tweets(options.data),
         sha256_of(options.data),
-        texts=[path for path in options.texts if path.name != options.labelled_texts.name],
+        texts=[path for path in options.texts or [] if path.resolve() != options.labelled_texts.resolve()],
         labelled_texts=options.labelled_texts,
         language_model=options.run / "language-model",
         teacher=options.run / "general-teacher",
@@ -274,12 +284,11 @@ def _distil(options: argparse.Namespace) -> None:
 
 def _teacher(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.run import finished_stage
     from training.teacher import train_teacher
 
     tweets = read_tweets(options.data)
     settings = _settings(options).teacher
-    general = finished_stage(options.run / "general-teacher")
+    general = _unless_left_out(options, options.run / "general-teacher")
     train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher")
 
 
@@ -291,11 +300,19 @@ def _classifier(options: argparse.Namespace) -> None:
     train_classifier(
         read_tweets(options.data),
         sha256_of(options.data),
-        encoder_folder=finished_stage(options.run / "distil") or options.run / "language-model",
+        encoder_folder=_unless_left_out(options, options.run / "distil") or options.run / "language-model",
         teacher_folder=finished_stage(options.run / "teacher"),
         settings=_settings(options).classifier,
         folder=options.run / "classifier",
     )
+
+
+def _unless_left_out(options: argparse.Namespace, folder: Path) -> Path | None:
+    """A stage that labelled texts are for: none, where `all` was given none, whatever an earlier command left."""
+    from training.run import finished_stage
+
+    left_out = options.command is _all and options.labelled_texts is None
+    return None if left_out else finished_stage(folder)
 
 
 def _cross_validate(options: argparse.Namespace) -> None:
@@ -312,7 +329,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
         options.recipe, sha256_of(options.data), options.run, _settings(options), folder
     )
     found = cross_validation.cross_validate(tweets, predict)
-    cross_validation.write(found, folder.with_suffix(".json"))
+    cross_validation.write(found, folder.with_name(f"{name}.json"))
     print(json.dumps(found, indent=1))
 
 

@@ -23,9 +23,10 @@ from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
 from training.classifier import LEARNER_FILE, train_classifier
 from training.data import labelled, labels_of
+from training.errors import TrainingError
 from training.evaluate import figures
 from training.export import export_file
-from training.run import finished_stage
+from training.run import command_line, finished_stage, source_commit
 from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_teacher
@@ -73,18 +74,17 @@ def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
         accuracy, macro_f1, expected_calibration_error, minutes (of training), megabytes, and milliseconds (the median
         for one text alone), each with mean, deviation and folds.
     """
-    labels = labels_of(tweets)
     found: dict[str, list[float]] = {}
     for index, fold in enumerate(tqdm(folds(tweets), total=FOLDS, unit="fold", disable=None)):
         trained = recipe(index, fold)
         held_out = labelled(fold, "validation")
         texts = list(held_out["text"])
-        of_fold = figures(list(held_out["label"]), trained.predict(texts), labels)
+        of_fold = figures(list(held_out["label"]), trained.predict(texts), labels_of(fold))
         of_fold |= {"minutes": trained.minutes, "megabytes": trained.megabytes}
         of_fold["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
         for name in FIGURES:
             found.setdefault(name, []).append(round(of_fold[name], 6))
-    return {
+    return {"command": command_line(), "commit": source_commit()} | {
         name: {
             "mean": round(float(np.mean(values)), 4),
             "deviation": round(float(np.std(values, ddof=1)), 4),
@@ -129,7 +129,7 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
         teacher = None
         minutes = 0.0
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
-        if name in ("run", "teacher"):
+        if name == "teacher" or (name == "run" and finished_stage(run / "teacher")):
             teacher = folder.parent / "teacher" / str(index)
             train_teacher(fold, sha256, finished_stage(run / "general-teacher"), settings.teacher, teacher)
             minutes += _minutes(teacher)
@@ -137,6 +137,8 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
             network = load_teacher(teacher, labels)
             return Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, _megabytes(teacher / TEACHER_FILE))
         encoder = None if name == "language-model" else finished_stage(run / "distil")
+        if name == "distil" and encoder is None:
+            raise TrainingError(f"{run} has no distil stage: run `python -m training distil` first.")
         train_classifier(
             fold,
             sha256,

@@ -103,7 +103,10 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
     """
     if not path.is_file():
         raise TrainingError(f"No file at {path}; expected UTF-8 lines of `label<TAB>text`.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at characters within a line
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path}: expected UTF-8 lines of `label<TAB>text` ({error}).") from error
     rows = pd.DataFrame([line.partition("\t")[::2] for line in lines if line.strip()], columns=["label", "text"])
     wrong = rows[~rows["label"].isin(labels) | (rows["text"].str.strip() == "")]
     if len(wrong) or rows.empty:

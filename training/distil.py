@@ -64,6 +64,7 @@ def distil(
     ]
     documents = [*known["text"], *unlabelled]
     targets = _answers(documents, labels, teacher, folder / "answers.pth")
+    set_seed(settings.seed, reproducible=True)  # answers from an interrupted run draw no random numbers
     targets[: len(known), : len(labels)] *= 1 - settings.label_weight
     targets[: len(known), : len(labels)] += settings.label_weight * to_targets(known["label"], labels)
     order = np.random.default_rng(settings.seed).permutation(len(documents))

@@ -79,7 +79,10 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     Raises:
         TrainingError: a file that is missing or holds no text.
     """
-    stage = Stage(folder, settings, {path.name: sha256_of(_existing(path)) for path in texts})
+    inputs = {path.name: sha256_of(_existing(path)) for path in texts}
+    if len(inputs) < len(texts):
+        raise TrainingError("Two of the --texts have the same name; the record tells files by their names. Rename one.")
+    stage = Stage(folder, settings, inputs)
     if stage.done:
         print(f"{folder}: already done")
         return
@@ -199,7 +202,7 @@ def read_lines(path: Path) -> Iterator[str]:
                 if line.strip():
                     found = True
                     text = line.rstrip("\n")
-                    yield text.rpartition("\t")[2] if path.suffix == ".tsv" else text
+                    yield text.rpartition("\t")[2] if ".tsv" in path.suffixes else text
     except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
     if not found:

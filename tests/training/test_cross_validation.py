@@ -59,13 +59,13 @@ def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame)
 
 @pytest.mark.parametrize("recipe", ["majority", "tfidf", "teacher", "language-model", "run"])
 def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str) -> None:
-    for stage in ("language-model", "general-teacher", "distil"):
+    for stage in ("language-model", "general-teacher", "distil", "teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
     command += ["--preset", "tiny", "--set", "classifier.epochs=1"]
     assert cli.main(command) == 0
     found = json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
-    assert set(found) == set(FIGURES)
+    assert set(found) == {*FIGURES, "command", "commit"}
     assert len(found["accuracy"]["folds"]) == FOLDS
     trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
     assert trained == {"run": {"teacher", "run"}, "majority": set(), "tfidf": set()}.get(recipe, {recipe})

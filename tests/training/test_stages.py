@@ -101,7 +101,7 @@ def test_every_stage_resumes(
     assert after["finished"]
 
 
-@pytest.mark.parametrize("epochs", [1, 3, 4])
+@pytest.mark.parametrize("epochs", [1, 3, 4, 5])
 def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], epochs: int
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     with monkeypatch.context() as patch:
         stop_after(patch, epochs)
         assert run(*command) == 130
-    assert "goes on after the last whole epoch" in capfd.readouterr().err
+    assert "goes on from the last checkpoint" in capfd.readouterr().err
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
@@ -120,6 +120,58 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     assert [e["phase"] for e in after["epochs"]] == ["head", "last two", "last three", "all", "all"]
     assert after["finished"]
     assert (tmp_path / "classifier" / "learner.pkl").exists()
+
+
+@pytest.mark.parametrize("when", ["in an epoch", "after the last epoch"])
+def test_a_killed_stage_gives_what_an_uninterrupted_one_does(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """But for the dropout after the kill, which is off here."""
+    command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--set", "general.drop_mult=1e-9")
+    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)
+    saved = [0]
+    original = Stage.save
+
+    def counted(self: Stage, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        saved[0] += 1
+        if when == "in an epoch" and saved[0] == 3:
+            raise KeyboardInterrupt
+
+    def killed(_self: Stage, **_results: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "save", counted)
+        if when == "after the last epoch":
+            patch.setattr(Stage, "finish", killed)
+        assert run(*command, "--run", tmp_path / "killed") == 130
+    assert record_of(tmp_path / "killed" / "general")["finished"] is None
+    assert run(*command, "--run", tmp_path / "killed") == 0
+    assert run(*command, "--run", tmp_path / "whole") == 0
+    killed_weights, whole_weights = (
+        torch.load(tmp_path / name / "general" / "language_model.pth", weights_only=True)
+        for name in ("killed", "whole")
+    )
+    hidden = when == "in an epoch"  # the language model's state at the kill is not kept
+    for name, value in whole_weights.items():
+        torch.testing.assert_close(killed_weights[name], value, atol=2e-2 if hidden else 1e-6, rtol=0)
+
+
+def test_a_stage_killed_before_its_first_checkpoint_is_not_overlooked(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
+    options = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+
+    def killed(*_arguments: Any, **_named: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "fit", killed)
+        assert run("teacher", *options) == 130
+    assert run("classifier", *options) == 1
+    assert "go on with `python -m training teacher`" in capfd.readouterr().err
 
 
 def test_a_finished_stage_is_not_done_again(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
