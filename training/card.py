@@ -114,7 +114,8 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "Five-fold cross-validation over the train and validation splits (mean and standard deviation over the folds; "
-        "minutes of training a fold, without the stages that folds share; milliseconds for one tweet alone):",
+        "the temperature of this project's classifiers is fitted on the fold itself; minutes of training a fold, "
+        "without the stages that folds share; milliseconds for one tweet alone):",
         "",
         "| recipe | accuracy | macro-F1 | calibration error | minutes | MB | ms |",
         "|---|---|---|---|---|---|---|",

@@ -65,8 +65,7 @@ def distil(
     documents = [*known["text"], *unlabelled]
     targets = _answers(documents, labels, teacher, folder / "answers.pth")
     set_seed(settings.seed, reproducible=True)  # answers from an interrupted run draw no random numbers
-    targets[: len(known), : len(labels)] *= 1 - settings.label_weight
-    targets[: len(known), : len(labels)] += settings.label_weight * to_targets(known["label"], labels)
+    mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
     vocabulary = load_pickle(language_model / VOCABULARY_FILE)
@@ -103,6 +102,12 @@ def distil(
     save_pickle(folder / VOCABULARY_FILE, vocabulary)
     (folder / "answers.pth").unlink()
     stage.finish(documents=len(documents))
+
+
+def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: float) -> None:
+    """Replace a share of the first rows' probabilities, the first columns of `answers`, by `targets`, in place."""
+    rows, labels = targets.shape
+    answers[:rows, :labels] = (1 - weight) * answers[:rows, :labels] + weight * targets
 
 
 def _answers(

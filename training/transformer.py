@@ -30,6 +30,11 @@ _SYMBOL = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]")
 logging.disable_progress_bar()
 
 
+def fast_in_bfloat16() -> bool:
+    """Whether this machine has instructions for it; without them bfloat16 is slower than float32."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+
 def model_folder() -> Path:
     """Where the package keeps the weights; the package itself is not imported, it wants more than they need."""
     spec = importlib.util.find_spec(PACKAGE)
@@ -89,7 +94,7 @@ class TransformerClassifier(nn.Module):
         with tqdm(total=len(texts), unit="text", disable=None) as progress:
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
-                with torch.autocast(device.type, dtype=torch.bfloat16):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16()):
                     found = self.features(pad([pieces[row] for row in rows]).to(device)).float()
                 features[rows] = found.cpu()
                 probabilities[rows] = self.head(found).softmax(1).cpu()

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.paths import TOY_TWEETS
+from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.augmentation import made_up, pieces
 from training.classifier import train_targets
 from training.cross_validation import FIGURES, FOLDS, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
+from training.distil import mix_in
 from training.settings import ClassifierSettings
 from training.teacher import load_teacher
 
@@ -41,12 +42,40 @@ def test_the_majoritys_figures_by_hand(tweets: pd.DataFrame) -> None:
     assert found["accuracy"]["deviation"] == pytest.approx(np.std(hits, ddof=1), abs=1e-4)
 
 
-def test_nothing_outside_the_train_split_is_trained_on(tweets: pd.DataFrame) -> None:
+@pytest.mark.parametrize("stage", ["classifier", "distil"])
+def test_nothing_outside_the_train_split_is_trained_on(
+    toy_run: Path, tmp_path: Path, tweets: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    for name in ("language-model", "general-teacher", "teacher"):
+        (tmp_path / name).symlink_to(toy_run / "run" / name)
+    seen: list[str] = []
+
+    def spy(texts: list[str], _targets: object, train: int, *_rest: object) -> None:
+        seen.extend(texts if stage == "distil" else texts[:train])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"training.{stage}.loaders", spy)
+    command = [stage, "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
+    if stage == "distil":
+        command += ["--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)]
+    assert cli.main(command) == 130
+    assert set(tweets.loc[tweets["split"] == "train", "text"]) <= set(seen)
+    for text in tweets.loc[tweets["split"] != "train", "text"]:
+        assert not [trained for trained in seen if text in trained]
+
+
+def test_targets_are_distributions(tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
     texts, targets = train_targets(train, labels_of(tweets), None, ClassifierSettings(made_up_texts=9))
     assert texts == [*train["text"], *made_up(9, 1)[0]]
     assert targets.shape == (len(texts), 3)
     assert targets.sum(1) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_labelled_texts_target_is_part_label_part_answer() -> None:
+    answers = np.array([[0.2, 0.8, 9], [0.6, 0.4, 7]], dtype=np.float32)
+    mix_in(answers, np.array([[1, 0]], dtype=np.float32), weight=0.25)
+    assert answers == pytest.approx(np.array([[0.4, 0.6, 9], [0.6, 0.4, 7]]))
 
 
 def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame) -> None:

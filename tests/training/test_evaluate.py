@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from handler import exported
 from handler.classifier import TextClassifier
 from tests.approximately import approximately
 from tests.e2e.server_process import Server
@@ -16,7 +17,7 @@ from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets, split_of_rows
 from training.evaluate import evaluate, figures, model_answer, reliability
-from training.metrics import best_temperature
+from training.metrics import best_temperature, to_targets
 
 VALIDATION_ACCURACY = 0.82
 VALIDATION_MACRO_F1 = 0.75
@@ -111,6 +112,21 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     assert run(capfd, *arguments, "--url", server.project.inference) == approximately(found)
     card = json.loads((MODEL / "card.json").read_text())
     assert card["metrics"]["validation"] == approximately(found)
+
+
+def test_the_embedded_models_temperature_is_the_validation_splits(
+    real_tweets: pd.DataFrame, classifier: TextClassifier
+) -> None:
+    rows = real_tweets[real_tweets["split"] == "validation"]
+    logits = torch.from_numpy(classifier.predict(list(rows["text"]))).log()
+    targets = torch.from_numpy(to_targets(rows["label"], classifier.labels))
+    assert best_temperature(logits, targets) == pytest.approx(1, abs=0.03)
+
+
+def test_the_embedded_model_is_stored_in_half_precision() -> None:
+    weights = exported.read(MODEL).weights
+    assert weights["embedding.weight"].dtype is torch.float16
+    assert all(value.dtype is torch.float16 for name, value in weights.items() if name.startswith("lstm"))
 
 
 def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
