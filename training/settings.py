@@ -91,11 +91,11 @@ class ClassifierSettings:
     last_two_learning_rate: float = 5e-3
     last_three_epochs: int = 0
     last_three_learning_rate: float = 3e-3
-    epochs: int = 6
+    epochs: int = 3
     learning_rate: float = 2e-3
     decay_per_group: float = 2.6
     weight_decay: float = 0.05
-    drop_mult: float = 0.3
+    drop_mult: float = 0.5
     label_weight: float = 0.6
     """The label's share in a tweet's target; the rest is the teacher's answer."""
 
