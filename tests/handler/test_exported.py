@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back(folder: Path, tmp_path: Path) -> None:
 
 def test_the_embedded_default_is_plain_data_and_small() -> None:
     files = sorted(path for path in MODEL.iterdir() if path.is_file())
-    assert {path.name for path in files} == {*exported.FILES, "README.md"}
+    assert {path.name for path in files} == {*exported.FILES, "README.md", "validation.png"}
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES_IN_GIT
     for path in files:
         with pytest.raises(Exception, match=r".") as caught:
