@@ -16,7 +16,9 @@ from fastai.text.all import (
     DataBlock,
     Learner,
     TextBlock,
+    TextLearner,
     TransformBlock,
+    accuracy,
     awd_lstm_clas_config,
     load_pickle,
     set_seed,
@@ -215,4 +217,5 @@ def _export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary:
         get_x=ColReader("text"),
         get_y=ColReader("label"),
     ).dataloaders(rows, bs=8, num_workers=0)
-    Learner(data, model, loss_func=CrossEntropyLossFlat(), path=folder).export(LEARNER_FILE)
+    # A TextLearner has the callbacks without which fastai cannot predict with this model.
+    TextLearner(data, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=folder).export(LEARNER_FILE)
