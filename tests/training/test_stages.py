@@ -234,7 +234,7 @@ def test_the_general_models_weights_are_carried_over(toy_run: Path) -> None:
     tuned_ids = {
         token: index for index, token in enumerate(load_pickle(run_folder / "language-model" / "vocabulary.pkl"))
     }
-    for word in ("the", "my", "flight"):
+    for word in ("the", "my"):
         similarities = torch.cosine_similarity(general, tuned[tuned_ids[word]][None])
         assert int(similarities.argmax()) == general_ids[word], f"another word's embedding is nearer to {word}"
 
