@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from training.behaviour import NEGATIVE, NEUTRAL, POSITIVE, Words, filled
+from training.behaviour import LABELS, NEGATIVE, NEUTRAL, POSITIVE, Words, filled
 
 FOLLOWED: Final = 0.25
 """The share of pieces that a piece of another text follows."""
@@ -128,7 +128,7 @@ def made_up(count: int, seed: int) -> tuple[list[str], list[str]]:
     dice = random.Random(seed)
     texts, labels = [], []
     for index in range(count):
-        label = (NEGATIVE, NEUTRAL, POSITIVE)[index % 3]
+        label = LABELS[index % 3]
         texts.append(filled(dice.choice(SENTENCES[label]), WORDS, dice).strip())
         labels.append(label)
     return texts, labels

@@ -21,7 +21,6 @@ from fastai.text.all import (
     accuracy,
     awd_lstm_clas_config,
     load_pickle,
-    set_seed,
     text_classifier_learner,
 )
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from training.augmentation import made_up, pieces
 from training.behaviour import LABELS
 from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
-from training.language_model import callbacks, sizes_of
+from training.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
 from training.metrics import METRICS, best_temperature, soft_cross_entropy, to_targets
 from training.run import Phase, Stage
 from training.settings import ClassifierSettings
@@ -39,8 +38,6 @@ from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher
 
 LEARNER_FILE = "learner.pkl"
-ENCODER_FILE = "encoder.pth"
-VOCABULARY_FILE = "vocabulary.pkl"
 MADE_UP_LABEL_SMOOTHING = 0.05
 
 
@@ -71,10 +68,8 @@ def train_classifier(
     if teacher_folder:
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     stage = Stage(folder, settings, inputs)
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     texts, targets = train_targets(train, labels, teacher_folder, settings)

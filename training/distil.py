@@ -14,9 +14,9 @@ from fastai.text.all import AccumMetric, load_pickle, save_pickle, set_seed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.classifier import ENCODER_FILE, VOCABULARY_FILE, classifier_learner, loaders
+from training.classifier import classifier_learner, loaders
 from training.data import labels_of, read_labelled_texts, sha256_of
-from training.language_model import read_lines
+from training.language_model import ENCODER_FILE, VOCABULARY_FILE, read_lines
 from training.metrics import accuracy as accuracy_of
 from training.metrics import soft_cross_entropy, to_targets
 from training.run import Phase, Stage
@@ -52,10 +52,8 @@ def distil(
         "teacher": sha256_of(teacher / TEACHER_FILE),
     }
     stage = Stage(folder, settings, inputs)
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     labels = labels_of(tweets)
     known = read_labelled_texts(labelled_texts, labels)
     unlabelled = [

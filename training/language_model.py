@@ -29,7 +29,6 @@ from fastai.text.all import (
     load_pickle,
     make_vocab,
     save_pickle,
-    set_seed,
     to_float,
     tokenize_df,
     untar_data,
@@ -42,6 +41,8 @@ from training.settings import GeneralSettings, LanguageModelSettings
 from training.transformer import fast_in_bfloat16, word_vectors
 
 WT103 = "wt103"
+ENCODER_FILE = "encoder.pth"
+VOCABULARY_FILE = "vocabulary.pkl"
 HELD_OUT_FRACTION = 0.02
 MAX_HELD_OUT = 2_000
 
@@ -82,10 +83,8 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     if len(inputs) < len(texts):
         raise TrainingError("Two of the --texts have the same name; the record tells files by their names. Rename one.")
     stage = Stage(folder, settings, inputs)
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     documents = pd.DataFrame({"text": [line for path in texts for line in read_lines(path)]})
     held_out = documents.sample(
         n=max(1, min(MAX_HELD_OUT, int(len(documents) * HELD_OUT_FRACTION))), random_state=settings.seed
@@ -102,7 +101,7 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
         learner.model[0].encoder.weight.data.copy_(settings.word_vectors * vectors)
     stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
     torch.save(learner.model.state_dict(), folder / "language_model.pth")
-    save_pickle(folder / "vocabulary.pkl", list(data.vocab))
+    save_pickle(folder / VOCABULARY_FILE, list(data.vocab))
     stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
 
 
@@ -116,10 +115,8 @@ def train_on_tweets(
     """
     weights, vocabulary = language_model_files(general)
     stage = Stage(folder, settings, {"tweets": csv_sha256, "general": sha256_of(weights)})
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
     _, counts = tokenize_df(documents[~documents["is_valid"]], "text")
     merged = merge_vocabularies(counts, load_pickle(vocabulary), settings.min_frequency, settings.max_vocabulary)
@@ -135,8 +132,8 @@ def train_on_tweets(
             Phase("all", settings.epochs, settings.learning_rate, 0),
         ],
     )
-    torch.save(learner.model[0].state_dict(), folder / "encoder.pth")
-    save_pickle(folder / "vocabulary.pkl", merged)
+    torch.save(learner.model[0].state_dict(), folder / ENCODER_FILE)
+    save_pickle(folder / VOCABULARY_FILE, merged)
     stage.finish()
 
 

@@ -99,9 +99,13 @@ class Stage:
         }
         self._write_record()
 
-    @property
-    def done(self) -> bool:
-        return self.record["finished"] is not None
+    def begin(self) -> bool:
+        """Seed everything; False, saying so, if the stage is done already."""
+        if self.record["finished"] is not None:
+            print(f"{self.folder}: already done")
+            return False
+        set_seed(self.settings.seed, reproducible=True)
+        return True
 
     def finish(self, **results: Any) -> None:
         """Mark the stage as done and drop its checkpoint."""
@@ -214,8 +218,9 @@ class _Save(Callback):  # type: ignore[misc]  # fastai has no types
     def before_epoch(self) -> None:
         self.started = self.saved = time.monotonic()
         # An epoch's order of batches depends on the seed and its number alone, so that a resumed run has the same.
-        set_seed(self.stage.settings.seed + len(self.stage.record["epochs"]))
-        self.learn.dls.train.rng.seed(self.stage.settings.seed + len(self.stage.record["epochs"]))
+        seed = self.stage.settings.seed + len(self.stage.record["epochs"])
+        set_seed(seed)
+        self.learn.dls.train.rng.seed(seed)
 
     def after_batch(self) -> None:
         if self.training and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.text.all import DataLoaders, Learner, SortedDL, params, set_seed
+from fastai.text.all import DataLoaders, Learner, SortedDL, params
 from torch import Tensor, nn
 
 from training.data import labelled, labels_of, read_labelled_texts, sha256_of
@@ -30,10 +30,8 @@ def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSetti
         labels: those of the tweets; the file must have the same.
     """
     stage = Stage(folder, settings, {texts.name: sha256_of(texts)})
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     held_out = min(HELD_OUT, len(rows) // 10)
     teacher = TransformerClassifier(len(labels))
@@ -47,10 +45,8 @@ def train_teacher(
     """Fine-tune the transformer on the train split, from where `train_general_teacher` left it, if it was run."""
     inputs = {"tweets": csv_sha256} | ({"general": sha256_of(general / WEIGHTS_FILE)} if general else {})
     stage = Stage(folder, settings, inputs)
-    if stage.done:
-        print(f"{folder}: already done")
+    if not stage.begin():
         return
-    set_seed(settings.seed, reproducible=True)
     labels = labels_of(tweets)
     teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels))
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
