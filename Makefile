@@ -68,5 +68,5 @@ $(TEST): requirements/test.lock requirements/test.txt requirements/install | $(V
 	requirements/install $(VENV) requirements/test.lock
 	@touch $@ $(SERVE)
 
-$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py | $(SERVE)
+$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
 	$(BIN)/python -m training archive --model $(MODEL) --to $@

@@ -3,25 +3,21 @@
 One text, one answer: a text's probabilities depend neither on its neighbours nor on what came before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from typing import Protocol
 
 from handler import exported
-from handler.exported import ExportedModel
-from handler.network import pad
+from handler.engine import GRAPH_FILE, Engine
+from handler.exported import Description, Probabilities
 
-Probabilities = npt.NDArray[np.float32]
 
-MAX_BATCH_TEXTS = 32
-"""More texts at a time are not faster on a CPU."""
+class Network(Protocol):
+    """Token ids to probabilities."""
 
-MAX_BATCH_TOKENS = 16_384
-"""Padding included; bounds the memory of the LSTMs' outputs."""
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
+        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,34 @@ class Explanation:
 class TextClassifier:
     """Texts to probabilities, with an exported model."""
 
-    def __init__(self, model: ExportedModel) -> None:
+    def __init__(self, model: Description, network: Network) -> None:
         self.labels = model.config.labels
         self.card = model.card
         self._backwards = model.config.backwards
         self._tokenizer = model.tokenizer()
-        self._network = model.network()
+        self._network = network
 
     @classmethod
     def load(cls, folder: Path) -> "TextClassifier":
-        """Read an exported model's folder.
+        """An exported model, computed by the fp32 network.
 
         Raises:
             ExportedModelError: see `exported.read`.
         """
-        return cls(exported.read(folder))
+        from handler.network import TextNetwork  # torch, which a worker does without
+
+        model = exported.read(folder)
+        return cls(model, TextNetwork.of(model))
+
+    @classmethod
+    def load_archived(cls, folder: Path, threads: int) -> "TextClassifier":
+        """An archive's model, computed by the engine.
+
+        Raises:
+            ExportedModelError: a file is missing, damaged, or does not fit the others.
+        """
+        model = exported.read_description(folder)
+        return cls(model, Engine(folder / GRAPH_FILE, model.config.network, threads))
 
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text, in its own order."""
@@ -63,11 +72,7 @@ class TextClassifier:
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts given as ids."""
-        results = np.empty((len(ids), len(self.labels)), dtype=np.float32)
-        with torch.inference_mode():
-            for rows in _batches([len(row) for row in ids]):
-                results[rows] = self._network(*pad([ids[row] for row in rows])).numpy()
-        return results
+        return self._network.probabilities(ids)
 
     def predict(self, texts: Sequence[str]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts."""
@@ -87,15 +92,3 @@ class TextClassifier:
     def _ordered(self, ids: list[int]) -> list[int]:
         # A rule set without `lowercase` adds no beginning, and may leave a text with no token at all.
         return (ids[::-1] if self._backwards else ids) or [self._tokenizer.unknown_id]
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indexes of texts, shortest first, in batches within the limits: alike in length, so little is padding."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == MAX_BATCH_TEXTS or lengths[index] * (len(batch) + 1) > MAX_BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

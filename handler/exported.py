@@ -7,14 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-import safetensors
-import safetensors.torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from handler.network import NetworkConfig, TextNetwork
 from handler.tokens import Tokenizer, TokenizerConfig
 
 FORMAT: Final = "fastai-awd-lstm-classifier"
@@ -27,8 +26,63 @@ CARD_FILE: Final = "card.json"
 FILES: Final = (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, CARD_FILE)
 
 
+Probabilities = npt.NDArray[np.float32]
+"""Of N texts' labels, (N, C)."""
+
+
 class ExportedModelError(Exception):
     """The folder is not an exported model of this format. The message names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes, under the names of `config.json`."""
+
+    vocabulary_size: int
+    embedding_size: int
+    """E; the last LSTM's size too."""
+
+    hidden_size: int
+    """H, of every LSTM but the last."""
+
+    layers: int
+    head_sizes: tuple[int, ...]
+    """Inputs of each block of the head, then its outputs: (3 E, ..., C)."""
+
+    chunk_tokens: int = 72
+    """fastai reads a text in chunks of this many tokens (`bptt`)."""
+
+    pooled_tokens: int | None = 1440
+    """fastai pools over the chunks that begin within this many tokens of the end (`max_len`); None: over all."""
+
+    normalization_epsilon: float = 1e-5
+
+    @property
+    def lstm_sizes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each LSTM."""
+        return list(pairwise([self.embedding_size, *[self.hidden_size] * (self.layers - 1), self.embedding_size]))
+
+    def pooling_start(self, length: int) -> int:
+        """The first pooled position of a text of `length` tokens, which is always the beginning of a chunk."""
+        if self.pooled_tokens is None:
+            return 0
+        before = max(length - self.pooled_tokens, 0)
+        # Where `pooled_tokens` is under a chunk, fastai pools over a last chunk only if it is short enough; the
+        # last chunk is taken here in any case, so that there is always something to pool.
+        last_chunk = (length - 1) // self.chunk_tokens
+        return min(-(-before // self.chunk_tokens), last_chunk) * self.chunk_tokens
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights."""
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocabulary_size, self.embedding_size)}
+        for index, (inputs, outputs) in enumerate(self.lstm_sizes):
+            shapes[f"lstm.{index}.weight_ih_l0"] = (4 * outputs, inputs)
+            shapes[f"lstm.{index}.weight_hh_l0"] = (4 * outputs, outputs)
+            shapes |= {f"lstm.{index}.{name}": (4 * outputs,) for name in ("bias_ih_l0", "bias_hh_l0")}
+        for index, (inputs, outputs) in enumerate(pairwise(self.head_sizes)):
+            shapes |= {f"head.{index}.{name}": (inputs,) for name in ("mean", "variance", "scale", "shift")}
+            shapes[f"head.{index}.weight"] = (outputs, inputs)
+        return shapes
 
 
 @dataclass(frozen=True)
@@ -46,20 +100,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class ExportedModel:
+class Description:
+    """All of a model but its weights: what an exported model and an archive have alike."""
+
     config: ModelConfig
     vocabulary: tuple[str | None, ...]
-    weights: dict[str, Tensor]
     card: dict[str, Any]
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.config.tokenizer, self.vocabulary)
 
-    def network(self) -> TextNetwork:
-        """The fp32 network, ready for inference."""
-        network = TextNetwork(self.config.network)
-        network.load_state_dict(self.weights)  # what is stored in half precision is widened here, exactly
-        return network.eval()
+
+@dataclass(frozen=True)
+class ExportedModel(Description):
+    weights: dict[str, npt.NDArray[Any]]
+    """By name, as `NetworkConfig.tensor_shapes` has them; float32, or float16 where that loses nothing."""
 
 
 def read(folder: Path) -> ExportedModel:
@@ -68,30 +123,53 @@ def read(folder: Path) -> ExportedModel:
     Raises:
         ExportedModelError: a file is missing, damaged, of another version, or does not fit the others.
     """
+    # Not at the top: whoever serves reads the weights from the archive's graph, and has no need of it.
+    import safetensors.numpy
+
+    description = read_description(folder)
+    try:
+        weights = safetensors.numpy.load_file(_existing(folder / WEIGHTS_FILE))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ExportedModelError(f"{folder / WEIGHTS_FILE}: expected a safetensors file: {error}") from error
+    model = ExportedModel(description.config, description.vocabulary, description.card, weights)
+    _check_weights(model, folder)
+    return model
+
+
+def read_description(folder: Path) -> Description:
+    """Read all of a model but its weights, from an exported model's folder or an archive's.
+
+    Raises:
+        ExportedModelError: as `read`.
+    """
     config = _config_from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     vocabulary = _read_json(folder / VOCABULARY_FILE)
     if not isinstance(vocabulary, list) or not all(token is None or isinstance(token, str) for token in vocabulary):
         raise ExportedModelError(f"{folder / VOCABULARY_FILE}: expected a list of strings and nulls.")
-    try:
-        weights = safetensors.torch.load_file(_existing(folder / WEIGHTS_FILE))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ExportedModelError(f"{folder / WEIGHTS_FILE}: expected a safetensors file: {error}") from error
     card = _read_json(folder / CARD_FILE)
     if not isinstance(card, dict):
         raise ExportedModelError(f"{folder / CARD_FILE}: expected a JSON object.")
-    model = ExportedModel(config, tuple(vocabulary), weights, card)
-    _check(model, folder)
-    return model
+    description = Description(config, tuple(vocabulary), card)
+    _check(description, folder)
+    return description
 
 
 def write(model: ExportedModel, folder: Path) -> None:
     """Write an exported model into a folder, which is made if it is not there."""
+    import safetensors.numpy
+
+    _check_weights(model, folder)
+    write_description(model, folder)
+    safetensors.numpy.save_file(model.weights, folder / WEIGHTS_FILE)
+
+
+def write_description(model: Description, folder: Path) -> None:
+    """Write all of a model but its weights."""
     _check(model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
     _write_json(header | asdict(model.config), folder / CONFIG_FILE)
     _write_json(model.vocabulary, folder / VOCABULARY_FILE)
-    safetensors.torch.save_file(model.weights, folder / WEIGHTS_FILE)
     _write_json(model.card, folder / CARD_FILE)
 
 
@@ -103,7 +181,7 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check(model: ExportedModel, folder: Path) -> None:
+def _check(model: Description, folder: Path) -> None:
     config, network = model.config, model.config.network
     if len(model.vocabulary) != network.vocabulary_size:
         raise ExportedModelError(
@@ -114,18 +192,25 @@ def _check(model: ExportedModel, folder: Path) -> None:
         raise ExportedModelError(
             f"{folder}: expected {network.head_sizes[-1]} labels, all different; found {', '.join(config.labels)}."
         )
-    expected = {name: tuple(value.shape) for name, value in TextNetwork(network).state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in model.weights.items()}
+    try:
+        model.tokenizer()
+    except (ValueError, ImportError) as error:
+        raise ExportedModelError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def _check_weights(model: ExportedModel, folder: Path) -> None:
+    expected = model.config.network.tensor_shapes()
+    found = {name: value.shape for name, value in model.weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ExportedModelError(
                 f"{folder / WEIGHTS_FILE}: tensor {name} has the shape {found.get(name)}, "
                 f"expected {expected.get(name)} from {CONFIG_FILE}."
             )
-    try:
-        model.tokenizer()
-    except (ValueError, ImportError) as error:
-        raise ExportedModelError(f"{folder / CONFIG_FILE}: {error}") from error
+        if model.weights[name].dtype not in (np.float16, np.float32):
+            raise ExportedModelError(
+                f"{folder / WEIGHTS_FILE}: tensor {name} is {model.weights[name].dtype}; expected float16 or float32."
+            )
 
 
 def _config_from_json(value: object, path: Path) -> ModelConfig:

@@ -1,4 +1,5 @@
-"""The third step: token ids to probabilities. The whole network is in this file.
+"""The network in fp32, all of it in this file: the reference against which the served engine is held, and what
+training and evaluation use. What is served is `handler.engine`.
 
 An AWD-LSTM (Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models", ICLR 2018) under
 the concat-pooling classifier of ULMFiT (Howard and Ruder, ACL 2018, section 3.3), as fastai builds it
@@ -12,37 +13,21 @@ the concat-pooling classifier of ULMFiT (Howard and Ruder, ACL 2018, section 3.3
 Shapes: B texts, T tokens (the longest text's), E embedding size, H hidden size, C labels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handler.exported import ExportedModel, NetworkConfig, Probabilities
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes, under the names of `config.json`."""
+MAX_BATCH_TEXTS = 32
+"""More texts at a time are not faster on a CPU."""
 
-    vocabulary_size: int
-    embedding_size: int
-    """E; the last LSTM's size too."""
-
-    hidden_size: int
-    """H, of every LSTM but the last."""
-
-    layers: int
-    head_sizes: tuple[int, ...]
-    """Inputs of each block of the head, then its outputs: (3 E, ..., C)."""
-
-    chunk_tokens: int = 72
-    """fastai reads a text in chunks of this many tokens (`bptt`)."""
-
-    pooled_tokens: int | None = 1440
-    """fastai pools over the chunks that begin within this many tokens of the end (`max_len`); None: over all."""
-
-    normalization_epsilon: float = 1e-5
+MAX_BATCH_TOKENS = 16_384
+"""Padding included; bounds the memory of the LSTMs' outputs."""
 
 
 class HeadBlock(nn.Module):
@@ -70,11 +55,26 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
-        sizes = [config.embedding_size, *[config.hidden_size] * (config.layers - 1), config.embedding_size]
-        self.lstm = nn.ModuleList(nn.LSTM(inputs, outputs, batch_first=True) for inputs, outputs in pairwise(sizes))
+        self.lstm = nn.ModuleList(nn.LSTM(inputs, outputs, batch_first=True) for inputs, outputs in config.lstm_sizes)
         self.head = nn.ModuleList(
             HeadBlock(inputs, outputs, config.normalization_epsilon) for inputs, outputs in pairwise(config.head_sizes)
         )
+
+    @classmethod
+    def of(cls, model: ExportedModel) -> "TextNetwork":
+        """An exported model's network, ready for inference."""
+        network = cls(model.config.network)
+        # What is stored in half precision is widened here, exactly.
+        network.load_state_dict({name: torch.tensor(value) for name, value in model.weights.items()})
+        return network.eval()
+
+    @torch.inference_mode()
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
+        """The labels' probabilities, (N, C), of N texts given as ids."""
+        results = np.empty((len(ids), self.config.head_sizes[-1]), dtype=np.float32)
+        for rows in _batches([len(row) for row in ids]):
+            results[rows] = self(*pad([ids[row] for row in rows])).numpy()
+        return results
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Probabilities, (B, C), of texts.
@@ -93,25 +93,13 @@ class TextNetwork(nn.Module):
 
     def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Each text's last output, and the maximum and the mean of its pooled outputs: (B, T, E) to (B, 3 E)."""
-        starts = self._pooling_starts(lengths)
+        starts = torch.tensor([self.config.pooling_start(length) for length in lengths.tolist()], device=x.device)
         positions = torch.arange(x.shape[1], device=x.device)
         pooled = (positions >= starts[:, None]) & (positions < lengths[:, None])  # (B, T)
         last = x[torch.arange(len(x), device=x.device), lengths - 1]
         maximum = x.masked_fill(~pooled[:, :, None], -torch.inf).amax(dim=1)
         mean = x.masked_fill(~pooled[:, :, None], 0).sum(dim=1) / (lengths - starts)[:, None]
         return torch.cat([last, maximum, mean], dim=1)
-
-    def _pooling_starts(self, lengths: Tensor) -> Tensor:
-        """The first pooled position of each text, which is always the beginning of a chunk."""
-        if self.config.pooled_tokens is None:
-            return torch.zeros_like(lengths)
-        chunk = self.config.chunk_tokens
-        before = (lengths - self.config.pooled_tokens).clamp(min=0)
-        # Where `pooled_tokens` is under a chunk, fastai pools over a last chunk only if it is short enough; the
-        # last chunk is taken here in any case, so that there is always something to pool.
-        last_chunk = torch.div(lengths - 1, chunk, rounding_mode="floor") * chunk
-        starts = torch.div(before + chunk - 1, chunk, rounding_mode="floor") * chunk
-        return torch.minimum(starts, last_chunk)
 
 
 def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -121,3 +109,15 @@ def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     for row, values in zip(padded, ids, strict=True):
         row[: len(values)] = torch.tensor(values)
     return padded, lengths
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indexes of texts, shortest first, in batches within the limits: alike in length, so little is padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == MAX_BATCH_TEXTS or lengths[index] * (len(batch) + 1) > MAX_BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

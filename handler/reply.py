@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from handler.classifier import Explanation, Probabilities
+from handler.classifier import Explanation
 from handler.errors import RequestError
+from handler.exported import Probabilities
 from handler.request import Form
 
 SCORE_DIGITS = 6

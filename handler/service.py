@@ -1,6 +1,6 @@
 """TorchServe's face: what TorchServe calls, in the order in which data passes. It holds no logic.
 
-The archive has this file in its root, the package `handler` and the exported model, `model/`, beside it.
+The archive has this file in its root, the package `handler` and the model, `model/`, beside it.
 """
 
 import logging
@@ -16,20 +16,22 @@ from handler.classifier import TextClassifier
 from handler.limits import Limits
 
 MODEL_FOLDER = "model"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 class TextClassifierHandler:
     """A fastai text classifier's handler."""
 
     def initialize(self, context: Any) -> None:
-        """Read the exported model and answer one text, so that the first request finds everything warm."""
+        """Read the model and answer one text, so that the first request finds everything warm."""
         # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
         # whether the body was not UTF-8 or not JSON.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         # TorchServe's worker logs a line for every batch.
         logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()
-        self._classifier = TextClassifier.load(Path(context.system_properties["model_dir"]) / MODEL_FOLDER)
+        folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
+        self._classifier = TextClassifier.load_archived(folder, int(os.environ.get(THREADS_VARIABLE, "1")))
         self._classifier.predict(["a first text"])
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:

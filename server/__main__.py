@@ -64,10 +64,9 @@ def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event,
 
 
 def environment() -> dict[str, str]:
-    """The workers' environment: one worker has all cores to itself unless the variable says otherwise."""
-    return {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    } | dict(os.environ)
+    """The workers' environment: there is a worker for each core, so each has one thread unless the variable says
+    otherwise."""
+    return {"OMP_NUM_THREADS": "1"} | dict(os.environ)
 
 
 def welcome(properties: Properties) -> str:

@@ -25,6 +25,7 @@ import requests
 from server.properties import Address, ConfigurationError, Properties
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
+WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 START_TIMEOUT_S = 120
 LOAD_RETRIES = 2
 STOP_TIMEOUT_S = 15
@@ -61,7 +62,7 @@ class TorchServe:
             self._command(java_home()),
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
-            env=dict(environment) | {"TMPDIR": self._workspace.name},
+            env=dict(environment) | {"TMPDIR": self._workspace.name, "PYTHONPATH": str(WITHOUT_TORCH)},
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,

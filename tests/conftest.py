@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import requests
 from hypothesis import HealthCheck, settings
 
 from handler.classifier import TextClassifier
+from handler.service import MODEL_FOLDER
 from tests.e2e.server_process import BATCH, Project, Server
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.archive import archive
@@ -66,8 +68,22 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded default's archive, built as `make archive` does."""
     path = tmp_path_factory.mktemp("archive") / "sentiment.mar"
-    archive(MODEL, path, "1.0")
+    archive(MODEL, path, "1.0", "int8")
     return path
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Path:
+    """That archive's model."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(mar, folder, "zip")
+    return folder / MODEL_FOLDER
+
+
+@pytest.fixture(scope="session")
+def served(unpacked: Path) -> TextClassifier:
+    """What a worker makes of it."""
+    return TextClassifier.load_archived(unpacked, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -5,28 +5,40 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from handler import exported
+from handler.engine import GRAPH_FILE
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
+from training.graph import Precision, to_onnx
 
 HANDLER = Path(__file__).parent.parent / "handler"
 
 
-def archive(model: Path, destination: Path, version: str) -> None:
+def archive(model: Path, destination: Path, version: str, precision: Precision) -> None:
     """Write `destination` (`NAME.mar`), whose name is the model's name in TorchServe.
+
+    Args:
+        model: an exported model's folder.
+        precision: of the network in the archive.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
         TrainingError: torch-model-archiver failed.
     """
-    exported.read(model)
+    source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:
         content = Path(workspace, "content")
-        shutil.copytree(HANDLER, content / "handler", ignore=shutil.ignore_patterns("__pycache__", "service.py"))
-        shutil.copytree(model, content / MODEL_FOLDER, ignore=lambda _, names: set(names) - set(exported.FILES))
+        left_out = shutil.ignore_patterns("__pycache__", "service.py", "network.py")  # the last is the reference
+        shutil.copytree(HANDLER, content / "handler", ignore=left_out)
+        card = source.card | {"archive": {"precision": precision, "identity": exported.identity(model)}}
+        exported.write_description(replace(source, card=card), content / MODEL_FOLDER)
+        onnx.save(to_onnx(source, precision), content / MODEL_FOLDER / GRAPH_FILE)
         command = [
             sys.executable,
             "-c",

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handler import exported
 from handler.exported import ExportedModelError
 from training.errors import TrainingError
+from training.graph import PRECISIONS
 from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
 from training.splits import SPLITS
 
@@ -144,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
         "--to", type=Path, metavar="FILE.mar", help="default: the model's folder with .mar behind its name"
     )
     command.add_argument("--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of the network's weights in the archive: int8 is a quarter the size and several times as fast, "
+        "float32 the reference's own answers (default: %(default)s)",
+    )
     return parser
 
 
@@ -237,7 +244,7 @@ def _all(options: argparse.Namespace) -> None:
     _classifier(options)
     options.learner = None
     _export(options)
-    options.model, options.to, options.version = options.to, None, "1.0"
+    options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
     _archive(options)
 
 
@@ -373,9 +380,8 @@ def _export(options: argparse.Namespace) -> None:
 def _archive(options: argparse.Namespace) -> None:
     from training.archive import archive
 
-    exported.read(options.model)
     destination = options.to or options.model.with_suffix(".mar")
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
-    archive(options.model, destination, options.version)
+    archive(options.model, destination, options.version, options.precision)
     print(f"Archived as {destination} ({destination.stat().st_size / 1e6:.1f} MB)")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import pandas as pd
 import torch
 from fastai.text.all import (
@@ -28,8 +29,7 @@ from fastai.text.core import defaults
 from torch import Tensor, nn
 
 from handler import exported
-from handler.exported import ExportedModel, ModelConfig
-from handler.network import NetworkConfig
+from handler.exported import ExportedModel, ModelConfig, NetworkConfig
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown
 from training.classifier import LEARNER_FILE
@@ -71,7 +71,7 @@ def export_file(learner_file: Path | None, run: Path, tweets: pd.DataFrame | Non
         card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
     model = export_learner(learner, card)
     exported.write(model, folder)
-    parameters = sum(value.numel() for value in model.weights.values())
+    parameters = sum(value.size for value in model.weights.values())
     if "validation" in card["metrics"]:
         plot(card["metrics"]["validation"], folder / PICTURE)
     size = sum((folder / name).stat().st_size for name in exported.FILES)
@@ -97,19 +97,17 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         tokenizer=_tokenizer_config(_text_transform(learner, FastaiTokenizer)),
         network=_network_config(encoder, head),
     )
-    weights = {**_encoder_weights(encoder.module), **_head_weights(head)}
-    weights = {name: _smallest_exact(value.detach().cpu()) for name, value in weights.items()}
-    return ExportedModel(config, _vocabulary_of(numericalize), weights, card)
+    tensors = {**_encoder_weights(encoder.module), **_head_weights(head)}
+    weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
+    return ExportedModel(config, _vocabulary_of(numericalize), card, weights)
 
 
-def _smallest_exact(value: Tensor) -> Tensor:
-    """In half precision if that loses nothing (this project's classifiers are rounded to it), else in single.
-
-    A copy: safetensors refuses tensors that share memory.
-    """
+def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
+    """In half precision if that loses nothing (this project's classifiers are rounded to it), else in single."""
     half = value.half()
     exact = torch.equal(half.float(), value.float())
-    return (half if exact else value.float()).contiguous().clone()
+    array: npt.NDArray[Any] = (half if exact else value.float()).contiguous().numpy()
+    return array
 
 
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:

@@ -65,9 +65,9 @@ def ask(server: Server, session: requests.Session) -> Client:
 
 
 @pytest.fixture(scope="module")
-def expected(classifier: TextClassifier) -> Callable[[str], dict[str, float]]:
+def expected(served: TextClassifier) -> Callable[[str], dict[str, float]]:
     def scores(text: str) -> dict[str, float]:
-        return dict(zip(classifier.labels, map(float, classifier.predict([text])[0]), strict=True))
+        return dict(zip(served.labels, map(float, served.predict([text])[0]), strict=True))
 
     return scores
 
@@ -246,17 +246,17 @@ def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
         assert second == pytest.approx(first, abs=TOLERANCE), text
 
 
-def test_an_explanation(ask: Client, classifier: TextClassifier) -> None:
+def test_an_explanation(ask: Client, served: TextClassifier) -> None:
     url = ask.url.replace("/predictions/", "/explanations/")
     body = ask.session.post(url, data="great flight", headers=TEXT, timeout=60).json()
-    assert [token["token"] for token in body["tokens"]] == classifier.tokens("great flight")
+    assert [token["token"] for token in body["tokens"]] == served.tokens("great flight")
     assert body["scores"] == pytest.approx(ask.scores("great flight"), abs=TOLERANCE)
 
 
-def test_the_running_server_tells_its_models_card(server: Server, classifier: TextClassifier) -> None:
+def test_the_running_server_tells_its_models_card(server: Server, served: TextClassifier) -> None:
     url = f"{server.project.management}/models/sentiment?customized=true"
     [description] = requests.get(url, timeout=60).json()
-    assert description["customizedMetadata"] == classifier.card
+    assert description["customizedMetadata"] == served.card
 
 
 # One example may take the server a while, and the fixtures live for the whole session.
@@ -342,7 +342,7 @@ def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     assert "late again" not in log
 
 
-def test_scores_are_those_of_the_model_without_a_server(ask: Client, classifier: TextClassifier) -> None:
+def test_scores_are_those_of_the_model_without_a_server(ask: Client, served: TextClassifier) -> None:
     texts = list(read_tweets(TOY_TWEETS)["text"])
     found = np.array([list(prediction["scores"].values()) for prediction in ask(json=texts).json()])
-    np.testing.assert_allclose(found, classifier.predict(texts), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(found, served.predict(texts), rtol=0, atol=TOLERANCE)

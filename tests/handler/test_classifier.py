@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler import classifier as module
-from handler.classifier import TextClassifier, _batches
+from handler.classifier import TextClassifier
+from handler.network import MAX_BATCH_TEXTS, MAX_BATCH_TOKENS, _batches
 
 TOLERANCE = 1e-5
 
 LENGTHS = [1, 2, 3, 25, 71, 72, 73, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1600, 2000]
+
+
+@pytest.fixture(scope="module", params=["the reference", "the engine"])
+def classifier(request: pytest.FixtureRequest, classifier: TextClassifier, served: TextClassifier) -> TextClassifier:
+    return {"the reference": classifier, "the engine": served}[request.param]
 
 
 def random_ids(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
@@ -78,8 +83,8 @@ def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> N
     batches = list(_batches(lengths))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) <= module.MAX_BATCH_TEXTS
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= module.MAX_BATCH_TOKENS
+        assert len(batch) <= MAX_BATCH_TEXTS
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS
 
 
 def test_an_explanation_has_a_weight_for_each_token(classifier: TextClassifier) -> None:

@@ -15,13 +15,14 @@ from tests.approximately import approximately
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
-from training.data import read_tweets, split_of_rows
+from training.data import labelled, read_tweets, split_of_rows
 from training.evaluate import evaluate, figures, model_answer, reliability
 from training.metrics import best_temperature, to_targets
 
 VALIDATION_ACCURACY = 0.845
 VALIDATION_MACRO_F1 = 0.79
 VALIDATION_CALIBRATION_ERROR = 0.03
+INT8_ACCURACY_LOST = 0.002
 
 
 def test_figures_by_hand() -> None:
@@ -90,9 +91,13 @@ def test_figures_are_those_of_the_classifier(classifier: TextClassifier) -> None
 
 
 @pytest.mark.parametrize("path", ["", "/", "/predictions/sentiment"])
-def test_a_running_server_has_the_same_figures(server: Server, capfd: pytest.CaptureFixture[str], path: str) -> None:
-    arguments = ("--data", TOY_TWEETS, "--split", "train")
-    assert run(capfd, *arguments, "--url", server.project.inference + path) == run(capfd, *arguments)
+def test_a_running_servers_figures_are_those_of_what_it_serves(
+    server: Server, served: TextClassifier, capfd: pytest.CaptureFixture[str], path: str
+) -> None:
+    rows = labelled(read_tweets(TOY_TWEETS), "train")
+    expected = figures(list(rows["label"]), served.predict(list(rows["text"])), served.labels)
+    found = run(capfd, "--data", TOY_TWEETS, "--split", "train", "--url", server.project.inference + path)
+    assert {name: found[name] for name in expected} == approximately(expected)
 
 
 def test_the_default_on_the_validation_split(real_csv: Path, server: Server, capfd: pytest.CaptureFixture[str]) -> None:
@@ -103,8 +108,9 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     assert found["macro_f1"] >= VALIDATION_MACRO_F1
     assert found["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
     assert sum(of["n"] for of in found["per_airline"].values()) == found["n"]
-    # A probability's last digit depends on how many threads share the sum.
-    assert run(capfd, *arguments, "--url", server.project.inference) == approximately(found)
+    through_the_server = run(capfd, *arguments, "--url", server.project.inference)
+    assert through_the_server["accuracy"] >= found["accuracy"] - INT8_ACCURACY_LOST
+    assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
     card = json.loads((MODEL / "card.json").read_text())
     assert card["metrics"]["validation"] == approximately(found)
 
@@ -120,8 +126,8 @@ def test_the_embedded_models_temperature_is_the_validation_splits(
 
 def test_the_embedded_model_is_stored_in_half_precision() -> None:
     weights = exported.read(MODEL).weights
-    assert weights["embedding.weight"].dtype is torch.float16
-    assert all(value.dtype is torch.float16 for name, value in weights.items() if name.startswith("lstm"))
+    assert weights["embedding.weight"].dtype == np.float16
+    assert all(value.dtype == np.float16 for name, value in weights.items() if name.startswith("lstm"))
 
 
 def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixture[str]) -> None:

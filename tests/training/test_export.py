@@ -1,6 +1,7 @@
 """The export, held against fastai's own prediction for one document."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import nn
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel
+from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
+from training.archive import archive
 from training.data import read_tweets
 from training.errors import TrainingError
 from training.export import export_learner
@@ -116,7 +119,12 @@ def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: P
     exported.write(export_learner(learner, {}), tmp_path)
     classifier = TextClassifier.load(tmp_path)
     assert list(classifier.labels) == sorted(options.get("labels", ["negative", "neutral", "positive"]))
-    assert_parity(learner, classifier, [*toy_texts(), *texts_of_lengths(LENGTHS)])
+    texts = [*toy_texts(), *texts_of_lengths(LENGTHS)]
+    assert_parity(learner, classifier, texts)
+    archive(tmp_path, tmp_path / "exact.mar", "1.0", "float32")
+    shutil.unpack_archive(tmp_path / "exact.mar", tmp_path / "unpacked", "zip")
+    archived = TextClassifier.load_archived(tmp_path / "unpacked" / MODEL_FOLDER, threads=1)
+    np.testing.assert_allclose(archived.predict(texts), classifier.predict(texts), rtol=0, atol=TOLERANCE)
 
 
 def test_the_reference_is_fastais_predict(toy_run: Path) -> None:
@@ -159,10 +167,9 @@ def fastai_network(model: ExportedModel) -> nn.Module:
         lin_ftrs=list(sizes.head_sizes[1:-1]),
         max_len=sizes.pooled_tokens,
     )
-    state = {
-        f"0.module.{name}": model.weights["embedding.weight"] for name in ("encoder.weight", "encoder_dp.emb.weight")
-    }
-    for name, value in model.weights.items():
+    weights = {name: torch.from_numpy(value) for name, value in model.weights.items()}
+    state = {f"0.module.{name}": weights["embedding.weight"] for name in ("encoder.weight", "encoder_dp.emb.weight")}
+    for name, value in weights.items():
         kind, number, part = [*name.split("."), ""][:3]
         if kind == "lstm":
             state[f"0.module.rnns.{number}.module.{part}"] = value

@@ -1,0 +1,68 @@
+"""The third step: token ids to probabilities, by ONNX Runtime from the archive's graph, which `training.graph` builds.
+
+Texts go through one at a time. Dynamic quantization takes its scale from all that it is given, so in a batch a text's
+answer would move with its neighbours; alone it cannot, and nothing is computed on padding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime
+
+from handler.exported import ExportedModelError, NetworkConfig, Probabilities
+
+GRAPH_FILE: Final = "network.onnx"
+IDS: Final = "ids"
+START: Final = "start"
+PROBABILITIES: Final = "probabilities"
+
+_ERRORS_ONLY = 3
+
+
+class Engine:
+    """A graph, ready for inference. Keeps nothing from one text to the next.
+
+    Args:
+        graph: takes `ids`, (T,), and `start`, (1,), the first pooled position; gives `probabilities`, (1, C).
+        threads: for one text.
+
+    Raises:
+        ExportedModelError: no such file, or not such a graph.
+    """
+
+    def __init__(self, graph: Path, config: NetworkConfig, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        # Texts have any length: a plan for each length's memory would be kept for ever, and so would an arena that has
+        # grown to the longest text.
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        # A waiting thread that spins takes the core from another worker.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not graph.is_file():
+            raise ExportedModelError(f"{graph} is missing; `python -m training archive` makes it.")
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no other class in common
+            raise ExportedModelError(f"{graph}: expected a graph that ONNX Runtime reads: {error}") from error
+        inputs = {value.name for value in self._session.get_inputs()}
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        if inputs != {IDS, START} or outputs != {PROBABILITIES: [1, config.head_sizes[-1]]}:
+            raise ExportedModelError(
+                f"{graph}: expected inputs {IDS}, {START} and output {PROBABILITIES} (1, {config.head_sizes[-1]}); "
+                f"found {inputs} and {outputs}."
+            )
+        self._config = config
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
+        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
+        results = np.empty((len(ids), self._config.head_sizes[-1]), dtype=np.float32)
+        for result, row in zip(results, ids, strict=True):
+            start = self._config.pooling_start(len(row))
+            inputs = {IDS: np.array(row, dtype=np.int64), START: np.array([start], dtype=np.int64)}
+            result[:] = self._session.run([PROBABILITIES], inputs)[0][0]
+        return results

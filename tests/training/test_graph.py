@@ -1,0 +1,93 @@
+"""What is archived, held against the fp32 network it was made from."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+
+from handler import exported
+from handler.classifier import TextClassifier
+from handler.engine import GRAPH_FILE, Engine
+from handler.exported import ExportedModel
+from handler.network import TextNetwork
+from tests.paths import MODEL, TOY_TWEETS
+from training import cli
+from training.data import read_tweets
+from training.graph import LSTM_BITS, Precision, to_onnx
+
+SAME = 1e-5
+NEAR = 0.03
+ACCURACY_LOST = 0.002
+
+
+def engine(model: ExportedModel, precision: Precision, folder: Path) -> Engine:
+    onnx.save(to_onnx(model, precision), folder / GRAPH_FILE)
+    return Engine(folder / GRAPH_FILE, model.config.network, threads=1)
+
+
+def test_int8_loses_next_to_nothing_on_the_validation_split(
+    classifier: TextClassifier, served: TextClassifier, real_tweets: pd.DataFrame
+) -> None:
+    rows = real_tweets[real_tweets["split"] == "validation"]
+    texts = list(rows["text"])
+    expected, found = classifier.predict(texts), served.predict(texts)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
+    labels = np.array(classifier.labels)
+    lost = (labels[expected.argmax(1)] == rows["label"]).mean() - (labels[found.argmax(1)] == rows["label"]).mean()
+    assert lost <= ACCURACY_LOST
+
+
+def test_int8_is_near_on_other_texts(classifier: TextClassifier, served: TextClassifier) -> None:
+    texts = [*read_tweets(TOY_TWEETS)["text"], "", "😀" * 300, "never again " * 800, "Great! " * 90 + "Not."]
+    np.testing.assert_allclose(served.predict(texts), classifier.predict(texts), rtol=0, atol=NEAR)
+
+
+def test_float32_is_the_reference(classifier: TextClassifier, tmp_path: Path) -> None:
+    """Through the command line, as an archive."""
+    destination = tmp_path / "exact.mar"
+    assert cli.main(["archive", "--model", str(MODEL), "--to", str(destination), "--precision", "float32"]) == 0
+    with zipfile.ZipFile(destination) as file:
+        file.extractall(tmp_path)
+    archived = TextClassifier.load_archived(tmp_path / "model", threads=1)
+    texts = list(read_tweets(TOY_TWEETS)["text"])
+    np.testing.assert_allclose(archived.predict(texts), classifier.predict(texts), rtol=0, atol=SAME)
+    assert archived.card["archive"] == {"precision": "float32", "identity": exported.identity(MODEL)}
+
+
+def test_the_archive_is_a_quarter_of_the_fp32_weights(mar: Path) -> None:
+    parameters = sum(value.size for value in exported.read(MODEL).weights.values())
+    assert mar.stat().st_size <= 4 * parameters / 4
+
+
+def test_a_row_of_zeros_stays_zeros(toy_run: Path, tmp_path: Path) -> None:
+    """Its largest entry is no scale to divide by."""
+    model = exported.read(toy_run / "model")
+    model.weights["embedding.weight"][5] = 0
+    model.weights["lstm.0.weight_hh_l0"][:] = 0
+    ids = [[2, 5, 5, 5, 7]]
+    expected = TextNetwork.of(model).probabilities(ids)
+    found = engine(model, "int8", tmp_path).probabilities(ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
+
+
+def test_no_sum_of_two_products_overflows_16_bits(classifier: TextClassifier) -> None:
+    """Inputs are 0 to 255: what processors without VNNI add up in 16 bits has to hold two products."""
+    graph = to_onnx(exported.read(MODEL), "int8").graph
+    matrices = [onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name.endswith((".W", ".R"))]
+    assert len(matrices) == 2 * exported.read(MODEL).config.network.layers
+    for matrix in matrices:
+        assert np.abs(matrix.astype(int)).max() == 2 ** (LSTM_BITS - 1) - 1
+        assert np.iinfo(np.int16).max >= 2 * 255 * (2 ** (LSTM_BITS - 1) - 1)
+
+
+@pytest.mark.parametrize("length", [1, 2, 71, 72, 73, 1440, 1441, 1512, 1513, 5_000])
+def test_pooling_is_the_references_at_every_kind_of_length(
+    classifier: TextClassifier, length: int, tmp_path: Path
+) -> None:
+    model = exported.read(MODEL)
+    ids = [[2, *np.random.default_rng(0).integers(2, 400, length - 1).tolist()]]
+    found = engine(model, "float32", tmp_path).probabilities(ids)
+    np.testing.assert_allclose(found, classifier.probabilities(ids), rtol=0, atol=SAME)
