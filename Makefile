@@ -7,9 +7,11 @@ BIN := $(VENV)/bin
 MODEL := model_store/sentiment
 ARCHIVE := $(MODEL).mar
 CONFIG ?= config.properties
+DATA ?= Tweets.csv
 
 SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
+BENCH := .venv-benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,10 +42,14 @@ archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model a
 train: $(TEST) ## set up what training needs, and show its command line
 	$(BIN)/python -m training --help
 
+.PHONY: bench
+bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers, and write the results
+	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
+
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in serve test; do \
+	for name in serve test benchmarks; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
@@ -51,7 +57,7 @@ lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 
 .PHONY: clean
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) $(ARCHIVE) logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -67,6 +73,12 @@ $(SERVE): requirements/serve.lock requirements/serve.txt requirements/install | 
 $(TEST): requirements/test.lock requirements/test.txt requirements/install | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
 	@touch $@ $(SERVE)
+
+# Other servers' packages stay out of the product's environment.
+$(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/install | $(VENV)/python
+	$(BIN)/python -m venv $(BENCH)
+	requirements/install $(BENCH) requirements/benchmarks.lock
+	@touch $@
 
 $(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
 	$(BIN)/python -m training archive --model $(MODEL) --to $@

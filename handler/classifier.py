@@ -62,6 +62,11 @@ class TextClassifier:
         model = exported.read_description(folder)
         return cls(model, Engine(folder / GRAPH_FILE, model.config.network, threads))
 
+    def warm_up(self) -> None:
+        """Do what would make the first texts slower than those after them."""
+        self._tokenizer.warm_up()
+        self.predict(["a first text"])
+
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text, in its own order."""
         return self._tokenizer.tokens(text)

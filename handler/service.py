@@ -23,7 +23,7 @@ class TextClassifierHandler:
     """A fastai text classifier's handler."""
 
     def initialize(self, context: Any) -> None:
-        """Read the model and answer one text, so that the first request finds everything warm."""
+        """Read the model, and warm everything up for the first request."""
         # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
         # whether the body was not UTF-8 or not JSON.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
@@ -32,7 +32,7 @@ class TextClassifierHandler:
         self._limits = Limits.from_environment()
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
         self._classifier = TextClassifier.load_archived(folder, int(os.environ.get(THREADS_VARIABLE, "1")))
-        self._classifier.predict(["a first text"])
+        self._classifier.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
         """Answer a batch: a reply's body for each request, its status set in `context`."""

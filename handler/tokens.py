@@ -167,6 +167,15 @@ class Tokenizer:
         # a word nobody taught the network, like any other.
         self._ids[PADDING] = self.unknown_id
 
+    def warm_up(self) -> None:
+        """Put the vocabulary's words into spaCy's tables, for good.
+
+        What a text adds to them is freed after it (see `tokens`), common words too, which spaCy would then have to look
+        at anew in every text: that is most of its time.
+        """
+        for token in self._ids:
+            self._language.tokenizer(token)
+
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text."""
         for rule in self._rules:

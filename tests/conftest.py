@@ -83,7 +83,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Path:
 @pytest.fixture(scope="session")
 def served(unpacked: Path) -> TextClassifier:
     """What a worker makes of it."""
-    return TextClassifier.load_archived(unpacked, threads=1)
+    classifier = TextClassifier.load_archived(unpacked, threads=1)
+    classifier.warm_up()
+    return classifier
 
 
 @pytest.fixture(scope="session")

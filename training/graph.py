@@ -35,13 +35,13 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     """The graph: `ids`, (T,), and `start`, (1,), the first pooled position, to `probabilities`, (1, C)."""
     network = model.config.network
     weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
-    graph = _Graph()
+    graph = Graph()
     first, last, end, once = (graph.constant(f"{n}", np.array([n])) for n in (0, -1, np.iinfo(np.int64).max, 1))
     x = _embedding(graph, weights["embedding.weight"], precision)  # (T, E)
     for index in range(network.layers):
         prefix = f"lstm.{index}"
         x = graph.add("Unsqueeze", x, once)  # (T, 1, E), a batch of one
-        x = _lstm(graph, prefix, weights, x, precision)  # (T, 1, 1, H): directions before the batch
+        x = lstm(graph, prefix, weights, x, precision)  # (T, 1, 1, H): directions before the batch
         x = graph.add("Squeeze", x, graph.constant(f"{prefix}.axes", np.array([1, 2])))  # (T, H); (T, E) after the last
     pooled = graph.add("Slice", x, START, end, first)
     x = graph.add(
@@ -72,7 +72,7 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     return graph.model(len(model.config.labels))
 
 
-def _embedding(graph: "_Graph", weight: Array, precision: Precision) -> str:
+def _embedding(graph: "Graph", weight: Array, precision: Precision) -> str:
     if precision == "float32":
         return graph.add("Gather", graph.constant("embedding", weight), IDS)
     numbers, scales = _quantized(weight, EMBEDDING_BITS)
@@ -81,7 +81,8 @@ def _embedding(graph: "_Graph", weight: Array, precision: Precision) -> str:
     return graph.add("Mul", rows, graph.add("Gather", graph.constant("embedding.scales", scales), IDS))
 
 
-def _lstm(graph: "_Graph", prefix: str, weights: dict[str, Array], x: str, precision: Precision) -> str:
+def lstm(graph: "Graph", prefix: str, weights: dict[str, Array], x: str, precision: Precision) -> str:
+    """Add the LSTM whose tensors are named `prefix`: (T, B, inputs) to (T, 1, B, outputs)."""
     matrices = [_onnx_gates(weights[f"{prefix}.weight_{part}_l0"]) for part in ("ih", "hh")]
     biases = [_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]) for part in ("ih", "hh")]
     bias = graph.constant(f"{prefix}.bias", np.concatenate(biases)[None])
@@ -122,7 +123,7 @@ def _quantized(weight: Array, bits: int) -> tuple[npt.NDArray[np.int8], npt.NDAr
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-class _Graph:
+class Graph:
     """Nodes and constants as they are added."""
 
     def __init__(self) -> None:

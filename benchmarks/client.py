@@ -1,0 +1,146 @@
+"""A load generator on raw sockets: one thread, little processor time for each request, since it shares the cores with
+what it measures.
+
+Latency under a given rate counts from the moment at which a request was due, not from when a connection was free to
+send it, so a server that falls behind cannot hide it ("coordinated omission"; Tene, "How NOT to Measure Latency").
+"""
+
+import math
+import selectors
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+
+_READ_SIZE = 1 << 16
+_TIMEOUT_S = 120
+
+
+@dataclass
+class Load:
+    """What came of it."""
+
+    seconds: float
+    """From the first request to the last reply."""
+
+    latencies: list[float] = field(default_factory=list)
+    """Of each answered request, in seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def throughput(self) -> float:
+        """Replies a second."""
+        return sum(self.statuses.values()) / self.seconds
+
+    def percentile(self, percent: float) -> float:
+        """Of the latencies, in milliseconds."""
+        return 1000 * float(np.percentile(self.latencies, percent))
+
+
+def to_request(url: str, body: bytes, content_type: str) -> bytes:
+    """An HTTP request, ready to send."""
+    parts = urlsplit(url)
+    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def load(
+    url: str,
+    requests: Sequence[bytes],
+    connections: int,
+    seconds: float = math.inf,
+    rate: float | None = None,
+    limit: int | None = None,
+) -> Load:
+    """Send requests, in turn and over again, for a time, and wait for the last replies.
+
+    Args:
+        requests: as `to_request` makes them.
+        connections: kept open; each has one request under way at most.
+        rate: requests a second, evenly; None: each connection sends as soon as it has its reply.
+        limit: so many requests at most.
+
+    Raises:
+        ConnectionError: the server cannot be reached, or ends a connection before it has replied.
+        TimeoutError: no reply for a long time.
+    """
+    address = (urlsplit(url).hostname, urlsplit(url).port)
+    selector = selectors.DefaultSelector()
+    idle = deque(_Connection(address, selector) for _ in range(connections))
+    latencies: list[float] = []
+    statuses: Counter[int] = Counter()
+    sent = 0
+    started = last = time.perf_counter()
+    try:
+        while True:
+            now = time.perf_counter()
+            sending = now - started < seconds and sent != limit
+            while idle and sent != limit and sending and (rate is None or started + sent / rate <= now):
+                due = now if rate is None else started + sent / rate
+                idle.popleft().send(requests[sent % len(requests)], due)
+                sent += 1
+            if len(idle) == connections and not sending:
+                break
+            wait = _TIMEOUT_S if rate is None else max(started + sent / rate - time.perf_counter(), 0)
+            if not idle or not sending:
+                wait = _TIMEOUT_S
+            ready = selector.select(wait)
+            if not ready and wait == _TIMEOUT_S:
+                raise TimeoutError(f"{url}: no reply for {_TIMEOUT_S} s")
+            for key, _ in ready:
+                connection: _Connection = key.data
+                status = connection.receive()
+                if status:
+                    last = time.perf_counter()
+                    latencies.append(last - connection.due)
+                    statuses[status] += 1
+                    idle.append(connection)
+    finally:
+        selector.close()
+    return Load(last - started, latencies, statuses)
+
+
+class _Connection:
+    """One request at a time."""
+
+    def __init__(self, address: tuple[str | None, int | None], selector: selectors.BaseSelector) -> None:
+        self._address, self._selector = address, selector
+        self._open()
+        self.due = 0.0
+
+    def send(self, request: bytes, due: float) -> None:
+        if self._socket.fileno() < 0:
+            self._open()
+        self.due = due
+        self._received = b""
+        self._socket.sendall(request)
+
+    def receive(self) -> int:
+        """Read what is there; returns the status of a reply that is complete, else 0."""
+        part = self._socket.recv(_READ_SIZE)
+        self._received += part
+        head, separator, body = self._received.partition(b"\r\n\r\n")
+        if not part and not separator:
+            raise ConnectionError(f"{self._address}: the connection ended before there was a reply")
+        if not separator:
+            return 0
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        if len(body) < int(fields[b"content-length"]):
+            return 0
+        if fields.get(b"connection") == b"close":
+            self._close()
+        return int(head.split(b" ", 2)[1])
+
+    def _open(self) -> None:
+        self._socket = socket.create_connection(self._address)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector.register(self._socket, selectors.EVENT_READ, self)
+
+    def _close(self) -> None:
+        self._selector.unregister(self._socket)
+        self._socket.close()

@@ -1,0 +1,244 @@
+"""Measurements without a server: the engine and the steps around it, and what the machine could do."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from handler.classifier import TextClassifier
+from handler.exported import ExportedModel
+from handler.limits import Limits
+from handler.network import TextNetwork, pad
+from handler.reply import prediction, to_json
+from handler.request import read_request
+from training.graph import MICROSOFT, OPSET, Graph, lstm
+
+LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
+BATCHES = (1, 8, 32)
+
+
+def milliseconds(function: Callable[[Any], object], arguments: Sequence[Any]) -> float:
+    """The mean over the arguments."""
+    started = time.perf_counter()
+    for argument in arguments:
+        function(argument)
+    return 1000 * (time.perf_counter() - started) / len(arguments)
+
+
+def steps(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, float]:
+    """Milliseconds a text of each step of a worker, all of them warm."""
+    headers, limits = {"content-type": "text/plain"}, Limits()
+    ids = [classifier.ids(text) for text in texts]
+    rows = list(classifier.probabilities(ids))
+    return {
+        "request": milliseconds(lambda text: read_request({"body": text.encode()}, headers, limits), texts),
+        "tokenizer": milliseconds(classifier.ids, texts),
+        "engine": milliseconds(lambda row: classifier.probabilities([row]), ids),
+        "json": milliseconds(lambda row: to_json(prediction(row, classifier.labels)), rows),
+    }
+
+
+def engine_alone(model: Path, texts: Sequence[str], workers: int, seconds: float) -> dict[str, float]:
+    """Texts a second of as many processes as workers, at the same time: of the engine, given ids, and of tokenizer and
+    engine, given texts."""
+    context = multiprocessing.get_context("spawn")
+    together, results = context.Barrier(workers), context.SimpleQueue()
+    arguments = (model, list(texts), seconds, together, results)
+    processes = [context.Process(target=_engine_alone, args=arguments) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return {name: sum(one[name] for one in found) for name in found[0]}
+
+
+def _engine_alone(model: Path, texts: list[str], seconds: float, together: Barrier, results: Any) -> None:
+    classifier = TextClassifier.load_archived(model, threads=1)
+    classifier.warm_up()
+    ids = [classifier.ids(text) for text in texts]
+    found = {}
+    runs: list[tuple[str, Callable[[Any], object], Sequence[Any]]] = [
+        ("engine", lambda row: classifier.probabilities([row]), ids),
+        ("tokenizer_and_engine", lambda text: classifier.predict([text]), texts),
+    ]
+    for name, function, arguments in runs:
+        for argument in arguments[:200]:
+            function(argument)
+        together.wait()
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            function(arguments[done % len(arguments)])
+            done += 1
+        found[name] = done / (time.perf_counter() - started)
+    results.put(found)
+
+
+def lengths(classifier: TextClassifier) -> list[dict[str, float]]:
+    """Milliseconds of texts of many lengths, the median of five."""
+    words = ["to", "the", "on", "my", "a", "in", "is", "no", "it", "so"]
+    found = []
+    for tokens in LENGTHS:
+        text = " ".join(words[index % len(words)] for index in range(tokens - 1))  # the beginning is a token
+        assert len(classifier.ids(text)) == tokens
+        classifier.predict([text])
+        times = [milliseconds(lambda one: classifier.predict([one]), [text]) for _ in range(5)]
+        found.append({"tokens": tokens, "milliseconds": round(float(np.median(times)), 3)})
+    return found
+
+
+def batches(model: ExportedModel, ids: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+    """What the int8 LSTMs would gain from computing texts together, and what their answers would lose.
+
+    Pooling and head are the reference's.
+
+    Returns:
+        for each size of batch, milliseconds a text where all texts have one length, milliseconds a text where texts are
+        padded to the longest of their batch, and how far an answer is from that of the text alone, at most.
+    """
+    commonest = max(set(map(len, ids)), key=[len(row) for row in ids].count)
+    alike = [row for row in ids if len(row) == commonest]
+    alone, _ = _in_batches(model, ids, 1)
+    found = []
+    for size in BATCHES:
+        answers, padded_ms = _in_batches(model, ids, size)
+        _, alike_ms = _in_batches(model, alike, size)
+        found.append(
+            {
+                "texts": size,
+                "milliseconds_of_one_length": round(alike_ms, 3),
+                "milliseconds_padded": round(padded_ms, 3),
+                "largest_difference": round(float(np.abs(answers - alone[: len(answers)]).max()), 4),
+            }
+        )
+    return found
+
+
+def _in_batches(model: ExportedModel, ids: Sequence[Sequence[int]], size: int) -> tuple[Any, float]:
+    """Probabilities of whole batches of texts, (N, C), and milliseconds of the LSTMs for each text."""
+    import torch
+
+    network, session = TextNetwork.of(model), _lstms(model)
+    answers, took = [], 0.0
+    for begin in range(0, len(ids) - size + 1, size):
+        rows, lengths = pad(ids[begin : begin + size])
+        embedded = network.embedding(rows).detach().numpy().swapaxes(0, 1)
+        embedded = np.ascontiguousarray(embedded)  # (T, B, E)
+        started = time.perf_counter()
+        [outputs] = session.run(None, {"x": embedded})  # (T, 1, B, E)
+        took += time.perf_counter() - started
+        with torch.inference_mode():
+            pooled = network._pool(torch.from_numpy(outputs[:, 0].swapaxes(0, 1).copy()), lengths)
+            for block in network.head[:-1]:
+                pooled = torch.relu(block(pooled))
+            answers.append(torch.softmax(network.head[-1](pooled), dim=1).numpy())
+    return np.concatenate(answers), 1000 * took / (len(answers) * size)
+
+
+def _lstms(model: ExportedModel) -> onnxruntime.InferenceSession:
+    network = model.config.network
+    weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
+    graph = Graph()
+    x = "x"
+    axes = graph.constant("axes", np.array([1]))
+    for index in range(network.layers):
+        output = lstm(graph, f"lstm.{index}", weights, x, "int8")
+        x = graph.add("Squeeze", output, axes)
+    made = graph.model(labels=1).graph
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "B", network.embedding_size])]
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["T", 1, "B", network.embedding_size])]
+    return _session(list(made.node)[:-1], inputs, outputs, list(made.initializer))
+
+
+def roofline(model: ExportedModel, ids: Sequence[Sequence[int]], engine_ms: float) -> dict[str, float]:
+    """What one core gives in int8 arithmetic and in reading weights from its caches, against what the engine needs.
+
+    Returns:
+        in thousand million multiplications with addition a second (GMAC/s), GB/s and milliseconds a text.
+    """
+    matrices = [value for name, value in model.weights.items() if name.startswith("lstm") and value.ndim == 2]
+    macs = sum(value.size for value in matrices)  # a token
+    tokens = float(np.mean([len(row) for row in ids]))
+    arithmetic = _multiply_rate()
+    reading = _read_rate(sum(value.size for value in matrices))
+    # A step's input products are computed for all of a text's tokens at once; only the recurrent matrices are read anew
+    # for every token.
+    recurrent = sum(v.size for n, v in model.weights.items() if n.endswith("weight_hh_l0"))
+    inputs = macs - recurrent
+    return {
+        "tokens": round(tokens, 1),
+        "million_macs": round(tokens * macs / 1e6, 1),
+        "megabytes_read": round((tokens * recurrent + inputs) / 1e6, 1),
+        "machine_gmacs": round(arithmetic, 1),
+        "machine_gigabytes": round(reading, 1),
+        "bound_by_arithmetic_ms": round(tokens * macs / arithmetic / 1e6, 3),
+        "bound_by_reading_ms": round((tokens * recurrent + inputs) / reading / 1e6, 3),
+        "engine_ms": round(engine_ms, 3),
+        "engine_gmacs": round(tokens * macs / engine_ms / 1e6, 1),
+    }
+
+
+def _multiply_rate() -> float:
+    """GMAC/s of ONNX Runtime's own int8 product of large matrices, on one thread: the same instructions, all in cache,
+    nothing waited for."""
+    m, k, n = 512, 600, 2400
+    generator = np.random.default_rng(0)
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["c"])
+    b = onnx.numpy_helper.from_array(generator.integers(-63, 63, (k, n), dtype=np.int8), "b")
+    session = _session(
+        [node],
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
+        [b],
+    )
+    a = generator.integers(0, 255, (m, k), dtype=np.uint8)
+    times = [milliseconds(lambda _: session.run(None, {"a": a}), range(5)) for _ in range(5)]
+    return m * k * n / min(times) / 1e6
+
+
+def _read_rate(size: int) -> float:
+    """GB/s of reading as many bytes as the matrices have, over and over, on one thread."""
+    numbers = np.ones(size // 8, dtype=np.int64)
+    times = [milliseconds(lambda _: numbers.max(), range(50)) for _ in range(5)]
+    return numbers.nbytes / min(times) / 1e6
+
+
+def _session(nodes: Any, inputs: Any, outputs: Any, constants: Any) -> onnxruntime.InferenceSession:
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    graph = helper.make_graph(nodes, "measured", inputs, outputs, constants)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+
+def largest_differences(classifier: TextClassifier, reference: TextClassifier, texts: Sequence[str]) -> dict[str, Any]:
+    """Of the engine's answers against the reference's."""
+    found, expected = classifier.predict(texts), reference.predict(texts)
+    return {
+        "texts": len(texts),
+        "largest_difference": round(float(np.abs(found - expected).max()), 4),
+        "labels_changed": int((found.argmax(1) != expected.argmax(1)).sum()),
+    }
+
+
+def larger_model(model: ExportedModel) -> ExportedModel:
+    """A 400/1152/3 network of random weights, for its cost."""
+    old = model.config.network
+    network = replace(old, embedding_size=400, hidden_size=1152, layers=3, head_sizes=(1200, *old.head_sizes[1:]))
+    generator = np.random.default_rng(0)
+    weights = {
+        name: np.ones(shape, np.float32)
+        if name.endswith("variance")
+        else generator.normal(0, 0.05, shape).astype(np.float32)
+        for name, shape in network.tensor_shapes().items()
+    }
+    return ExportedModel(replace(model.config, network=network), model.vocabulary, {}, weights)

@@ -1,0 +1,244 @@
+"""`results.json` to the tables and the picture that quote it: `python -m benchmarks.report`."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+PICTURE = HERE / "results.png"
+PAGES = {"summary": HERE.parent / "README.md", "details": HERE / "README.md"}
+
+OURS, SEED, SEED_ALL = "torchserve", "seed", "seed-all-cores"
+SHORT = {
+    OURS: "**this project**, TorchServe",
+    SEED: "Flask, `learn.predict`, 1 worker",
+    SEED_ALL: "Flask, `learn.predict`, a worker a core",
+    "fastapi": "FastAPI, this engine",
+    "litserve": "LitServe, this engine",
+    "bentoml": "BentoML, this engine",
+}
+
+
+def write_report(results: Mapping[str, Any]) -> None:
+    """Write the picture, and the pages' parts between their markers."""
+    _plot(results)
+    for name, page in PAGES.items():
+        page.write_text(with_part(page.read_text(encoding="utf-8"), name, results), encoding="utf-8")
+
+
+def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
+    """A page with the part of this name made anew."""
+    part = {"summary": summary, "details": details}[name](results)
+    begin, end = f"<!-- {name} of benchmarks/results.json: begin -->", f"<!-- {name}: end -->"
+    made, count = re.subn(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", page)
+    if count != 1:
+        raise ValueError(f"The page has {count} places for {name!r}.")
+    return made
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The table of servers, and what it says."""
+    sides = results["sides"]
+    seed = sides[SEED]["p50_ms"] / sides[OURS]["p50_ms"]
+    throughput = sides[OURS]["throughput"] / sides[SEED_ALL]["throughput"]
+    machine = results["machine"]
+    return "\n".join(
+        [
+            f"Same tweets, client and {machine['cores']} cores ({machine['processor']}, {machine['instructions']}), "
+            f"medians of {len(sides[OURS]['rounds']['p50_ms'])} rounds, {results['date']}:",
+            "",
+            *servers(results),
+            "",
+            f"That is {seed:.1f} times as fast as Flask around `learn.predict` for a client alone, and "
+            f"{throughput:.0f} times its throughput on all cores. int8 differs from fp32 by at most "
+            f"{results['engine']['int8']['largest_difference']} in a probability on the validation split "
+            f"({results['engine']['int8']['labels_changed']} of {results['engine']['int8']['texts']} labels).",
+        ]
+    )
+
+
+def servers(results: Mapping[str, Any]) -> list[str]:
+    rate = results["rate"]
+    lines = [
+        f"| server | 1 connection: p50 ms | 32: requests/s | 32: p99 ms | at {rate:.0f} requests/s: p50, p99 ms | "
+        "a worker's MB | start, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, side in results["sides"].items():
+        equal = f"{side['equal_p50_ms']:.1f}, {side['equal_p99_ms']:.1f}" if "equal_p50_ms" in side else ""
+        lines.append(
+            f"| {SHORT[name]} | {side['p50_ms']:.2f} | {side['throughput']:.0f} | {side['loaded_p99_ms']:.0f} | "
+            f"{equal} | {side['worker_megabytes']:.0f} | {side['start_s']:.1f} |"
+        )
+    return lines
+
+
+def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """What is to be reached: figure, goal, reached, whether it is."""
+    sides, engine, memory = results["sides"], results["engine"], results["memory"]
+    ours = sides[OURS]
+    others = [side for name, side in sides.items() if name != OURS and "equal_p99_ms" in side]
+    latency = sides[SEED]["p50_ms"] / ours["p50_ms"]
+    throughput = ours["throughput"] / sides[SEED_ALL]["throughput"]
+    share = ours["throughput"] / engine["alone"]["engine"]
+    larger = results["larger_network"]["throughput"] / results["larger_network"]["engine_texts_a_second"]
+    best = max(side["throughput"] for side in others)
+    best_p99 = min(side["equal_p99_ms"] for side in others)
+    worker = ours["worker_megabytes"] / sides[SEED]["worker_megabytes"]
+    size = results["archive_megabytes"] / results["fp32_weights_megabytes"]
+    per_token = [of["milliseconds"] / of["tokens"] for of in engine["lengths"] if of["tokens"] >= 100]
+    spread = max(per_token) / min(per_token)
+    growth = memory[f"megabytes_after_{memory['requests']}"] - memory["megabytes_after_1000"]
+    return [
+        ("p50, 1 connection, against Flask with `learn.predict`", "8×", f"{latency:.1f}×", latency >= 8),
+        ("throughput, 32 connections, against it with a worker a core", "20×", f"{throughput:.1f}×", throughput >= 20),
+        ("throughput against the engine alone on the same cores", "60 %", f"{share:.0%}", share >= 0.6),
+        ("the same for a 400/1152/3 network", "85 %", f"{larger:.0%}", larger >= 0.85),
+        (
+            "throughput, 32 connections, against the best of FastAPI, LitServe, BentoML",
+            "ahead",
+            f"{ours['throughput']:.0f} against {best:.0f}",
+            ours["throughput"] > best,
+        ),
+        (
+            f"p99 at {results['rate']:.0f} requests/s against the best of them",
+            "ahead",
+            f"{ours['equal_p99_ms']:.1f} ms against {best_p99:.1f}",
+            ours["equal_p99_ms"] < best_p99,
+        ),
+        ("a worker's memory against Flask's", "50 %", f"{worker:.0%}", worker <= 0.5),
+        ("`sentiment.mar` against the fp32 weights", "25 %", f"{size:.0%}", size <= 0.25),
+        ("start to first answer", "8 s", f"{ours['start_s']:.1f} s", ours["start_s"] <= 8),
+        ("cost of a token, 100 to 5,000 tokens: largest to smallest", "linear", f"{spread:.2f}", spread <= 1.25),
+        (
+            f"a worker's memory, {memory['requests']:,} requests of ever new words against 1,000",
+            "flat",
+            f"{growth:+.1f} MB",
+            growth <= 5,
+        ),
+    ]
+
+
+def details(results: Mapping[str, Any]) -> str:
+    """All tables."""
+    engine, profile = results["engine"], results["profile"]
+    machine = results["machine"]
+    steps, roofline = engine["steps_ms"], engine["roofline"]
+    lines = [
+        f"{results['date']}, `{results['command']}`, {machine['processor']} ({machine['instructions']}), "
+        f"{machine['cores']} cores, {machine['memory_gigabytes']} GB, {machine['system']}. "
+        + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+        + f". The {results['texts']['n']:,} tweets of the {results['texts']['what']}.",
+        "",
+        *servers(results),
+        "",
+        "![throughput and latency of each server](results.png)",
+        "",
+        "| figure | goal | measured | |",
+        "|---|---|---|---|",
+        *(
+            f"| {what} | {goal} | {reached} | {'yes' if ok else '**no**'} |"
+            for what, goal, reached, ok in goals(results)
+        ),
+        "",
+        "### Where a request's time goes",
+        "",
+        "Processor milliseconds a request, by process, and what the worker's steps take in a loop without a server:",
+        "",
+        "| | one connection | loaded |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {profile['one_connection'][kind]:.2f} | {profile['loaded'][kind]:.2f} |"
+            for kind, name in (("java", "Java"), ("python", "workers"))
+        ),
+        "",
+        "| step of a worker | ms a tweet | share of the loaded server's processor time |",
+        "|---|---|---|",
+        *_shares(steps, profile["loaded"]),
+        "",
+        f"At one connection the median is {profile['one_connection']['p50_ms']:.1f} ms in this run. "
+        f"{sum(steps.values()):.2f} ms are what the steps take when they are warm.",
+        "",
+        "### What bounds the engine",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| a tweet, {roofline['tokens']} tokens on average | {roofline['million_macs']} million multiplications with "
+        f"addition, {roofline['megabytes_read']} MB of weights read |",
+        f"| one core, int8, large matrices in cache | {roofline['machine_gmacs']} thousand million a second: "
+        f"{roofline['bound_by_arithmetic_ms']} ms |",
+        f"| one core, reading as many bytes as the weights have, over and over | {roofline['machine_gigabytes']} GB/s: "
+        f"{roofline['bound_by_reading_ms']} ms |",
+        f"| the engine | {roofline['engine_ms']} ms ({roofline['engine_gmacs']} thousand million a second) |",
+        f"| engine alone, {machine['cores']} processes | {engine['alone']['engine']:.0f} tweets/s; with the tokenizer "
+        f"{engine['alone']['tokenizer_and_engine']:.0f} |",
+        "",
+        "### One text at a time, or a batch",
+        "",
+        "Milliseconds a tweet of the int8 LSTMs, and how far a tweet's probabilities move because of its neighbours:",
+        "",
+        "| texts together | of one length | as they come, padded | largest change of a probability |",
+        "|---|---|---|---|",
+        *(
+            f"| {of['texts']} | {of['milliseconds_of_one_length']:.3f} | {of['milliseconds_padded']:.3f} | "
+            f"{of['largest_difference']:.4f} |"
+            for of in engine["batches"]
+        ),
+        "",
+        "### Cost by length",
+        "",
+        "| tokens | " + " | ".join(f"{of['tokens']:,}" for of in engine["lengths"]) + " |",
+        "|---|" + "---|" * len(engine["lengths"]),
+        "| ms | " + " | ".join(f"{of['milliseconds']:.1f}" for of in engine["lengths"]) + " |",
+    ]
+    return "\n".join(lines)
+
+
+def _shares(steps: Mapping[str, float], loaded: Mapping[str, float]) -> list[str]:
+    total = loaded["java"] + loaded["python"]
+    names = {"request": "body to text", "tokenizer": "tokenizer", "engine": "engine", "json": "answer to JSON"}
+    rows = [(names[name], value) for name, value in steps.items()]
+    rest = loaded["python"] - sum(steps.values())
+    rows += [
+        ("TorchServe's protocol, and waiting for caches shared with the other processes", rest),
+        ("Java", loaded["java"]),
+    ]
+    return [f"| {name} | {value:.3f} | {value / total:.0%} |" for name, value in rows]
+
+
+def _plot(results: Mapping[str, Any]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sides = results["sides"]
+    names = [SHORT[name].replace("**", "").replace("`", "") for name in sides]
+    colours = ["#1b6ca8" if name == OURS else "#9aa5b1" for name in sides]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
+    panels = (
+        ("throughput", "requests/s, 32 connections"),
+        ("p50_ms", "p50, 1 connection, ms"),
+        ("equal_p99_ms", f"p99 at {results['rate']:.0f} requests/s, ms"),
+    )
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        values = [side.get(key, 0) for side in sides.values()]
+        bars = axis.barh(names, values, color=colours)
+        axis.bar_label(
+            bars,
+            [f"{value:.1f}" if 0 < value < 100 else f"{value:.0f}" if value else "" for value in values],
+            padding=2,
+        )
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.savefig(PICTURE, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    write_report(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -1,0 +1,20 @@
+"""BentoML with its own batching, which has no fixed delay: it waits as long as its model of past batches says is worth
+it."""
+
+import os
+from typing import Any
+
+import bentoml
+
+from benchmarks.servers.common import BATCH_TEXTS, PATH, classifier
+from handler.reply import prediction
+
+
+@bentoml.service(workers=int(os.environ.get("BENCHMARK_WORKERS", "1")), logging={"access": {"enabled": False}})
+class Sentiment:
+    def __init__(self) -> None:
+        self.model = classifier()
+
+    @bentoml.api(route=PATH, batchable=True, max_batch_size=BATCH_TEXTS)
+    def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+        return [prediction(row, self.model.labels) for row in self.model.predict(texts)]

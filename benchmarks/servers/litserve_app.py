@@ -1,0 +1,37 @@
+"""LitServe with its own batching."""
+
+import sys
+from typing import Any
+
+import litserve
+
+from benchmarks.servers.common import BATCH_DELAY_S, BATCH_TEXTS, PATH, classifier
+from handler.exported import Probabilities
+from handler.reply import prediction
+
+
+class Sentiment(litserve.LitAPI):  # type: ignore[misc]
+    def setup(self, device: str) -> None:
+        self.model = classifier()
+
+    def decode_request(self, request: dict[str, str]) -> str:
+        return request["text"]
+
+    def batch(self, inputs: list[str]) -> list[str]:
+        return inputs
+
+    def predict(self, x: list[str]) -> Probabilities:
+        return self.model.predict(x)
+
+    def unbatch(self, output: Probabilities) -> list[Any]:
+        return list(output)
+
+    def encode_response(self, output: Any) -> dict[str, Any]:
+        return prediction(output, self.model.labels)
+
+
+if __name__ == "__main__":
+    port, workers = map(int, sys.argv[1:])
+    api = Sentiment(max_batch_size=BATCH_TEXTS, batch_timeout=BATCH_DELAY_S, api_path=PATH)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")

@@ -1,0 +1,181 @@
+"""The servers that are held against each other: how each is started, asked and ended."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import requests
+
+from benchmarks.client import to_request
+from benchmarks.servers.common import BATCH_DELAY_S, BATCH_TEXTS, MODEL_VARIABLE, PATH
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 180
+STOP_TIMEOUT_S = 60
+
+
+def _label(reply: Any) -> str:
+    return str(reply["label"])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One server."""
+
+    name: str
+    what: str
+    command: list[str]
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+    body: Callable[[str], bytes] = str.encode
+    content_type: str = "text/plain"
+    label: Callable[[Any], str] = _label
+    """A reply's label."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{PATH}"
+
+    def request(self, text: str) -> bytes:
+        return to_request(self.url, self.body(text), self.content_type)
+
+    def ask(self, text: str) -> str:
+        """A text's label."""
+        response = requests.post(
+            self.url, data=self.body(text), headers={"Content-Type": self.content_type}, timeout=60
+        )
+        response.raise_for_status()
+        return self.label(response.json())
+
+
+def sides(product: Path, model: Path, learner: Path, workers: int) -> list[Side]:
+    """All of them.
+
+    Args:
+        product: the product's own environment, which has nothing of the others.
+        model: an archive's model, unpacked.
+        learner: the same weights as a fastai learner's file.
+    """
+    here = Path(sys.executable).parent
+    engine = {MODEL_VARIABLE: str(model)}
+    seed = {"BENCHMARK_LEARNER": str(learner)}
+    as_json = {"content_type": "application/json"}
+
+    def text_field(text: str) -> bytes:
+        return json.dumps({"text": text}).encode()
+
+    def flask(name: str, count: int) -> Side:
+        # No time-out: fastai takes longer to import than gunicorn waits.
+        command = [str(here / "gunicorn"), "--bind", "127.0.0.1:{port}", "--workers", str(count)]
+        command += ["--worker-class", "gthread", "--threads", "1", "--timeout", "0", "benchmarks.servers.flask_app:app"]
+        what = f"Flask around `learn.predict` under gunicorn, {count} worker{'s' if count > 1 else ''}"
+        environment = seed | {"OMP_NUM_THREADS": str(workers // count)}
+        return Side(name, what, command, 3001, environment, text_field, label=str, **as_json)
+
+    batching = f"batches of up to {BATCH_TEXTS}, {1000 * BATCH_DELAY_S:.0f} ms"
+    return [
+        torchserve(product, ROOT / "config.properties", workers),
+        flask("seed", 1),
+        flask("seed-all-cores", workers),
+        Side(
+            "fastapi",
+            f"FastAPI under uvicorn, {workers} workers, this engine",
+            [
+                *(str(here / "uvicorn"), "--port", "{port}", "--workers", str(workers)),
+                *("--log-level", "warning", "--no-access-log", "benchmarks.servers.fastapi_app:app"),
+            ],
+            3002,
+            engine,
+        ),
+        Side(
+            "litserve",
+            f"LitServe, {workers} workers, this engine, {batching}",
+            [sys.executable, "-m", "benchmarks.servers.litserve_app", "{port}", str(workers)],
+            3003,
+            engine,
+            text_field,
+            "application/json",
+        ),
+        Side(
+            "bentoml",
+            f"BentoML, {workers} workers, this engine, batches of up to {BATCH_TEXTS}, its own delay",
+            [str(here / "bentoml"), "serve", "--port", "{port}", "benchmarks.servers.bentoml_app:Sentiment"],
+            3004,
+            engine | {"BENCHMARK_WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "true"},
+            lambda text: json.dumps({"texts": [text]}).encode(),
+            "application/json",
+            lambda reply: _label(reply[0]),
+        ),
+    ]
+
+
+def torchserve(product: Path, config: Path, workers: int) -> Side:
+    """This project's server, as `make serve` starts it."""
+    command = [str(product / "bin" / "python"), "-m", "server", "--config", str(config)]
+    return Side("torchserve", f"this project: TorchServe, {workers} workers", command, 8080)
+
+
+class Running:
+    """A side that has answered its first request."""
+
+    def __init__(self, side: Side, process: psutil.Popen, start_s: float) -> None:
+        self.side = side
+        self.start_s = start_s
+        """From the command to the first answer."""
+
+        self._process = process
+
+    def processes(self) -> list[psutil.Process]:
+        return [self._process, *self._process.children(recursive=True)]
+
+    def worker_megabytes(self) -> float:
+        """Resident memory of the largest process but Java's."""
+        return max(p.memory_info().rss for p in self.processes() if p.name() != "java") / 1e6
+
+    def total_megabytes(self) -> float:
+        """Of all processes, what several have in common counted once (PSS)."""
+        return sum(p.memory_full_info().pss for p in self.processes()) / 1e6
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Used so far: by Java, and by all others."""
+        used = {"java": 0.0, "python": 0.0}
+        for process in self.processes():
+            times = process.cpu_times()
+            used["java" if process.name() == "java" else "python"] += times.user + times.system
+        return used
+
+
+@contextmanager
+def running(side: Side, log: Path) -> Iterator[Running]:
+    """Start a side, wait for its first answer, and end it."""
+    port = urlsplit(side.url).port
+    command = [part.replace("{port}", str(port)) for part in side.command]
+    # One thread for each worker, as there is a worker for each core; a side with fewer workers says otherwise.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | side.environment
+    started = time.perf_counter()
+    with log.open("ab") as output:
+        process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    try:
+        while True:
+            try:
+                side.ask("Thank you")
+                break
+            except requests.RequestException:
+                if process.poll() is not None or time.perf_counter() - started > START_TIMEOUT_S:
+                    raise RuntimeError(f"{side.name} does not answer; see {log}") from None
+                time.sleep(0.05)
+        yield Running(side, process, time.perf_counter() - started)
+    finally:
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+        for left in alive:
+            left.kill()
