@@ -71,7 +71,8 @@ def load(
     """
     address = (urlsplit(url).hostname, urlsplit(url).port)
     selector = selectors.DefaultSelector()
-    idle = deque(_Connection(address, selector) for _ in range(connections))
+    opened = [_Connection(address, selector) for _ in range(connections)]
+    idle = deque(opened)
     latencies: list[float] = []
     statuses: Counter[int] = Counter()
     sent = 0
@@ -101,6 +102,8 @@ def load(
                     statuses[status] += 1
                     idle.append(connection)
     finally:
+        for connection in opened:
+            connection.close()
         selector.close()
     return Load(last - started, latencies, statuses)
 
@@ -133,7 +136,7 @@ class _Connection:
         if len(body) < int(fields[b"content-length"]):
             return 0
         if fields.get(b"connection") == b"close":
-            self._close()
+            self.close()
         return int(head.split(b" ", 2)[1])
 
     def _open(self) -> None:
@@ -141,6 +144,7 @@ class _Connection:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._selector.register(self._socket, selectors.EVENT_READ, self)
 
-    def _close(self) -> None:
-        self._selector.unregister(self._socket)
-        self._socket.close()
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._selector.unregister(self._socket)
+            self._socket.close()

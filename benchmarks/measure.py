@@ -16,13 +16,15 @@ from onnx import TensorProto, helper
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel
 from handler.limits import Limits
-from handler.network import TextNetwork, pad
 from handler.reply import prediction, to_json
 from handler.request import read_request
-from training.graph import MICROSOFT, OPSET, Graph, lstm
+from training.graph import IR_VERSION, OPSET
 
 LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
-BATCHES = (1, 8, 32)
+SERVED_BATCH = 16
+"""`batchSize` in `config.properties`."""
+
+BATCHES = (1, 2, 4, 8, 16, 32, 1_000)
 
 
 def milliseconds(function: Callable[[Any], object], arguments: Sequence[Any]) -> float:
@@ -47,8 +49,8 @@ def steps(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, float]:
 
 
 def engine_alone(model: Path, texts: Sequence[str], workers: int, seconds: float) -> dict[str, float]:
-    """Texts a second of as many processes as workers, at the same time: of the engine, given ids, and of tokenizer and
-    engine, given texts."""
+    """Texts a second of as many processes as workers, at the same time: of the engine, given ids, one text at a time
+    and in batches as large as TorchServe's; and of tokenizer and engine, given such batches."""
     context = multiprocessing.get_context("spawn")
     together, results = context.Barrier(workers), context.SimpleQueue()
     arguments = (model, list(texts), seconds, together, results)
@@ -66,19 +68,26 @@ def _engine_alone(model: Path, texts: list[str], seconds: float, together: Barri
     classifier.warm_up()
     ids = [classifier.ids(text) for text in texts]
     found = {}
-    runs: list[tuple[str, Callable[[Any], object], Sequence[Any]]] = [
-        ("engine", lambda row: classifier.probabilities([row]), ids),
-        ("tokenizer_and_engine", lambda text: classifier.predict([text]), texts),
+    begins = range(0, len(texts) - SERVED_BATCH + 1, SERVED_BATCH)
+    runs: list[tuple[str, Callable[[int], object], Sequence[int]]] = [
+        ("engine", lambda index: classifier.probabilities(ids[index : index + 1]), range(len(ids))),
+        ("engine_in_batches", lambda index: classifier.probabilities(ids[index : index + SERVED_BATCH]), begins),
+        (
+            "tokenizer_and_engine_in_batches",
+            lambda index: classifier.predict(texts[index : index + SERVED_BATCH]),
+            begins,
+        ),
     ]
     for name, function, arguments in runs:
-        for argument in arguments[:200]:
+        for argument in arguments[:50]:
             function(argument)
         together.wait()
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
             function(arguments[done % len(arguments)])
             done += 1
-        found[name] = done / (time.perf_counter() - started)
+        size = 1 if name == "engine" else SERVED_BATCH
+        found[name] = size * done / (time.perf_counter() - started)
     results.put(found)
 
 
@@ -95,67 +104,17 @@ def lengths(classifier: TextClassifier) -> list[dict[str, float]]:
     return found
 
 
-def batches(model: ExportedModel, ids: Sequence[Sequence[int]]) -> list[dict[str, float]]:
-    """What the int8 LSTMs would gain from computing texts together, and what their answers would lose.
-
-    Pooling and head are the reference's.
-
-    Returns:
-        for each size of batch, milliseconds a text where all texts have one length, milliseconds a text where texts are
-        padded to the longest of their batch, and how far an answer is from that of the text alone, at most.
-    """
-    commonest = max(set(map(len, ids)), key=[len(row) for row in ids].count)
-    alike = [row for row in ids if len(row) == commonest]
-    alone, _ = _in_batches(model, ids, 1)
+def batches(classifier: TextClassifier, ids: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+    """What the engine gains from texts that arrive together, and how far their answers are from those alone."""
+    alone = np.concatenate([classifier.probabilities([row]) for row in ids])
     found = []
     for size in BATCHES:
-        answers, padded_ms = _in_batches(model, ids, size)
-        _, alike_ms = _in_batches(model, alike, size)
-        found.append(
-            {
-                "texts": size,
-                "milliseconds_of_one_length": round(alike_ms, 3),
-                "milliseconds_padded": round(padded_ms, 3),
-                "largest_difference": round(float(np.abs(answers - alone[: len(answers)]).max()), 4),
-            }
-        )
+        parts = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
+        answers = np.concatenate([classifier.probabilities(part) for part in parts])
+        took = milliseconds(classifier.probabilities, parts) * len(parts) / len(ids)
+        largest = float(np.abs(answers - alone).max())
+        found.append({"texts": size, "milliseconds": round(took, 3), "largest_difference": largest})
     return found
-
-
-def _in_batches(model: ExportedModel, ids: Sequence[Sequence[int]], size: int) -> tuple[Any, float]:
-    """Probabilities of whole batches of texts, (N, C), and milliseconds of the LSTMs for each text."""
-    import torch
-
-    network, session = TextNetwork.of(model), _lstms(model)
-    answers, took = [], 0.0
-    for begin in range(0, len(ids) - size + 1, size):
-        rows, lengths = pad(ids[begin : begin + size])
-        embedded = network.embedding(rows).detach().numpy().swapaxes(0, 1)
-        embedded = np.ascontiguousarray(embedded)  # (T, B, E)
-        started = time.perf_counter()
-        [outputs] = session.run(None, {"x": embedded})  # (T, 1, B, E)
-        took += time.perf_counter() - started
-        with torch.inference_mode():
-            pooled = network._pool(torch.from_numpy(outputs[:, 0].swapaxes(0, 1).copy()), lengths)
-            for block in network.head[:-1]:
-                pooled = torch.relu(block(pooled))
-            answers.append(torch.softmax(network.head[-1](pooled), dim=1).numpy())
-    return np.concatenate(answers), 1000 * took / (len(answers) * size)
-
-
-def _lstms(model: ExportedModel) -> onnxruntime.InferenceSession:
-    network = model.config.network
-    weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
-    graph = Graph()
-    x = "x"
-    axes = graph.constant("axes", np.array([1]))
-    for index in range(network.layers):
-        output = lstm(graph, f"lstm.{index}", weights, x, "int8")
-        x = graph.add("Squeeze", output, axes)
-    made = graph.model(labels=1).graph
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "B", network.embedding_size])]
-    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["T", 1, "B", network.embedding_size])]
-    return _session(list(made.node)[:-1], inputs, outputs, list(made.initializer))
 
 
 def roofline(model: ExportedModel, ids: Sequence[Sequence[int]], engine_ms: float) -> dict[str, float]:
@@ -212,12 +171,11 @@ def _read_rate(size: int) -> float:
 
 
 def _session(nodes: Any, inputs: Any, outputs: Any, constants: Any) -> onnxruntime.InferenceSession:
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     graph = helper.make_graph(nodes, "measured", inputs, outputs, constants)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    made = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
-    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def largest_differences(classifier: TextClassifier, reference: TextClassifier, texts: Sequence[str]) -> dict[str, Any]:

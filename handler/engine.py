@@ -1,7 +1,6 @@
 """The third step: token ids to probabilities, by ONNX Runtime from the archive's graph, which `training.graph` builds.
 
-Texts go through one at a time. Dynamic quantization takes its scale from all that it is given, so in a batch a text's
-answer would move with its neighbours; alone it cannot, and nothing is computed on padding.
+What is computed for a text depends neither on the texts beside it nor on padding: see there.
 """
 
 from collections.abc import Sequence
@@ -12,21 +11,27 @@ import numpy as np
 import onnxruntime
 
 from handler.exported import ExportedModelError, NetworkConfig, Probabilities
+from handler.padding import batches, pad
 
 GRAPH_FILE: Final = "network.onnx"
 IDS: Final = "ids"
-START: Final = "start"
+LENGTHS: Final = "lengths"
+STARTS: Final = "starts"
 PROBABILITIES: Final = "probabilities"
+
+MAX_BATCH_TEXTS: Final = 4
+"""Enough for a core's arithmetic to be busy; more would be more padding."""
 
 _ERRORS_ONLY = 3
 
 
 class Engine:
-    """A graph, ready for inference. Keeps nothing from one text to the next.
+    """A graph, ready for inference. Keeps nothing from one call to the next.
 
     Args:
-        graph: takes `ids`, (T,), and `start`, (1,), the first pooled position; gives `probabilities`, (1, C).
-        threads: for one text.
+        graph: takes `ids`, (T, B), `lengths`, (B,), and `starts`, (B,), the texts' first pooled positions; gives
+            `probabilities`, (B, C).
+        threads: for one batch.
 
     Raises:
         ExportedModelError: no such file, or not such a graph.
@@ -51,18 +56,19 @@ class Engine:
             raise ExportedModelError(f"{graph}: expected a graph that ONNX Runtime reads: {error}") from error
         inputs = {value.name for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
-        if inputs != {IDS, START} or outputs != {PROBABILITIES: [1, config.head_sizes[-1]]}:
+        if inputs != {IDS, LENGTHS, STARTS} or outputs != {PROBABILITIES: ["B", config.head_sizes[-1]]}:
             raise ExportedModelError(
-                f"{graph}: expected inputs {IDS}, {START} and output {PROBABILITIES} (1, {config.head_sizes[-1]}); "
-                f"found {inputs} and {outputs}."
+                f"{graph}: expected inputs {IDS}, {LENGTHS}, {STARTS} and output {PROBABILITIES} "
+                f"(B, {config.head_sizes[-1]}); found {inputs} and {outputs}."
             )
         self._config = config
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
         results = np.empty((len(ids), self._config.head_sizes[-1]), dtype=np.float32)
-        for result, row in zip(results, ids, strict=True):
-            start = self._config.pooling_start(len(row))
-            inputs = {IDS: np.array(row, dtype=np.int64), START: np.array([start], dtype=np.int64)}
-            result[:] = self._session.run([PROBABILITIES], inputs)[0][0]
+        for rows in batches([len(row) for row in ids], MAX_BATCH_TEXTS):
+            padded, lengths = pad([ids[row] for row in rows])
+            starts = np.array([self._config.pooling_start(length) for length in lengths.tolist()])
+            inputs = {IDS: np.ascontiguousarray(padded.T), LENGTHS: lengths, STARTS: starts}
+            [results[rows]] = self._session.run([PROBABILITIES], inputs)
         return results

@@ -13,7 +13,7 @@ the concat-pooling classifier of ULMFiT (Howard and Ruder, ACL 2018, section 3.3
 Shapes: B texts, T tokens (the longest text's), E embedding size, H hidden size, C labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,12 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handler.exported import ExportedModel, NetworkConfig, Probabilities
+from handler.padding import batches, pad
 
 MAX_BATCH_TEXTS = 32
 """More texts at a time are not faster on a CPU."""
-
-MAX_BATCH_TOKENS = 16_384
-"""Padding included; bounds the memory of the LSTMs' outputs."""
 
 
 class HeadBlock(nn.Module):
@@ -72,8 +70,9 @@ class TextNetwork(nn.Module):
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts given as ids."""
         results = np.empty((len(ids), self.config.head_sizes[-1]), dtype=np.float32)
-        for rows in _batches([len(row) for row in ids]):
-            results[rows] = self(*pad([ids[row] for row in rows])).numpy()
+        for rows in batches([len(row) for row in ids], MAX_BATCH_TEXTS):
+            padded, lengths = pad([ids[row] for row in rows])
+            results[rows] = self(torch.from_numpy(padded), torch.from_numpy(lengths)).numpy()
         return results
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -100,24 +99,3 @@ class TextNetwork(nn.Module):
         maximum = x.masked_fill(~pooled[:, :, None], -torch.inf).amax(dim=1)
         mean = x.masked_fill(~pooled[:, :, None], 0).sum(dim=1) / (lengths - starts)[:, None]
         return torch.cat([last, maximum, mean], dim=1)
-
-
-def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids of B texts as one tensor (B, T), padded on the right, and their lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in ids])
-    padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
-    for row, values in zip(padded, ids, strict=True):
-        row[: len(values)] = torch.tensor(values)
-    return padded, lengths
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indexes of texts, shortest first, in batches within the limits: alike in length, so little is padding."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == MAX_BATCH_TEXTS or lengths[index] * (len(batch) + 1) > MAX_BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 
-def approximately(value: Any) -> Any:
-    """A value that equals others within 1e-4 in every number, however deep."""
+def approximately(value: Any, tolerance: float = 1e-4) -> Any:
+    """A value that equals others within a tolerance in every number, however deep."""
     match value:
         case dict():
-            return {key: approximately(item) for key, item in value.items()}
+            return {key: approximately(item, tolerance) for key, item in value.items()}
         case list():
-            return [approximately(item) for item in value]
+            return [approximately(item, tolerance) for item in value]
         case float():
-            return pytest.approx(value, abs=1e-4)
+            return pytest.approx(value, abs=tolerance)
         case _:
             return value

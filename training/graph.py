@@ -1,8 +1,14 @@
-"""The exported model's network as an ONNX graph for one text: what an archive holds and `handler.engine` runs.
+"""The exported model's network as an ONNX graph: what an archive holds and `handler.engine` runs.
 
-In int8, the embeddings and the LSTMs' matrices are whole numbers with a scale for each row (each word, each gate of
-each unit), and the LSTMs are ONNX Runtime's `DynamicQuantizeLSTM`, which rounds their inputs too, to 8 bits over what
-it is given: one text's inputs, and one step's state. The head, a thousandth of the work, stays in float32.
+In int8, the embeddings and the LSTMs' matrices are whole numbers with a scale (for each gate of each unit, one for all
+embeddings), and the LSTMs are ONNX Runtime's `DynamicQuantizeLSTM`. That rounds its inputs too, to 8 bits between the
+least and the greatest of all that it is given: of all texts in a batch, and in each step of all their states. A text's
+answer would move with its neighbours. So every vector gets two entries more, which no weight looks at and which
+always have the bounds of what the others can be: an embedding the table's own; a state, which lies between -1 and 1,
+those two. An LSTM's entries are units of it whose cells begin far from 0 and stay there. Then all scales are constants,
+and a text has the same answer in any batch and alone.
+
+The head, a thousandth of the work, stays in float32.
 """
 
 from itertools import pairwise
@@ -13,16 +19,21 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from handler.engine import IDS, PROBABILITIES, START
-from handler.exported import ExportedModel
+from handler.engine import IDS, LENGTHS, PROBABILITIES, STARTS
+from handler.exported import ExportedModel, NetworkConfig
 
 Precision = Literal["int8", "float32"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
-EMBEDDING_BITS: Final = 8
 LSTM_BITS: Final = 7
 """Not 8: processors without VNNI instructions add products of 8-bit numbers in pairs in 16 bits, which overflow. With
 7 bits the sums are the same on every processor."""
+
+FAR: Final = 30.0
+"""A cell's value, and a gate's bias, whose tanh and sigmoid are 0 or 1 in float32."""
+
+ALIGNMENT: Final = 16
+"""Vectors are filled up with zeros to a multiple of it, for the processor's sake."""
 
 OPSET: Final = 18
 IR_VERSION: Final = 9
@@ -32,25 +43,12 @@ Array = npt.NDArray[Any]
 
 
 def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
-    """The graph: `ids`, (T,), and `start`, (1,), the first pooled position, to `probabilities`, (1, C)."""
+    """The graph: `ids`, (T, B), `lengths`, (B,), and `starts`, (B,), to `probabilities`, (B, C); see `Engine`."""
     network = model.config.network
     weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
     graph = Graph()
-    first, last, end, once = (graph.constant(f"{n}", np.array([n])) for n in (0, -1, np.iinfo(np.int64).max, 1))
-    x = _embedding(graph, weights["embedding.weight"], precision)  # (T, E)
-    for index in range(network.layers):
-        prefix = f"lstm.{index}"
-        x = graph.add("Unsqueeze", x, once)  # (T, 1, E), a batch of one
-        x = lstm(graph, prefix, weights, x, precision)  # (T, 1, 1, H): directions before the batch
-        x = graph.add("Squeeze", x, graph.constant(f"{prefix}.axes", np.array([1, 2])))  # (T, H); (T, E) after the last
-    pooled = graph.add("Slice", x, START, end, first)
-    x = graph.add(
-        "Concat",
-        graph.add("Slice", x, last, end, first),
-        graph.add("ReduceMax", pooled, first, keepdims=1),
-        graph.add("ReduceMean", pooled, first, keepdims=1),
-        axis=1,
-    )  # (1, 3 E)
+    lstms = {"int8": _int8_lstms, "float32": _float32_lstms}[precision]
+    x = _pooled(graph, lstms(graph, network, weights))
     blocks = len(list(pairwise(network.head_sizes)))
     for index in range(blocks):
         # BatchNorm with fixed statistics is a factor and a shift, which the linear layer takes in.
@@ -72,41 +70,114 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     return graph.model(len(model.config.labels))
 
 
-def _embedding(graph: "Graph", weight: Array, precision: Precision) -> str:
-    if precision == "float32":
-        return graph.add("Gather", graph.constant("embedding", weight), IDS)
-    numbers, scales = _quantized(weight, EMBEDDING_BITS)
-    rows = graph.add("Gather", graph.constant("embedding", numbers), IDS)
-    rows = graph.add("Cast", rows, to=TensorProto.FLOAT)
-    return graph.add("Mul", rows, graph.add("Gather", graph.constant("embedding.scales", scales), IDS))
+def _float32_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
+    """From ids to the last LSTM's outputs, (T, B, E)."""
+    x = graph.add("Gather", graph.constant("embedding", weights["embedding.weight"]), IDS)
+    for index, (_, outputs) in enumerate(network.lstm_sizes):
+        prefix = f"lstm.{index}"
+        bias = np.concatenate([_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]) for part in ("ih", "hh")])
+        x = graph.add(
+            "LSTM",
+            x,
+            graph.constant(f"{prefix}.W", _onnx_gates(weights[f"{prefix}.weight_ih_l0"])[None]),
+            graph.constant(f"{prefix}.R", _onnx_gates(weights[f"{prefix}.weight_hh_l0"])[None]),
+            graph.constant(f"{prefix}.bias", bias[None]),
+            hidden_size=outputs,
+        )  # (T, 1, B, H): directions before the batch
+        x = graph.add("Squeeze", x, graph.integers(1))
+    return x
 
 
-def lstm(graph: "Graph", prefix: str, weights: dict[str, Array], x: str, precision: Precision) -> str:
-    """Add the LSTM whose tensors are named `prefix`: (T, B, inputs) to (T, 1, B, outputs)."""
-    matrices = [_onnx_gates(weights[f"{prefix}.weight_{part}_l0"]) for part in ("ih", "hh")]
-    biases = [_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]) for part in ("ih", "hh")]
-    bias = graph.constant(f"{prefix}.bias", np.concatenate(biases)[None])
-    hidden_size = matrices[1].shape[1]
-    if precision == "float32":
-        constants = [
-            graph.constant(f"{prefix}.{part}", matrix[None]) for part, matrix in zip("WR", matrices, strict=True)
-        ]
-        return graph.add("LSTM", x, *constants, bias, hidden_size=hidden_size)
-    numbers, scales = zip(*(_quantized(matrix, LSTM_BITS) for matrix in matrices), strict=True)
-    constants = [graph.constant(f"{prefix}.{part}", matrix.T[None]) for part, matrix in zip("WR", numbers, strict=True)]
-    zero = graph.constant(f"{prefix}.zero", np.zeros((1, 4 * hidden_size), np.int8))
-    quantization = [
-        name
-        for part, scale in zip("WR", scales, strict=True)
-        for name in (graph.constant(f"{prefix}.{part}.scales", scale.T), zero)
-    ]
-    no_lengths_nor_states_nor_peepholes = [""] * 4
-    return graph.add(
+def _int8_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
+    """From ids to the last LSTM's outputs, (T, B, E)."""
+    numbers, scale = _int8_embedding(weights["embedding.weight"])
+    x = graph.add("Cast", graph.add("Gather", graph.constant("embedding", numbers), IDS), to=TensorProto.FLOAT)
+    x = graph.add("Mul", x, graph.constant("embedding.scale", scale))
+    texts = graph.add("Shape", IDS, start=1)
+    width = numbers.shape[1]
+    for index, (_, outputs) in enumerate(network.lstm_sizes):
+        x = _int8_lstm(graph, f"lstm.{index}", weights, (width, outputs), x, texts)
+        width = _widened(outputs)
+    return graph.add("Slice", x, graph.integers(0), graph.integers(network.embedding_size), graph.integers(2))
+
+
+def _int8_embedding(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Whole numbers, (rows, columns and the two bounds), and their scale, which is the first LSTM's inputs' own: what
+    is rounded here is not rounded again there."""
+    scale = np.float32(np.abs(weight).max() / 127.5 or 1)
+    numbers = np.zeros((len(weight), _widened(weight.shape[1])), np.int8)
+    numbers[:, : weight.shape[1]] = np.clip(np.rint(weight / scale), -128, 127)
+    numbers[:, -2:] = -128, 127
+    return numbers, np.array(scale)
+
+
+def _int8_lstm(
+    graph: "Graph", prefix: str, weights: dict[str, Array], sizes: tuple[int, int], x: str, texts: str
+) -> str:
+    """Inputs (T, B, width) to outputs (T, B, width): H entries, zeros, and the bounds -1 and 1."""
+    inputs, outputs = sizes
+    width = _widened(outputs)
+    bias = sum(_filled(_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]), width) for part in ("ih", "hh"))
+    bias = np.reshape(bias, (4, width)).astype(np.float32)
+    bias[:3, -2:] = [[-FAR], [FAR], [FAR]]  # input gate shut, output gate open, nothing forgotten
+    quantization, constants = [], []
+    for part, name, columns in (("W", "weight_ih_l0", inputs), ("R", "weight_hh_l0", width)):
+        matrix = _filled(_onnx_gates(weights[f"{prefix}.{name}"]), width)
+        matrix = np.pad(matrix, [(0, 0), (0, columns - matrix.shape[1])])
+        numbers, scales = _quantized(matrix)
+        constants.append(graph.constant(f"{prefix}.{part}", numbers.T[None]))
+        zero = graph.constant(f"{prefix}.{part}.zero", np.zeros((1, 4 * width), np.int8))
+        quantization += [graph.constant(f"{prefix}.{part}.scales", scales.T), zero]
+    state = np.zeros((1, 1, width), np.float32)
+    state[..., -2:] = -1, 1
+    shape = graph.add("Concat", graph.integers(1), texts, graph.integers(width), axis=0)
+    hidden = graph.add("Expand", graph.constant(f"{prefix}.hidden", state), shape)
+    cell = graph.add("Expand", graph.constant(f"{prefix}.cell", FAR * state), shape)
+    no_bias_for_r = np.zeros_like(bias)
+    both = graph.constant(f"{prefix}.bias", np.concatenate([bias, no_bias_for_r]).reshape(1, -1))
+    x = graph.add(
         "DynamicQuantizeLSTM",
-        *(x, *constants, bias, *no_lengths_nor_states_nor_peepholes, *quantization),
-        hidden_size=hidden_size,
+        *(x, *constants, both, "", hidden, cell, "", *quantization),  # without lengths and peepholes
+        hidden_size=width,
         domain=MICROSOFT,
     )
+    return graph.add("Squeeze", x, graph.integers(1))
+
+
+def _pooled(graph: "Graph", x: str) -> str:
+    """Each text's last output, and the maximum and the mean of its pooled outputs: (T, B, E) to (B, 3 E)."""
+    zero, axis, last_axis = graph.integers(0), graph.integers(0), graph.integers(2)
+    tokens = graph.add("Squeeze", graph.add("Shape", IDS, end=1))
+    position = graph.add("Range", graph.integer(0), tokens, graph.integer(1))
+    position = graph.add("Unsqueeze", position, graph.integers(1))  # (T, 1)
+    pooled = graph.add(
+        "And", graph.add("GreaterOrEqual", position, STARTS), graph.add("Less", position, LENGTHS)
+    )  # (T, B)
+    pooled = graph.add("Unsqueeze", pooled, last_axis)
+    count = graph.add("Cast", graph.add("Sub", LENGTHS, STARTS), to=TensorProto.FLOAT)
+    end = graph.add("Equal", graph.add("Add", position, graph.integers(1)), LENGTHS)
+    end = graph.add("Unsqueeze", end, last_axis)
+    nothing, least = graph.constant("nothing", np.float32(0)), graph.constant("least", np.float32(-np.inf))
+    total = graph.add("ReduceSum", graph.add("Where", pooled, x, nothing), axis, keepdims=0)
+    return graph.add(
+        "Concat",
+        graph.add("ReduceSum", graph.add("Where", end, x, nothing), zero, keepdims=0),
+        graph.add("ReduceMax", graph.add("Where", pooled, x, least), axis, keepdims=0),
+        graph.add("Div", total, graph.add("Unsqueeze", count, graph.integers(1))),
+        axis=1,
+    )
+
+
+def _widened(size: int) -> int:
+    """With room for the two bounds."""
+    return -(-(size + 2) // ALIGNMENT) * ALIGNMENT
+
+
+def _filled(gates: Array, width: int) -> Array:
+    """Four gates' rows, (4 H, ...), with zeros for the units that are added, (4 width, ...)."""
+    gates = gates.reshape(4, -1, *gates.shape[1:])
+    added = [(0, 0), (0, width - gates.shape[1]), *[(0, 0)] * (gates.ndim - 2)]
+    return np.pad(gates, added).reshape(4 * width, *gates.shape[2:])
 
 
 def _onnx_gates(rows: Array) -> Array:
@@ -115,9 +186,9 @@ def _onnx_gates(rows: Array) -> Array:
     return np.concatenate([i, o, f, c])
 
 
-def _quantized(weight: Array, bits: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def _quantized(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Whole numbers, (rows, columns), and a scale for each row, (rows, 1), whose product is near the weight."""
-    largest = 2 ** (bits - 1) - 1
+    largest = 2 ** (LSTM_BITS - 1) - 1
     scales = np.abs(weight).max(axis=1, keepdims=True) / largest
     scales = np.where(scales == 0, 1, scales).astype(np.float32)
     return np.rint(weight / scales).astype(np.int8), scales
@@ -128,11 +199,18 @@ class Graph:
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
 
-    def constant(self, name: str, value: Array) -> str:
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    def constant(self, name: str, value: Array | np.generic) -> str:
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
         return name
+
+    def integer(self, value: int) -> str:
+        return self.constant(f"integer.{value}", np.int64(value))
+
+    def integers(self, value: int) -> str:
+        """A list of one."""
+        return self.constant(f"integers.{value}", np.array([value]))
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node with one output; returns its name."""
@@ -145,11 +223,12 @@ class Graph:
             self._nodes,
             "network",
             [
-                helper.make_tensor_value_info(IDS, TensorProto.INT64, ["T"]),
-                helper.make_tensor_value_info(START, TensorProto.INT64, [1]),
+                helper.make_tensor_value_info(IDS, TensorProto.INT64, ["T", "B"]),
+                helper.make_tensor_value_info(LENGTHS, TensorProto.INT64, ["B"]),
+                helper.make_tensor_value_info(STARTS, TensorProto.INT64, ["B"]),
             ],
-            [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [1, labels])],
-            self._constants,
+            [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["B", labels])],
+            list(self._constants.values()),
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -7,7 +7,7 @@ from handler.classifier import TextClassifier
 
 MODEL_VARIABLE = "BENCHMARK_MODEL"
 PATH = "/predictions/sentiment"
-BATCH_TEXTS = 8
+BATCH_TEXTS = 16
 BATCH_DELAY_S = 0.001
 
 

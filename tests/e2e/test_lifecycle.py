@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -65,11 +66,27 @@ def test_a_start_after_kill_9_works(project: Project) -> None:
     assert second.stop() == 0
 
 
-def test_a_killed_worker_comes_back(project: Project) -> None:
+def workers(server: Server) -> list[psutil.Process]:
+    return [process for process in server.processes() if "model_service_worker" in " ".join(process.cmdline())]
+
+
+def test_there_is_a_worker_for_each_core_and_none_has_pytorch(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
-    [worker] = [process for process in server.processes() if "model_service_worker" in " ".join(process.cmdline())]
-    worker.kill()
+    found = workers(server)
+    assert len(found) == len(os.sched_getaffinity(0))
+    assert post(project, "how large are you?") == 200
+    for worker in found:
+        assert not [file.path for file in worker.memory_maps() if "libtorch" in file.path]
+        assert worker.environ()["OMP_NUM_THREADS"] == "1"
+    assert server.stop() == 0
+
+
+def test_killed_workers_come_back(project: Project) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    for worker in workers(server):
+        worker.kill()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if post(project, "anyone there?") == 200:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
-from handler.network import MAX_BATCH_TEXTS, MAX_BATCH_TOKENS, _batches
+from handler.padding import MAX_BATCH_TOKENS, batches
 
 TOLERANCE = 1e-5
 
@@ -78,12 +78,12 @@ def test_no_texts_have_no_answers(classifier: TextClassifier) -> None:
     assert classifier.predict([]).shape == (0, len(classifier.labels))
 
 
-@given(st.lists(st.integers(1, 5_000), max_size=100))
-def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> None:
-    batches = list(_batches(lengths))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) <= MAX_BATCH_TEXTS
+@given(st.lists(st.integers(1, 5_000), max_size=100), st.integers(1, 40))
+def test_batches_hold_every_text_once_within_the_limits(lengths: list[int], max_texts: int) -> None:
+    found = list(batches(lengths, max_texts))
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) <= max_texts
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS
 
 

@@ -30,7 +30,7 @@ def other_model(folder: Path) -> None:
             lambda folder: (folder / GRAPH_FILE).write_bytes((folder / GRAPH_FILE).read_bytes()[:-1000]),
             "expected a graph that ONNX Runtime reads",
         ),
-        (other_model, r"output probabilities \(1, 2\); found"),
+        (other_model, r"output probabilities \(B, 2\); found"),
         (lambda folder: (folder / exported.VOCABULARY_FILE).write_text('["a"]'), "the vocabulary has 1 entries"),
     ],
 )
