@@ -123,9 +123,11 @@ def fastai_tokens() -> Callable[[list[str]], list[list[str]]]:
 @example("3km" * 60)
 @example("a.b,c;" * 60)
 def test_tokens_are_fastais_for_any_text(
-    tokenizer: Tokenizer, fastai_tokens: Callable[[list[str]], list[list[str]]], text: str
+    tokenizer: Tokenizer, served: TextClassifier, fastai_tokens: Callable[[list[str]], list[list[str]]], text: str
 ) -> None:
-    assert [tokenizer.tokens(text)] == fastai_tokens([text])
+    """Warmed up, as a worker's, or not."""
+    [expected] = fastai_tokens([text])
+    assert tokenizer.tokens(text) == served.tokens(text) == expected
 
 
 @pytest.mark.parametrize("name", list(RULES))
@@ -164,6 +166,7 @@ def test_affixes_are_found_as_spacy_finds_them(affix: str, count: int) -> None:
 
 def test_tokens_and_ids_are_those_of_training_on_every_tweet(
     classifier: TextClassifier,
+    served: TextClassifier,
     fastai_tokens: Callable[[list[str]], list[list[str]]],
     real_tweets: pd.DataFrame,
 ) -> None:
@@ -176,8 +179,8 @@ def test_tokens_and_ids_are_those_of_training_on_every_tweet(
     numericalize: Any = Numericalize(vocabulary)
     texts = list(real_tweets["text"])
     for text, expected in zip(texts, fastai_tokens(texts), strict=True):
-        assert classifier.tokens(text) == expected, text
-        assert classifier.ids(text) == numericalize(expected).tolist(), text
+        assert classifier.tokens(text) == served.tokens(text) == expected, text
+        assert classifier.ids(text) == served.ids(text) == numericalize(expected).tolist(), text
 
 
 def test_a_typed_padding_token_is_an_unknown_word(tokenizer: Tokenizer) -> None:
