@@ -7,12 +7,15 @@ tokenizer, without importing fastai: that takes 3 s and brings a process to 390 
   fastai's take time quadratic in the length of a run of capitals. The matches are the same.
 - spaCy's prefix and suffix searches scan a whole run of non-space characters for each affix they strip, which
   is quadratic too (4,000 emoji without a space: 2 s). Here they look only where a match can be.
+- spaCy splits a text at its spaces and then each word by itself, so the tokens of words seen lately are kept.
 """
 
 import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 import spacy
@@ -140,7 +143,7 @@ class TokenizerConfig:
 
 
 class Tokenizer:
-    """Tokens and ids of a text. Holds no state that a text could change.
+    """Tokens and ids of a text. What it keeps of a text, the tokens of its words, changes no answer and is bounded.
 
     Args:
         config: see `TokenizerConfig`.
@@ -158,6 +161,10 @@ class Tokenizer:
         for token in config.special_tokens:
             tokenizer.add_special_case(token, [{ORTH: token}])
         _search_only_where_a_match_can_be(tokenizer, self._language.Defaults)
+        # Languages without spaces between words have tokenizers of their own.
+        self._splits_at_spaces = isinstance(tokenizer, SpacyTokenizer)
+        self._pairs_in_special_cases = _pairs_in_special_cases(tokenizer) if self._splits_at_spaces else {}
+        self._word_tokens = lru_cache(MAX_WORDS)(self._spacy_tokens)
         self._ids = {token: index for index, token in enumerate(vocabulary) if token is not None}
         for token in (UNKNOWN, PADDING):
             if token not in self._ids:
@@ -170,20 +177,20 @@ class Tokenizer:
     def warm_up(self) -> None:
         """Put the vocabulary's words into spaCy's tables, for good.
 
-        What a text adds to them is freed after it (see `tokens`), common words too, which spaCy would then have to look
-        at anew in every text: that is most of its time.
+        What a text adds to them is freed after it (see `_spacy_tokens`), common words too, which spaCy would then have
+        to look at anew in every text: that is most of its time.
         """
         for token in self._ids:
             self._language.tokenizer(token)
+            self._word_tokens(token)
 
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text."""
         for rule in self._rules:
             text = rule(text)
-        # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
-        # word never seen before.
-        with self._language.memory_zone():
-            tokens = [token.text for token in self._language.tokenizer(text)]
+        tokens = self._tokens_by_word(text)
+        if tokens is None:
+            tokens = list(self._spacy_tokens(text))
         for rule in self._token_rules:
             tokens = [rule(token) for token in tokens]
         return tokens
@@ -191,6 +198,53 @@ class Tokenizer:
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """The ids of tokens; that of `xxunk` for a token outside the vocabulary."""
         return [self._ids.get(token, self.unknown_id) for token in tokens]
+
+    def _tokens_by_word(self, text: str) -> list[str] | None:
+        """spaCy's tokens of a text, word by word; None where they might not be those of the text as a whole."""
+        words = text.split(" ")
+        if not self._splits_at_spaces or words != text.split():  # other white space has tokens of its own
+            return None
+        for before, after in pairwise(words):
+            pairs = self._pairs_in_special_cases.get((before[-1], after[0]), ())
+            if any(before.endswith(one) and after.startswith(other) for one, other in pairs):
+                return None
+        tokens: list[str] = []
+        for word in words:
+            tokens += self._word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._spacy_tokens(word)
+        return tokens
+
+    def _spacy_tokens(self, text: str) -> tuple[str, ...]:
+        # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
+        # word never seen before.
+        with self._language.vocab.memory_zone():
+            return tuple(token.text for token in self._language.tokenizer(text))
+
+
+MAX_WORDS = 32_768
+"""Whose tokens are kept: about 10 MB."""
+
+MAX_WORD_CHARACTERS = 64
+
+
+def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """Tokens that stand side by side in one of spaCy's special cases (emoticons, say), by the characters that meet.
+
+    spaCy looks for special cases among the tokens of the whole text, across the spaces too. What it finds across a
+    space it leaves as it is, but it may then miss a special case beside it.
+    """
+    plain = SpacyTokenizer(
+        tokenizer.vocab,
+        prefix_search=tokenizer.prefix_search,
+        suffix_search=tokenizer.suffix_search,
+        infix_finditer=tokenizer.infix_finditer,
+        token_match=tokenizer.token_match,
+        url_match=tokenizer.url_match,
+    )
+    pairs: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for case in tokenizer.rules:
+        for one, other in pairwise(token.text for token in plain(case)):
+            pairs.setdefault((one[-1], other[0]), set()).add((one, other))
+    return pairs
 
 
 AFFIX_WINDOW = 64

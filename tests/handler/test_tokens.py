@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from handler.limits import Limits
-from handler.tokens import RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
+from handler.tokens import MAX_WORD_CHARACTERS, MAX_WORDS, RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
+from tests.paths import TOY_TEXTS
 
 SPECIAL = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
 DEFAULT = TokenizerConfig("en", tuple(RULES), tuple(TOKEN_RULES), SPECIAL)
@@ -162,6 +163,59 @@ def test_affixes_are_found_as_spacy_finds_them(affix: str, count: int) -> None:
     """Without fastai's rules, which would shorten the runs."""
     for text in (affix * count, "a" + affix * count, affix * count + "a", f"9{affix}" * count):
         assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)], text[:40]
+
+
+EMOTICONS = [
+    ":)",
+    ":-(",
+    ";D",
+    "(:",
+    "):",
+    ":",
+    ")",
+    "(",
+    "-",
+    "_",
+    "^",
+    ">",
+    "<3",
+    "o",
+    "O",
+    "D",
+    "8",
+    "=",
+    "x",
+    "'",
+    "s",
+    "a.m.",
+]
+
+
+@settings(max_examples=3_000)
+@given(st.lists(st.sampled_from(EMOTICONS) | st.just(" "), max_size=14).map("".join))
+@example("): :(")
+@example(": ) :")
+@example(":):) :):-(")
+def test_special_cases_are_found_as_spacy_finds_them(text: str) -> None:
+    """spaCy looks for emoticons in the whole text, so a word's tokens may depend on the next word's."""
+    assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)]
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "zh"])
+def test_tokens_are_spacys_in_other_languages(language: str) -> None:
+    made, expected = Tokenizer(TokenizerConfig(language, (), (), ()), VOCABULARY), spacy.blank(language)
+    for text in ("L'avion n'est pas arrivé :) z.B. ?!", "飞机晚点了 两个小时", *TOY_TEXTS.read_text().splitlines()):
+        assert made.tokens(text) == [token.text for token in expected(text)], text
+
+
+def test_words_are_kept_within_bounds(tokenizer: Tokenizer) -> None:
+    kept = tokenizer._word_tokens
+    for number in range(MAX_WORDS + 2_000):  # repeated digits are split off, so some make no new word
+        tokenizer.tokens(f"the word{number}")
+    assert kept.cache_info().currsize == MAX_WORDS
+    misses = kept.cache_info().misses
+    tokenizer.tokens("q" * (MAX_WORD_CHARACTERS + 1))
+    assert kept.cache_info().misses == misses + 1  # the mark of a beginning, long unused
 
 
 def test_tokens_and_ids_are_those_of_training_on_every_tweet(
