@@ -25,6 +25,7 @@ from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
 from benchmarks.report import OURS, RESULTS, write_report
 from benchmarks.sides import ROOT, Side, running, sides, torchserve
+from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
@@ -38,6 +39,10 @@ CONNECTIONS = 32
 WARM_UP_S = 12
 """Java compiles what is used often, and goes on for a while."""
 
+ASKED_TEXTS = 60_000
+"""More than are sent to one server, so that none is sent twice."""
+
+ALONE_TEXTS = 15_000
 CHECKED_TEXTS = 200
 LABEL_MARGIN = 0.06
 """The fp32 network's distance between its two best labels under which int8 may choose the other: twice 0.03."""
@@ -76,20 +81,27 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        texts = list(labelled(read_tweets(options.data), "validation")["text"])
+        tweets = read_tweets(options.data)
+        texts = list(labelled(tweets, "validation")["text"])
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as workspace:
-        results = run(texts, options, Path(workspace))
+        asked = with_new_words(texts, rare_words(tweets["text"]), ASKED_TEXTS)
+        results = run(texts, asked, options, Path(workspace))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_report(results)
     print(f"Results in {RESULTS.relative_to(ROOT)}; README.md and benchmarks/README.md quote them.")
     return 0
 
 
-def run(texts: list[str], options: argparse.Namespace, workspace: Path) -> dict[str, Any]:
-    """All measurements, as `results.json` has them."""
+def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspace: Path) -> dict[str, Any]:
+    """All measurements, as `results.json` has them.
+
+    Args:
+        texts: the tweets as they are.
+        asked: them over and over again, with new words.
+    """
     log = Path(tempfile.gettempdir(), "benchmarks.log")
     print(f"The servers' output is in {log}", file=sys.stderr)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -106,7 +118,7 @@ def run(texts: list[str], options: argparse.Namespace, workspace: Path) -> dict[
     with _progress(options.rounds * (len(all_sides) + len(with_engine)) + 5) as done:
         for _ in range(options.rounds):
             for side in all_sides:
-                _closed_loop(side, texts, options.seconds, log, found[side.name])
+                _closed_loop(side, asked, options.seconds, log, found[side.name])
                 done(side.name)
         checked = texts[:CHECKED_TEXTS]
         labels = {side.name: _label_check(side, checked, classifier, reference, log) for side in all_sides}
@@ -117,12 +129,12 @@ def run(texts: list[str], options: argparse.Namespace, workspace: Path) -> dict[
         }
         for _ in range(options.rounds):
             for side in with_engine:
-                _equal_load(side, texts, rates, options.seconds, log, found[side.name])
+                _equal_load(side, asked, rates, options.seconds, log, found[side.name])
                 done(f"{side.name} at equal load")
         ids = [classifier.ids(text) for text in texts]
-        steps = measure.steps(classifier, texts)
+        steps = measure.steps(classifier, asked[-len(texts) :])
         without_server: dict[str, Any] = {
-            "alone": measure.engine_alone(unpacked, texts, workers, options.seconds),
+            "alone": measure.engine_alone(unpacked, asked[:ALONE_TEXTS], workers, options.seconds),
             "steps_ms": steps,
             "roofline": measure.roofline(model, ids, steps["engine"]),
         }
@@ -133,18 +145,18 @@ def run(texts: list[str], options: argparse.Namespace, workspace: Path) -> dict[
             "int8": measure.largest_differences(classifier, reference, texts),
         }
         done("lengths and batches")
-        larger = _larger(model, options, texts, workers, workspace, log)
+        larger = _larger(model, options, asked, workers, workspace, log)
         done("the larger network")
         memory = _memory(all_sides[0], texts, options.requests, log)
         done("memory")
-        profile = _profile(all_sides[0], texts, options.seconds, log)
+        profile = _profile(all_sides[0], asked, options.seconds, log)
         done("profile")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": f"make bench (rounds: {options.rounds}, seconds: {options.seconds:g})",
         "machine": _machine(workers),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "texts": {"what": "validation split", "n": len(texts)},
+        "texts": {"what": "validation split, rare words changed each time", "n": len(texts)},
         "rates": {name: round(rate, 1) for name, rate in rates.items()},
         "sides": {
             side.name: {"what": side.what, **_medians(found[side.name]), "label_differences": labels[side.name]}
@@ -159,9 +171,9 @@ def run(texts: list[str], options: argparse.Namespace, workspace: Path) -> dict[
     }
 
 
-def _closed_loop(side: Side, texts: Sequence[str], seconds: float, log: Path, found: dict[str, list[Any]]) -> None:
+def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, found: dict[str, list[Any]]) -> None:
     """One start, one connection, many connections."""
-    requests = [side.request(text) for text in texts]
+    requests = side.requests(asked)
     with running(side, log) as server:
         load(side.url, requests, CONNECTIONS, WARM_UP_S)
         one = _all_answered(load(side.url, requests, 1, seconds), side)
@@ -181,9 +193,9 @@ def _closed_loop(side: Side, texts: Sequence[str], seconds: float, log: Path, fo
 
 
 def _equal_load(
-    side: Side, texts: Sequence[str], rates: Mapping[str, float], seconds: float, log: Path, found: dict[str, list[Any]]
+    side: Side, asked: Sequence[str], rates: Mapping[str, float], seconds: float, log: Path, found: dict[str, list[Any]]
 ) -> None:
-    requests = [side.request(text) for text in texts]
+    requests = side.requests(asked)
     with running(side, log):
         load(side.url, requests, CONNECTIONS, WARM_UP_S)
         for name, rate in rates.items():
@@ -225,7 +237,7 @@ def _label_check(
 def _larger(
     model: exported.ExportedModel,
     options: argparse.Namespace,
-    texts: Sequence[str],
+    asked: Sequence[str],
     workers: int,
     workspace: Path,
     log: Path,
@@ -235,11 +247,12 @@ def _larger(
     exported.write(measure.larger_model(model), folder)
     store.mkdir()
     archive(folder, store / ARCHIVE.name, "1.0", "int8")
-    alone = measure.engine_alone(_unpacked(store / ARCHIVE.name, workspace / "larger-archive"), texts, workers, 5)
+    larger = _unpacked(store / ARCHIVE.name, workspace / "larger-archive")
+    alone = measure.engine_alone(larger, asked[:ALONE_TEXTS], workers, 5)
     config = workspace / "config.properties"
     config.write_text((ROOT / "config.properties").read_text().replace("=model_store", f"={store}"))
     side = torchserve(options.product, config, workers)
-    requests = [side.request(text) for text in texts]
+    requests = side.requests(asked)
     with running(side, log):
         load(side.url, requests, CONNECTIONS, WARM_UP_S)
         one = _all_answered(load(side.url, requests, 1, options.seconds), side)
@@ -267,17 +280,16 @@ def _after(server: Any, side: Side, texts: Sequence[str], numbers: range) -> flo
     step = 5_000
     for begin in range(numbers.start, numbers.stop, step):
         part = range(begin, min(begin + step, numbers.stop))
-        with_new_words = [
-            side.request(f"{text} flight{number} qz{number}x #new{number}")
-            for text, number in zip(cycle(texts), part, strict=False)
+        more = [
+            f"{text} flight{number} qz{number}x #new{number}" for text, number in zip(cycle(texts), part, strict=False)
         ]
-        _all_answered(load(side.url, with_new_words, CONNECTIONS, limit=len(with_new_words)), side)
+        _all_answered(load(side.url, side.requests(more), CONNECTIONS, limit=len(more)), side)
     return float(server.worker_megabytes())
 
 
-def _profile(side: Side, texts: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
+def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
     """Processor milliseconds a request, of Java and of the workers, alone and loaded."""
-    requests = [side.request(text) for text in texts]
+    requests = side.requests(asked)
     found = {}
     with running(side, log) as server:
         load(side.url, requests, CONNECTIONS, 2 * WARM_UP_S)

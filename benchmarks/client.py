@@ -10,7 +10,7 @@ import selectors
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -51,16 +51,16 @@ def to_request(url: str, body: bytes, content_type: str) -> bytes:
 
 def load(
     url: str,
-    requests: Sequence[bytes],
+    requests: Iterator[bytes],
     connections: int,
     seconds: float = math.inf,
     rate: float | None = None,
     limit: int | None = None,
 ) -> Load:
-    """Send requests, in turn and over again, for a time, and wait for the last replies.
+    """Send requests for a time, and wait for the last replies.
 
     Args:
-        requests: as `to_request` makes them.
+        requests: as `to_request` makes them; no fewer than are sent.
         connections: kept open; each has one request under way at most.
         rate: requests a second, evenly; None: each connection sends as soon as it has its reply.
         limit: so many requests at most.
@@ -83,7 +83,7 @@ def load(
             sending = now - started < seconds and sent != limit
             while idle and sent != limit and sending and (rate is None or started + sent / rate <= now):
                 due = now if rate is None else started + sent / rate
-                idle.popleft().send(requests[sent % len(requests)], due)
+                idle.popleft().send(next(requests), due)
                 sent += 1
             if len(idle) == connections and not sending:
                 break

@@ -4,9 +4,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,8 +45,9 @@ class Side:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}{PATH}"
 
-    def request(self, text: str) -> bytes:
-        return to_request(self.url, self.body(text), self.content_type)
+    def requests(self, texts: Iterable[str]) -> Iterator[bytes]:
+        """Requests with these texts, over again without end. They are made beforehand, not while time is taken."""
+        return cycle([to_request(self.url, self.body(text), self.content_type) for text in texts])
 
     def ask(self, text: str) -> str:
         """A text's label."""

@@ -25,8 +25,8 @@ def batches(lengths: Sequence[int], max_texts: int) -> Iterator[list[int]]:
 
 def pad(ids: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
     """Ids of B texts as one array (B, T), padded on the right, and their lengths (B,)."""
-    lengths = np.array([len(row) for row in ids])
-    padded = np.zeros((len(ids), lengths.max()), dtype=np.int64)
+    lengths = [len(row) for row in ids]
+    padded = np.zeros((len(ids), max(lengths)), dtype=np.int64)
     for row, values in zip(padded, ids, strict=True):
         row[: len(values)] = values
-    return padded, lengths
+    return padded, np.array(lengths)

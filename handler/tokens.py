@@ -206,12 +206,17 @@ class Tokenizer:
             return None
         for before, after in pairwise(words):
             pairs = self._pairs_in_special_cases.get((before[-1], after[0]), ())
-            if any(before.endswith(one) and after.startswith(other) for one, other in pairs):
+            if any(before.endswith(one) and after.startswith(other) for one, other in pairs) and (
+                self._may_hold_a_special_case(before) or self._may_hold_a_special_case(after)
+            ):
                 return None
         tokens: list[str] = []
         for word in words:
             tokens += self._word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._spacy_tokens(word)
         return tokens
+
+    def _may_hold_a_special_case(self, word: str) -> bool:
+        return any(one + other in word for pairs in self._pairs_in_special_cases.values() for one, other in pairs)
 
     def _spacy_tokens(self, text: str) -> tuple[str, ...]:
         # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
@@ -230,7 +235,7 @@ def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], 
     """Tokens that stand side by side in one of spaCy's special cases (emoticons, say), by the characters that meet.
 
     spaCy looks for special cases among the tokens of the whole text, across the spaces too. What it finds across a
-    space it leaves as it is, but it may then miss a special case beside it.
+    space it leaves as it is, but it may then miss a special case that overlaps, inside one of the words.
     """
     plain = SpacyTokenizer(
         tokenizer.vocab,
