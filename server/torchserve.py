@@ -78,7 +78,7 @@ class TorchServe:
         return self._process.pid
 
     def wait_until_ready(self, stop: threading.Event) -> bool:
-        """Return True when every model of the start has a worker that answers, False when `stop` is set before.
+        """Return True when all workers of the start answer, False when `stop` is set before.
 
         Raises:
             StartError: the process ended, workers end while they load, or none became ready in time.
@@ -89,14 +89,14 @@ class TorchServe:
             if not self.running:
                 raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
             models = self._models()
-            if models and all(any(w["status"] == "READY" for w in model["workers"]) for model in models):
+            if models and all(map(_all_ready, models)):
                 return True
             workers = [worker for model in models or [] for worker in model["workers"]]
             seen |= {worker["pid"] for worker in workers if worker["pid"] > 0}
             if len(seen) > len(workers) + LOAD_RETRIES:
                 raise StartError("Workers end while they load the model; see the output above.")
             if time.monotonic() > deadline:
-                raise StartError(f"No worker was ready after {START_TIMEOUT_S} s; see the output above.")
+                raise StartError(f"Not all workers were ready after {START_TIMEOUT_S} s; see the output above.")
             time.sleep(POLL_S)
         return False
 
@@ -185,6 +185,12 @@ class TorchServe:
                 continue
             times.append(used.user + used.system)
         return tuple(times)
+
+
+def _all_ready(model: Mapping[str, Any]) -> bool:
+    """Of a described model. TorchServe calls a worker that still loads `UNLOADING`."""
+    ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
+    return len(ready) == len(model["workers"]) >= max(model["minWorkers"], 1)
 
 
 def _wants_to_run(process: psutil.Process) -> bool:
