@@ -23,8 +23,8 @@ from tqdm import tqdm
 from benchmarks import measure
 from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
-from benchmarks.report import OURS, RESULTS, write_report
-from benchmarks.sides import ROOT, Side, running, sides, torchserve
+from benchmarks.report import OURS, RESULTS, SEED, SEED_ALL, UNBATCHED, write_report
+from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve
 from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
 from handler.classifier import TextClassifier
@@ -111,27 +111,29 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     write_learner(model, learner)
     classifier, reference = TextClassifier.load_archived(unpacked, threads=1), TextClassifier.load(MODEL)
     classifier.warm_up()
-    all_sides = sides(options.product, unpacked, learner, workers)
-    with_engine = [side for side in all_sides if not side.name.startswith("seed")]
+    unbatched = _config(workspace / "unbatched.properties", ROOT / "model_store", batch_size=1)
+    all_sides = sides(options.product, unbatched, unpacked, learner, workers)
+    compared = [side for side in all_sides if side.name not in (SEED, SEED_ALL, UNBATCHED)]
 
     found: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
-    with _progress(options.rounds * (len(all_sides) + len(with_engine)) + 5) as done:
+    with _progress(options.rounds * (len(all_sides) + len(compared)) + 5) as done:
         for _ in range(options.rounds):
             for side in all_sides:
                 _closed_loop(side, asked, options.seconds, log, found[side.name])
                 done(side.name)
         checked = texts[:CHECKED_TEXTS]
         labels = {side.name: _label_check(side, checked, classifier, reference, log) for side in all_sides}
-        capacity = {side.name: statistics.median(found[side.name]["throughput"]) for side in with_engine}
+        capacity = {side.name: statistics.median(found[side.name]["throughput"]) for side in compared}
         rates = {
             "light": LIGHT_SHARE * min(capacity.values()),
             "heavy": HEAVY_SHARE * max(value for name, value in capacity.items() if name != OURS),
         }
         for _ in range(options.rounds):
-            for side in with_engine:
+            for side in compared:
                 _equal_load(side, asked, rates, options.seconds, log, found[side.name])
                 done(f"{side.name} at equal load")
         ids = [classifier.ids(text) for text in texts]
+        plain = measure.plain_engine(unpacked, model.config.network, workspace)
         steps = measure.steps(classifier, asked[-len(texts) :])
         without_server: dict[str, Any] = {
             "alone": measure.engine_alone(unpacked, asked[:ALONE_TEXTS], workers, options.seconds),
@@ -141,7 +143,8 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
         done("the engine alone")
         without_server |= {
             "lengths": measure.lengths(classifier),
-            "batches": measure.batches(classifier, ids),
+            "batches": measure.batches(classifier, plain, ids),
+            "threads": measure.by_threads(unpacked, ids, min(workers, 4)),
             "int8": measure.largest_differences(classifier, reference, texts),
         }
         done("lengths and batches")
@@ -229,7 +232,7 @@ def _label_check(
     differences = [index for index, label in enumerate(found) if label != expected[index].argmax()]
     if any(margins[index] > LABEL_MARGIN for index in differences):
         raise RuntimeError(f"{side.name} gives other labels than the fp32 network.")
-    if not side.name.startswith("seed") and found != of_engine.tolist():
+    if side.name not in (SEED, SEED_ALL) and found != of_engine.tolist():
         raise RuntimeError(f"{side.name} gives other labels than the engine.")
     return len(differences)
 
@@ -249,8 +252,7 @@ def _larger(
     archive(folder, store / ARCHIVE.name, "1.0", "int8")
     larger = _unpacked(store / ARCHIVE.name, workspace / "larger-archive")
     alone = measure.engine_alone(larger, asked[:ALONE_TEXTS], workers, 5)
-    config = workspace / "config.properties"
-    config.write_text((ROOT / "config.properties").read_text().replace("=model_store", f"={store}"))
+    config = _config(workspace / "larger.properties", store, measure.SERVED_BATCH)
     side = torchserve(options.product, config, workers)
     requests = side.requests(asked)
     with running(side, log):
@@ -301,6 +303,19 @@ def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dic
             found[name] = {kind: round(1000 * (after[kind] - before[kind]) / count, 3) for kind in before}
             found[name]["p50_ms"] = round(result.percentile(50), 2)
     return found
+
+
+def _config(path: Path, model_store: Path, batch_size: int) -> Path:
+    """The product's configuration with another model store and size of batches."""
+    text = CONFIG.read_text(encoding="utf-8")
+    changes = {"model_store=model_store": f"model_store={model_store}"}
+    changes[f'"batchSize": {measure.SERVED_BATCH}'] = f'"batchSize": {batch_size}'
+    for old, new in changes.items():
+        if text.count(old) != 1:
+            raise ValueError(f"{CONFIG} has {text.count(old)} places for {old!r}.")
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _unpacked(mar: Path, folder: Path) -> Path:

@@ -14,7 +14,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from handler.classifier import TextClassifier
-from handler.exported import ExportedModel
+from handler.engine import GRAPH_FILE, Engine
+from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
 from handler.reply import prediction, to_json
 from handler.request import read_request
@@ -104,16 +105,44 @@ def lengths(classifier: TextClassifier) -> list[dict[str, float]]:
     return found
 
 
-def batches(classifier: TextClassifier, ids: Sequence[Sequence[int]]) -> list[dict[str, float]]:
-    """What the engine gains from texts that arrive together, and how far their answers are from those alone."""
-    alone = np.concatenate([classifier.probabilities([row]) for row in ids])
+def batches(classifier: TextClassifier, plain: Engine, ids: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+    """What is gained from texts that arrive together, and how far their answers are from those alone: of the engine,
+    and of the same with scales that move with the batch."""
+    found: list[dict[str, float]] = [{"texts": size} for size in BATCHES]
+    for prefix, network in (("", classifier), ("plain_", plain)):
+        alone = np.concatenate([network.probabilities([row]) for row in ids])
+        for of_size, size in zip(found, BATCHES, strict=True):
+            parts = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
+            answers = np.concatenate([network.probabilities(part) for part in parts])
+            took = milliseconds(network.probabilities, parts) * len(parts) / len(ids)
+            of_size[f"{prefix}milliseconds"] = round(took, 3)
+            of_size[f"{prefix}largest_difference"] = float(np.abs(answers - alone).max())
+    return found
+
+
+def plain_engine(model: Path, config: NetworkConfig, folder: Path) -> Engine:
+    """An archive's network without what fixes its scales (see `training.graph`): ordinary dynamic quantization."""
+    graph = onnx.load(model / GRAPH_FILE)
+    for constant in graph.graph.initializer:
+        value = onnx.numpy_helper.to_array(constant).copy()
+        if constant.name == "embedding":
+            value[:, -2:] = 0
+        elif constant.name.endswith((".hidden", ".cell")):
+            value[:] = 0
+        else:
+            continue
+        constant.CopyFrom(onnx.numpy_helper.from_array(value, constant.name))
+    onnx.save(graph, folder / GRAPH_FILE)
+    return Engine(folder / GRAPH_FILE, config, threads=1)
+
+
+def by_threads(model: Path, ids: Sequence[Sequence[int]], most: int) -> list[dict[str, float]]:
+    """Median milliseconds of a text alone by threads."""
     found = []
-    for size in BATCHES:
-        parts = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
-        answers = np.concatenate([classifier.probabilities(part) for part in parts])
-        took = milliseconds(classifier.probabilities, parts) * len(parts) / len(ids)
-        largest = float(np.abs(answers - alone).max())
-        found.append({"texts": size, "milliseconds": round(took, 3), "largest_difference": largest})
+    for threads in range(1, most + 1):
+        classifier = TextClassifier.load_archived(model, threads)
+        times = [milliseconds(classifier.probabilities, [[row]]) for row in ids]
+        found.append({"threads": threads, "milliseconds": round(float(np.median(times)), 3)})
     return found
 
 

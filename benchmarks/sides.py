@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from benchmarks.client import to_request
 from benchmarks.servers.common import BATCH_DELAY_S, BATCH_TEXTS, MODEL_VARIABLE, PATH
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "config.properties"
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
 
@@ -58,11 +59,12 @@ class Side:
         return self.label(response.json())
 
 
-def sides(product: Path, model: Path, learner: Path, workers: int) -> list[Side]:
+def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: int) -> list[Side]:
     """All of them.
 
     Args:
         product: the product's own environment, which has nothing of the others.
+        unbatched: the product's configuration without batches.
         model: an archive's model, unpacked.
         learner: the same weights as a fastai learner's file.
     """
@@ -84,7 +86,12 @@ def sides(product: Path, model: Path, learner: Path, workers: int) -> list[Side]
 
     batching = f"batches of up to {BATCH_TEXTS}, {1000 * BATCH_DELAY_S:.0f} ms"
     return [
-        torchserve(product, ROOT / "config.properties", workers),
+        torchserve(product, CONFIG, workers),
+        replace(
+            torchserve(product, unbatched, workers),
+            name="torchserve-unbatched",
+            what=f"this project with `batchSize` 1: TorchServe, {workers} workers",
+        ),
         flask("seed", 1),
         flask("seed-all-cores", workers),
         Side(

@@ -190,7 +190,7 @@ class TorchServe:
 def _all_ready(model: Mapping[str, Any]) -> bool:
     """Of a described model. TorchServe calls a worker that still loads `UNLOADING`."""
     ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
-    return len(ready) == len(model["workers"]) >= max(model["minWorkers"], 1)
+    return bool(len(ready) == len(model["workers"]) >= max(model["minWorkers"], 1))
 
 
 def _wants_to_run(process: psutil.Process) -> bool:
