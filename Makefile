@@ -70,12 +70,12 @@ $(SERVE): requirements/serve.lock requirements/serve.txt requirements/install | 
 	requirements/install $(VENV) requirements/serve.lock
 	@touch $@
 
-$(TEST): requirements/test.lock requirements/test.txt requirements/install | $(VENV)/python
+$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
 	@touch $@ $(SERVE)
 
 # Other servers' packages stay out of the product's environment.
-$(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/install | $(VENV)/python
+$(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/train.txt requirements/install | $(VENV)/python
 	$(BIN)/python -m venv $(BENCH)
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import measure
 from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
-from benchmarks.report import OURS, RESULTS, SEED, SEED_ALL, UNBATCHED, write_report
+from benchmarks.report import FLASK, FLASK_ALL, OURS, RESULTS, UNBATCHED, write_report
 from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve
 from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
@@ -39,7 +39,7 @@ CONNECTIONS = 32
 WARM_UP_S = 12
 """Java compiles what is used often, and goes on for a while."""
 
-ASKED_TEXTS = 60_000
+ASKED_TEXTS = 100_000
 """More than are sent to one server, so that none is sent twice."""
 
 ALONE_TEXTS = 15_000
@@ -113,7 +113,7 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     classifier.warm_up()
     unbatched = _config(workspace / "unbatched.properties", ROOT / "model_store", batch_size=1)
     all_sides = sides(options.product, unbatched, unpacked, learner, workers)
-    compared = [side for side in all_sides if side.name not in (SEED, SEED_ALL, UNBATCHED)]
+    compared = [side for side in all_sides if side.name not in (FLASK, FLASK_ALL, UNBATCHED)]
 
     found: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
     with _progress(options.rounds * (len(all_sides) + len(compared)) + 5) as done:
@@ -132,9 +132,10 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
             for side in compared:
                 _equal_load(side, asked, rates, options.seconds, log, found[side.name])
                 done(f"{side.name} at equal load")
-        ids = [classifier.ids(text) for text in texts]
+        sample = asked[-len(texts) :]
+        ids = [classifier.ids(text) for text in sample]
         plain = measure.plain_engine(unpacked, model.config.network, workspace)
-        steps = measure.steps(classifier, asked[-len(texts) :])
+        steps = measure.steps(classifier, sample)
         without_server: dict[str, Any] = {
             "alone": measure.engine_alone(unpacked, asked[:ALONE_TEXTS], workers, options.seconds),
             "steps_ms": steps,
@@ -189,7 +190,6 @@ def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, fo
             "loaded_p50_ms": many.percentile(50),
             "loaded_p99_ms": many.percentile(99),
             "worker_megabytes": server.worker_megabytes(),
-            "total_megabytes": server.total_megabytes(),
         }
     for name, value in figures.items():
         found.setdefault(name, []).append(value)
@@ -232,7 +232,7 @@ def _label_check(
     differences = [index for index, label in enumerate(found) if label != expected[index].argmax()]
     if any(margins[index] > LABEL_MARGIN for index in differences):
         raise RuntimeError(f"{side.name} gives other labels than the fp32 network.")
-    if side.name not in (SEED, SEED_ALL) and found != of_engine.tolist():
+    if side.name not in (FLASK, FLASK_ALL) and found != of_engine.tolist():
         raise RuntimeError(f"{side.name} gives other labels than the engine.")
     return len(differences)
 
@@ -297,7 +297,7 @@ def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dic
         load(side.url, requests, CONNECTIONS, 2 * WARM_UP_S)
         for name, connections in (("one_connection", 1), ("loaded", CONNECTIONS)):
             before = server.processor_seconds()
-            result = load(side.url, requests, connections, seconds)
+            result = _all_answered(load(side.url, requests, connections, seconds), side)
             after = server.processor_seconds()
             count = len(result.latencies)
             found[name] = {kind: round(1000 * (after[kind] - before[kind]) / count, 3) for kind in before}

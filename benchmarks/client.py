@@ -60,14 +60,16 @@ def load(
     """Send requests for a time, and wait for the last replies.
 
     Args:
-        requests: as `to_request` makes them; no fewer than are sent.
+        requests: as `to_request` makes them.
         connections: kept open; each has one request under way at most.
-        rate: requests a second, evenly; None: each connection sends as soon as it has its reply.
+        rate: requests a second, evenly, all that are due in `seconds`, however long that takes; None: each connection
+            sends as soon as it has its reply.
         limit: so many requests at most.
 
     Raises:
         ConnectionError: the server cannot be reached, or ends a connection before it has replied.
         TimeoutError: no reply for a long time.
+        ValueError: fewer requests than are to be sent.
     """
     address = (urlsplit(url).hostname, urlsplit(url).port)
     selector = selectors.DefaultSelector()
@@ -80,10 +82,13 @@ def load(
     try:
         while True:
             now = time.perf_counter()
-            sending = now - started < seconds and sent != limit
+            sending = (now - started if rate is None else sent / rate) < seconds and sent != limit
             while idle and sent != limit and sending and (rate is None or started + sent / rate <= now):
                 due = now if rate is None else started + sent / rate
-                idle.popleft().send(next(requests), due)
+                request = next(requests, None)
+                if request is None:
+                    raise ValueError(f"All {sent} requests are sent, and more are to be.")
+                idle.popleft().send(request, due)
                 sent += 1
             if len(idle) == connections and not sending:
                 break
@@ -115,26 +120,33 @@ class _Connection:
         self._address, self._selector = address, selector
         self._open()
         self.due = 0.0
+        self._received = b""
+        self._under_way = False
 
     def send(self, request: bytes, due: float) -> None:
         if self._socket.fileno() < 0:
             self._open()
         self.due = due
         self._received = b""
+        self._under_way = True
         self._socket.sendall(request)
 
     def receive(self) -> int:
         """Read what is there; returns the status of a reply that is complete, else 0."""
         part = self._socket.recv(_READ_SIZE)
+        if not part:
+            if self._under_way:
+                raise ConnectionError(f"{self._address}: the connection ended before there was a whole reply")
+            self.close()  # an idle connection, which the next request opens again
+            return 0
         self._received += part
         head, separator, body = self._received.partition(b"\r\n\r\n")
-        if not part and not separator:
-            raise ConnectionError(f"{self._address}: the connection ended before there was a reply")
         if not separator:
             return 0
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
         if len(body) < int(fields[b"content-length"]):
             return 0
+        self._under_way = False
         if fields.get(b"connection") == b"close":
             self.close()
         return int(head.split(b" ", 2)[1])

@@ -25,6 +25,7 @@ LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 SERVED_BATCH = 16
 """`batchSize` in `config.properties`."""
 
+ALONE_TIMEOUT_S = 300
 BATCHES = (1, 2, 4, 8, 16, 32, 1_000)
 
 
@@ -53,12 +54,12 @@ def engine_alone(model: Path, texts: Sequence[str], workers: int, seconds: float
     """Texts a second of as many processes as workers, at the same time: of the engine, given ids, one text at a time
     and in batches as large as TorchServe's; and of tokenizer and engine, given such batches."""
     context = multiprocessing.get_context("spawn")
-    together, results = context.Barrier(workers), context.SimpleQueue()
+    together, results = context.Barrier(workers, timeout=ALONE_TIMEOUT_S), context.Queue()
     arguments = (model, list(texts), seconds, together, results)
     processes = [context.Process(target=_engine_alone, args=arguments) for _ in range(workers)]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    found = [results.get(timeout=ALONE_TIMEOUT_S) for _ in processes]
     for process in processes:
         process.join()
     return {name: sum(one[name] for one in found) for name in found[0]}

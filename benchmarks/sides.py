@@ -2,12 +2,12 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,8 +47,8 @@ class Side:
         return f"http://127.0.0.1:{self.port}{PATH}"
 
     def requests(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Requests with these texts, over again without end. They are made beforehand, not while time is taken."""
-        return cycle([to_request(self.url, self.body(text), self.content_type) for text in texts])
+        """Requests with these texts. They are made beforehand, not while time is taken."""
+        return iter([to_request(self.url, self.body(text), self.content_type) for text in texts])
 
     def ask(self, text: str) -> str:
         """A text's label."""
@@ -70,7 +70,7 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
     """
     here = Path(sys.executable).parent
     engine = {MODEL_VARIABLE: str(model)}
-    seed = {"BENCHMARK_LEARNER": str(learner)}
+    known_example = {"BENCHMARK_LEARNER": str(learner)}
     as_json = {"content_type": "application/json"}
 
     def text_field(text: str) -> bytes:
@@ -81,7 +81,7 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
         command = [str(here / "gunicorn"), "--bind", "127.0.0.1:{port}", "--workers", str(count)]
         command += ["--worker-class", "gthread", "--threads", "1", "--timeout", "0", "benchmarks.servers.flask_app:app"]
         what = f"Flask around `learn.predict` under gunicorn, {count} worker{'s' if count > 1 else ''}"
-        environment = seed | {"OMP_NUM_THREADS": str(workers // count)}
+        environment = known_example | {"OMP_NUM_THREADS": str(workers // count)}
         return Side(name, what, command, 3001, environment, text_field, label=str, **as_json)
 
     batching = f"batches of up to {BATCH_TEXTS}, {1000 * BATCH_DELAY_S:.0f} ms"
@@ -92,8 +92,8 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
             name="torchserve-unbatched",
             what=f"this project with `batchSize` 1: TorchServe, {workers} workers",
         ),
-        flask("seed", 1),
-        flask("seed-all-cores", workers),
+        flask("flask", 1),
+        flask("flask-all-cores", workers),
         Side(
             "fastapi",
             f"FastAPI under uvicorn, {workers} workers, this engine",
@@ -149,10 +149,6 @@ class Running:
         """Resident memory of the largest process but Java's."""
         return max(p.memory_info().rss for p in self.processes() if p.name() != "java") / 1e6
 
-    def total_megabytes(self) -> float:
-        """Of all processes, what several have in common counted once (PSS)."""
-        return sum(p.memory_full_info().pss for p in self.processes()) / 1e6
-
     def processor_seconds(self) -> dict[str, float]:
         """Used so far: by Java, and by all others."""
         used = {"java": 0.0, "python": 0.0}
@@ -164,8 +160,15 @@ class Running:
 
 @contextmanager
 def running(side: Side, log: Path) -> Iterator[Running]:
-    """Start a side, wait for its first answer, and end it."""
+    """Start a side, wait for its first answer, and end it.
+
+    Raises:
+        RuntimeError: something else listens at its port, or it does not answer.
+    """
     port = urlsplit(side.url).port
+    with socket.socket() as other:
+        if other.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"Something listens at port {port} already, where {side.name} would.")
     command = [part.replace("{port}", str(port)) for part in side.command]
     # One thread for each worker, as there is a worker for each core; a side with fewer workers says otherwise.
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | side.environment
@@ -183,8 +186,10 @@ def running(side: Side, log: Path) -> Iterator[Running]:
                 time.sleep(0.05)
         yield Running(side, process, time.perf_counter() - started)
     finally:
-        family = [process, *process.children(recursive=True)]
-        process.terminate()
+        family: list[psutil.Process] = [process]
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+            process.terminate()
         _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
         for left in alive:
             left.kill()

@@ -37,7 +37,7 @@ class TextClassifier:
         self.labels = model.config.labels
         self.card = model.card
         self._backwards = model.config.backwards
-        self._tokenizer = model.tokenizer()
+        self._tokenizer = model.tokenizer
         self._network = network
 
     @classmethod

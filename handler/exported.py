@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -107,7 +108,13 @@ class Description:
     vocabulary: tuple[str | None, ...]
     card: dict[str, Any]
 
+    @cached_property
     def tokenizer(self) -> Tokenizer:
+        """
+        Raises:
+            ValueError: a rule that is not known, or a vocabulary without fastai's `xxunk` or `xxpad`.
+            ImportError: a language that spaCy does not know.
+        """
         return Tokenizer(self.config.tokenizer, self.vocabulary)
 
 
@@ -193,7 +200,7 @@ def _check(model: Description, folder: Path) -> None:
             f"{folder}: expected {network.head_sizes[-1]} labels, all different; found {', '.join(config.labels)}."
         )
     try:
-        model.tokenizer()
+        _ = model.tokenizer
     except (ValueError, ImportError) as error:
         raise ExportedModelError(f"{folder / CONFIG_FILE}: {error}") from error
 

@@ -2,9 +2,22 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 ENVIRONMENT_PREFIX = "CLASSIFIER_"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def whole_number(variable: str, default: int, environment: Mapping[str, str] = os.environ) -> int:
+    """An environment variable's value, or the default where it is not set.
+
+    Raises:
+        ValueError: not a whole number above 0.
+    """
+    value = environment.get(variable, "").strip() or str(default)
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{variable} must be a whole number above 0, not {value!r}.")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,9 @@ class Limits:
         Raises:
             ValueError: a variable is not a whole number above 0.
         """
-        values: dict[str, int] = {}
-        for limit in fields(cls):
-            variable = ENVIRONMENT_PREFIX + limit.name.upper()
-            if (value := environment.get(variable, "").strip()) != "":
-                if not value.isdecimal() or int(value) < 1:
-                    raise ValueError(f"{variable} must be a whole number above 0, not {value!r}.")
-                values[limit.name] = int(value)
-        return cls(**values)
+        return cls(
+            **{
+                name: whole_number(ENVIRONMENT_PREFIX + name.upper(), default, environment)
+                for name, default in asdict(cls()).items()
+            }
+        )

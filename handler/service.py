@@ -13,10 +13,9 @@ from typing import Any
 from handler import batch
 from handler.batch import Job
 from handler.classifier import TextClassifier
-from handler.limits import Limits
+from handler.limits import THREADS_VARIABLE, Limits, whole_number
 
 MODEL_FOLDER = "model"
-THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 class TextClassifierHandler:
@@ -31,7 +30,7 @@ class TextClassifierHandler:
         logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
-        self._classifier = TextClassifier.load_archived(folder, int(os.environ.get(THREADS_VARIABLE, "1")))
+        self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:

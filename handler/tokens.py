@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import spacy
 from spacy.symbols import ORTH
@@ -182,6 +182,7 @@ class Tokenizer:
         """
         for token in self._ids:
             self._language.tokenizer(token)
+        for token in reversed(self._ids):  # the commonest last, so that they are kept longest
             self._word_tokens(token)
 
     def tokens(self, text: str) -> list[str]:
@@ -205,18 +206,17 @@ class Tokenizer:
         if not self._splits_at_spaces or words != text.split():  # other white space has tokens of its own
             return None
         for before, after in pairwise(words):
-            pairs = self._pairs_in_special_cases.get((before[-1], after[0]), ())
-            if any(before.endswith(one) and after.startswith(other) for one, other in pairs) and (
-                self._may_hold_a_special_case(before) or self._may_hold_a_special_case(after)
-            ):
-                return None
+            for pair in self._pairs_in_special_cases.get((before[-1], after[0]), ()):
+                crosses = before.endswith(pair.one) and after.startswith(pair.other)
+                if crosses and (pair.has_space or any(map(self._may_hold_a_special_case, (before, after)))):
+                    return None
         tokens: list[str] = []
         for word in words:
             tokens += self._word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._spacy_tokens(word)
         return tokens
 
     def _may_hold_a_special_case(self, word: str) -> bool:
-        return any(one + other in word for pairs in self._pairs_in_special_cases.values() for one, other in pairs)
+        return any(pair.one + pair.other in word for pairs in self._pairs_in_special_cases.values() for pair in pairs)
 
     def _spacy_tokens(self, text: str) -> tuple[str, ...]:
         # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
@@ -225,17 +225,26 @@ class Tokenizer:
             return tuple(token.text for token in self._language.tokenizer(text))
 
 
-MAX_WORDS = 32_768
-"""Whose tokens are kept: about 10 MB."""
+MAX_WORDS = 20_000
+"""Whose tokens are kept: about 6 MB, and at most 40 MB, if all words are of emoji."""
 
-MAX_WORD_CHARACTERS = 64
+MAX_WORD_CHARACTERS = 24
 
 
-def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """Tokens that stand side by side in one of spaCy's special cases (emoticons, say), by the characters that meet.
+class _Pair(NamedTuple):
+    """Tokens that stand side by side in one of spaCy's special cases, an emoticon, say."""
+
+    one: str
+    other: str
+    has_space: bool
+    """Whether the special case has white space in it, so that spaCy may find it in two words."""
+
+
+def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], set[_Pair]]:
+    """All such pairs, by the characters that meet.
 
     spaCy looks for special cases among the tokens of the whole text, across the spaces too. What it finds across a
-    space it leaves as it is, but it may then miss a special case that overlaps, inside one of the words.
+    space it leaves as it is where the special case has none, but it may then miss one that overlaps, inside a word.
     """
     plain = SpacyTokenizer(
         tokenizer.vocab,
@@ -245,10 +254,11 @@ def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], 
         token_match=tokenizer.token_match,
         url_match=tokenizer.url_match,
     )
-    pairs: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    pairs: dict[tuple[str, str], set[_Pair]] = {}
     for case in tokenizer.rules:
+        has_space = len(case.split()) > 1
         for one, other in pairwise(token.text for token in plain(case)):
-            pairs.setdefault((one[-1], other[0]), set()).add((one, other))
+            pairs.setdefault((one[-1], other[0]), set()).add(_Pair(one, other, has_space))
     return pairs
 
 

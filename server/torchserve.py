@@ -58,11 +58,12 @@ class TorchServe:
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         self._workspace = tempfile.TemporaryDirectory(prefix="torchserve-")
+        paths = [str(WITHOUT_TORCH), *filter(None, [environment.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             self._command(java_home()),
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
-            env=dict(environment) | {"TMPDIR": self._workspace.name, "PYTHONPATH": str(WITHOUT_TORCH)},
+            env=dict(environment) | {"TMPDIR": self._workspace.name, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,

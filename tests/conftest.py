@@ -92,11 +92,10 @@ def served(unpacked: Path) -> TextClassifier:
 def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
     """A server with two models: `sentiment` as configured, and `batched`, whose batches are waited for, so that
     requests sent together are answered together."""
-    settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1}
-    models = {
-        "sentiment": {"1.0": settings | {"batchSize": 16, "maxBatchDelay": 5, "responseTimeout": 120}},
-        "batched": {"1.0": settings | {"batchSize": BATCH, "maxBatchDelay": 3_000, "responseTimeout": 120}},
-    }
+    [line] = [line for line in (ROOT / "config.properties").read_text().splitlines() if line.startswith("models=")]
+    models = json.loads(line.partition("=")[2])
+    waiting = {"batchSize": BATCH, "maxBatchDelay": 3_000, "minWorkers": 1, "maxWorkers": 1}
+    models["batched"] = {"1.0": models["sentiment"]["1.0"] | waiting}
     project = Project(
         tmp_path_factory.mktemp("server"),
         mar,

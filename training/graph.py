@@ -11,7 +11,6 @@ and a text has the same answer in any batch and alone.
 The head, a thousandth of the work, stays in float32.
 """
 
-from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -30,7 +29,7 @@ LSTM_BITS: Final = 7
 7 bits the sums are the same on every processor."""
 
 FAR: Final = 30.0
-"""A cell's value, and a gate's bias, whose tanh and sigmoid are 0 or 1 in float32."""
+"""A cell's value, and a gate's bias, whose tanh and sigmoid are 1 in float32."""
 
 ALIGNMENT: Final = 16
 """Vectors are filled up with zeros to a multiple of it, for the processor's sake."""
@@ -49,7 +48,7 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     graph = Graph()
     lstms = {"int8": _int8_lstms, "float32": _float32_lstms}[precision]
     x = _pooled(graph, lstms(graph, network, weights))
-    blocks = len(list(pairwise(network.head_sizes)))
+    blocks = len(network.head_sizes) - 1
     for index in range(blocks):
         # BatchNorm with fixed statistics is a factor and a shift, which the linear layer takes in.
         mean, variance, scale, shift, weight = (
@@ -119,7 +118,7 @@ def _int8_lstm(
     width = _widened(outputs)
     bias = sum(_filled(_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]), width) for part in ("ih", "hh"))
     bias = np.reshape(bias, (4, width)).astype(np.float32)
-    bias[:3, -2:] = [[-FAR], [FAR], [FAR]]  # input gate shut, output gate open, nothing forgotten
+    bias[1:3, -2:] = FAR  # output gate open, nothing forgotten; what comes in is 0, as tanh(0) is
     quantization, constants = [], []
     for part, name, columns in (("W", "weight_ih_l0", inputs), ("R", "weight_hh_l0", width)):
         matrix = _filled(_onnx_gates(weights[f"{prefix}.{name}"]), width)

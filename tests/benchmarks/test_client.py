@@ -1,6 +1,10 @@
 """The load generator: it counts what a real server answers, no more and no less."""
 
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 
 import pytest
@@ -39,3 +43,49 @@ def test_errors_are_counted_by_status(server: Server) -> None:
 def test_a_server_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ConnectionError):
         load("http://127.0.0.1:9/", cycle([b""]), 1, seconds=1)
+
+
+@contextmanager
+def slow_server(answer: bytes, promised_bytes: int) -> Iterator[str]:
+    """Answers fifty requests a second, one after the other, and ends the connection after each."""
+    one_at_a_time = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # http.server's name
+            with one_at_a_time:
+                time.sleep(0.02)
+            self.send_response(200)
+            self.send_header("Content-Length", str(promised_bytes))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_server_that_falls_behind_cannot_hide_it() -> None:
+    """All that was due in a second is sent, and waiting for a connection counts."""
+    with slow_server(b"ok", promised_bytes=2) as url:
+        result = load(url, cycle([to_request(url, b"", "text/plain")]), 2, seconds=1, rate=100)
+    assert result.statuses == {200: 100}
+    assert max(result.latencies) > 0.9
+
+
+def test_half_a_reply_is_an_error() -> None:
+    with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a whole reply"):
+        load(url, cycle([to_request(url, b"", "text/plain")]), 1, seconds=1)
+
+
+def test_too_few_requests_are_an_error(server: Server, requests: Iterator[bytes]) -> None:
+    with pytest.raises(ValueError, match="All 1 requests are sent"):
+        load(server.project.predictions, iter([next(requests)]), 1, seconds=1)

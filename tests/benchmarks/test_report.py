@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.report import PAGES, PICTURE, RESULTS, with_part
+from benchmarks.report import PAGES, RESULTS, with_part
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -18,7 +18,3 @@ def test_a_page_follows_the_results_file() -> None:
     page = PAGES["summary"].read_text(encoding="utf-8")
     results["sides"]["torchserve"]["p50_ms"] = 123.45
     assert "| 123.45 |" in with_part(page, "summary", results)
-
-
-def test_the_picture_is_one() -> None:
-    assert PICTURE.read_bytes().startswith(b"\x89PNG")

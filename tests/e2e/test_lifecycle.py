@@ -32,7 +32,9 @@ def post(project: Project, text: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_answers_what_is_in_flight_and_leaves_no_process(project: Project, number: int) -> None:
+def test_a_signal_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path, mar: Path, number: int) -> None:
+    one_worker = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
+    project = Project(tmp_path, mar, models=json.dumps({"sentiment": {"1.0": one_worker}}))
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
@@ -168,13 +170,14 @@ def test_a_full_queue_refuses_and_answers_the_rest(tmp_path: Path, mar: Path) ->
 
 
 def test_workers_scale_through_the_management_api(project: Project) -> None:
-    server = Server(project, OMP_NUM_THREADS="1")
+    server = Server(project)
     server.wait_for(READY)
     url = f"{project.management}/models/sentiment"
-    response = requests.put(url, params={"min_worker": "2", "max_worker": "2", "synchronous": "true"}, timeout=120)
+    count = len(workers(server)) + 1
+    response = requests.put(f"{url}?min_worker={count}&max_worker={count}&synchronous=true", timeout=120)
     assert response.status_code == 200, response.text
     [model] = requests.get(url, timeout=10).json()
-    assert [worker["status"] for worker in model["workers"]] == ["READY", "READY"]
+    assert [worker["status"] for worker in model["workers"]] == ["READY"] * count
     assert post(project, "hello") == 200
     processes = server.processes()
     assert server.stop() == 0

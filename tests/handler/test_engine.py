@@ -1,6 +1,8 @@
-"""The engine's file: refused, by name, when something is wrong with it."""
+"""The engine: its file is refused, by name, when something is wrong with it; its memory is flat."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from handler import exported
 from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE
 from handler.exported import ExportedModelError
-from tests.paths import MODEL
+from handler.limits import THREADS_VARIABLE, whole_number
+from tests.paths import MODEL, ROOT
 
 
 def other_model(folder: Path) -> None:
@@ -50,3 +53,35 @@ def test_threads_change_no_answer(unpacked: Path, served: TextClassifier) -> Non
     texts = ["late again", "thank you " * 50]
     with_two = TextClassifier.load_archived(unpacked, threads=2).predict(texts)
     assert abs(with_two - served.predict(texts)).max() < 1e-5
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import psutil
+from handler.classifier import TextClassifier
+
+classifier = TextClassifier.load_archived(Path(sys.argv[1]), threads=1)
+classifier.warm_up()
+for last in (300, 1_500):
+    for number in range(last):
+        long = "".join(chr(97 + (number * place) % 26) for place in range(40))  # too long to be kept
+        classifier.predict([f"flight {long}{number} " * (1 + number % 60)])
+    print(psutil.Process().memory_info().rss / 1e6)
+"""
+FLAT_MEGABYTES = 10
+
+
+def test_memory_is_flat_whatever_the_words_and_lengths(unpacked: Path) -> None:
+    """In a process of its own, as another's memory moves for other reasons."""
+    command = [sys.executable, "-c", MEMORY, str(unpacked)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    before, after = map(float, result.stdout.split())
+    assert after - before < FLAT_MEGABYTES
+
+
+@pytest.mark.parametrize("value", ["0", "4,2", "many"])
+def test_a_number_of_threads_that_is_none_is_named(value: str) -> None:
+    with pytest.raises(ValueError, match=f"OMP_NUM_THREADS must be a whole number above 0, not '{value}'"):
+        whole_number(THREADS_VARIABLE, 1, {THREADS_VARIABLE: value})
+    assert whole_number(THREADS_VARIABLE, 1, {THREADS_VARIABLE: ""}) == 1

@@ -9,6 +9,7 @@ import pytest
 import spacy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from spacy.symbols import ORTH
 
 from handler.classifier import TextClassifier
 from handler.limits import Limits
@@ -201,10 +202,26 @@ def test_special_cases_are_found_as_spacy_finds_them(text: str) -> None:
     assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)]
 
 
-@pytest.mark.parametrize("language", ["en", "de", "fr", "zh"])
+def test_special_cases_with_spaces_are_found() -> None:
+    config = TokenizerConfig("en", (), (), ("new york", "xx a b", ":) :("))
+    expected = spacy.blank("en")
+    with_cases: Any = expected.tokenizer
+    for case in config.special_tokens:
+        with_cases.add_special_case(case, [{ORTH: case}])
+    for text in ("to new york :) :( or", "new york", "xx a", "xx a b c", "new york. :) :(", "renew york"):
+        assert Tokenizer(config, VOCABULARY).tokens(text) == [token.text for token in expected(text)], text
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "es", "el", "zh"])
 def test_tokens_are_spacys_in_other_languages(language: str) -> None:
     made, expected = Tokenizer(TokenizerConfig(language, (), (), ()), VOCABULARY), spacy.blank(language)
-    for text in ("L'avion n'est pas arrivé :) z.B. ?!", "飞机晚点了 两个小时", *TOY_TEXTS.read_text().splitlines()):
+    for text in (
+        "L'avion n'est pas arrivé :) z.B. ?!",
+        "los EE. UU. hoy",
+        "στη Μ. Ασία τώρα",
+        "飞机晚点了 两个小时",
+        *TOY_TEXTS.read_text().splitlines(),
+    ):
         assert made.tokens(text) == [token.text for token in expected(text)], text
 
 
@@ -213,9 +230,10 @@ def test_words_are_kept_within_bounds(tokenizer: Tokenizer) -> None:
     for number in range(MAX_WORDS + 2_000):  # repeated digits are split off, so some make no new word
         tokenizer.tokens(f"the word{number}")
     assert kept.cache_info().currsize == MAX_WORDS
-    misses = kept.cache_info().misses
-    tokenizer.tokens("q" * (MAX_WORD_CHARACTERS + 1))
-    assert kept.cache_info().misses == misses + 1  # the mark of a beginning, long unused
+    for characters, more in ((MAX_WORD_CHARACTERS, 1), (MAX_WORD_CHARACTERS + 1, 0)):
+        misses = kept.cache_info().misses
+        tokenizer.tokens(f"the {'ab' * characters}"[: 4 + characters])
+        assert kept.cache_info().misses == misses + more
 
 
 def test_tokens_and_ids_are_those_of_training_on_every_tweet(

@@ -24,6 +24,7 @@ from training.errors import TrainingError
 from training.export import export_learner
 
 TOLERANCE = 1e-5
+NEAR = 0.03
 LENGTHS = [1, 2, 3, 10, 71, 72, 73, 143, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1583, 1584, 1999, 2000]
 
 
@@ -125,6 +126,10 @@ def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: P
     shutil.unpack_archive(tmp_path / "exact.mar", tmp_path / "unpacked", "zip")
     archived = TextClassifier.load_archived(tmp_path / "unpacked" / MODEL_FOLDER, threads=1)
     np.testing.assert_allclose(archived.predict(texts), classifier.predict(texts), rtol=0, atol=TOLERANCE)
+    archive(tmp_path, tmp_path / "int8.mar", "1.0", "int8")
+    shutil.unpack_archive(tmp_path / "int8.mar", tmp_path / "int8", "zip")
+    in_int8 = TextClassifier.load_archived(tmp_path / "int8" / MODEL_FOLDER, threads=1).predict(texts)
+    np.testing.assert_allclose(in_int8, classifier.predict(texts), rtol=0, atol=NEAR)
 
 
 def test_the_reference_is_fastais_predict(toy_run: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_row_of_zeros_stays_zeros(toy_run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
 
 
-def test_no_sum_of_two_products_overflows_16_bits(classifier: TextClassifier) -> None:
+def test_no_sum_of_two_products_overflows_16_bits() -> None:
     """Inputs are 0 to 255: what processors without VNNI add up in 16 bits has to hold two products."""
     graph = to_onnx(exported.read(MODEL), "int8").graph
     matrices = [onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name.endswith((".W", ".R"))]
