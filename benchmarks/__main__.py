@@ -271,7 +271,7 @@ def _memory(side: Side, texts: Sequence[str], count: int, log: Path) -> dict[str
     with running(side, log) as server:
         sent = 0
         found: dict[str, Any] = {}
-        for target in (1_000, count):
+        for target in (1_000, count // 2, count):
             found[f"megabytes_after_{target}"] = round(_after(server, side, texts, range(sent, target)), 1)
             sent = target
     return {"requests": count, **found}

@@ -10,12 +10,13 @@ tokenizer, without importing fastai: that takes 3 s and brings a process to 390 
 - spaCy splits a text at its spaces and then each word by itself, so the tokens of words seen lately are kept.
 """
 
+import gc
 import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
 
 import spacy
@@ -156,15 +157,6 @@ class Tokenizer:
     def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None]) -> None:
         self._rules = [_known(RULES, name) for name in config.rules]
         self._token_rules = [_known(TOKEN_RULES, name) for name in config.token_rules]
-        self._language = spacy.blank(config.language)
-        tokenizer: Any = self._language.tokenizer
-        for token in config.special_tokens:
-            tokenizer.add_special_case(token, [{ORTH: token}])
-        _search_only_where_a_match_can_be(tokenizer, self._language.Defaults)
-        # Languages without spaces between words have tokenizers of their own.
-        self._splits_at_spaces = isinstance(tokenizer, SpacyTokenizer)
-        self._pairs_in_special_cases = _pairs_in_special_cases(tokenizer) if self._splits_at_spaces else {}
-        self._word_tokens = lru_cache(MAX_WORDS)(self._spacy_tokens)
         self._ids = {token: index for index, token in enumerate(vocabulary) if token is not None}
         for token in (UNKNOWN, PADDING):
             if token not in self._ids:
@@ -173,16 +165,16 @@ class Tokenizer:
         # A user may type `xxpad`. To fastai it is padding, which depends on the neighbours in the batch; it is
         # a word nobody taught the network, like any other.
         self._ids[PADDING] = self.unknown_id
+        self._config = config
+        self._start_spacy()
+        # Languages without spaces between words have tokenizers of their own.
+        self._splits_at_spaces = isinstance(self._spacy, SpacyTokenizer)
+        self._pairs_in_special_cases = _pairs_in_special_cases(self._spacy) if self._splits_at_spaces else {}
+        self._word_tokens = lru_cache(MAX_WORDS)(self._spacy_tokens)
 
     def warm_up(self) -> None:
-        """Put the vocabulary's words into spaCy's tables, for good.
-
-        What a text adds to them is freed after it (see `_spacy_tokens`), common words too, which spaCy would then have
-        to look at anew in every text: that is most of its time.
-        """
-        for token in self._ids:
-            self._language.tokenizer(token)
-        for token in reversed(self._ids):  # the commonest last, so that they are kept longest
+        """Keep the tokens of the vocabulary's words, the commonest longest."""
+        for token in reversed(self._ids):
             self._word_tokens(token)
 
     def tokens(self, text: str) -> list[str]:
@@ -219,16 +211,41 @@ class Tokenizer:
         return any(pair.one + pair.other in word for pairs in self._pairs_in_special_cases.values() for pair in pairs)
 
     def _spacy_tokens(self, text: str) -> tuple[str, ...]:
+        if self._tokens_made > MAX_SPACY_TOKENS:
+            self._start_spacy()
         # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
         # word never seen before.
-        with self._language.vocab.memory_zone():
-            return tuple(token.text for token in self._language.tokenizer(text))
+        with self._spacy.vocab.memory_zone():
+            tokens = tuple(token.text for token in self._spacy(text))
+        self._tokens_made += len(tokens)
+        return tokens
+
+    def _start_spacy(self) -> None:
+        """A tokenizer of spaCy's with fresh tables."""
+        language = spacy.blank(self._config.language)
+        tokenizer: Any = language.tokenizer
+        for token in self._config.special_tokens:
+            tokenizer.add_special_case(token, [{ORTH: token}])
+        _search_only_where_a_match_can_be(tokenizer, language.Defaults)
+        # Outside a zone they stay in the tables; in every zone, spaCy would have to look at them anew.
+        for token in islice(self._ids, COMMON_WORDS):
+            tokenizer(token)
+        self._spacy = tokenizer
+        self._tokens_made = 0
+        gc.collect()  # the one before, whose parts refer to each other
 
 
 MAX_WORDS = 20_000
 """Whose tokens are kept: about 6 MB, and at most 40 MB, if all words are of emoji."""
 
 MAX_WORD_CHARACTERS = 24
+
+COMMON_WORDS = 2_000
+
+MAX_SPACY_TOKENS = 200_000
+"""Before spaCy's tokenizer is made anew, which takes 0.2 s. A table of spaCy's (preshed's `PreshMap`) keeps the places
+of the strings that a zone has freed and doubles when they have filled it: some 50 bytes for every new word, for ever.
+So many tokens take 10 MB."""
 
 
 class _Pair(NamedTuple):

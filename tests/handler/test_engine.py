@@ -63,13 +63,14 @@ from handler.classifier import TextClassifier
 
 classifier = TextClassifier.load_archived(Path(sys.argv[1]), threads=1)
 classifier.warm_up()
-for last in (300, 1_500):
+for last in (20_000, 400_000):
     for number in range(last):
-        long = "".join(chr(97 + (number * place) % 26) for place in range(40))  # too long to be kept
-        classifier.predict([f"flight {long}{number} " * (1 + number % 60)])
+        classifier.ids(f"q{number:x}w{last}")
+        if number % (last // 100) == 0:
+            classifier.predict(["late again " * (number // (last // 100))])
     print(psutil.Process().memory_info().rss / 1e6)
 """
-FLAT_MEGABYTES = 10
+FLAT_MEGABYTES = 15
 
 
 def test_memory_is_flat_whatever_the_words_and_lengths(unpacked: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spacy.symbols import ORTH
 
+import handler.tokens
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.tokens import MAX_WORD_CHARACTERS, MAX_WORDS, RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
@@ -270,12 +271,22 @@ def test_a_place_without_a_token_is_never_reached() -> None:
 
 
 def test_unknown_words_leave_nothing_behind(tokenizer: Tokenizer) -> None:
-    strings = tokenizer._language.vocab.strings
+    strings = tokenizer._spacy.vocab.strings
     tokenizer.tokens("warm up")
     before = len(strings), len(tokenizer._ids)
     for number in range(500):
         tokenizer.ids(tokenizer.tokens(f"unheard{number} of{number}"))
     assert (len(strings), len(tokenizer._ids)) == before
+
+
+def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler.tokens, "MAX_SPACY_TOKENS", 50)
+    renewed, kept = Tokenizer(DEFAULT, VOCABULARY), Tokenizer(DEFAULT, VOCABULARY)
+    first = renewed._spacy
+    for number, text in enumerate(TOY_TEXTS.read_text().splitlines()):
+        monkeypatch.setattr(kept, "_tokens_made", 0)
+        assert renewed.tokens(f"{text} new{number}") == kept.tokens(f"{text} new{number}")
+    assert renewed._spacy is not first
 
 
 @pytest.mark.parametrize("unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA"])
