@@ -13,13 +13,18 @@ SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
 BENCH := .venv-benchmarks
 
+IMAGE ?= sentiment
+ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
+# Podman's own format of images has no health check.
+ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .PHONY: serve
 serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
@@ -46,11 +51,20 @@ train: $(TEST) ## set up what training needs, and show its command line
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers, and write the results
 	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
 
+.PHONY: image
+image: ## build the container image, with podman or docker
+	@test -n "$(ENGINE)" || { echo "error: neither podman nor docker is installed" >&2; exit 1; }
+	$(ENGINE) build $(ENGINE_ARGS) --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+.PHONY: image-test
+image-test: image $(TEST) ## build it, run it as Kubernetes would, and test it
+	IMAGE=$(IMAGE) CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/image
+
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
 	for name in serve test benchmarks; do \
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
 	done

@@ -1,0 +1,78 @@
+"""The probes, against a real server: ready means that a worker answers, live that TorchServe does."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from server import probe
+from server.properties import Properties
+from tests.e2e.server_process import Project, Server
+from tests.paths import ROOT
+
+RECOVERY_TIMEOUT_S = 60
+
+
+def yes(question: Callable[[Properties], None], properties: Properties) -> bool:
+    try:
+        question(properties)
+    except (probe.NotReadyError, OSError, HTTPException, ValueError):
+        return False
+    return True
+
+
+def states_until_ready(properties: Properties) -> list[tuple[bool, bool]]:
+    """Whether the server was live and ready, as often as it could be asked."""
+    states = []
+    deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        states.append((yes(probe.live, properties), yes(probe.ready, properties)))
+        if states[-1] == (True, True):
+            return states
+    pytest.fail(f"Not ready after {RECOVERY_TIMEOUT_S} s: {states[-1]}")
+
+
+def workers(project: Project) -> list[psutil.Process]:
+    [model] = requests.get(f"{project.management}/models/sentiment", timeout=10).json()
+    return [psutil.Process(worker["pid"]) for worker in model["workers"]]
+
+
+def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
+    project = Project(tmp_path, mar)
+    properties = Properties.read(project.config)
+    assert not yes(probe.live, properties)
+    server = Server(project)
+    starting = states_until_ready(properties)
+    assert starting[0] == (False, False)
+    assert (True, False) in starting, "TorchServe answers before the model is loaded"
+
+    for worker in workers(project):
+        worker.kill()
+    recovering = states_until_ready(properties)
+    assert all(live for live, _ in recovering), "a restart would not bring the workers back sooner"
+    assert not recovering[0][1]
+    response = requests.post(project.predictions, data=b"thank you", headers={"Content-Type": "text/plain"}, timeout=60)
+    assert response.status_code == 200
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("question", ["ready", "live"])
+def test_the_command_says_why_not(tmp_path: Path, mar: Path, question: str) -> None:
+    project = Project(tmp_path, mar)
+    command = [sys.executable, "-m", "server.probe", question, "--config", str(project.config)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"not {question}: ")
+    assert "refused" in result.stderr
+
+
+def test_the_command_is_silent_when_all_is_well(server: Server) -> None:
+    command = [sys.executable, "-m", "server.probe", "ready", "--config", str(server.project.config)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
