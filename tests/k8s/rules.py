@@ -75,10 +75,12 @@ SAFE_SYSCTLS = frozenset(
 def pod_security_problems(manifests: list[Manifest]) -> list[str]:
     """The restricted profile, field by field (kubernetes.io/docs/concepts/security/pod-security-standards), in which
     all of the baseline profile holds; enforced by the namespace."""
-    problems = []
-    for namespace in (each for each in manifests if each["kind"] == "Namespace"):
-        if namespace["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
-            problems.append(f"{_title(namespace)}: restricted is not enforced")
+    problems = [
+        f"{_title(each)}: restricted is not enforced"
+        for each in manifests
+        if each["kind"] == "Namespace"
+        and each["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted"
+    ]
     for pod in _pods(manifests):
         problems += [f"{pod.title}: {problem}" for problem in _restricted_pod(pod.spec)]
         for container in _all_containers(pod.spec):
@@ -156,12 +158,13 @@ def hardening_problems(manifests: list[Manifest]) -> list[str]:
         for container in _all_containers(pod.spec):
             if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
                 problems.append(f"{pod.title}: {container['name']}: the root can be written")
-            for port in container.get("ports", []):
-                if port["containerPort"] == MANAGEMENT_PORT:
-                    problems.append(f"{pod.title}: {container['name']}: the management API is not private")
-    for account in (each for each in manifests if each["kind"] == "ServiceAccount"):
-        if account.get("automountServiceAccountToken") is not False:
-            problems.append(f"{_title(account)}: has a token")
+            if MANAGEMENT_PORT in (port["containerPort"] for port in container.get("ports", [])):
+                problems.append(f"{pod.title}: {container['name']}: the management API is not private")
+    problems += [
+        f"{_title(each)}: has a token"
+        for each in manifests
+        if each["kind"] == "ServiceAccount" and each.get("automountServiceAccountToken") is not False
+    ]
     return problems
 
 
@@ -199,9 +202,11 @@ def selector_problems(manifests: list[Manifest]) -> list[str]:
         for where, selector in _selectors(manifest):
             if not any(selector.items() <= each.items() for each in labels):
                 problems.append(f"{_title(manifest)}: {where} selects no pod: {selector}")
-    for pod in _pods(manifests):
-        if not pod.selector or not pod.selector.items() <= pod.labels.items():
-            problems.append(f"{pod.title}: its selector does not match its own pods")
+    problems += [
+        f"{pod.title}: its selector does not match its own pods"
+        for pod in _pods(manifests)
+        if not pod.selector or not pod.selector.items() <= pod.labels.items()
+    ]
     return problems
 
 
@@ -233,9 +238,8 @@ def reference_problems(manifests: list[Manifest]) -> list[str]:
     for pod in _pods(manifests):
         volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
         for container in _all_containers(pod.spec):
-            for mount in container.get("volumeMounts", []):
-                if mount["name"] not in volumes:
-                    problems.append(f"{pod.title}: no volume {mount['name']}")
+            mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
+            problems += [f"{pod.title}: no volume {name}" for name in mounts - volumes]
     return problems
 
 
@@ -286,12 +290,12 @@ def port_problems(manifests: list[Manifest]) -> list[str]:
             case "HealthCheckPolicy":
                 wanted = [spec["default"]["config"]["httpHealthCheck"]["port"]]
             case "HTTPRoute":
-                for backend in (backend for rule in spec["rules"] for backend in rule["backendRefs"]):
-                    if (backend["name"], backend["port"]) not in services:
-                        problems.append(f"{_title(manifest)}: service {backend['name']} has no port {backend['port']}")
-                for parent in spec["parentRefs"]:
-                    if (parent["name"], parent["sectionName"]) not in listeners:
-                        problems.append(f"{_title(manifest)}: no listener {parent['sectionName']}")
+                backends = {(each["name"], each["port"]) for rule in spec["rules"] for each in rule["backendRefs"]}
+                problems += [
+                    f"{_title(manifest)}: service {name} has no port {port}" for name, port in backends - services
+                ]
+                parents = {(parent["name"], parent["sectionName"]) for parent in spec["parentRefs"]}
+                problems += [f"{_title(manifest)}: {name} has no listener {part}" for name, part in parents - listeners]
         problems += [f"{_title(manifest)}: no container has the port {port}" for port in wanted if port not in pods]
     return problems
 
@@ -311,11 +315,12 @@ def probe_problems(manifests: list[Manifest]) -> list[str]:
     problems = []
     for pod in _pods(manifests):
         for container in pod.spec["containers"]:
-            ports = {port["name"] for port in container["ports"]} | {port["containerPort"] for port in container["ports"]}
+            ports = {port["name"] for port in container["ports"]} | {
+                port["containerPort"] for port in container["ports"]
+            }
             title = f"{pod.title}: {container['name']}"
-            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-                if name not in container:
-                    problems.append(f"{title}: no {name}")
+            missing = {"startupProbe", "readinessProbe", "livenessProbe"} - container.keys()
+            problems += [f"{title}: no {name}" for name in missing]
             for name in ("startupProbe", "readinessProbe"):
                 command = container.get(name, {}).get("exec", {}).get("command")
                 if command != ["python", "-m", "server.probe", "ready"]:
@@ -431,22 +436,26 @@ def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
         spec = autoscaler["spec"]
         if not 1 < spec["minReplicas"] < spec["maxReplicas"]:
             problems.append(f"{_title(autoscaler)}: from {spec['minReplicas']} to {spec['maxReplicas']} pods")
-        for target in (each for each in manifests if each["kind"] == "Deployment"):
-            if target["metadata"]["name"] == spec["scaleTargetRef"]["name"] and "replicas" in target["spec"]:
-                problems.append(f"{_title(target)}: every apply sets the number of pods back")
+        problems += [
+            f"{_title(each)}: every apply sets the number of pods back"
+            for each in manifests
+            if each["kind"] == spec["scaleTargetRef"]["kind"]
+            and each["metadata"]["name"] == spec["scaleTargetRef"]["name"]
+            and "replicas" in each["spec"]
+        ]
     return problems
 
 
 # -- Metrics --
 
-_PROMQL_WORDS = frozenset(["and", "bool", "by", "group_left", "group_right", "ignoring", "on", "or", "unless", "without"])
+_PROMQL_WORDS = frozenset(
+    ["and", "bool", "by", "group_left", "group_right", "ignoring", "on", "or", "unless", "without"]
+)
 
 
 def metric_problems(manifests: list[Manifest]) -> list[str]:
     """Rules, dashboards and autoscalers ask for metrics that TorchServe has or that a rule records."""
-    known = torchserve_metrics() | {
-        rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule
-    }
+    known = torchserve_metrics() | {rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule}
     problems = []
     for manifest, rule in _recorded_and_alerts(manifests):
         problems += [f"{_title(manifest)}: no metric {name}" for name in metric_names(rule["expr"]) - known]

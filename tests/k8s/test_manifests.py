@@ -152,7 +152,9 @@ def network() -> list[Broken]:
         Broken(check, "NetworkPolicy", ("spec", "ingress"), [{}], "denies everything", "deny-all"),
         Broken(check, "NetworkPolicy", ("spec", "egress"), [{}], "a way out", ways_in),
         Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "from"), [], "for everybody", ways_in),
-        Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "from", 0, "namespaceSelector"), {}, "everybody", ways_in),
+        Broken(
+            check, "NetworkPolicy", ("spec", "ingress", 0, "from", 0, "namespaceSelector"), {}, "everybody", ways_in
+        ),
         Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "ports"), ABSENT, "to every port", ways_in),
     ]
 
@@ -190,7 +192,7 @@ def ports() -> list[Broken]:
         Broken(check, "PodMonitoring", ("spec", "endpoints", 0, "port"), "prom", "no container has the port prom"),
         Broken(check, "HealthCheckPolicy", health, 80, "no container has the port 80"),
         Broken(check, "HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), 8080, "has no port 8080"),
-        Broken(check, "HTTPRoute", ("spec", "parentRefs", 0, "sectionName"), "http", "no listener http"),
+        Broken(check, "HTTPRoute", ("spec", "parentRefs", 0, "sectionName"), "http", "has no listener http"),
     ]
 
 
@@ -202,7 +204,9 @@ def probes() -> list[Broken]:
         Broken(check, "Deployment", (*CONTAINER, "startupProbe", "failureThreshold"), 5, "gives up before the server"),
         Broken(check, "Deployment", (*CONTAINER, "readinessProbe", "exec", "command"), live, "readinessProbe asks"),
         Broken(check, "Deployment", (*CONTAINER, "livenessProbe"), ABSENT, "no livenessProbe"),
-        Broken(check, "Deployment", (*CONTAINER, "livenessProbe", "httpGet", "port"), "management", "livenessProbe asks"),
+        Broken(
+            check, "Deployment", (*CONTAINER, "livenessProbe", "httpGet", "port"), "management", "livenessProbe asks"
+        ),
         Broken(check, "Deployment", (*CONTAINER, "livenessProbe", "httpGet", "path"), "/models", "livenessProbe asks"),
     ]
 
@@ -311,7 +315,7 @@ def test_every_schema_of_our_own_is_needed() -> None:
 @pytest.mark.parametrize(
     ("expression", "names"),
     [
-        ("sum by (pod) (rate(a_total{b=\"c\", d!~\"e|f\"}[2m]))", {"a_total"}),
+        ('sum by (pod) (rate(a_total{b="c", d!~"e|f"}[2m]))', {"a_total"}),
         ("a / on (b) group_left c > 0.01 or vector(0)", {"a", "c"}),
         ("max_over_time(level:a:sum[5m]) unless 1e3 * b", {"level:a:sum", "b"}),
         ("sum(rate(a[1m])) without (b) / sum(count(c) by (d))", {"a", "c"}),
