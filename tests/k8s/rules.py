@@ -1,0 +1,549 @@
+"""What must hold for manifests, as functions from all manifests of an overlay to what is wrong with them.
+
+An API server would refuse some of it. Most of it, it would take: a port that no container has, a selector that selects
+nothing, an alert on a metric that nobody exports.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+from server.__main__ import DRAIN_TIMEOUT_S
+from server.properties import Properties
+from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
+from tests.k8s.rendered import Manifest
+from tests.paths import ROOT
+
+KUBERNETES = "1.33"
+SCHEMAS = Path(__file__).parent / "schemas"
+MANAGEMENT_PORT = 8081
+
+
+# -- Schemas --
+
+
+def schema_problems(manifests: list[Manifest]) -> list[str]:
+    """Strictly: a field that Kubernetes does not know is a problem. CRDs by the schemas beside this file."""
+    problems = []
+    for manifest in manifests:
+        own = SCHEMAS / f"{manifest['kind'].lower()}.json"
+        try:
+            if own.is_file():
+                jsonschema.Draft202012Validator(json.loads(own.read_text(encoding="utf-8"))).validate(manifest)
+            else:
+                kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        except jsonschema.ValidationError as error:
+            problems.append(f"{_title(manifest)}: {'.'.join(map(str, error.absolute_path))}: {error.message}")
+        except kubernetes_validate.SchemaNotFoundError:
+            problems.append(f"{_title(manifest)}: no schema")
+    return problems
+
+
+# -- Security --
+
+VOLUME_TYPES = frozenset(
+    ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"]
+)
+SAFE_SYSCTLS = frozenset(
+    [
+        "kernel.shm_rmid_forced",
+        "net.ipv4.ip_local_port_range",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.ping_group_range",
+        "net.ipv4.tcp_fin_timeout",
+        "net.ipv4.tcp_keepalive_intvl",
+        "net.ipv4.tcp_keepalive_probes",
+        "net.ipv4.tcp_keepalive_time",
+        "net.ipv4.tcp_rmem",
+        "net.ipv4.tcp_syncookies",
+        "net.ipv4.tcp_wmem",
+    ]
+)
+
+
+def pod_security_problems(manifests: list[Manifest]) -> list[str]:
+    """The restricted profile, field by field (kubernetes.io/docs/concepts/security/pod-security-standards), in which
+    all of the baseline profile holds; enforced by the namespace."""
+    problems = [
+        f"{_title(each)}: restricted is not enforced"
+        for each in manifests
+        if each["kind"] == "Namespace"
+        and each["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted"
+    ]
+    for pod in _pods(manifests):
+        problems += [f"{pod.title}: {problem}" for problem in _restricted_pod(pod.spec)]
+        for container in _all_containers(pod.spec):
+            found = _restricted_container(container, pod.spec.get("securityContext", {}))
+            problems += [f"{pod.title}: {container['name']}: {problem}" for problem in found]
+    return problems
+
+
+def _restricted_pod(spec: Manifest) -> Iterator[str]:
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(field, False):
+            yield field
+    for volume in spec.get("volumes", []):
+        if kinds := set(volume) - {"name"} - VOLUME_TYPES:
+            yield f"volume {volume['name']}: {', '.join(kinds)}"
+    context = spec.get("securityContext", {})
+    for sysctl in context.get("sysctls", []):
+        if sysctl["name"] not in SAFE_SYSCTLS:
+            yield f"sysctl {sysctl['name']}"
+    yield from _restricted_context(context)
+
+
+def _restricted_container(container: Manifest, pod: Manifest) -> Iterator[str]:
+    context = container.get("securityContext", {})
+    yield from _restricted_context(context)
+    if context.get("privileged", False):
+        yield "privileged"
+    if context.get("allowPrivilegeEscalation", True):
+        yield "allowPrivilegeEscalation"
+    if context.get("runAsNonRoot", pod.get("runAsNonRoot", False)) is not True:
+        yield "runAsNonRoot is not true"
+    if "seccompProfile" not in context and "seccompProfile" not in pod:
+        yield "no seccompProfile"
+    capabilities = context.get("capabilities", {})
+    if "ALL" not in capabilities.get("drop", []):
+        yield "does not drop ALL capabilities"
+    if added := set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
+        yield f"adds capabilities: {', '.join(added)}"
+    if context.get("procMount", "Default") != "Default":
+        yield "procMount"
+    for port in container.get("ports", []):
+        if port.get("hostPort", 0):
+            yield f"hostPort {port['hostPort']}"
+
+
+def _restricted_context(context: Manifest) -> Iterator[str]:
+    """What a pod's and a container's security context have in common."""
+    if context.get("runAsNonRoot", True) is not True:
+        yield "runAsNonRoot is false"
+    if context.get("runAsUser") == 0:
+        yield "runAsUser is root"
+    if context.get("seccompProfile", {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+        yield "seccompProfile is unconfined"
+    if context.get("appArmorProfile", {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+        yield "appArmorProfile is unconfined"
+    linux = context.get("seLinuxOptions", {})
+    if linux.get("type", "") not in ("", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"):
+        yield "seLinuxOptions.type"
+    if linux.get("user") or linux.get("role"):
+        yield "seLinuxOptions.user or role"
+    if context.get("windowsOptions", {}).get("hostProcess", False):
+        yield "hostProcess"
+
+
+def hardening_problems(manifests: list[Manifest]) -> list[str]:
+    """What this project asks for beyond restricted."""
+    problems = []
+    for pod in _pods(manifests):
+        if not pod.spec.get("securityContext", {}).get("runAsUser"):
+            problems.append(f"{pod.title}: no numeric user")
+        if pod.spec.get("automountServiceAccountToken") is not False:
+            problems.append(f"{pod.title}: has a token")
+        if pod.spec.get("enableServiceLinks") is not False:
+            problems.append(f"{pod.title}: has service links")
+        for container in _all_containers(pod.spec):
+            if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+                problems.append(f"{pod.title}: {container['name']}: the root can be written")
+            if MANAGEMENT_PORT in (port["containerPort"] for port in container.get("ports", [])):
+                problems.append(f"{pod.title}: {container['name']}: the management API is not private")
+    problems += [
+        f"{_title(each)}: has a token"
+        for each in manifests
+        if each["kind"] == "ServiceAccount" and each.get("automountServiceAccountToken") is not False
+    ]
+    return problems
+
+
+def network_problems(manifests: list[Manifest]) -> list[str]:
+    """Nothing in or out but by a policy that says who and which port."""
+    policies = [each for each in manifests if each["kind"] == "NetworkPolicy"]
+    problems = []
+    if not any(_denies_all(policy["spec"]) for policy in policies):
+        problems.append("no policy denies everything by default")
+    for policy in policies:
+        spec = policy["spec"]
+        if spec.get("egress"):
+            problems.append(f"{_title(policy)}: a way out")
+        for rule in spec.get("ingress", []):
+            if not rule.get("from") or any(not any(peer.values()) for peer in rule["from"]):
+                problems.append(f"{_title(policy)}: a way in for everybody")
+            if not rule.get("ports"):
+                problems.append(f"{_title(policy)}: a way in to every port")
+    return problems
+
+
+def _denies_all(spec: Manifest) -> bool:
+    rules = spec.get("ingress", []) + spec.get("egress", [])
+    return not spec["podSelector"] and not rules and set(spec["policyTypes"]) == {"Ingress", "Egress"}
+
+
+# -- What refers to what --
+
+
+def selector_problems(manifests: list[Manifest]) -> list[str]:
+    """Every selector selects a pod of this overlay."""
+    labels = [pod.labels for pod in _pods(manifests)]
+    problems = []
+    for manifest in manifests:
+        for where, selector in _selectors(manifest):
+            if not any(selector.items() <= each.items() for each in labels):
+                problems.append(f"{_title(manifest)}: {where} selects no pod: {selector}")
+    problems += [
+        f"{pod.title}: its selector does not match its own pods"
+        for pod in _pods(manifests)
+        if not pod.selector or not pod.selector.items() <= pod.labels.items()
+    ]
+    return problems
+
+
+def _selectors(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
+    spec = manifest.get("spec", {})
+    match manifest["kind"]:
+        case "Service":
+            yield "selector", spec["selector"]
+        case "PodDisruptionBudget" | "PodMonitoring":
+            yield "selector", spec["selector"]["matchLabels"]
+        case "NetworkPolicy":
+            yield "podSelector", spec["podSelector"].get("matchLabels", {})
+        case "Deployment":
+            for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
+                yield f"spread over {constraint['topologyKey']}", constraint["labelSelector"]["matchLabels"]
+
+
+def reference_problems(manifests: list[Manifest]) -> list[str]:
+    """Every name that one manifest calls another by is the name of one."""
+    there = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+    problems = []
+    for manifest in manifests:
+        for kind, name in _references(manifest):
+            if (kind, name) not in there:
+                problems.append(f"{_title(manifest)}: no {kind} {name}")
+        namespace = manifest["metadata"].get("namespace")
+        if manifest["kind"] != "Namespace" and ("Namespace", namespace) not in there:
+            problems.append(f"{_title(manifest)}: no Namespace {namespace}")
+    for pod in _pods(manifests):
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
+        for container in _all_containers(pod.spec):
+            mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
+            problems += [f"{pod.title}: no volume {name}" for name in mounts - volumes]
+    return problems
+
+
+def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    spec = manifest.get("spec", {})
+    match manifest["kind"]:
+        case "HorizontalPodAutoscaler":
+            yield spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"]
+        case "HealthCheckPolicy" | "GCPBackendPolicy":
+            yield spec["targetRef"]["kind"], spec["targetRef"]["name"]
+        case "HTTPRoute":
+            yield from (("Gateway", parent["name"]) for parent in spec["parentRefs"])
+            yield from (("Service", backend["name"]) for rule in spec["rules"] for backend in rule["backendRefs"])
+        case "Deployment":
+            pod = spec["template"]["spec"]
+            yield "ServiceAccount", pod["serviceAccountName"]
+            for container in _all_containers(pod):
+                for source in container.get("envFrom", []):
+                    yield "ConfigMap", source["configMapRef"]["name"]
+
+
+def port_problems(manifests: list[Manifest]) -> list[str]:
+    """Every port that is referred to, by name or number, is one that a container, service or listener has."""
+    pods = {port for pod in _pods(manifests) for port in _ports(pod.spec)}
+    services = {
+        (each["metadata"]["name"], port["port"])
+        for each in manifests
+        if each["kind"] == "Service"
+        for port in each["spec"]["ports"]
+    }
+    listeners = {
+        (each["metadata"]["name"], listener["name"])
+        for each in manifests
+        if each["kind"] == "Gateway"
+        for listener in each["spec"]["listeners"]
+    }
+    problems = []
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        wanted: list[object] = []
+        match manifest["kind"]:
+            case "Service":
+                wanted = [port.get("targetPort", port["port"]) for port in spec["ports"]]
+            case "NetworkPolicy":
+                wanted = [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
+            case "PodMonitoring":
+                wanted = [endpoint["port"] for endpoint in spec["endpoints"]]
+            case "HealthCheckPolicy":
+                wanted = [spec["default"]["config"]["httpHealthCheck"]["port"]]
+            case "HTTPRoute":
+                backends = {(each["name"], each["port"]) for rule in spec["rules"] for each in rule["backendRefs"]}
+                problems += [
+                    f"{_title(manifest)}: service {name} has no port {port}" for name, port in backends - services
+                ]
+                parents = {(parent["name"], parent["sectionName"]) for parent in spec["parentRefs"]}
+                problems += [f"{_title(manifest)}: {name} has no listener {part}" for name, part in parents - listeners]
+        problems += [f"{_title(manifest)}: no container has the port {port}" for port in wanted if port not in pods]
+    return problems
+
+
+def _ports(spec: Manifest) -> Iterator[object]:
+    for container in _all_containers(spec):
+        for port in container.get("ports", []):
+            yield port["containerPort"]
+            yield port["name"]
+
+
+# -- Probes, and the end --
+
+
+def probe_problems(manifests: list[Manifest]) -> list[str]:
+    """Ready means workers that answer; alive means that Java answers, whatever its workers do."""
+    problems = []
+    for pod in _pods(manifests):
+        for container in pod.spec["containers"]:
+            ports = {port["name"] for port in container["ports"]} | {
+                port["containerPort"] for port in container["ports"]
+            }
+            title = f"{pod.title}: {container['name']}"
+            missing = {"startupProbe", "readinessProbe", "livenessProbe"} - container.keys()
+            problems += [f"{title}: no {name}" for name in missing]
+            for name in ("startupProbe", "readinessProbe"):
+                command = container.get(name, {}).get("exec", {}).get("command")
+                if command != ["python", "-m", "server.probe", "ready"]:
+                    problems.append(f"{title}: {name} asks {command}")
+            asked = container.get("livenessProbe", {}).get("httpGet", {})
+            if asked.get("path") != "/ping" or asked.get("port") not in ports:
+                problems.append(f"{title}: livenessProbe asks {asked}")
+            startup = container.get("startupProbe", {})
+            if startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3) < START_TIMEOUT_S:
+                problems.append(f"{title}: startupProbe gives up before the server does ({START_TIMEOUT_S} s)")
+    return problems
+
+
+def ending_problems(manifests: list[Manifest]) -> list[str]:
+    """A rollout loses no request: the load balancer lets go of a pod, then the server drains, then it ends."""
+    policies = [each["spec"]["default"] for each in manifests if each["kind"] == "GCPBackendPolicy"]
+    problems = []
+    for deployment in (each for each in manifests if each["kind"] == "Deployment"):
+        title = _title(deployment)
+        update = deployment["spec"]["strategy"].get("rollingUpdate", {})
+        if update.get("maxUnavailable", "25%") != 0 or update.get("maxSurge", "25%") in (0, "0%"):
+            problems.append(f"{title}: a pod goes before its successor is there")
+        spec = deployment["spec"]["template"]["spec"]
+        sleep_s = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        grace_s = spec.get("terminationGracePeriodSeconds", 30)
+        # Java gets one STOP_TIMEOUT_S, the workers another.
+        needed_s = sleep_s + DRAIN_TIMEOUT_S + 2 * STOP_TIMEOUT_S
+        if grace_s <= needed_s:
+            problems.append(f"{title}: killed after {grace_s} s, but its end takes up to {needed_s} s")
+        for policy in policies:
+            drain_s = policy.get("connectionDraining", {}).get("drainingTimeoutSec", 0)
+            if sleep_s <= drain_s:
+                problems.append(f"{title}: preStop ({sleep_s} s) is over before the load balancer drains ({drain_s} s)")
+            if policy.get("timeoutSec", 30) > DRAIN_TIMEOUT_S:
+                problems.append(f"{title}: the load balancer waits longer than the server drains ({DRAIN_TIMEOUT_S} s)")
+    return problems
+
+
+# -- Resources --
+
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_FACTORS = {None: Decimal(1), "m": Decimal("0.001")}
+_FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T"), start=1)}
+_FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)}
+
+# Measured (benchmarks/README.md, k8s/README.md), in MB.
+WORKER_MB = 180
+JAVA_BESIDE_HEAP_MB = 130
+SERVER_MB = 30
+
+
+def quantity(text: object) -> Decimal:
+    """Kubernetes' number with a unit, in cores or bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _QUANTITY.fullmatch(str(text))
+    if not found:
+        raise ValueError(f"{text!r} is no quantity")
+    return Decimal(found[1]) * _FACTORS[found[2]]
+
+
+def resource_problems(manifests: list[Manifest]) -> list[str]:
+    """Quantities are such, requests are within limits, and the memory holds what the cores make of it."""
+    problems = []
+    for pod in _pods(manifests):
+        try:
+            problems += [f"{pod.title}: {problem}" for problem in _resources(pod.spec)]
+        except ValueError as error:
+            problems.append(f"{pod.title}: {error}")
+    return problems
+
+
+def _resources(spec: Manifest) -> Iterator[str]:
+    storage = Decimal(0)
+    for volume in spec.get("volumes", []):
+        if "sizeLimit" not in volume.get("emptyDir", {"sizeLimit": 0}):
+            yield f"volume {volume['name']} has no limit"
+        storage += quantity(volume.get("emptyDir", {}).get("sizeLimit", 0))
+    for container in _all_containers(spec):
+        resources = container.get("resources", {})
+        requests, limits = resources.get("requests", {}), resources.get("limits", {})
+        for name in ("cpu", "memory"):
+            if name not in requests or name not in limits:
+                yield f"{container['name']}: no request or no limit of {name}"
+        for name in requests.keys() & limits.keys():
+            if quantity(requests[name]) > quantity(limits[name]):
+                yield f"{container['name']}: asks for more {name} than its limit"
+        if quantity(limits.get("ephemeral-storage", 0)) < storage:
+            yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
+        if quantity(limits.get("memory", 0)) < _memory(quantity(limits.get("cpu", 0))):
+            yield f"{container['name']}: less memory than its processes may take"
+
+
+def _memory(cores: Decimal) -> Decimal:
+    """The most that a pod takes, in bytes: Java's heap, as much again in buffers (Java's own bound for them), and a
+    worker for each core."""
+    [heap] = [option for option in Properties.read(ROOT / "config.properties").jvm_arguments if "-Xmx" in option]
+    processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB
+    return 2 * quantity(heap.removeprefix("-Xmx").replace("m", "Mi")) + processes * quantity("1M")
+
+
+def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
+    """One autoscaler for a Deployment at most, which then does not say how many pods it wants itself."""
+    autoscalers = [each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"]
+    problems = []
+    for name in (each["metadata"]["name"] for each in manifests if each["kind"] == "Deployment"):
+        own = [each for each in autoscalers if each["spec"]["scaleTargetRef"]["name"] == name]
+        if len(own) > 1:
+            problems.append(f"Deployment/{name}: {len(own)} autoscalers")
+    for autoscaler in autoscalers:
+        spec = autoscaler["spec"]
+        if not 1 < spec["minReplicas"] < spec["maxReplicas"]:
+            problems.append(f"{_title(autoscaler)}: from {spec['minReplicas']} to {spec['maxReplicas']} pods")
+        problems += [
+            f"{_title(each)}: every apply sets the number of pods back"
+            for each in manifests
+            if each["kind"] == spec["scaleTargetRef"]["kind"]
+            and each["metadata"]["name"] == spec["scaleTargetRef"]["name"]
+            and "replicas" in each["spec"]
+        ]
+    return problems
+
+
+# -- Metrics --
+
+_PROMQL_WORDS = frozenset(
+    ["and", "bool", "by", "group_left", "group_right", "ignoring", "on", "or", "unless", "without"]
+)
+
+
+def metric_problems(manifests: list[Manifest]) -> list[str]:
+    """Rules, dashboards and autoscalers ask for metrics that TorchServe has or that a rule records."""
+    known = torchserve_metrics() | {rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule}
+    problems = []
+    for manifest, rule in _recorded_and_alerts(manifests):
+        problems += [f"{_title(manifest)}: no metric {name}" for name in metric_names(rule["expr"]) - known]
+    for manifest in (each for each in manifests if "grafana_dashboard" in each["metadata"].get("labels", {})):
+        for dashboard in manifest["data"].values():
+            asked = [target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]]
+            for name in set().union(*map(metric_names, asked)) - known:
+                problems.append(f"{_title(manifest)}: no metric {name}")
+    for manifest in (each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"):
+        for metric in (each["external"] for each in manifest["spec"]["metrics"] if each["type"] == "External"):
+            _, name, kind = metric["metric"]["name"].split("|")
+            if name not in known - torchserve_metrics() or kind != "gauge":
+                problems.append(f"{_title(manifest)}: no rule records {name} ({kind})")
+            labels = metric["metric"]["selector"]["matchLabels"]
+            if labels.get("resource.labels.namespace") != manifest["metadata"]["namespace"]:
+                problems.append(f"{_title(manifest)}: another namespace's metric: {labels}")
+    return problems
+
+
+def metric_names(expression: str) -> set[str]:
+    """The metrics that a PromQL expression asks for: words that are no function, keyword, label or duration."""
+    bare = re.sub(r"\"[^\"]*\"|\{[^}]*\}|\[[^]]*\]|\b(?:by|without|on|ignoring)\s*\([^)]*\)", " ", expression)
+    return set(re.findall(r"\b[A-Za-z_:][\w:]*\b(?!\s*\()", bare)) - _PROMQL_WORDS
+
+
+def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    for manifest in (each for each in manifests if each["kind"] == "Rules"):
+        for group in manifest["spec"]["groups"]:
+            yield from ((manifest, rule) for rule in group["rules"])
+
+
+@functools.cache
+def torchserve_metrics() -> frozenset[str]:
+    """The names in TorchServe's own list of metrics."""
+    spec = find_spec("ts")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "configs" / "metrics.yaml"
+    declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups = [*declared["ts_metrics"].values(), *declared["model_metrics"].values()]
+    return frozenset(metric["name"] for group in groups for metric in group)
+
+
+# -- Manifests --
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What a Deployment makes."""
+
+    title: str
+    selector: Manifest
+    labels: Manifest
+    spec: Manifest
+
+
+def _pods(manifests: list[Manifest]) -> list[Pod]:
+    deployments = [each for each in manifests if each["kind"] == "Deployment"]
+    return [
+        Pod(
+            _title(deployment),
+            deployment["spec"]["selector"]["matchLabels"],
+            deployment["spec"]["template"]["metadata"]["labels"],
+            deployment["spec"]["template"]["spec"],
+        )
+        for deployment in deployments
+    ]
+
+
+def _all_containers(spec: Manifest) -> list[Any]:
+    return [*spec.get("initContainers", []), *spec["containers"], *spec.get("ephemeralContainers", [])]
+
+
+def _title(manifest: Manifest) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['name']}"
+
+
+CHECKS: tuple[Callable[[list[Manifest]], list[str]], ...] = (
+    schema_problems,
+    pod_security_problems,
+    hardening_problems,
+    network_problems,
+    selector_problems,
+    reference_problems,
+    port_problems,
+    probe_problems,
+    ending_problems,
+    resource_problems,
+    autoscaler_problems,
+    metric_problems,
+)
