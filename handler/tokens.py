@@ -213,6 +213,7 @@ class Tokenizer:
     def _spacy_tokens(self, text: str) -> tuple[str, ...]:
         if self._tokens_made > MAX_SPACY_TOKENS:
             self._start_spacy()
+            gc.collect()  # the one before, whose parts refer to each other
         # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
         # word never seen before.
         with self._spacy.vocab.memory_zone():
@@ -232,7 +233,6 @@ class Tokenizer:
             tokenizer(token)
         self._spacy = tokenizer
         self._tokens_made = 0
-        gc.collect()  # the one before, whose parts refer to each other
 
 
 MAX_WORDS = 20_000

@@ -100,6 +100,9 @@ class Server:
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
+    def workers(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if "model_service_worker" in " ".join(process.cmdline())]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and wait for its end; returns its exit code."""
         self.process.send_signal(number)

@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
@@ -69,14 +68,10 @@ def test_a_start_after_kill_9_works(project: Project) -> None:
     assert second.stop() == 0
 
 
-def workers(server: Server) -> list[psutil.Process]:
-    return [process for process in server.processes() if "model_service_worker" in " ".join(process.cmdline())]
-
-
 def test_there_is_a_worker_for_each_core_and_none_has_pytorch(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
-    found = workers(server)
+    found = server.workers()
     assert len(found) == len(os.sched_getaffinity(0))
     assert post(project, "how large are you?") == 200
     for worker in found:
@@ -88,7 +83,7 @@ def test_there_is_a_worker_for_each_core_and_none_has_pytorch(project: Project) 
 def test_killed_workers_come_back(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
-    for worker in workers(server):
+    for worker in server.workers():
         worker.kill()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -177,7 +172,7 @@ def test_workers_scale_through_the_management_api(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
     url = f"{project.management}/models/sentiment"
-    count = len(workers(server)) + 1
+    count = len(server.workers()) + 1
     response = requests.put(f"{url}?min_worker={count}&max_worker={count}&synchronous=true", timeout=120)
     assert response.status_code == 200, response.text
     [model] = requests.get(url, timeout=10).json()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
@@ -39,11 +38,6 @@ def states_until_ready(properties: Properties) -> list[tuple[bool, bool]]:
     pytest.fail(f"Not ready after {RECOVERY_TIMEOUT_S} s: {states[-1]}")
 
 
-def workers(project: Project) -> list[psutil.Process]:
-    [model] = requests.get(f"{project.management}/models/sentiment", timeout=10).json()
-    return [psutil.Process(worker["pid"]) for worker in model["workers"]]
-
-
 def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     properties = Properties.read(project.config)
@@ -53,7 +47,7 @@ def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
     assert starting[0] == (False, False)
     assert (True, False) in starting, "TorchServe answers before the model is loaded"
 
-    for worker in workers(project):
+    for worker in server.workers():
         worker.kill()
     deadline = time.monotonic() + NOTICE_TIMEOUT_S
     while yes(probe.ready, properties):
