@@ -132,7 +132,8 @@ class TorchServe:
         while _group_exists(self.pid):
             if time.monotonic() > deadline or not self.running:
                 os.killpg(self.pid, signal.SIGKILL)
-            self._process.poll()
+            if not self.running:
+                _reap(self.pid)
             time.sleep(POLL_S)
         self._workspace.cleanup()
 
@@ -238,6 +239,14 @@ def _group_exists(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _reap(group: int) -> None:
+    """As a container's first process, this one inherits Java's workers, and a dead one is there until it is waited
+    for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG) != (0, 0):
+            pass
 
 
 def _die_with_parent() -> None:

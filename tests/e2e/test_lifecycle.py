@@ -56,6 +56,17 @@ def pending_requests(project: Project) -> int:
     return pending
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_it_ends_as_a_containers_first_process_too(project: Project) -> None:
+    """Which inherits the workers when Java is gone; here by prctl(2), PR_SET_CHILD_SUBREAPER."""
+    code = "import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1); runpy.run_module('server', run_name='__main__')"
+    server = Server(project, [sys.executable, "-c", code, "--config", str(project.config)])
+    server.wait_for(READY)
+    server.processes()[1].kill()  # Java, so that it waits for none of them
+    assert server.wait() == 1
+    assert "TorchServe ended by itself" in server.log
+
+
 def test_a_start_after_kill_9_works(project: Project) -> None:
     first = Server(project)
     first.wait_for(READY)
