@@ -15,10 +15,10 @@ RUN requirements/install .venv requirements/serve.lock
 COPY handler/ handler/
 COPY training/ training/
 COPY model_store/sentiment/ model_store/sentiment/
-RUN .venv/bin/python -m training archive
-# What made the archive does not serve, and nothing is installed any more.
-RUN .venv/bin/python -m pip uninstall --quiet --yes onnx ml-dtypes torch-model-archiver safetensors setuptools pip
-COPY config.properties ./
+# What makes the archive does not serve, and nothing is installed any more.
+RUN .venv/bin/python -m training archive \
+    && .venv/bin/python -m pip uninstall --quiet --yes onnx ml-dtypes torch-model-archiver safetensors setuptools pip
+COPY config.properties metrics.yaml ./
 # Inference is for all, metrics are for the collector; management stays on loopback, inside the container.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
@@ -33,7 +33,7 @@ RUN apt-get update \
 WORKDIR /app
 COPY --from=build /app/.venv .venv
 COPY --from=build /app/model_store/sentiment.mar model_store/
-COPY --from=build /app/config.properties ./
+COPY --from=build /app/config.properties /app/metrics.yaml ./
 COPY server/ server/
 ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root.

@@ -60,6 +60,10 @@ image: ## build the container image, with podman or docker
 image-test: image $(TEST) ## build it, run it as Kubernetes would, and test it
 	IMAGE=$(IMAGE) CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/image
 
+.PHONY: sbom
+sbom: $(TEST) ## sbom.json: what Python packages the image is made with (CycloneDX)
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file $@.json requirements/serve.lock
+
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
