@@ -308,7 +308,10 @@ def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dic
 def _config(path: Path, model_store: Path, batch_size: int) -> Path:
     """The product's configuration with another model store and size of batches."""
     text = CONFIG.read_text(encoding="utf-8")
-    changes = {"model_store=model_store": f"model_store={model_store}"}
+    changes = {
+        "model_store=model_store": f"model_store={model_store}",
+        "metrics_config=metrics.yaml": f"metrics_config={ROOT / 'metrics.yaml'}",
+    }
     changes[f'"batchSize": {measure.SERVED_BATCH}'] = f'"batchSize": {batch_size}'
     for old, new in changes.items():
         if text.count(old) != 1:

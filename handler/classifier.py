@@ -36,6 +36,9 @@ class TextClassifier:
     def __init__(self, model: Description, network: Network) -> None:
         self.labels = model.config.labels
         self.card = model.card
+        self.reference = model.reference
+        self.unknown_id = model.tokenizer.unknown_id
+        self.seen_tokens = model.config.network.seen_tokens
         self._backwards = model.config.backwards
         self._tokenizer = model.tokenizer
         self._network = network
@@ -88,7 +91,7 @@ class TextClassifier:
         "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2)."""
         tokens = self.tokens(text)
         ids = self._tokenizer.ids(tokens)
-        occluded = [[*ids[:i], self._tokenizer.unknown_id, *ids[i + 1 :]] for i in range(len(ids))]
+        occluded = [[*ids[:i], self.unknown_id, *ids[i + 1 :]] for i in range(len(ids))]
         probabilities = self.probabilities([self._ordered(row) for row in (ids, *occluded)])
         label = int(probabilities[0].argmax())
         weights = probabilities[0, label] - probabilities[1:, label]
@@ -96,4 +99,4 @@ class TextClassifier:
 
     def _ordered(self, ids: list[int]) -> list[int]:
         # A rule set without `lowercase` adds no beginning, and may leave a text with no token at all.
-        return (ids[::-1] if self._backwards else ids) or [self._tokenizer.unknown_id]
+        return (ids[::-1] if self._backwards else ids) or [self.unknown_id]

@@ -5,6 +5,7 @@ Reading it runs no code from it. Everything is checked before it is used, and wh
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any, Final, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
+from handler.drift import Reference
 from handler.tokens import Tokenizer, TokenizerConfig
 
 FORMAT: Final = "fastai-awd-lstm-classifier"
@@ -25,6 +27,7 @@ VOCABULARY_FILE: Final = "vocabulary.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
 FILES: Final = (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, CARD_FILE)
+REFERENCE_KEY: Final = "reference"
 
 
 Probabilities = npt.NDArray[np.float32]
@@ -62,6 +65,11 @@ class NetworkConfig:
     def lstm_sizes(self) -> list[tuple[int, int]]:
         """Inputs and outputs of each LSTM."""
         return list(pairwise([self.embedding_size, *[self.hidden_size] * (self.layers - 1), self.embedding_size]))
+
+    @property
+    def seen_tokens(self) -> float:
+        """The most tokens of a text whose beginning is pooled; infinite where pooling takes all of any text."""
+        return math.inf if self.pooled_tokens is None else max(self.pooled_tokens, self.chunk_tokens)
 
     def pooling_start(self, length: int) -> int:
         """The first pooled position of a text of `length` tokens, which is always the beginning of a chunk."""
@@ -116,6 +124,16 @@ class Description:
             ImportError: a language that spaCy does not know.
         """
         return Tokenizer(self.config.tokenizer, self.vocabulary)
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The training data's distributions; None where the card has none.
+
+        Raises:
+            ValueError: the card has them in another form.
+        """
+        value = self.card.get(REFERENCE_KEY)
+        return None if value is None else Reference.from_json(value, self.config.labels)
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,10 @@ def _check(model: Description, folder: Path) -> None:
         _ = model.tokenizer
     except (ValueError, ImportError) as error:
         raise ExportedModelError(f"{folder / CONFIG_FILE}: {error}") from error
+    try:
+        _ = model.reference
+    except ValueError as error:
+        raise ExportedModelError(f"{folder / CARD_FILE}: `{REFERENCE_KEY}`: {error}.") from error
 
 
 def _check_weights(model: ExportedModel, folder: Path) -> None:

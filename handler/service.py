@@ -14,8 +14,10 @@ from handler import batch
 from handler.batch import Job
 from handler.classifier import TextClassifier
 from handler.limits import THREADS_VARIABLE, Limits, whole_number
+from handler.metrics import Metrics
 
 MODEL_FOLDER = "model"
+VERSION_HEADER = "X-Model-Version"
 
 
 class TextClassifierHandler:
@@ -32,6 +34,9 @@ class TextClassifierHandler:
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
+        self._version = context.manifest["model"]["modelVersion"]
+        self._metrics = Metrics(self._classifier, context.model_name, self._version)
+        self._metrics.start()
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
         """Answer a batch: a reply's body for each request, its status set in `context`."""
@@ -46,13 +51,14 @@ class TextClassifierHandler:
 
     def inference(self, jobs: Sequence[Job]) -> None:
         """Texts to predictions, and to explanations where `/explanations` was asked."""
-        batch.infer(jobs, self._classifier)
+        self._metrics.count(jobs, batch.infer(jobs, self._classifier))
 
     def postprocess(self, jobs: Sequence[Job], context: Any) -> list[bytes]:
         """Predictions and errors to JSON."""
         bodies = []
         for index, (status, body) in enumerate(batch.write(jobs, self.describe())):
             context.set_response_content_type(index, "application/json")
+            context.set_response_header(index, VERSION_HEADER, self._version)
             if status is not HTTPStatus.OK:
                 context.set_response_status(code=status.value, phrase=status.phrase, idx=index)
             bodies.append(body)

@@ -34,7 +34,8 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:
         content = Path(workspace, "content")
-        left_out = shutil.ignore_patterns("__pycache__", "service.py", "network.py")  # the last is the reference
+        # `network.py` is the reference, which needs torch.
+        left_out = shutil.ignore_patterns("__pycache__", "service.py", "network.py", "*.md")
         shutil.copytree(HANDLER, content / "handler", ignore=left_out)
         card = source.card | {"archive": {"precision": precision, "identity": exported.identity(model)}}
         exported.write_description(replace(source, card=card), content / MODEL_FOLDER)

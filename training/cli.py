@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handler.exported import ExportedModelError
+from handler.exported import CARD_FILE, ExportedModelError
 from training.errors import TrainingError
 from training.graph import PRECISIONS
 from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
@@ -133,10 +133,16 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
     command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
-    command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card")
+    command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
     command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
     _to_option(command)
     _notes_option(command)
+
+    command = _add(
+        commands, "reference", _reference, "the data's distributions, for drift, into an exported model that has none"
+    )
+    _data_option(command)
+    _model_option(command)
 
     command = _add(commands, "archive", _archive, "an exported model and the handler to a model archive")
     _model_option(command)
@@ -368,13 +374,18 @@ def _behaviour(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.data import read_tweets
     from training.export import export_file
 
     notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
-    tweets = read_tweets(options.data) if options.data else None
-    export_file(options.learner, options.run, tweets, notes, options.to)
+    export_file(options.learner, options.run, options.data, notes, options.to)
     print(f"Exported to {options.to}")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from training.reference import add_reference
+
+    add_reference(options.model, options.data)
+    print(f"Written into {options.model / CARD_FILE}")
 
 
 def _archive(options: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import pandas as pd
 import torch
 from fastai.text.all import (
     AWD_LSTM,
@@ -29,29 +28,33 @@ from fastai.text.core import defaults
 from torch import Tensor, nn
 
 from handler import exported
+from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ModelConfig, NetworkConfig
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown
 from training.classifier import LEARNER_FILE
-from training.data import sha256_of
+from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
+from training.reference import reference_of
 from training.splits import SPLITS
 
 
-def export_file(learner_file: Path | None, run: Path, tweets: pd.DataFrame | None, notes: str, folder: Path) -> None:
+def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
 
     Args:
         learner_file: made by fastai's `Learner.export`. It is a pickle: only files you trust.
         run: a run's folder.
-        tweets: the splits whose labels are known are measured for the card.
+        csv: Kaggle's `Tweets.csv`: the splits whose labels are known are measured for the card, and the train split
+            is what drift is measured against.
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
 
     Raises:
         TrainingError: no such file or run, or a learner that cannot be exported.
     """
+    tweets = read_tweets(csv) if csv else None
     if learner_file is None:
         card = card_of_run(run, notes)
         learner_file = run / "classifier" / LEARNER_FILE
@@ -64,11 +67,13 @@ def export_file(learner_file: Path | None, run: Path, tweets: pd.DataFrame | Non
         warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
         learner = load_learner(learner_file)
     exported.write(export_learner(learner, card), folder)
-    if tweets is not None:
+    if csv is not None and tweets is not None:
         answer = model_answer(folder)
         card["behaviour"] = behaviour_of(answer)
         measurable = [split for split in SPLITS if tweets.loc[tweets["split"] == split, "label"].notna().all()]
         card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
+        if "train" in measurable:
+            card["reference"] = reference_of(TextClassifier.load(folder), tweets, sha256_of(csv))
     model = export_learner(learner, card)
     exported.write(model, folder)
     parameters = sum(value.size for value in model.weights.values())

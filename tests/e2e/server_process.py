@@ -52,6 +52,7 @@ class Project:
         self.folder = folder
         self.config = folder / "config.properties"
         self.config.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+        shutil.copy(ROOT / "metrics.yaml", folder)
         (folder / "model_store").mkdir(exist_ok=True)
         shutil.copy(mar, folder / "model_store" / "sentiment.mar")
         self.inference, self.management, self.metrics = (values[name] for name in PORT_SETTINGS)

@@ -21,6 +21,7 @@ def other_model(folder: Path) -> None:
     path = folder / exported.CONFIG_FILE
     config = path.read_text().replace('"neutral",', "").replace("50,\n   3", "50,\n   2")
     path.write_text(config)
+    (folder / exported.CARD_FILE).write_text("{}")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,57 @@ def change_config(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def change_reference(**changes: object) -> Callable[[Path], None]:
+    """Change the card's `reference`; `...` takes a key out."""
+
+    def change(folder: Path) -> None:
+        path = folder / "card.json"
+        card = json.loads(path.read_text())
+        reference = card["reference"] | changes
+        card["reference"] = {key: value for key, value in reference.items() if value is not ...}
+        path.write_text(json.dumps(card))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_reference(tokens=...), "`reference`: expected an object with the keys data_sha256, labels, tokens"),
+        (change_reference(more=1), "`reference`: expected an object with the keys"),
+        (change_reference(data_sha256=1), "`data_sha256` is not a string"),
+        (change_reference(labels={"a": 36}), "`labels` are not the model's, negative, neutral, positive"),
+        (change_reference(labels={"negative": 36, "neutral": 1, "positive": 0}), "expected the same texts"),
+        (change_reference(labels={"negative": 36, "neutral": -1, "positive": 1}), "expected the same texts"),
+        (change_reference(tokens=[1]), "`tokens`: expected an object with `bounds`, ascending numbers"),
+        (change_reference(tokens={"bounds": [2, 1], "counts": [12, 12, 12]}), "ascending numbers"),
+        (change_reference(tokens={"bounds": ["a"], "counts": [36, 0]}), "ascending numbers"),
+        (change_reference(tokens={"bounds": [1], "counts": [36]}), "`tokens`: expected 2 counts"),
+        (change_reference(tokens={"bounds": [1], "counts": [36.0, 0]}), "`tokens`: expected 2 counts"),
+        (change_reference(tokens={"bounds": [1], "counts": [36, 1]}), "expected the same texts"),
+    ],
+)
+def test_a_wrong_reference_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(ExportedModelError, match=f"card.json: .*{message}"):
+        exported.read(folder)
+
+
+def test_a_model_without_a_reference_is_read(folder: Path) -> None:
+    path = folder / "card.json"
+    card = json.loads(path.read_text())
+    del card["reference"]
+    path.write_text(json.dumps(card))
+    assert exported.read(folder).reference is None
+
+
+@pytest.mark.parametrize("pooled", [None, 20, 72, 100, 1_440])
+def test_seen_tokens_are_those_of_the_longest_text_that_is_pooled_from_its_beginning(pooled: int | None) -> None:
+    config = replace(exported.read_description(MODEL).config.network, pooled_tokens=pooled)
+    for length in range(1, 1_600):
+        assert (length > config.seen_tokens) == (config.pooling_start(length) > 0), length
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -87,7 +139,9 @@ def test_the_format_is_documented() -> None:
     text = (ROOT / "model_store" / "README.md").read_text()
     model = exported.read(MODEL)
     config = json.loads((MODEL / "config.json").read_text())
+    card = json.loads((MODEL / "card.json").read_text())
     names = [*exported.FILES, *config, *config["tokenizer"], *config["network"], exported.FORMAT]
+    names += [*card, *card["reference"], *card["reference"]["tokens"]]
     assert [name for name in names if f"`{name}`" not in text] == []
     tensors = {name.replace(".0.", ".N.").replace(".1.", ".N.") for name in model.weights if ".2." not in name}
     assert [name for name in tensors if f"`{name}`" not in text] == []

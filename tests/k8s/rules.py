@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -454,8 +453,8 @@ _PROMQL_WORDS = frozenset(
 
 
 def metric_problems(manifests: list[Manifest]) -> list[str]:
-    """Rules, dashboards and autoscalers ask for metrics that TorchServe has or that a rule records."""
-    known = torchserve_metrics() | {rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule}
+    """Rules, dashboards and autoscalers ask for metrics that are exposed or that a rule records."""
+    known = exposed_metrics() | {rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule}
     problems = []
     for manifest, rule in _recorded_and_alerts(manifests):
         problems += [f"{_title(manifest)}: no metric {name}" for name in metric_names(rule["expr"]) - known]
@@ -467,7 +466,7 @@ def metric_problems(manifests: list[Manifest]) -> list[str]:
     for manifest in (each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"):
         for metric in (each["external"] for each in manifest["spec"]["metrics"] if each["type"] == "External"):
             _, name, kind = metric["metric"]["name"].split("|")
-            if name not in known - torchserve_metrics() or kind != "gauge":
+            if name not in known - exposed_metrics() or kind != "gauge":
                 problems.append(f"{_title(manifest)}: no rule records {name} ({kind})")
             labels = metric["metric"]["selector"]["matchLabels"]
             if labels.get("resource.labels.namespace") != manifest["metadata"]["namespace"]:
@@ -488,15 +487,17 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 
 
 @functools.cache
-def torchserve_metrics() -> frozenset[str]:
-    """The names in TorchServe's own list of metrics."""
-    spec = find_spec("ts")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "configs" / "metrics.yaml"
-    declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-    groups = [*declared["ts_metrics"].values(), *declared["model_metrics"].values()]
-    return frozenset(metric["name"] for group in groups for metric in group)
+def exposed_metrics() -> frozenset[str]:
+    """The names at the metrics address, from the list that TorchServe reads. A histogram has three."""
+    declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
+    suffixes = {"histogram": ("_bucket", "_sum", "_count")}
+    return frozenset(
+        metric["name"] + suffix
+        for part in ("ts_metrics", "model_metrics")
+        for kind, group in declared[part].items()
+        for metric in group
+        for suffix in suffixes.get(kind, ("",))
+    )
 
 
 # -- Manifests --

@@ -1,0 +1,190 @@
+"""What stands at a real server's metrics address after traffic that is known."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from handler.classifier import TextClassifier
+from handler.drift import WINDOW_TEXTS
+from tests.e2e.server_process import BATCH, Project, Server
+from tests.k8s.rendered import K8S
+from tests.k8s.rules import metric_names
+from tests.paths import MODEL, ROOT
+from training.archive import archive
+
+TEXT = {"content-type": "text/plain"}
+JSON = {"content-type": "application/json"}
+ARRIVAL_TIMEOUT_S = 15
+LINE = re.compile(r"(\w+)(?:\{(.*)\})? ([-+.\w]+)")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+Samples = list[tuple[str, dict[str, str], float]]
+
+
+def samples_of(server: Server) -> Samples:
+    """All that is exposed, in Prometheus' text form."""
+    response = requests.get(f"{server.project.metrics}/metrics", timeout=10)
+    assert response.status_code == 200
+    found = []
+    for line in response.text.splitlines():
+        if not line.startswith("#"):
+            match = LINE.fullmatch(line)
+            assert match is not None, line
+            found.append((match[1], dict(LABEL.findall(match[2] or "")), float(match[3])))
+    return found
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    return sum(value for found, has, value in samples if found == name and labels.items() <= has.items())
+
+
+def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
+    """All samples, once one of them is there: workers send a second or two later."""
+    deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+    while total(samples := samples_of(server), name, **labels) != value:
+        assert time.monotonic() < deadline, f"{name} {labels} is {total(samples, name, **labels)}, not {value}"
+        time.sleep(0.1)
+    return samples
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
+    """A server that nobody else asks, of version 1.0, with another version in its model store."""
+    project = Project(tmp_path_factory.mktemp("metrics"), mar, enable_model_api="true")
+    archive(MODEL, project.folder / "model_store" / "sentiment-2.mar", "2.0", "int8")
+    running = Server(project)
+    try:
+        running.wait_for("Ctrl-C stops it")
+        yield running
+    finally:
+        assert running.stop() == 0
+
+
+GOOD = ["Thank you for the great flight!", "late again qqzzy", "Which gate is flight 12?"]
+LISTS = 20
+
+
+def test_the_counts_are_those_of_what_was_sent(own: Server, served: TextClassifier) -> None:
+    """Over several workers, whoever gets a request."""
+    url = own.project.predictions
+    before = samples_of(own)
+    assert total(before, "classifier_requests_total") == 0
+    assert {labels["outcome"] for name, labels, _ in before if name == "classifier_requests_total"} >= {"ok"}
+    for text in GOOD:
+        assert requests.post(url, data=text.encode(), headers=TEXT, timeout=60).status_code == 200
+    assert requests.post(url, data=b" ", headers=TEXT, timeout=60).status_code == 400
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda _: requests.post(url, json=GOOD, timeout=60).status_code, range(LISTS)))
+        statuses += pool.map(lambda _: requests.post(url, data=b"{", timeout=60, headers=JSON).status_code, range(5))
+    assert statuses == [200] * LISTS + [400] * 5
+    assert requests.post(url.replace("predictions", "explanations"), data=b"late", headers=TEXT, timeout=60).ok
+
+    samples = wait_for(own, "classifier_requests_total", 3 + 1 + LISTS + 5 + 1)
+    outcomes = {
+        labels["outcome"]: value for name, labels, value in samples if name == "classifier_requests_total" and value
+    }
+    assert outcomes == {"ok": 3 + LISTS + 1, "BlankTextError": 1, "NotJsonError": 5}
+    texts = [*GOOD * (LISTS + 1), "late"]
+    ids = [served.ids(text) for text in texts]
+    labels = Counter(served.labels[row.argmax()] for row in served.predict(texts))
+    predictions = {
+        labels["label"]: value for name, labels, value in samples if name == "classifier_predictions_total" and value
+    }
+    assert predictions == labels
+    assert total(samples, "classifier_text_tokens_count") == len(texts)
+    assert total(samples, "classifier_text_tokens_sum") == sum(map(len, ids))
+    assert total(samples, "classifier_unknown_tokens_total") == sum(row.count(served.unknown_id) for row in ids)
+    assert total(samples, "classifier_long_texts_total") == 0
+    assert total(samples, "classifier_request_texts_count") == 3 + LISTS + 1
+    assert total(samples, "classifier_request_texts_sum") == len(texts)
+    assert total(samples, "classifier_request_texts_bucket", le="1") == 3 + 1
+    assert total(samples, "classifier_batch_texts_sum") == len(texts)
+    batches = total(samples, "classifier_batch_texts_count")
+    assert total(samples, "classifier_engine_seconds_count") == batches
+    assert total(samples, "classifier_engine_seconds_bucket", le="+Inf") == batches
+    assert total(samples, "classifier_tokenizer_seconds_count") == batches
+    assert total(samples, "QueueTime_count") == total(samples, "ts_inference_requests_total") == 3 + 1 + LISTS + 5 + 1
+    assert "ERROR" not in own.log
+
+
+def test_every_reply_says_which_version_it_is_of(own: Server) -> None:
+    url = own.project.predictions
+    for body, status in ((b"late again", 200), (b" ", 400), (b"\xff", 400), (b"a" * 30_000, 413)):
+        response = requests.post(url, data=body, headers=TEXT, timeout=60)
+        assert (response.status_code, response.headers["X-Model-Version"]) == (status, "1.0")
+    explained = requests.post(url.replace("predictions", "explanations"), data=b"late", headers=TEXT, timeout=60)
+    assert explained.headers["X-Model-Version"] == "1.0"
+
+
+def test_two_versions_are_told_apart(own: Server, served: TextClassifier) -> None:
+    register = "url=sentiment-2.mar&model_name=sentiment&initial_workers=1&synchronous=true"
+    assert requests.post(f"{own.project.management}/models?{register}", timeout=120).status_code == 200
+    for _ in range(3):
+        response = requests.post(f"{own.project.predictions}/2.0", data=b"late again", headers=TEXT, timeout=60)
+        assert (response.status_code, response.headers["X-Model-Version"]) == (200, "2.0")
+    samples = wait_for(own, "classifier_requests_total", 3, model_version="2.0")
+    assert total(samples, "classifier_predictions_total", model_version="2.0", label="negative") == 3
+    infos = [labels for name, labels, value in samples if name == "classifier_model_info" and value == 1]
+    assert {labels["model_version"] for labels in infos} == {"1.0", "2.0"}
+    assert {labels["model_sha256"] for labels in infos} == {served.card["archive"]["identity"]}
+
+
+@pytest.fixture(scope="module")
+def after_traffic(server: Server) -> Samples:
+    """Of all kinds: answers, a worker's window full of them, and errors of both classes."""
+    url = server.project.predictions
+    assert requests.post(url, json=["late again"] * WINDOW_TEXTS, timeout=120).status_code == 200
+    assert requests.post(url, data=b" ", headers=TEXT, timeout=60).status_code == 400
+    # A batch's limit is 30,000 characters here, so of two long texts together one is refused.
+    waiting = url.replace("sentiment", "batched")
+    texts = ["late again " * 1_800] * 2 + ["thank you"] * (BATCH - 2)
+    with ThreadPoolExecutor(BATCH) as pool:
+        replies = pool.map(lambda text: requests.post(waiting, data=text.encode(), headers=TEXT, timeout=120), texts)
+        assert 503 in {reply.status_code for reply in replies}
+    deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+    while not total(samples := samples_of(server), "classifier_drift") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return samples
+
+
+def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
+    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]+ \|([^|]*)\|", page, flags=re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows)
+    listed: dict[str, set[str]] = {}
+    for name, kind, labels in rows:
+        own_labels = set(re.findall(r"`(\w+)`", labels.partition(":")[0]))  # behind the colon are values
+        if kind == "histogram":
+            listed |= {f"{name}_bucket": own_labels | {"le"}, f"{name}_sum": own_labels, f"{name}_count": own_labels}
+        else:
+            listed[name] = own_labels
+    found = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
+    everywhere = {"Level", "Hostname", "hostname"}
+    assert {name: labels - everywhere for name, labels in found.items()} == listed
+
+
+def test_what_is_watched_is_there(after_traffic: Samples) -> None:
+    """Every metric of the alerts and of the dashboard, but what the rules themselves record; with the labels that
+    they ask for."""
+    folder = K8S / "components" / "monitoring"
+    [group] = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))["spec"]["groups"]
+    dashboard = json.loads((folder / "dashboard.json").read_text(encoding="utf-8"))
+    asked = [rule["expr"] for rule in group["rules"]]
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    recorded = {rule["record"] for rule in group["rules"] if "record" in rule}
+    labels_by_name: dict[str, set[tuple[str, str]]] = {}
+    for name, labels, _ in after_traffic:
+        labels_by_name.setdefault(name, set()).update(labels.items())
+    for expression in asked:
+        assert metric_names(expression) - recorded <= labels_by_name.keys(), expression
+        for name, selector in re.findall(r"(\w+)\{([^}]*)\}", expression):
+            for label, value in LABEL.findall(selector):
+                assert label == "namespace" or (label, value) in labels_by_name[name], expression
