@@ -13,6 +13,9 @@ SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
 BENCH := .venv-benchmarks
 
+# The command `sentiment`, from this folder.
+INSTALL_CLIENT = @$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+
 IMAGE ?= sentiment
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
 # Podman's own format of images has no health check.
@@ -75,7 +78,7 @@ lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 
 .PHONY: clean
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs *.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -86,10 +89,12 @@ $(VENV)/python:
 
 $(SERVE): requirements/serve.lock requirements/serve.txt requirements/install | $(VENV)/python
 	requirements/install $(VENV) requirements/serve.lock
+	$(INSTALL_CLIENT)
 	@touch $@
 
 $(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
+	$(INSTALL_CLIENT)
 	@touch $@ $(SERVE)
 
 # Other servers' packages stay out of the product's environment.

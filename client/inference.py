@@ -1,0 +1,167 @@
+"""Predictions: one text, many texts, or as many as the server takes of them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from client.errors import RefusedError, UnexpectedAnswerError
+from client.transport import BACKOFF_S, CONNECT_TIMEOUT_S, CONNECTIONS, READ_TIMEOUT_S, RETRIES, Answer, Transport
+
+URL = "http://127.0.0.1:8080"
+MODEL = "sentiment"
+
+MAX_TEXTS = 64
+"""In one request. The server takes 1,000; but it batches requests, and spreads them over its workers."""
+MAX_CHARACTERS = 50_000
+"""Of all texts of one request. The server takes 200,000, and 20,000 of one text."""
+
+_ABOUT_A_TEXT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INTERNAL_SERVER_ERROR}
+"""What a request is answered when the fault may lie with one of its texts alone."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    score: float
+    """The label's probability."""
+
+    scores: Mapping[str, float]
+    """The probability of every label."""
+
+    model_version: str | None = None
+    """Of the model that answered; None where nothing says so."""
+
+
+class InferenceClient:
+    """A model behind TorchServe's inference API. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        url: str = URL,
+        model: str = MODEL,
+        version: str | None = None,
+        *,
+        token: str | None = None,
+        connections: int = CONNECTIONS,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        retries: int = RETRIES,
+        backoff_s: float = BACKOFF_S,
+    ) -> None:
+        """
+        Args:
+            version: of the model; the server's default if None.
+            token: sent as `Authorization: Bearer`.
+            connections: at once, at most.
+            retries: after a 503 or a failed connection.
+            backoff_s: before the first of them; doubled before each further one.
+        """
+        self.connections = connections
+        self._path = f"/predictions/{quote(model, safe='')}"
+        if version is not None:
+            self._path += f"/{quote(version, safe='')}"
+        self._transport = Transport(
+            url,
+            token=token,
+            connections=connections,
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+            retries=retries,
+            backoff_s=backoff_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def health(self) -> str:
+        """What TorchServe says of itself: `Healthy`, or why not.
+
+        Raises:
+            ClientError: see `Transport.send`.
+        """
+        answer = self._transport.send("GET", "/ping")
+        return str(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
+
+    def predict(self, text: str) -> Prediction:
+        """
+        Raises:
+            ClientError: see `Transport.send`.
+        """
+        return self._predict([text])[0]
+
+    def predict_many(self, texts: Iterable[str]) -> list[Prediction]:
+        """Predictions in the texts' order. Long lists become several requests, sent over all connections.
+
+        Raises:
+            RefusedError: the server did not take a text; `predict_each` tells which.
+            ClientError: see `Transport.send`.
+        """
+        with ThreadPoolExecutor(self.connections) as pool:
+            return [prediction for part in pool.map(self._predict, split(texts)) for prediction in part]
+
+    def predict_each(self, texts: Sequence[str]) -> list[Prediction | RefusedError]:
+        """What `split` gave, in one request; where that is refused for a text's sake, in halves, down to that text.
+
+        Returns:
+            for each text its prediction, or why the server did not take it.
+
+        Raises:
+            ClientError: what is not about a text; see `Transport.send`.
+        """
+        try:
+            return list(self._predict(texts))
+        except RefusedError as error:
+            if error.status not in _ABOUT_A_TEXT:
+                raise
+            if len(texts) == 1:
+                return [error]
+        middle = len(texts) // 2
+        return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
+
+    def _predict(self, texts: Sequence[str]) -> list[Prediction]:
+        # A text alone is sent as one: its error then speaks of "the text", not of "item 0".
+        answer = self._transport.send("POST", self._path, body={"text": texts[0]} if len(texts) == 1 else list(texts))
+        values = [answer.value] if len(texts) == 1 else answer.value
+        if not isinstance(values, list) or len(values) != len(texts):
+            raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {str(answer.value)[:100]}.")
+        return [_prediction(value, answer) for value in values]
+
+
+def split(
+    texts: Iterable[str], max_texts: int = MAX_TEXTS, max_characters: int = MAX_CHARACTERS
+) -> Iterator[list[str]]:
+    """Texts to requests of at most so many texts and characters, in order. A longer text has a request of its own."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        if part and characters + len(text) > max_characters:
+            yield part
+            part, characters = [], 0
+        part.append(text)
+        characters += len(text)
+        # At once, not with the next text: whoever types texts waits for the answer.
+        if len(part) == max_texts:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _prediction(value: Any, answer: Answer) -> Prediction:
+    try:
+        scores = {str(label): float(score) for label, score in value["scores"].items()}
+        return Prediction(str(value["label"]), float(value["score"]), scores, answer.model_version)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UnexpectedAnswerError(f"Expected a prediction, not {str(value)[:100]}.") from None

@@ -1,0 +1,126 @@
+"""A whole file of texts: every row asked once, kept at once, and written in order.
+
+Results go into a journal beside the output as they come, and with the rows into the output when all are there. So a run
+that ends in between, in whatever way, is gone on with by the same command, and gives the same file.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from client.errors import InputError, RefusedError
+from client.inference import InferenceClient, Prediction, split
+from client.journal import Journal, Result, sync
+from client.tables import Table, open_table
+
+REQUESTS_AHEAD = 2
+"""Requests for each connection that may be under way or wait to be written down: one slow one stops no other."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    rows: int
+    errors: int
+    """Rows that have one."""
+
+    model_versions: tuple[str, ...]
+    """Of the models that answered; more than one when the default changed meanwhile."""
+
+
+def score(
+    source: Path,
+    output: Path,
+    text_column: str,
+    client: InferenceClient,
+    server: str,
+    *,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> Summary:
+    """Write a copy of `source` with the columns `label`, `score` and `error`.
+
+    Args:
+        server: which server and model `client` asks; results of another are not gone on with.
+        progress: called with the rows that are done and all rows.
+
+    Raises:
+        InputError: the input cannot be read, the output is not to be written, or a journal of another run is there.
+        ClientError: what is not about a text; what is done is kept.
+    """
+    table = open_table(source, text_column)
+    if output.suffix != source.suffix:
+        raise InputError(f"The output has the input's format: name it *{source.suffix}, not {output.name}.")
+    if output.exists() and (not overwrite or output.samefile(source)):
+        raise InputError(f"{output} exists already. --overwrite replaces it, unless it is the input.")
+    header = _header(source, text_column, server)
+    rows = table.check()
+    with Journal(output.with_name(f"{output.name}.journal"), header) as journal:
+        if journal.rows:
+            say(f"Going on after {journal.rows:,} of {rows:,} rows.")
+        try:
+            _ask(table, client, journal, lambda: progress(journal.rows, rows))
+        except BaseException:
+            kept = f"{journal.rows:,} of {rows:,} rows are done, and kept in {journal.path}."
+            say(f"{kept} The same command goes on from there.")
+            raise
+        if _header(source, text_column, server) != header:
+            raise InputError(f"{source} has changed meanwhile. Delete {journal.path} to begin anew.")
+        partial = output.with_name(f"{output.name}.partial")
+        table.write(partial, journal.results())
+        sync(partial)
+        partial.replace(output)
+        summary = _summary(journal)
+        journal.remove()
+    return summary
+
+
+def _header(source: Path, text_column: str, server: str) -> dict[str, object]:
+    status = source.stat()
+    return {
+        "input": source.name,
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "text column": text_column,
+        "server": server,
+    }
+
+
+def _ask(table: Table, client: InferenceClient, journal: Journal, progress: Callable[[], None]) -> None:
+    """All rows that the journal does not have yet, several requests at once, written down in order."""
+    progress()
+    requests = split(islice(table.texts(), journal.rows, None))
+    under_way: deque[Future[list[Prediction | RefusedError]]] = deque()
+    with ThreadPoolExecutor(client.connections) as pool:
+        try:
+            for texts in requests:
+                under_way.append(pool.submit(client.predict_each, texts))
+                if len(under_way) == client.connections * REQUESTS_AHEAD:
+                    _keep(under_way.popleft().result(), journal, progress)
+            while under_way:
+                _keep(under_way.popleft().result(), journal, progress)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _keep(answers: Sequence[Prediction | RefusedError], journal: Journal, progress: Callable[[], None]) -> None:
+    journal.append(_result(answer) for answer in answers)
+    progress()
+
+
+def _result(answer: Prediction | RefusedError) -> Result:
+    if isinstance(answer, RefusedError):
+        return Result(None, None, str(answer), None)
+    return Result(answer.label, answer.score, None, answer.model_version)
+
+
+def _summary(journal: Journal) -> Summary:
+    errors = 0
+    versions: set[str] = set()
+    for result in journal.results():
+        errors += result.error is not None
+        versions |= {result.model_version} if result.model_version is not None else set()
+    return Summary(journal.rows, errors, tuple(sorted(versions)))

@@ -1,0 +1,93 @@
+"""What `sentiment status` shows: which addresses answer, the versions with their workers, and the model's card."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from client.errors import ClientError
+from client.inference import InferenceClient
+from client.management import ManagementClient, Version
+from client.terminal import WIDTH, cut, one_line, table
+
+COMMIT_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Status:
+    inference: str
+    """`Healthy`, or what is wrong."""
+
+    management: str
+    """The same."""
+
+    versions: tuple[Version, ...]
+    card: Mapping[str, Any]
+    """The default version's; empty where no worker of it answers."""
+
+    @property
+    def reachable(self) -> bool:
+        return self.inference == self.management == "Healthy"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inference": self.inference,
+            "management": self.management,
+            "versions": [
+                {
+                    "version": version.name,
+                    "default": version.default,
+                    "ready": version.ready,
+                    "workers": list(version.worker_states),
+                    "pending_requests": version.pending_requests,
+                    "archive": version.archive,
+                }
+                for version in self.versions
+            ],
+            "card": dict(self.card),
+        }
+
+    def __str__(self) -> str:
+        parts = [f"inference   {one_line(self.inference)}\nmanagement  {one_line(self.management)}"]
+        if self.versions:
+            rows = [["version", "default", "workers", "queue", "batch", "archive"]]
+            for version in self.versions:
+                default, queue = "yes" if version.default else "", str(version.pending_requests)
+                batch = str(version.settings.batch_size)
+                rows.append([version.name, default, version.workers(), queue, batch, version.archive])
+            parts.append(table(rows))
+        if self.card:
+            parts.append("\n".join(cut(f"{name:<12}{what}", WIDTH) for name, what in facts(self.card)))
+        return "\n\n".join(parts)
+
+
+def status(inference: InferenceClient, management: ManagementClient) -> Status:
+    """What can be found out; an address that does not answer is part of it, no error."""
+    versions: list[Version] = []
+    card: Mapping[str, Any] = {}
+    try:
+        health = inference.health()
+    except ClientError as error:
+        health = str(error)
+    try:
+        versions = management.versions()
+        seen = "Healthy"
+        if any(version.default and "READY" in version.worker_states for version in versions):
+            card = management.card()
+    except ClientError as error:
+        seen = str(error)
+    return Status(health, seen, tuple(versions), card)
+
+
+def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A card's key facts, those that it has: what it is, how good, from where. A line each."""
+    exported = card.get("exported", {})
+    found = [("model", str(card.get("notes", "")).partition("\n\n")[0].replace("\n", " "))]
+    for split, figures in card.get("metrics", {}).items():
+        if split != "train":
+            accuracy = f"{figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}"
+            found.append(("accuracy", f"{accuracy} ({split}, {figures['n']:,} texts)"))
+    found.append(("exported", str(exported.get("at", ""))))
+    found.append(("commit", str(exported.get("commit") or "")[:COMMIT_DIGITS]))
+    found.append(("command", str(exported.get("command", ""))))
+    found.append(("precision", str(card.get("archive", {}).get("precision", ""))))
+    return [(name, one_line(what)) for name, what in found if what]

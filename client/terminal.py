@@ -1,0 +1,54 @@
+"""Lines for people: colours, widths and tables."""
+
+import os
+import shutil
+import sys
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+WIDTH = 80
+"""Of tables, and of a terminal that does not say."""
+
+_COLOURS = {"positive": "32", "negative": "31", "error": "1;31"}
+
+
+def coloured(text: str, name: str) -> str:
+    """In the colour that goes with a label or with `error`; on a terminal alone, and not where NO_COLOR is set
+    (https://no-color.org)."""
+    colour = _COLOURS.get(name)
+    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def one_line(text: str) -> str:
+    """Without line ends, and without what would steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def cut(text: str, columns: int) -> str:
+    """As much of a text as fits."""
+    ends = list(accumulate(map(_columns, text)))
+    if not ends or ends[-1] <= columns:
+        return text
+    return text[: bisect_right(ends, columns - 1)] + "…"
+
+
+def line_width() -> int | None:
+    """Of the terminal; None where the output is not one, and nothing is to be cut."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else None
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, lines cut to 80. The first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(cut(line, WIDTH) for line in lines)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
