@@ -18,8 +18,8 @@ from client.errors import ClientError, OverloadedError, RefusedError, Unexpected
 
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 130.0
-"""Longer than the server's own 120 s (`responseTimeout`), so that the server's answer comes first."""
+READ_TIMEOUT_S = 40.0
+"""Longer than the server's own 30 s (`responseTimeout`), so that the server's answer comes first."""
 RETRIES = 6
 BACKOFF_S = 0.1
 """Before the first retry; doubled before each further one: 6 s in all."""

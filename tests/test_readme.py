@@ -27,6 +27,7 @@ from tests.paths import REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = ".venv/bin/python"
+SENTIMENT = ".venv/bin/sentiment"
 NUMBERS_WITHIN = 0.005
 NOT_RUN_HERE = {"serve", "test", "bench", "image"}
 
@@ -68,11 +69,13 @@ def test_the_readme_has_examples() -> None:
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.command[:70])
 def test_an_examples_answer_is_what_the_readme_says(example: Example, server: Server) -> None:
-    command = example.command.replace(PYTHON, sys.executable)
+    command = example.command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m client")
     if "Tweets.csv" in command:
         if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
             pytest.skip("needs Kaggle's Tweets.csv beside the project")
         command = command.replace("Tweets.csv", str(REAL_TWEETS))
+    if "-m client" in command:
+        command = f"export SENTIMENT_URL={server.project.inference}; {command}"
     answer = run(with_addresses_of(server, command), ROOT)
     assert comparable(answer) == approximately(comparable(example.answer), NUMBERS_WITHIN)
 
