@@ -19,11 +19,13 @@ COPY model_store/sentiment/ model_store/sentiment/
 RUN .venv/bin/python -m training archive \
     && .venv/bin/python -m pip uninstall --quiet --yes onnx ml-dtypes torch-model-archiver safetensors setuptools pip
 COPY config.properties metrics.yaml ./
-# Inference is for all, metrics are for the collector; management stays on loopback, inside the container.
+# Inference is for all, metrics are for the collector; management stays on loopback, inside the container. Java's heap is
+# a third of the memory that the container is given.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
-        -e 's#^grpc_inference_address=127\.0\.0\.1$#grpc_inference_address=0.0.0.0#' config.properties \
-    && test "$(grep -c '0\.0\.0\.0' config.properties)" = 3
+        -e 's#^grpc_inference_address=127\.0\.0\.1$#grpc_inference_address=0.0.0.0#' \
+        -e 's#-Xmx512m#-XX:MaxRAMPercentage=33#' config.properties \
+    && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 4
 
 FROM ${BASE}
 # hadolint ignore=DL3008

@@ -87,10 +87,10 @@ class Journal:
         if not first:
             self._write(json.dumps(header) + "\n")
         elif (found := json.loads(first)) != header:
-            changes = ", ".join(f"{name} was {found.get(name)}, is {header[name]}" for name in header
-                                if found.get(name) != header[name])  # fmt: skip
+            changed = [name for name, value in header.items() if found.get(name) != value]
+            changes = ", ".join(f"{name} was {found.get(name)}, is {header[name]}" for name in changed)
             raise InputError(
-                f"{self.path} has {self.rows} results of another run ({changes}). Start it again as it was, or "
+                f"{self.path} has {self.rows:,} results of another run ({changes}). Start it again as it was, or "
                 "delete that file to begin anew."
             )
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ README = (K8S / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 [ON_EVERY_POD] = [block for block in BLOCKS if block.startswith("on_every_pod()")]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if re.match("on_every_pod [A-Z]", line)]
+SENTIMENT = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")]
 
 # What the function needs of a cluster with one pod. The server listens where the forward would lead.
 KUBECTL = """#!/bin/sh
@@ -149,3 +151,18 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource"]
+
+
+def test_the_command_line_does_what_is_said(live: Server) -> None:
+    assert len(SENTIMENT) == 4
+    addresses = {"SENTIMENT_URL": live.project.inference, "SENTIMENT_MANAGEMENT_URL": live.project.management}
+    said = []
+    for line in SENTIMENT:
+        command = [sys.executable, "-m", "client", *line.split()[1:]]
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ | addresses, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        said.append(result.stdout)
+    assert "Version 2.0 is the default." in said[2]
+    assert "Version 1.0 is the default." in said[3]
