@@ -1,8 +1,9 @@
 """A model's versions and their workers, through TorchServe's management API.
 
 Described in TorchServe's documentation, `management_api.md`. What it leaves out: versions are compared as numbers, so
-1.10 is 1.1; a worker that still loads is called `UNLOADING`; with `synchronous=true` TorchServe answers nothing else on
-some connections until the workers are there, so this client asks without it and waits itself.
+1.10 is 1.1; a worker that still loads is called `UNLOADING`; `synchronous=true`, the default when a version is
+registered, holds up every request that shares a thread with this one until the workers are there, for seconds. So this
+client asks for `false`, and waits itself.
 """
 
 import time
@@ -117,12 +118,12 @@ class ManagementClient:
     def scale(self, workers: int, version: str) -> None:
         """Set a version's number of workers, and wait until they answer.
 
-        TorchServe ends a worker at once: what it was at work on is answered 500.
+        Where they become fewer, TorchServe ends them at once: what they were at work on is answered 500.
 
         Raises:
             NotReadyError: see `wait_until_ready`.
         """
-        parameters = {"min_worker": workers, "max_worker": workers}
+        parameters: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
         self._transport.send("PUT", self._version_path(version), parameters=parameters, repeat=False)
         self.wait_until_ready(version)
 
@@ -137,6 +138,7 @@ class ManagementClient:
             "url": archive,
             "model_name": self.model,
             "initial_workers": settings.workers,
+            "synchronous": "false",
             "batch_size": settings.batch_size,
             "max_batch_delay": settings.max_batch_delay_ms,
             "response_timeout": settings.response_timeout_s,
@@ -197,8 +199,9 @@ _WAYS_OUT: Mapping[int, str] = {
     HTTPStatus.NOT_FOUND: "Archives are named as they are in the server's model store.",
     HTTPStatus.METHOD_NOT_ALLOWED: "Registering is off: set enable_model_api=true in the server's config.properties, "
     "and start it anew.",
-    HTTPStatus.CONFLICT: "An archive's version is set by `python -m training archive --version`; one that cannot be "
-    "read counts as 1.0.",
+    HTTPStatus.CONFLICT: "An archive's version is set by `python -m training archive --version`; a file that is no "
+    "archive counts as 1.0.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The archive may be broken; the server's log says more.",
 }
 
 

@@ -145,9 +145,9 @@ def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(faulty: Server, traffi
                 with socket.create_connection(address) as connection:
                     connection.sendall(sent)
         for _ in range(100):  # gone before the answer comes
-            connection = http.client.HTTPConnection(*address)
-            connection.request("POST", parts.path, body=b"late again " * 200, headers=TEXT)
-            connection.close()
+            client = http.client.HTTPConnection(*address)
+            client.request("POST", parts.path, body=b"late again " * 200, headers=TEXT)
+            client.close()
         traffic.wait_for_answers(100)
         for connection in slow:
             connection.close()
