@@ -291,10 +291,11 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
 @contextmanager
 def _lines(path: Path) -> Iterator[Iterable[str]]:
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            yield (line.rstrip("\r\n") for line in file)
+        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
+    with file:
+        yield (line.rstrip("\r\n") for line in file)
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -1,0 +1,139 @@
+"""TorchServe's two APIs, as far as rollouts need them, without a model: failures come when they are told to."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from tests.client.scripted import Reply, Request, Scripted, error, scripted
+
+ARCHIVES = {"sentiment.mar": "1.0", "sentiment-2.mar": "2.0", "sentiment-3.mar": "3.0"}
+
+
+@dataclass
+class Registered:
+    archive: str
+    workers: int
+    batch_size: int = 16
+    max_batch_delay: int = 1
+    response_timeout: int = 120
+    polls_until_ready: int = 0
+    pending: int = 0
+
+
+@dataclass
+class FakeTorchServe:
+    """One model, `sentiment`, version 1.0. Requests are kept as `GET /models`, without what is behind the `?`."""
+
+    versions: dict[str, Registered] = field(default_factory=lambda: {"1.0": Registered("sentiment.mar", 2)})
+    default: str = "1.0"
+    polls_until_ready: int = 2
+    """How often a registered version is described before its workers answer; -1: they end, again and again."""
+
+    label: Callable[[str, str], str] = lambda version, text: "negative"
+    before: Callable[[str], Reply | None] = lambda line: None
+    """Asked before each request; what it gives is the answer."""
+
+    log: list[str] = field(default_factory=list)
+    pid: int = 100
+
+    def __call__(self, request: Request) -> Reply:
+        parts = urlsplit(request.path)
+        line = f"{request.method} {parts.path}"
+        self.log.append(line)
+        parameters = dict(parse_qsl(parts.query))
+        return self.before(line) or self._answer(request, parts.path.strip("/").split("/"), parameters)
+
+    def _answer(  # noqa: PLR0911  # one for each request there is
+        self, request: Request, path: list[str], parameters: dict[str, str]
+    ) -> Reply:
+        match request.method, *path:
+            case "GET", "ping":
+                return _json({"status": "Healthy"})
+            case "POST", "predictions", "sentiment", *version:
+                return self._predict(request, *version)
+            case "GET", "models", "sentiment" if "customized" in parameters:
+                card = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}}
+                return _json([self._described(self.default) | {"customizedMetadata": card}])
+            case "GET", "models", "sentiment":
+                return _json([self._described(self.default)])
+            case "GET", "models", "sentiment", "all":
+                return _json([self._described(version) for version in self.versions])
+            case "POST", "models":
+                return self._register(parameters)
+            case "PUT", "models", "sentiment", version, "set-default" if version in self.versions:
+                self.default = version
+                return _json({"status": "done"})
+            case "PUT", "models", "sentiment", version if version in self.versions:
+                self.versions[version].workers = int(parameters["min_worker"])
+                return _json({"status": "done"})
+            case "DELETE", "models", "sentiment", version if version in self.versions:
+                if version == self.default:
+                    return error(403, "InvalidModelVersionException")
+                del self.versions[version]
+                return _json({"status": "done"})
+        return error(404, "ResourceNotFoundException")
+
+    def _described(self, name: str) -> dict[str, Any]:
+        version = self.versions[name]
+        ready = version.polls_until_ready == 0
+        if version.polls_until_ready < 0:
+            self.pid += 1
+        else:
+            version.polls_until_ready -= not ready
+        if version.pending:
+            version.pending -= 1
+        worker = {"status": "READY" if ready else "UNLOADING"}
+        return {
+            "modelVersion": name,
+            "modelUrl": version.archive,
+            "minWorkers": version.workers,
+            "batchSize": version.batch_size,
+            "maxBatchDelay": version.max_batch_delay,
+            "responseTimeout": version.response_timeout,
+            "jobQueueStatus": {"pendingRequests": version.pending},
+            "workers": [worker | {"pid": self.pid + index} for index in range(version.workers)],
+        }
+
+    def _register(self, parameters: dict[str, str]) -> Reply:
+        assert parameters["synchronous"] == "false"
+        archive = parameters["url"]
+        if archive not in ARCHIVES:
+            return error(404, "ModelNotFoundException", f"Model not found at: {archive}")
+        version = ARCHIVES[archive]
+        if version in self.versions:
+            return error(409, "ConflictStatusException")
+        self.versions[version] = Registered(
+            archive,
+            workers=int(parameters["initial_workers"]),
+            batch_size=int(parameters["batch_size"]),
+            max_batch_delay=int(parameters["max_batch_delay"]),
+            response_timeout=int(parameters["response_timeout"]),
+            polls_until_ready=self.polls_until_ready,
+        )
+        return Reply(202, b'{"status": "Processing worker updates..."}')
+
+    def _predict(self, request: Request, version: str | None = None) -> Reply:
+        version = version or self.default
+        if version not in self.versions:
+            return error(404, "ModelVersionNotFoundException")
+        asked = request.json
+        predictions = []
+        for text in asked if isinstance(asked, list) else [asked["text"]]:
+            label = self.label(version, text)
+            predictions.append({"label": label, "score": 0.75, "scores": {label: 0.75, "other": 0.25}})
+        body = predictions if isinstance(asked, list) else predictions[0]
+        return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+
+
+def _json(value: object) -> Reply:
+    return Reply(200, json.dumps(value).encode())
+
+
+@contextmanager
+def serving(fake: FakeTorchServe) -> Iterator[Scripted]:
+    """Both APIs, at one address."""
+    with scripted(fake) as server:
+        yield server

@@ -1,0 +1,324 @@
+"""The command line: exit codes, what goes to which stream, JSON for programs."""
+
+import csv
+import io
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.cli import main
+from client.transport import RETRIES
+from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
+from tests.client.scripted import Scripted, error, model, prediction, scripted
+from tests.e2e.server_process import free_ports
+from tests.paths import ROOT
+
+COMMANDS = ["predict", "score", "status", "scale", "register", "rollout", "rollback"]
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SENTIMENT_URL", "SENTIMENT_MANAGEMENT_URL", "SENTIMENT_MODEL", "SENTIMENT_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(random, "uniform", lambda *_: 0)  # no pauses before retries
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    with scripted(model) as server:
+        monkeypatch.setenv("SENTIMENT_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchServe]:
+    fake = FakeTorchServe()
+    with serving(fake) as server:
+        monkeypatch.setenv("SENTIMENT_URL", server.url)
+        monkeypatch.setenv("SENTIMENT_MANAGEMENT_URL", server.url)
+        yield fake
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("SENTIMENT_URL", url)
+    monkeypatch.setenv("SENTIMENT_MANAGEMENT_URL", url)
+    return url
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+
+
+Out = pytest.CaptureFixture[str]
+
+
+def test_a_line_for_each_text(answering: Scripted, capsys: Out) -> None:
+    assert main(["predict", "late", "so\nlate"]) == 0
+    first, second = (prediction(text) for text in ("late", "so\nlate"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"positive  {first['score']:.4f}  late",
+        f"negative  {second['score']:.4f}  so late",
+    ]
+
+
+def test_standard_input_has_a_text_a_line(answering: Scripted, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    type_in(monkeypatch, "late ✈\r\n\nGr\xfc\xdfe\n".encode("latin-1", "replace") + "✈\n".encode())
+    assert main(["predict", "--json"]) == 4
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["late ?", "", "Gr\udcfc\udcdfe", "✈"]
+    assert lines[1]["error"].startswith("BlankTextError: ")
+    assert lines[2]["error"].startswith("NotUtf8Error: ")
+    assert lines[3] == {"text": "✈", **prediction("✈"), "model_version": "1.0"}
+
+
+@pytest.mark.parametrize("arguments", [["-"], []])
+def test_a_dash_is_standard_input_too(
+    answering: Scripted, capsys: Out, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    type_in(monkeypatch, b"late\n")
+    assert main(["predict", *arguments]) == 0
+    assert capsys.readouterr().out.endswith("  late\n")
+
+
+def test_a_file_of_texts(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(f"flight {number}" for number in range(200)))
+    assert main(["predict", "--file", str(tmp_path / "texts.txt")]) == 0
+    assert [line.partition("  flight ")[2] for line in capsys.readouterr().out.splitlines()] == list(
+        map(str, range(200))
+    )
+
+
+def test_a_refused_text_is_told_in_its_line(answering: Scripted, capsys: Out) -> None:
+    assert main(["predict", "late", " "]) == 4
+    late, blank = capsys.readouterr().out.splitlines()
+    assert late.startswith("positive")
+    assert blank.startswith("error             BlankTextError: ")
+
+
+def test_the_token_the_model_and_the_version_are_sent(answering: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_TOKEN", "KEY")
+    monkeypatch.setenv("SENTIMENT_MODEL", "other")
+    assert main(["predict", "late", "--version", "2.0"]) == 0
+    [request] = answering.requests
+    assert request.path == "/predictions/other/2.0"
+    assert request.headers["Authorization"] == "Bearer KEY"
+
+
+def test_flags_come_before_the_environment(answering: Scripted, nobody: str) -> None:
+    assert main(["predict", "late", "--url", answering.url, "--model", "mine"]) == 0
+    assert answering.requests[0].path == "/predictions/mine"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["predict", "late"], ["status"], ["scale", "2"], ["register", "a.mar"], ["rollout", "a.mar"], ["rollback"]],
+    ids=" ".join,
+)
+def test_a_server_that_is_not_there_is_3(nobody: str, capsys: Out, arguments: list[str]) -> None:
+    assert main(arguments) == 3
+    output = capsys.readouterr()
+    assert f"{nobody} does not answer" in output.out + output.err
+
+
+def test_an_overloaded_server_is_3(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    with scripted(lambda _: error(503, "OverloadedError")) as server:
+        assert main(["predict", "late", "--url", server.url]) == 3
+        assert len(server.requests) == RETRIES + 1
+    assert "OverloadedError" in capsys.readouterr().err
+
+
+def test_a_refusal_is_1(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["predict", "late", "--version", "7.0"]) == 1
+    assert capsys.readouterr().err.startswith("error: ModelVersionNotFoundException")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["predict", "late", "--file", "texts.txt"],
+        ["scale", "0"],
+        ["scale", "many"],
+        ["score"],
+        ["rollout", "a.mar", "--max-changed", "2"],
+        ["rollout", "a.mar", "--drain", "-1"],
+        ["score", "a.csv", "--connections", "0"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: Out) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: sentiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_exit_codes(command: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  sentiment {command} " in text or f"  sentiment {command}\n" in text
+    assert "exit codes:" in text
+    assert [line for line in text.splitlines() if len(line) > 82] == []
+
+
+def test_a_file_is_scored(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
+    source = tmp_path / "tweets.csv"
+    source.write_text("id,tweet\n1,late\n2, \n")
+    assert main(["score", str(source), "--text-column", "tweet", "--json"]) == 4
+    output = capsys.readouterr()
+    told = json.loads(output.out)
+    assert told.pop("seconds") >= 0
+    scored = tmp_path / "tweets.scored.csv"
+    assert told == {"output": str(scored), "rows": 2, "errors": 1, "model_versions": ["1.0"]}
+    assert output.err == "", "no progress bar where there is no terminal"
+    with scored.open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["positive", ""]
+
+
+def test_a_scored_file_without_errors_is_0_and_an_output_that_exists_is_1(
+    answering: Scripted, capsys: Out, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "tweets.jsonl", tmp_path / "labels.jsonl"
+    source.write_text('{"text": "late"}\n')
+    command = ["score", str(source), "--output", str(output)]
+    assert main(command) == 0
+    assert main(command) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_server_that_goes_while_a_file_is_scored_is_3_and_the_same_command_goes_on(
+    answering: Scripted, nobody: str, capsys: Out, tmp_path: Path
+) -> None:
+    source = tmp_path / "tweets.csv"
+    source.write_text("text\nlate\n")
+    assert main(["score", str(source)]) == 3
+    assert "0 of 1 rows are done" in capsys.readouterr().err
+    assert (tmp_path / "tweets.scored.csv.journal").exists()
+
+
+def test_status(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.versions["2.0"] = Registered("sentiment-2.mar", 2, polls_until_ready=1_000)
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["inference   Healthy", "management  Healthy"]
+    assert lines[4].split() == ["1.0", "yes", "2", "READY", "0", "16", "sentiment.mar"]
+    assert lines[5].split() == ["2.0", "2", "UNLOADING", "0", "16", "sentiment-2.mar"]
+    assert lines[7:] == ["model       A model.", f"commit      {'c' * 12}"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_status_for_programs(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["inference"], told["management"]) == ("Healthy", "Healthy")
+    [version] = told["versions"]
+    assert (version["version"], version["default"], version["ready"], version["workers"]) == (
+        "1.0",
+        True,
+        True,
+        ["READY"] * 2,
+    )
+    assert told["card"]["exported"] == {"commit": "c" * 40}
+
+
+def test_status_tells_what_it_can_where_only_one_address_answers(
+    fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [port] = free_ports(1)
+    assert main(["status", "--management-url", f"http://127.0.0.1:{port}"]) == 3
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "inference   Healthy"
+    assert "does not answer" in second
+
+
+def test_scale(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["scale", "4"]) == 0
+    assert capsys.readouterr().out == "Version 1.0 of sentiment (sentiment.mar) has 4 READY.\n"
+    assert main(["scale", "1", "--version", "1.0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": "1.0", "default": True, "workers": 1}
+
+
+def test_register(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["register", "sentiment-2.mar", "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": "2.0", "default": False, "workers": 1}
+    assert main(["register", "sentiment-3.mar"]) == 0
+    assert fake.versions["3.0"].workers == 2
+    assert main(["register", "none.mar"]) == 1
+    assert "model store" in capsys.readouterr().err
+
+
+def test_a_rollout_says_each_step_and_the_way_back(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["rollout", "sentiment-2.mar", "--drain", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["The default is version 1.0", "Registered", "Warmed", "Compared", "Version 2.0 is the default"]
+    for start, line in zip(starts, lines, strict=False):
+        assert line.startswith(start)
+    assert "Back to version 1.0: sentiment rollback sentiment.mar" in lines
+    assert main(["rollback", "sentiment.mar", "--drain", "0"]) == 0
+    assert list(fake.versions) == ["1.0"]
+
+
+def test_a_rollout_for_programs_has_one_object_and_steps_beside_it(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["rollout", "sentiment-2.mar", "--drain", "0", "--keep-old", "--json"]) == 0
+    output = capsys.readouterr()
+    told = json.loads(output.out)
+    assert (told["new"], told["old"], told["old_kept"], told["rollback"]) == ("2.0", "1.0", True, "sentiment rollback")
+    assert told["comparison"]["changes"] == []
+    assert "Warmed it" in output.err
+
+
+def test_a_refused_rollout_is_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path) -> None:
+    fake.label = lambda version, _: version
+    sample = tmp_path / "sample.txt"
+    sample.write_text("late\n\nearly\n")
+    assert main(["rollout", "sentiment-2.mar", "--sample", str(sample)]) == 1
+    output = capsys.readouterr()
+    assert "Compared: 2 of 2 labels changed" in output.out
+    assert "error: 100% of the labels changed" in output.err
+    assert list(fake.versions) == ["1.0"]
+
+
+@pytest.mark.parametrize("content", [None, "\n \n"], ids=["missing", "without a text"])
+def test_a_sample_that_is_none_is_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path, content: str | None) -> None:
+    sample = tmp_path / "sample.txt"
+    if content is not None:
+        sample.write_text(content)
+    assert main(["rollout", "sentiment-2.mar", "--sample", str(sample)]) == 1
+    assert "sample.txt" in capsys.readouterr().err
+    assert "POST /models" not in fake.log
+
+
+def test_a_reader_that_goes_away_is_no_traceback(answering: Scripted, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("late\n" * 20_000)
+    command = [sys.executable, "-m", "client", "predict", "--file", str(texts), "--url", answering.url]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("positive")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+def test_the_client_knows_no_other_folder() -> None:
+    program = (
+        "import sys, client.cli, client.tables; "
+        "print([n for n in sys.modules if n.split('.')[0] in ('handler', 'training', 'server', 'pyarrow')])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

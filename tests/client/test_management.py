@@ -1,0 +1,111 @@
+"""Versions and workers, against an HTTP server that answers as TorchServe does."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
+from client.management import ManagementClient, Settings
+from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
+from tests.client.scripted import Reply, error, scripted
+
+SETTINGS = Settings(workers=2, batch_size=16, max_batch_delay_ms=1, response_timeout_s=120)
+
+
+@pytest.fixture
+def fake() -> FakeTorchServe:
+    return FakeTorchServe()
+
+
+@pytest.fixture
+def client(fake: FakeTorchServe) -> Iterator[ManagementClient]:
+    with serving(fake) as server, ManagementClient(server.url) as opened:
+        yield opened
+
+
+def test_versions_come_in_order_and_one_is_the_default(fake: FakeTorchServe, client: ManagementClient) -> None:
+    fake.versions = {name: Registered(f"{name}.mar", 1) for name in ("10.0", "9.5", "1.0")}
+    fake.default = "9.5"
+    assert [version.name for version in client.versions()] == ["1.0", "9.5", "10.0"]
+    assert client.default().name == "9.5"
+    assert client.default().settings == Settings(1, 16, 1, 120)
+
+
+def test_a_registered_version_gets_the_settings_and_is_named(fake: FakeTorchServe, client: ManagementClient) -> None:
+    assert client.register("sentiment-2.mar", SETTINGS) == "2.0"
+    registered = fake.versions["2.0"]
+    assert (registered.workers, registered.batch_size) == (2, 16)
+    assert (registered.max_batch_delay, registered.response_timeout) == (1, 120)
+    assert not client.version("2.0").ready
+    client.wait_until_ready("2.0")
+    assert client.version("2.0").ready
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(405, "enable_model_api=true"), (409, "--version"), (404, "model store"), (500, "may be broken")],
+)
+def test_a_refused_registration_tells_the_way_out(
+    fake: FakeTorchServe, client: ManagementClient, status: int, way_out: str
+) -> None:
+    fake.before = lambda line: error(status, "SomeError", "No.") if line == "POST /models" else None
+    with pytest.raises(RefusedError, match=way_out) as caught:
+        client.register("sentiment-2.mar", SETTINGS)
+    assert caught.value.status == status
+    assert str(caught.value).startswith("SomeError: No.")
+    assert fake.log.count("POST /models") == 1
+
+
+def test_workers_that_end_while_they_load_are_told_before_the_time_is_up(
+    fake: FakeTorchServe, client: ManagementClient
+) -> None:
+    fake.polls_until_ready = -1
+    client.register("sentiment-2.mar", SETTINGS)
+    with pytest.raises(NotReadyError, match="does not load"):
+        client.wait_until_ready("2.0", timeout_s=60)
+
+
+def test_workers_that_never_answer_are_told_when_the_time_is_up(fake: FakeTorchServe, client: ManagementClient) -> None:
+    fake.polls_until_ready = 1_000
+    client.register("sentiment-2.mar", SETTINGS)
+    with pytest.raises(NotReadyError, match=r"not ready after 0.3 s: 2 UNLOADING"):
+        client.wait_until_ready("2.0", timeout_s=0.3)
+
+
+def test_scaling_waits_for_the_workers(fake: FakeTorchServe, client: ManagementClient) -> None:
+    fake.versions["1.0"].polls_until_ready = 3
+    client.scale(4, "1.0")
+    assert client.version("1.0").worker_states == ("READY",) * 4
+
+
+def test_what_changes_something_is_never_sent_twice(fake: FakeTorchServe, client: ManagementClient) -> None:
+    fake.before = lambda line: None if line.startswith("GET") else Reply(drop=True)
+    for change in (
+        lambda: client.register("sentiment-2.mar", SETTINGS),
+        lambda: client.set_default("1.0"),
+        lambda: client.unregister("1.0"),
+        lambda: client.scale(1, "1.0"),
+    ):
+        before = len([line for line in fake.log if not line.startswith("GET")])
+        with pytest.raises(ClientError):
+            change()
+        assert len([line for line in fake.log if not line.startswith("GET")]) == before + 1
+
+
+def test_the_card_is_read(client: ManagementClient) -> None:
+    assert client.card()["exported"] == {"commit": "c" * 40}
+
+
+def test_no_such_version(client: ManagementClient) -> None:
+    with pytest.raises(RefusedError, match=r"No version 7.0 of sentiment"):
+        client.version("7.0")
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'[{"modelVersion": "1.0"}]'])
+def test_descriptions_of_another_shape_are_told(body: bytes) -> None:
+    with (
+        scripted(lambda _: Reply(body=body)) as server,
+        ManagementClient(server.url) as client,
+        pytest.raises(UnexpectedAnswerError),
+    ):
+        client.versions()

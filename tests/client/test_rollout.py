@@ -1,0 +1,267 @@
+"""Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
+
+from collections.abc import Callable
+
+import pytest
+
+from client import rollout as rollout_module
+from client.errors import ClientError, NotReadyError, RefusedError, RolloutError, UnreachableError
+from client.inference import InferenceClient
+from client.management import ManagementClient
+from client.rollout import Outcome, Switch
+from client.sample import TEXTS
+from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
+from tests.client.scripted import Reply, error
+
+SAMPLE = [f"flight {number}" for number in range(10)]
+
+
+def switched(fake: FakeTorchServe, do: Callable[[Switch], Outcome], said: list[str] | None = None) -> Outcome:
+    lines = said if said is not None else []
+    with serving(fake) as server, ManagementClient(server.url) as management:
+
+        def ask(version: str) -> InferenceClient:
+            return InferenceClient(server.url, version=version, retries=0)
+
+        return do(Switch(management, ask, SAMPLE, 0.01, lines.append))
+
+
+def rollout(fake: FakeTorchServe, said: list[str] | None = None, **settings: float) -> Outcome:
+    return switched(fake, lambda switch: switch.rollout("sentiment-2.mar", **settings), said)  # type: ignore[arg-type]
+
+
+def test_a_rollout_ends_with_the_new_version_alone() -> None:
+    fake = FakeTorchServe()
+    said: list[str] = []
+    outcome = rollout(fake, said)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+    assert (outcome.new, outcome.old, outcome.old_archive, outcome.old_kept) == ("2.0", "1.0", "sentiment.mar", False)
+    assert fake.versions["2.0"].workers == 2
+    changes = [line for line in fake.log if not line.startswith(("GET", "POST /predictions"))]
+    assert changes == ["POST /models", "PUT /models/sentiment/2.0/set-default", "DELETE /models/sentiment/1.0"]
+    assert said[-1] == "Removed version 1.0."
+
+
+def test_the_new_version_is_ready_and_warm_before_it_is_the_default() -> None:
+    fake = FakeTorchServe(polls_until_ready=4)
+    seen: list[tuple[int, int]] = []
+
+    def before(line: str) -> None:
+        if line.endswith("set-default"):
+            warm = fake.log.count("POST /predictions/sentiment/2.0")
+            seen.append((fake.versions["2.0"].polls_until_ready, warm))
+
+    fake.before = before
+    rollout(fake)
+    [(polls_left, warm)] = seen
+    assert polls_left == 0
+    assert warm >= 1 + len(SAMPLE)
+
+
+def test_the_old_version_stays_until_its_queue_is_empty() -> None:
+    fake = FakeTorchServe()
+    pending: list[int] = []
+
+    def before(line: str) -> None:
+        if line.endswith("set-default"):
+            fake.versions["1.0"].pending = 5
+        if line.startswith("DELETE"):
+            pending.append(fake.versions["1.0"].pending)
+
+    fake.before = before
+    rollout(fake)
+    assert pending == [0]
+    assert fake.log[fake.log.index("PUT /models/sentiment/2.0/set-default") :].count("GET /models/sentiment/all") >= 5
+
+
+def test_a_queue_that_never_empties_keeps_the_old_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_module, "QUEUE_TIMEOUT_S", 0.2)
+    fake = FakeTorchServe()
+    fake.versions["1.0"].pending = 10_000
+    said: list[str] = []
+    assert rollout(fake, said).old_kept
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
+    assert "still wait for it" in said[-1]
+
+
+def test_keep_old() -> None:
+    fake = FakeTorchServe()
+    assert switched(fake, lambda switch: switch.rollout("sentiment-2.mar", keep_old=True)).old_kept
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
+
+
+def changed_in(count: int) -> Callable[[str, str], str]:
+    return lambda version, text: "positive" if version == "2.0" and text in SAMPLE[:count] else "negative"
+
+
+def test_labels_that_change_are_counted_and_named() -> None:
+    fake = FakeTorchServe(label=changed_in(2))
+    said: list[str] = []
+    comparison = rollout(fake, said).comparison
+    assert comparison is not None
+    assert [(change.text, change.old, change.new) for change in comparison.changes] == [
+        (text, "negative", "positive") for text in SAMPLE[:2]
+    ]
+    assert comparison.largest_difference == 0.75
+    assert comparison.old_median_ms > 0 < comparison.new_median_ms
+    assert "  negative -> positive: flight 0" in said
+
+
+def failing(line_end: str, reply: Reply) -> Callable[[str], Reply | None]:
+    return lambda line: reply if line.endswith(line_end) else None
+
+
+@pytest.mark.parametrize(
+    ("fake", "kind", "told"),
+    [
+        (FakeTorchServe(label=changed_in(3)), RolloutError, "30% of the labels changed"),
+        (FakeTorchServe(polls_until_ready=-1), NotReadyError, "does not load"),
+        (FakeTorchServe(before=failing("POST /models", error(409, "Conflict"))), RefusedError, "Conflict"),
+        (FakeTorchServe(before=failing("sentiment/2.0", error(500, "InternalError"))), RefusedError, "InternalError"),
+        (FakeTorchServe(before=failing("predictions/sentiment/1.0", Reply(drop=True))), UnreachableError, "answer"),
+        (FakeTorchServe(before=failing("set-default", error(404, "NotFound"))), RefusedError, "NotFound"),
+    ],
+    ids=["labels changed", "does not load", "refused", "fails when warmed", "old one gone", "not made the default"],
+)
+def test_a_failure_leaves_the_old_version_as_it_was(fake: FakeTorchServe, kind: type[ClientError], told: str) -> None:
+    said: list[str] = []
+    before = fake.before
+    # The removal of the new version has the same path as what fails, so let it pass.
+    fake.before = lambda line: None if line.startswith("DELETE") else before(line)
+    with pytest.raises(kind, match=told):
+        rollout(fake, said)
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+    assert said[-1] == "Version 1.0 is the default, as before."
+
+
+def test_a_share_of_one_lets_everything_pass() -> None:
+    fake = FakeTorchServe(label=changed_in(10))
+    rollout(fake, max_changed=1.0)
+    assert fake.default == "2.0"
+
+
+def test_another_version_that_answers_is_a_failure() -> None:
+    fake = FakeTorchServe()
+
+    def before(line: str) -> Reply | None:
+        body = b'[{"label": "a", "score": 1, "scores": {}}' + b', {"label": "a", "score": 1, "scores": {}}' * 9 + b"]"
+        return Reply(200, body, {"X-Model-Version": "1.0"}) if line == "POST /predictions/sentiment/2.0" else None
+
+    fake.before = before
+    with pytest.raises(RolloutError, match=r"Version 2.0 was asked, and 1.0 answered"):
+        rollout(fake)
+    assert list(fake.versions) == ["1.0"]
+
+
+@pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
+def test_ctrl_c_before_the_switch_leaves_the_old_version_as_it_was(step: str) -> None:
+    fake = FakeTorchServe()
+    said: list[str] = []
+
+    class Interrupting(list[str]):
+        def append(self, line: str) -> None:
+            said.append(line)
+            if line.startswith(step):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rollout(fake, Interrupting())
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+    assert "Removed version 2.0." in said
+
+
+def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on unpacking the archive; the version appears a little later."""
+    fake = FakeTorchServe()
+    polls = 0
+
+    def before(line: str) -> None:
+        nonlocal polls
+        polls += line == "GET /models/sentiment/all"
+        if line == "GET /models/sentiment/all" and polls == 6:
+            fake.versions["2.0"] = Registered("sentiment-2.mar", 2)
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    fake.before = before
+    monkeypatch.setattr(ManagementClient, "register", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rollout(fake)
+    assert polls > 6
+    assert list(fake.versions) == ["1.0"]
+
+
+def test_ctrl_c_after_the_switch_keeps_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTorchServe()
+    said: list[str] = []
+
+    class Interrupting(list[str]):
+        def append(self, line: str) -> None:
+            said.append(line)
+            if line.startswith("Nothing waits"):
+                raise KeyboardInterrupt
+
+    assert rollout(fake, Interrupting()).old_kept
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
+    assert said[-1] == "Version 1.0 stays registered: interrupted."
+
+
+def test_a_failed_clean_up_is_told() -> None:
+    fake = FakeTorchServe(label=changed_in(10))
+    fake.before = failing("DELETE /models/sentiment/2.0", error(408, "RequestTimeoutException"))
+    said: list[str] = []
+    with pytest.raises(RolloutError):
+        rollout(fake, said)
+    assert "Could not put everything back: RequestTimeoutException" in said[-1]
+    assert fake.default == "1.0"
+
+
+def both(default: str = "2.0") -> FakeTorchServe:
+    versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 2)}
+    return FakeTorchServe(versions=versions, default=default)
+
+
+def test_a_rollback_without_a_name_takes_the_one_other_version() -> None:
+    fake = both()
+    outcome = switched(fake, Switch.rollback)
+    assert (outcome.new, outcome.old, outcome.old_archive) == ("1.0", "2.0", "sentiment-2.mar")
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+    assert fake.versions["1.0"].workers == 2, "as many as the version before had"
+    warmed = fake.log.index("POST /predictions/sentiment/1.0")
+    assert warmed < fake.log.index("PUT /models/sentiment/1.0/set-default")
+
+
+@pytest.mark.parametrize("more", [{}, {"3.0": Registered("sentiment-3.mar", 1)}], ids=["none", "two"])
+def test_a_rollback_without_a_name_needs_one_other_version(more: dict[str, Registered]) -> None:
+    fake = both()
+    fake.versions = fake.versions | more if more else {"2.0": fake.versions["2.0"]}
+    before = dict(fake.versions)
+    with pytest.raises(RolloutError, match="Name the archive to go back to"):
+        switched(fake, Switch.rollback)
+    assert (fake.default, fake.versions) == ("2.0", before)
+
+
+def test_a_rollback_registers_the_archive_again() -> None:
+    fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0", label=changed_in(10))
+    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+
+
+def test_a_rollback_to_an_archive_that_is_registered_takes_that() -> None:
+    fake = both()
+    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert "POST /models" not in fake.log
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+
+
+def test_a_rollback_to_what_does_not_load_leaves_the_present_version() -> None:
+    fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0", polls_until_ready=-1)
+    with pytest.raises(NotReadyError):
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+
+
+def test_the_built_in_sample_is_about_30_short_texts() -> None:
+    assert 25 <= len(set(TEXTS)) == len(TEXTS) <= 35
+    assert all(0 < len(text.strip()) <= 280 for text in TEXTS)

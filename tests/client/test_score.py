@@ -1,0 +1,460 @@
+"""Whole files: every row once, in order, its own columns as they were, whatever happens in between."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client import score as score_module
+from client.errors import ClientError, InputError, RefusedError, UnreachableError
+from client.inference import InferenceClient, split
+from client.journal import Journal
+from client.score import Summary, score
+from client.tables import open_table
+from tests.client.scripted import Answer, Reply, Request, Scripted, error, model, prediction, scripted
+
+TEXTS_PER_REQUEST = 3
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+    [
+        "",
+        " ",
+        "a,b",
+        '"quoted"',
+        'half "',
+        "two\nlines",
+        "two\r\nlines",
+        "a\rb",
+        "✈ 👨‍👩‍👧",
+        "late " * 60,
+        "\ufeff",
+        "NULL",
+    ]
+)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def answering() -> Iterator[Scripted]:
+    with scripted(model) as server:
+        yield server
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a program."""
+
+
+def run(
+    source: Path,
+    server: Scripted,
+    overwrite: bool = False,
+    kill_after: int | None = None,
+    said: list[str] | None = None,
+    name: str = "there",
+    **settings: Any,
+) -> Summary:
+    """Score a file as the command line does, two connections, three texts a request; `kill_after` so many pieces of
+    progress it ends."""
+    pieces = 0
+
+    def progress(done: int, rows: int) -> None:
+        nonlocal pieces
+        assert 0 <= done <= rows
+        pieces += 1
+        if pieces == kill_after:
+            raise Killed
+
+    with InferenceClient(server.url, connections=2, retries=0, **settings) as client:
+        return score(
+            source,
+            source.with_name(f"out{source.suffix}"),
+            "text",
+            client,
+            name,
+            overwrite=overwrite,
+            progress=progress,
+            say=(said if said is not None else []).append,
+        )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def three_texts_a_request() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score_module, "split", partial(split, max_texts=TEXTS_PER_REQUEST))
+        yield
+
+
+def expected(text: str) -> tuple[str, float, str]:
+    """Label, score and the error's type that the server in the tests gives."""
+    if not text.strip():
+        return "", 0, "BlankTextError"
+    if len(text) > 200:
+        return "", 0, "TooLargeError"
+    value = prediction(text)
+    return value["label"], value["score"], ""
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], end: str = "\n") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=end, quoting=csv.QUOTE_ALL)
+        writer.writerows([("id", "text"), *rows])
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True))
+
+
+def check(found: list[tuple[str, str, str, str]], texts: list[str], own: list[str]) -> None:
+    """Rows (own column, label, score, error) against the input's."""
+    assert [row[0] for row in found] == own
+    for text, (_, label, value, problem) in zip(texts, found, strict=True):
+        wanted = expected(text)
+        assert (label, problem.partition(":")[0]) == (wanted[0], wanted[2]), text
+        assert float(value or 0) == wanted[1], text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("score")
+
+
+def fresh(folder: Path, suffix: str) -> Path:
+    for path in folder.iterdir():
+        path.unlink()
+    return folder / f"in{suffix}"
+
+
+@given(rows=ROWS, end=st.sampled_from(["\n", "\r\n"]))
+def test_csv_rows_come_out_as_they_were(
+    answering: Scripted, folder: Path, rows: list[tuple[str, str]], end: str
+) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, rows, end)
+    summary = run(source, answering)
+    header, *found = read_csv(folder / "out.csv")
+    assert header == ["id", "text", "label", "score", "error"]
+    assert [(row[0], row[1]) for row in found] == rows
+    check([(row[0], row[2], row[3], row[4]) for row in found], [text for _, text in rows], [own for own, _ in rows])
+    assert summary.rows == len(rows)
+    assert summary.errors == sum(bool(row[4]) for row in found)
+    assert (folder / "out.csv").read_bytes().startswith(f"id,text,label,score,error{end}".encode())
+    assert sorted(path.name for path in folder.iterdir()) == ["in.csv", "out.csv"]
+
+
+@given(rows=ROWS)
+def test_json_lines_come_out_as_they_were(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
+    source = fresh(folder, ".jsonl")
+    source.write_text("".join(json.dumps({"id": own, "text": text}) + "\n" for own, text in rows))
+    run(source, answering)
+    lines = (folder / "out.jsonl").read_text("utf-8").split("\n")[:-1]
+    found = [json.loads(line) for line in lines]
+    assert [(row["id"], row["text"]) for row in found] == rows
+    check(
+        [(row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in found],
+        [text for _, text in rows],
+        [own for own, _ in rows],
+    )
+
+
+def test_json_lines_keep_every_character_of_a_line(answering: Scripted, folder: Path) -> None:
+    source = fresh(folder, ".jsonl")
+    source.write_text('{"text":"late","n":1.10,  "big":1e999,"odd":"\\ud800"}  \r\n\n{}\n{"text": null}')
+    run(source, answering)
+    first, second, third = (folder / "out.jsonl").read_text().splitlines()
+    assert first.startswith('{"text":"late","n":1.10,  "big":1e999,"odd":"\\ud800", "label": "positive"')
+    assert second.startswith('{"label": null, "score": null, "error": "BlankTextError: ')
+    assert third.startswith('{"text": null, "label": null')
+
+
+@given(rows=ROWS)
+def test_parquet_rows_come_out_as_they_were(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = fresh(folder, ".parquet")
+    schema = pa.schema(
+        [("id", pa.large_string()), pa.field("text", pa.string(), metadata={"of": "tweets"}), ("n", pa.int16())],
+        metadata={"made": "here"},
+    )
+    table = pa.table([[own for own, _ in rows], [text or None for _, text in rows], list(range(len(rows)))], schema)
+    pq.write_table(table, source, row_group_size=5)
+    run(source, answering)
+    found = pq.read_table(folder / "out.parquet")
+    assert found.select([0, 1, 2]).equals(table, check_metadata=True)
+    assert found.schema.names[3:] == ["label", "score", "error"]
+    result = [(row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in found.to_pylist()]
+    check(result, [text for _, text in rows], [own for own, _ in rows])
+
+
+def test_parquet_of_pandas_is_read_by_pandas(answering: Scripted, folder: Path) -> None:
+    import pandas as pd
+
+    source = fresh(folder, ".parquet")
+    pd.DataFrame({"text": pd.Categorical(["late", "early", "late"])}, index=[7, 8, 9]).to_parquet(source)
+    run(source, answering)
+    found = pd.read_parquet(folder / "out.parquet")
+    assert list(found.index) == [7, 8, 9]
+    assert list(found["label"]) == [prediction(text)["label"] for text in ("late", "early", "late")]
+
+
+MANY = [(str(number), " " if number % 9 == 4 else f"flight {number},\n" * (1 + number % 3)) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(answering: Scripted, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    source = tmp_path_factory.mktemp("undisturbed") / "in.csv"
+    write_csv(source, MANY)
+    run(source, answering)
+    return source.with_name("out.csv").read_bytes()
+
+
+@given(kills=st.lists(st.tuples(st.integers(1, 16), st.integers(0, 60)), max_size=3))
+def test_a_run_that_was_killed_anywhere_ends_with_the_same_file(
+    answering: Scripted, folder: Path, undisturbed: bytes, kills: list[tuple[int, int]]
+) -> None:
+    """Killed while results come in, and while a line of the journal is half written."""
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    journal = folder / "out.csv.journal"
+    for after, torn in kills:
+        try:
+            run(source, answering, kill_after=after)
+            break
+        except Killed:
+            content = journal.read_bytes()
+            journal.write_bytes(content[: max(len(content) - torn, 0)])
+    else:
+        run(source, answering)
+    assert (folder / "out.csv").read_bytes() == undisturbed
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("stage", ["write", "sync", "replace", "remove"])
+def test_a_run_that_was_killed_at_its_end_ends_with_the_same_file(
+    answering: Scripted, folder: Path, undisturbed: bytes, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    target: dict[str, tuple[Any, str]] = {
+        "write": (csv, "writer"),
+        "sync": (score_module, "sync"),
+        "replace": (Path, "replace"),
+        "remove": (Journal, "remove"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*target[stage], killed)
+        with pytest.raises(Killed):
+            run(source, answering)
+    requests = len(answering.requests)
+    run(source, answering, overwrite=stage == "remove")
+    assert (folder / "out.csv").read_bytes() == undisturbed
+    assert len(answering.requests) == requests, "all results were there"
+
+
+def test_going_on_asks_for_nothing_that_is_there(answering: Scripted, folder: Path) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    said: list[str] = []
+    with pytest.raises(Killed):
+        run(source, answering, kill_after=4, said=said)
+    assert said[-1].startswith("9 of 40 rows are done")
+    answering.requests.clear()
+    run(source, answering, said=said)
+    assert said[-1] == "Going on after 9 of 40 rows."
+    asked = {text for request in answering.requests for text in texts_of(request)}
+    assert asked == {text for _, text in MANY[9:]}
+
+
+def texts_of(request: Request) -> list[str]:
+    return request.json if isinstance(request.json, list) else [request.json["text"]]
+
+
+def ends_after(requests: int, last: Reply) -> Answer:
+    left = iter(range(requests))
+    return lambda request: model(request) if next(left, None) is not None else last
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        (Reply(drop=True), UnreachableError),
+        (error(503, "OverloadedError"), ClientError),
+        (error(404, "ModelNotFoundException"), RefusedError),
+    ],
+    ids=["gone", "overloaded", "no such model"],
+)
+def test_a_server_that_goes_keeps_what_is_done(
+    folder: Path, undisturbed: bytes, answering: Scripted, last: Reply, kind: type[ClientError]
+) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY[:4] + MANY[5:13])  # without a blank text, so that there is a request for three
+    said: list[str] = []
+    with scripted(ends_after(2, last)) as server, pytest.raises(kind):
+        run(source, server, said=said)
+    assert "rows are done, and kept in" in said[-1]
+    assert not (folder / "out.csv").exists()
+    summary = run(source, answering)
+    assert (summary.rows, summary.errors, summary.model_versions) == (12, 0, ("1.0",))
+
+
+def test_an_internal_error_hurts_its_own_text_alone(folder: Path) -> None:
+    def defect(request: Request) -> Reply:
+        return error(500, "InternalError") if "flight 3" in texts_of(request) else model(request)
+
+    source = fresh(folder, ".csv")
+    write_csv(source, [(str(number), f"flight {number}") for number in range(8)])
+    with scripted(defect) as server:
+        summary = run(source, server)
+    assert summary.errors == 1
+    assert read_csv(folder / "out.csv")[4][2:] == ["", "", "InternalError: So it is."]
+
+
+def test_two_versions_are_told(folder: Path) -> None:
+    def versions(request: Request) -> Reply:
+        reply = model(request)
+        version = "2.0" if "flight 7" in texts_of(request) else "1.0"
+        return Reply(200, reply.body, {"X-Model-Version": version})
+
+    source = fresh(folder, ".csv")
+    write_csv(source, [(str(number), f"flight {number}") for number in range(8)])
+    with scripted(versions) as server:
+        assert run(source, server).model_versions == ("1.0", "2.0")
+
+
+def change_input(source: Path) -> None:
+    source.write_text(source.read_text() + "99,one more\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "told"),
+    [
+        (change_input, {}, "bytes was"),
+        (lambda _: None, {"name": "elsewhere"}, "server was there, is elsewhere"),
+    ],
+    ids=["another input", "another server"],
+)
+def test_results_of_another_run_are_not_gone_on_with(
+    answering: Scripted, folder: Path, change: Callable[[Path], None], settings: dict[str, Any], told: str
+) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    with pytest.raises(Killed):
+        run(source, answering, kill_after=4)
+    change(source)
+    with pytest.raises(InputError, match=told):
+        run(source, answering, **settings)
+
+
+def test_an_input_that_changes_meanwhile_is_told(folder: Path) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY[:2])
+
+    def changing(request: Request) -> Reply:
+        write_csv(source, [("0", "another"), ("1", "text")])
+        return model(request)
+
+    with scripted(changing) as server, pytest.raises(InputError, match="has changed meanwhile"):
+        run(source, server)
+    assert not (folder / "out.csv").exists()
+
+
+def test_two_runs_at_once_are_not_let(answering: Scripted, folder: Path) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    with Journal(folder / "out.csv.journal", {}), pytest.raises(InputError, match="another run"):
+        run(source, answering)
+
+
+def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    (folder / "out.csv").write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        run(source, answering)
+    assert (folder / "out.csv").read_text() == "mine"
+    run(source, answering, overwrite=True)
+    assert len(read_csv(folder / "out.csv")) == 41
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("in.txt", b"late", "none of .csv, .jsonl, .parquet"),
+        ("in.csv", b"", "no column 'text'; it has none"),
+        ("in.csv", b"id,tweet\n1,late\n", "no column 'text'; it has id, tweet. Name one by --text-column"),
+        ("in.csv", b"text,label\nlate,negative\n", "has a column 'label' already"),
+        ("in.csv", b"id,text\n1,late\n2\n", "line 3, has 1 cells where the header has 2"),
+        ("in.csv", b'text\n"late\n', "line 2, is not valid CSV"),
+        ("in.csv", b"text\nGr\xfc\xdfe\n", "is not UTF-8"),
+        ("in.jsonl", b'{"text": "late"}\n[1]\n', "line 2, is not a JSON object"),
+        ("in.jsonl", b'{"text": "late"\n', "line 1, is not a JSON object"),
+        ("in.jsonl", b'{"text": 5}\n', "'text' is not a string"),
+        ("in.jsonl", b'{"tweet": "late"}\n', "no column 'text'; it has tweet"),
+        ("in.jsonl", b'{"text": "late", "error": 1}\n', "has a column 'error' already"),
+        ("in.jsonl", b'{"text": "Gr\xfc\xdfe"}\n', "is not UTF-8"),
+        ("in.parquet", b"PAR1", "is not Parquet"),
+    ],
+    ids=str,
+)
+def test_an_input_that_would_stop_a_run_stops_it_before(
+    answering: Scripted, folder: Path, name: str, content: bytes, told: str
+) -> None:
+    source = fresh(folder, Path(name).suffix)
+    source.write_bytes(content)
+    answering.requests.clear()
+    with pytest.raises(InputError, match=told):
+        run(source, answering)
+    assert answering.requests == []
+    assert [path.name for path in folder.iterdir()] == [source.name]
+
+
+def test_a_byte_order_mark_and_a_long_cell_stay(answering: Scripted, folder: Path) -> None:
+    source = fresh(folder, ".csv")
+    source.write_bytes(b"\xef\xbb\xbftext,note\nlate," + b"n" * 300_000 + b"\n")
+    run(source, answering)
+    out = (folder / "out.csv").read_bytes()
+    assert out.startswith(b"\xef\xbb\xbftext,note,label,score,error\nlate," + b"n" * 300_000 + b",positive,")
+
+
+def test_memory_does_not_grow_with_the_file(answering: Scripted, folder: Path) -> None:
+    """No more requests are ahead of what is written down than the connections allow."""
+    source = fresh(folder, ".csv")
+    write_csv(source, [(str(number), f"flight {number}") for number in range(300)])
+    taken = 0
+
+    class Watched:
+        def __init__(self, *arguments: Any) -> None:
+            self.table = open_table(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.table, name)
+
+        def texts(self) -> Iterator[str]:
+            nonlocal taken
+            for taken, text in enumerate(self.table.texts(), start=1):  # noqa: B007
+                yield text
+
+    ahead: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, InferenceClient(answering.url, connections=2) as client:
+        patch.setattr(score_module, "open_table", Watched)
+        score(
+            source,
+            folder / "out.csv",
+            "text",
+            client,
+            "there",
+            overwrite=False,
+            progress=lambda done, _: ahead.append(taken - done),
+            say=print,
+        )
+    assert max(ahead) <= 2 * score_module.REQUESTS_AHEAD * TEXTS_PER_REQUEST

@@ -1,0 +1,160 @@
+"""Retries, timeouts and errors, against a real HTTP server."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from client.errors import ClientError, OverloadedError, RefusedError, UnexpectedAnswerError, UnreachableError
+from client.transport import Answer, Transport
+from tests.client.scripted import Answer as Script
+from tests.client.scripted import Reply, error, in_turn, scripted
+from tests.e2e.server_process import free_ports
+
+RETRIES = 3
+OVERLOADED = error(503, "ServiceUnavailableException")
+DROPPED = Reply(drop=True)
+
+
+def ask(script: Script, repeat: bool = True, **settings: float) -> tuple[Answer | ClientError, int]:
+    """What comes of one request, and how many the server saw."""
+    with scripted(script) as server:
+        transport = Transport(server.url, retries=RETRIES, **({"backoff_s": 0.001} | settings))  # type: ignore[arg-type]
+        try:
+            return transport.send("POST", "/predictions/sentiment", body={"text": "late"}, repeat=repeat), len(
+                server.requests
+            )
+        except ClientError as problem:
+            return problem, len(server.requests)
+        finally:
+            transport.close()
+
+
+@pytest.mark.parametrize("failure", [OVERLOADED, DROPPED], ids=["503", "dropped connection"])
+def test_what_may_pass_is_asked_again(failure: Reply) -> None:
+    answer, requests = ask(in_turn(failure, failure, Reply(body=b'{"label": "x"}')))
+    assert isinstance(answer, Answer), answer
+    assert (answer.value, requests) == ({"label": "x"}, 3)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [(OVERLOADED, OverloadedError), (DROPPED, UnreachableError)],
+    ids=["503", "dropped connection"],
+)
+def test_retries_end(failure: Reply, kind: type[ClientError]) -> None:
+    problem, requests = ask(lambda _: failure)
+    assert isinstance(problem, kind)
+    assert requests == RETRIES + 1
+
+
+@pytest.mark.parametrize("failure", [OVERLOADED, DROPPED], ids=["503", "dropped connection"])
+def test_what_must_not_happen_twice_is_asked_once(failure: Reply) -> None:
+    problem, requests = ask(lambda _: failure, repeat=False)
+    assert isinstance(problem, ClientError)
+    assert requests == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 413, 500, 507])
+def test_a_refusal_is_never_asked_again_and_tells_the_servers_words(status: int) -> None:
+    problem, requests = ask(lambda _: error(status, "SomeError", "Because."))
+    assert isinstance(problem, RefusedError)
+    assert (problem.status, problem.type, problem.message, requests) == (status, "SomeError", "Because.", 1)
+    assert str(problem) == "SomeError: Because."
+
+
+def test_a_refusal_without_a_body() -> None:
+    problem, _ = ask(lambda _: Reply(413, b""))
+    assert isinstance(problem, RefusedError)
+    assert (problem.status, problem.type) == (413, "Request Entity Too Large")
+
+
+@pytest.mark.parametrize("slow", [Reply(delay_s=0.6), Reply(body_delay_s=0.6)], ids=["no answer", "half an answer"])
+def test_a_read_timeout_is_never_asked_again(slow: Reply) -> None:
+    problem, requests = ask(lambda _: slow, read_timeout_s=0.2)
+    assert isinstance(problem, UnreachableError)
+    assert "timed out" in str(problem)
+    assert requests == 1
+
+
+def test_retry_after_is_waited_for() -> None:
+    started = time.monotonic()
+    answer, requests = ask(in_turn(error(503, "OverloadedError", **{"Retry-After": "1"}), Reply()))
+    assert isinstance(answer, Answer)
+    assert requests == 2
+    assert time.monotonic() - started >= 1
+
+
+def test_a_retry_after_of_minutes_is_not_waited_for_but_told() -> None:
+    problem, requests = ask(lambda _: error(503, "OverloadedError", **{"Retry-After": "600"}))
+    assert isinstance(problem, OverloadedError)
+    assert (problem.retry_after_s, requests) == (600, 1)
+
+
+def test_a_retry_after_that_is_none_is_not_heeded() -> None:
+    problem, requests = ask(lambda _: error(503, "OverloadedError", **{"Retry-After": "soon"}))
+    assert isinstance(problem, OverloadedError)
+    assert (problem.retry_after_s, requests) == (None, RETRIES + 1)
+
+
+def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", _sleeping_through(pauses, above=1))
+    ask(lambda _: OVERLOADED, backoff_s=4)
+    assert len(pauses) == RETRIES
+    for attempt, pause_s in enumerate(pauses):
+        assert 2 * 2**attempt <= pause_s <= 4 * 2**attempt
+
+
+def _sleeping_through(pauses: list[float], above: float) -> Callable[[float], None]:
+    really = time.sleep
+
+    def sleep(seconds: float) -> None:
+        if seconds > above:
+            pauses.append(seconds)
+        else:
+            really(seconds)
+
+    return sleep
+
+
+def test_nobody_there_is_told_with_the_address() -> None:
+    [port] = free_ports(1)
+    transport = Transport(f"http://127.0.0.1:{port}/", retries=1, backoff_s=0.001)
+    with pytest.raises(UnreachableError, match=rf"http://127.0.0.1:{port} does not answer: .*refused"):
+        transport.send("GET", "/ping")
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(UnreachableError, match="No scheme"):
+        Transport("localhost", retries=0).send("GET", "/ping")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Reply(body=b"<html>welcome</html>"), Reply(302, b"", {"Location": "/login"})],
+    ids=["a page", "a redirection"],
+)
+def test_an_answer_that_is_not_json_is_told(other: Reply) -> None:
+    problem, requests = ask(lambda _: other)
+    assert isinstance(problem, UnexpectedAnswerError)
+    assert requests == 1
+
+
+def test_the_token_is_sent_whatever_netrc_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    netrc = tmp_path_factory.mktemp("home") / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with scripted(lambda _: Reply()) as server:
+        transport = Transport(server.url, token="KEY")
+        transport.send("GET", "/ping")
+        transport.close()
+        assert server.requests[0].headers["Authorization"] == "Bearer KEY"
+
+
+def test_the_models_version_comes_with_the_answer() -> None:
+    answer, _ = ask(lambda _: Reply(headers={"X-Model-Version": "2.0"}))
+    assert isinstance(answer, Answer)
+    assert answer.model_version == "2.0"

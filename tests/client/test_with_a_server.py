@@ -1,0 +1,236 @@
+"""The command line against a real TorchServe."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+
+from client.inference import InferenceClient
+from client.management import ManagementClient
+from tests.e2e.server_process import Project, Server
+from tests.paths import MODEL, ROOT, TOY_TWEETS
+from training.archive import archive
+
+RAISES = b"""
+class Handler:
+    def initialize(self, context):
+        raise ValueError("no such model")
+
+    def handle(self, data, context):
+        return []
+"""
+CONNECTIONS = 8
+
+
+def sentiment(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "client", *arguments],
+        cwd=ROOT,
+        env={"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_predict(server: Server) -> None:
+    result = sentiment(server, "predict", "Thank you for the great flight! ✈", " ", "--json")
+    assert result.returncode == 4, result.stderr
+    good, blank = map(json.loads, result.stdout.splitlines())
+    assert (good["label"], good["model_version"]) == ("positive", "1.0")
+    assert good["score"] == good["scores"]["positive"] > 0.9
+    assert blank["error"].startswith("BlankTextError: The text is empty or blank.")
+
+
+def test_score(server: Server, tmp_path: Path) -> None:
+    """A long and a blank text among the toy tweets, and enough of them for several requests."""
+    with TOY_TWEETS.open(newline="", encoding="utf-8") as file:
+        tweets = list(csv.DictReader(file))
+    rows = tweets * (400 // len(tweets) + 1)
+    rows[150] = rows[150] | {"text": " "}
+    rows[250] = rows[250] | {"text": "a" * 20_001}
+    source = tmp_path / "tweets.csv"
+    with source.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = sentiment(server, "score", str(source), "--json")
+    assert result.returncode == 4, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["rows"], told["errors"], told["model_versions"]) == (len(rows), 2, ["1.0"])
+    with (tmp_path / "tweets.scored.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    assert found[150]["error"].startswith("BlankTextError: ")
+    assert found[250]["error"].startswith("TooLargeError: ")
+    with InferenceClient(server.project.inference) as client:
+        for row in found[:40]:
+            expected = client.predict(row["text"])
+            assert row["label"] == expected.label, row
+            assert float(row["score"]) == pytest.approx(expected.score, abs=1e-5), row
+
+
+def test_status(server: Server) -> None:
+    result = sentiment(server, "status")
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["inference   Healthy", "management  Healthy"]
+    assert lines[4].startswith("1.0      yes      ")
+    assert lines[4].endswith("sentiment.mar")
+    assert {line.split()[0] for line in lines[6:]} == {
+        "model",
+        "accuracy",
+        "exported",
+        "commit",
+        "command",
+        "precision",
+    }
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
+    """A server with one worker that lets archives be registered, and some in its store."""
+    folder = tmp_path_factory.mktemp("open")
+    settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
+    project = Project(folder, mar, enable_model_api="true", models=json.dumps({"sentiment": {"1.0": settings}}))
+    store = folder / "model_store"
+    archive(MODEL, folder / "sentiment-2.mar", "2.0", "int8")
+    shutil.move(folder / "sentiment-2.mar", store)
+    (store / "torn.mar").write_bytes((store / "sentiment-2.mar").read_bytes()[:100_000])
+    (store / "text.mar").write_text("no archive")
+    with zipfile.ZipFile(store / "sentiment-2.mar") as good, zipfile.ZipFile(store / "raises.mar", "w") as bad:
+        for item in good.infolist():
+            bad.writestr(item, RAISES if item.filename == "service.py" else good.read(item))
+    running = Server(project, OMP_NUM_THREADS="1")
+    try:
+        running.wait_for("Ctrl-C stops it")
+        yield running
+    finally:
+        assert running.stop() == 0
+
+
+@pytest.fixture
+def management(open_server: Server) -> Iterator[ManagementClient]:
+    with ManagementClient(open_server.project.management) as client:
+        yield client
+
+
+@dataclass
+class Load:
+    """What became of the requests that were sent meanwhile."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    versions: list[str | None] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    slowest_s: float = 0
+
+
+@contextmanager
+def under_load(server: Server) -> Iterator[Load]:
+    """Threads that send one text after the other, without retries."""
+    load, stop = Load(), threading.Event()
+
+    def send() -> None:
+        with requests.Session() as session:
+            while not stop.is_set():
+                started = time.monotonic()
+                try:
+                    reply = session.post(
+                        server.project.predictions,
+                        data=b"late again",
+                        headers={"content-type": "text/plain"},
+                        timeout=60,
+                    )
+                except requests.RequestException as error:
+                    load.errors.append(repr(error))
+                    continue
+                load.slowest_s = max(load.slowest_s, time.monotonic() - started)
+                load.statuses[reply.status_code] += 1
+                load.versions.append(reply.headers.get("X-Model-Version"))
+
+    threads = [threading.Thread(target=send) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def names(management: ManagementClient) -> list[tuple[str, bool]]:
+    return [(version.name, version.default) for version in management.versions()]
+
+
+def test_a_rollout_and_a_rollback_under_load_lose_no_request(open_server: Server, management: ManagementClient) -> None:
+    with under_load(open_server) as load:
+        time.sleep(0.5)
+        out = sentiment(open_server, "rollout", "sentiment-2.mar", "--drain", "1")
+        assert out.returncode == 0, out.stdout + out.stderr
+        assert names(management) == [("2.0", True)]
+        time.sleep(0.5)
+        back = sentiment(open_server, "rollback", "sentiment.mar", "--drain", "1")
+        assert back.returncode == 0, back.stdout + back.stderr
+        assert names(management) == [("1.0", True)]
+        time.sleep(0.5)
+    assert load.errors == []
+    assert set(load.statuses) == {200}, load.statuses
+    assert load.statuses[200] > 200
+    assert set(load.versions) == {"1.0", "2.0"}
+    assert (load.versions[0], load.versions[-1]) == ("1.0", "1.0")
+    assert "Compared: 0 of 30 labels changed, the largest difference of a score is 0.0000" in out.stdout
+    assert "Back to version 1.0: sentiment rollback sentiment.mar" in out.stdout
+    # TorchServe's `synchronous` would hold some connections up for as long as the workers load.
+    assert load.slowest_s < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("torn.mar", "may be broken"),
+        ("text.mar", "a file that is no archive counts as 1.0"),
+        ("raises.mar", "Version 2.0 does not load: its workers end."),
+        ("missing.mar", "named as they are in the server's model store"),
+    ],
+)
+def test_an_archive_that_does_not_do_leaves_the_old_version_in_place(
+    open_server: Server, management: ManagementClient, name: str, told: str
+) -> None:
+    workers = len(open_server.workers())
+    with under_load(open_server) as load:
+        result = sentiment(open_server, "rollout", name)
+    assert result.returncode == 1
+    assert told in result.stderr
+    assert "Version 1.0 is the default, as before." in result.stdout
+    assert names(management) == [("1.0", True)]
+    assert (load.errors, set(load.statuses), set(load.versions)) == ([], {200}, {"1.0"})
+    assert len(open_server.workers()) == workers
+
+
+def test_register_scale_and_roll_back_without_a_name(open_server: Server, management: ManagementClient) -> None:
+    registered = sentiment(open_server, "register", "sentiment-2.mar", "--workers", "1")
+    assert registered.returncode == 0, registered.stderr
+    assert registered.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 1 READY.\n"
+    predicted = sentiment(open_server, "predict", "--version", "2.0", "late again", "--json")
+    assert json.loads(predicted.stdout)["model_version"] == "2.0"
+    scaled = sentiment(open_server, "scale", "2", "--version", "2.0")
+    assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
+    rolled_back = sentiment(open_server, "rollback", "--drain", "0")
+    assert rolled_back.returncode == 0, rolled_back.stderr
+    assert names(management) == [("2.0", True)]
+    assert management.default().workers() == "2 READY"
