@@ -4,12 +4,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from client.errors import RefusedError, UnexpectedAnswerError
-from client.transport import BACKOFF_S, CONNECT_TIMEOUT_S, CONNECTIONS, READ_TIMEOUT_S, RETRIES, Answer, Transport
+from client.transport import (
+    BACKOFF_S,
+    CONNECT_TIMEOUT_S,
+    CONNECTIONS,
+    READ_TIMEOUT_S,
+    RETRIES,
+    Answer,
+    Client,
+    Transport,
+)
 
 URL = "http://127.0.0.1:8080"
 MODEL = "sentiment"
@@ -36,7 +44,7 @@ class Prediction:
     """Of the model that answered; None where nothing says so."""
 
 
-class InferenceClient:
+class InferenceClient(Client):
     """A model behind TorchServe's inference API. Safe to use from several threads."""
 
     def __init__(
@@ -64,26 +72,17 @@ class InferenceClient:
         self._path = f"/predictions/{quote(model, safe='')}"
         if version is not None:
             self._path += f"/{quote(version, safe='')}"
-        self._transport = Transport(
-            url,
-            token=token,
-            connections=connections,
-            connect_timeout_s=connect_timeout_s,
-            read_timeout_s=read_timeout_s,
-            retries=retries,
-            backoff_s=backoff_s,
+        super().__init__(
+            Transport(
+                url,
+                token=token,
+                connections=connections,
+                connect_timeout_s=connect_timeout_s,
+                read_timeout_s=read_timeout_s,
+                retries=retries,
+                backoff_s=backoff_s,
+            )
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._transport.close()
 
     def health(self) -> str:
         """What TorchServe says of itself: `Healthy`, or why not.

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from client.errors import NotReadyError, RefusedError, UnexpectedAnswerError
 from client.inference import MODEL
-from client.transport import Transport
+from client.transport import Client, Transport
 
 URL = "http://127.0.0.1:8081"
 READ_TIMEOUT_S = 30.0
@@ -65,25 +64,14 @@ class Version:
         return ", ".join(f"{n} {state}" for state, n in sorted(Counter(self.worker_states).items())) or "none"
 
 
-class ManagementClient:
+class ManagementClient(Client):
     """One model, as TorchServe's management API shows it. Its methods raise what `Transport.send` raises."""
 
     def __init__(self, url: str = URL, model: str = MODEL, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self._path = f"/models/{quote(model, safe='')}"
-        self._transport = Transport(url, read_timeout_s=read_timeout_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._transport.close()
+        super().__init__(Transport(url, read_timeout_s=read_timeout_s))
 
     def versions(self) -> list[Version]:
         """All versions that are registered, by number; exactly one of them is the default.

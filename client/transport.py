@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import count
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -109,6 +110,24 @@ class Transport:
                 raise problem
             time.sleep(pause_s)
         raise AssertionError("unreachable")
+
+
+class Client:
+    """What asks over a transport, and closes it at the end of a `with`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class _Bearer(AuthBase):

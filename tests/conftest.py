@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
-from tests.e2e.server_process import BATCH, Project, Server
+from tests.e2e.server_process import BATCH, Project, Server, serving
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.archive import archive
 
@@ -102,12 +102,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Serv
         load_models="sentiment.mar,batched=sentiment.mar",
         models=json.dumps(models),
     )
-    running = Server(project, OMP_NUM_THREADS="1", CLASSIFIER_MAX_BATCH_CHARACTERS="30000")
-    try:
-        running.wait_for("Ctrl-C stops it")
+    with serving(project, OMP_NUM_THREADS="1", CLASSIFIER_MAX_BATCH_CHARACTERS="30000") as running:
         yield running
-    finally:
-        assert running.stop() == 0
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import requests
 
 from client.inference import InferenceClient
 from client.management import ManagementClient
-from tests.e2e.server_process import Project, Server
+from tests.e2e.server_process import Project, Server, serving
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training.archive import archive
 
@@ -106,7 +106,7 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator
     """A server with one worker that lets archives be registered, and some in its store."""
     folder = tmp_path_factory.mktemp("open")
     settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
-    project = Project(folder, mar, enable_model_api="true", models=json.dumps({"sentiment": {"1.0": settings}}))
+    project = Project(folder, mar, models=json.dumps({"sentiment": {"1.0": settings}}))
     store = folder / "model_store"
     archive(MODEL, folder / "sentiment-2.mar", "2.0", "int8")
     shutil.move(folder / "sentiment-2.mar", store)
@@ -115,12 +115,8 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator
     with zipfile.ZipFile(store / "sentiment-2.mar") as good, zipfile.ZipFile(store / "raises.mar", "w") as bad:
         for item in good.infolist():
             bad.writestr(item, RAISES if item.filename == "service.py" else good.read(item))
-    running = Server(project, OMP_NUM_THREADS="1")
-    try:
-        running.wait_for("Ctrl-C stops it")
+    with serving(project, OMP_NUM_THREADS="1") as running:
         yield running
-    finally:
-        assert running.stop() == 0
 
 
 @pytest.fixture

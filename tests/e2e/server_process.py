@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,9 @@ import pytest
 from tests.paths import ROOT
 
 START_TIMEOUT_S = 180
+READY = "Ctrl-C stops it"
+"""The last that the server says when it is up."""
+
 BATCH = 8
 """The size of the batches of the model `batched` in the fixture `server`."""
 
@@ -123,6 +128,17 @@ class Server:
             self.lines.append(line.rstrip("\n"))
             self._arrived.put(line)
         self._arrived.put(None)
+
+
+@contextmanager
+def serving(project: Project, **environment: str) -> Iterator[Server]:
+    """A server that is ready; in the end it must stop as it should."""
+    server = Server(project, None, **environment)
+    try:
+        server.wait_for(READY)
+        yield server
+    finally:
+        assert server.stop() == 0, server.log
 
 
 def gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from handler.classifier import TextClassifier
-from tests.e2e.server_process import Project, Server
+from tests.e2e.server_process import Project, Server, serving
 
 CLIENTS = 8
 RESPONSE_TIMEOUT_S = 4
@@ -94,12 +94,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Serv
     batches = {"marName": "sentiment.mar", "batchSize": 16, "maxBatchDelay": 1, "responseTimeout": RESPONSE_TIMEOUT_S}
     sentiment = batches | {"defaultVersion": True, "minWorkers": 2, "maxWorkers": 2}
     project = Project(tmp_path_factory.mktemp("faults"), mar, models=json.dumps({"sentiment": {"1.0": sentiment}}))
-    server = Server(project)
-    try:
-        server.wait_for("Ctrl-C stops it")
+    with serving(project) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

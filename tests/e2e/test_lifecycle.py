@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, gone
+from tests.e2e.server_process import READY, Project, Server, gone
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
-READY = "Ctrl-C stops it"
 LONG_TEXT = "late again and nobody knows why " * 600
 
 

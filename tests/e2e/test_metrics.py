@@ -14,7 +14,7 @@ import yaml
 
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS
-from tests.e2e.server_process import BATCH, Project, Server
+from tests.e2e.server_process import BATCH, Project, Server, serving
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
 from tests.paths import MODEL, ROOT
@@ -58,14 +58,10 @@ def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
     """A server that nobody else asks, of version 1.0, with another version in its model store."""
-    project = Project(tmp_path_factory.mktemp("metrics"), mar, enable_model_api="true")
+    project = Project(tmp_path_factory.mktemp("metrics"), mar)
     archive(MODEL, project.folder / "model_store" / "sentiment-2.mar", "2.0", "int8")
-    running = Server(project)
-    try:
-        running.wait_for("Ctrl-C stops it")
+    with serving(project) as running:
         yield running
-    finally:
-        assert running.stop() == 0
 
 
 GOOD = ["Thank you for the great flight!", "late again qqzzy", "Which gate is flight 12?"]

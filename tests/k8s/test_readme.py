@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server
+from tests.e2e.server_process import Project, Server, serving
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
 from training.archive import archive
@@ -37,14 +37,10 @@ esac
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
     """A server as in an image with two versions."""
-    project = Project(tmp_path_factory.mktemp("pod"), mar, enable_model_api="true")
+    project = Project(tmp_path_factory.mktemp("pod"), mar)
     archive(MODEL, project.folder / "model_store" / "sentiment-2.mar", "2.0", "int8")
-    running = Server(project)
-    try:
-        running.wait_for("Ctrl-C stops it")
+    with serving(project) as running:
         yield running
-    finally:
-        assert running.stop() == 0
 
 
 @pytest.fixture
