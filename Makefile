@@ -87,12 +87,12 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@ln -s bin/python $@
 
-$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install | $(VENV)/python
+$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/serve.lock
 	$(INSTALL_CLIENT)
 	@touch $@
 
-$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install | $(VENV)/python
+$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
 	$(INSTALL_CLIENT)
 	@touch $@ $(SERVE)

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sentiment",
-        description="Ask and run a text classifier behind TorchServe. `sentiment COMMAND --help` has more.",
+        description="Ask and run a text classifier behind TorchServe.\n`sentiment COMMAND --help` has more.",
         epilog="\n".join([_EXAMPLES, _ENVIRONMENT, _EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -154,8 +154,8 @@ _SCORE_EXAMPLES = """\
   sentiment score tweets.csv
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
 
-The copy has the columns label, score and error behind the file's own. A run that
-ends too early keeps what is done in OUT.journal; the same command goes on.
+The copy has the columns label, score and error behind the file's own. A run
+that ends too early keeps what is done in OUT.journal; the same command goes on.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -174,8 +174,8 @@ _ROLLOUT_EXAMPLES = """\
   sentiment rollout sentiment-2.mar
 
 The new version is registered, warmed and compared with the old one on a sample;
-then it becomes the default, and the old one is removed when nothing waits for it.
-Whatever fails before leaves the old one as it was. No request is lost.
+then it becomes the default, and the old one is removed when nothing waits for
+it. Whatever fails before leaves the old one as it was. No request is lost.
 """
 _ROLLBACK_EXAMPLES = """\
   sentiment rollback sentiment.mar
