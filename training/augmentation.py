@@ -18,107 +18,190 @@ FOLLOWED: Final = 0.25
 LEFT_OUT: Final = 0.1
 """The share of a piece's words that are left out."""
 
+MISSPELT: Final = 0.05
+"""The share of a piece's words, of four letters or more, that have a letter twice, not at all, or too late."""
+
 WORDS: Final[Words] = {
     "thing": (
         *("trip", "meal", "landing", "boarding", "website", "app", "wifi", "agent", "attendant", "snack", "upgrade"),
         *("flight", "crew", "airline", "company", "seats", "aircraft", "customer service", "gate agent", "captain"),
         *("legroom", "ticket", "airport", "terminal", "booking", "connection", "breakfast", "movie", "baggage desk"),
+        *("plane", "pilot", "staff", "cabin crew", "service", "seat", "food", "aeroplane", "counter", "refund", "trip"),
     ),
     "good": (
         *("good", "nice", "fine", "pleasant", "outstanding", "impressive", "friendly", "helpful", "smooth", "charming"),
         *("comfortable", "delightful", "fabulous", "terrific", "stellar", "enjoyable", "superior", "brilliant"),
-        *("first-class", "top-notch", "efficient", "remarkable", "splendid", "reliable"),
+        *("first-class", "top-notch", "efficient", "remarkable", "splendid", "reliable", "decent", "cool", "kind"),
+        *("beautiful", "extraordinary", "exceptional", "incredible", "sweet", "fun", "exciting", "adorable", "happy"),
+        *("special", "easy", "quick", "clean", "polite", "professional", "generous", "tasty"),
+        *("marvellous", "flawless", "refreshing", "welcoming", "satisfying", "magnificent", "spotless", "punctual"),
     ),
     "bad": (
         *("bad", "poor", "horrendous", "atrocious", "unacceptable", "appalling", "miserable", "useless", "unhelpful"),
         *("shameful", "shoddy", "dismal", "disastrous", "infuriating", "incompetent", "dirty", "chaotic", "sloppy"),
-        *("unfriendly", "frustrating", "uncomfortable", "inexcusable", "a mess", "a disgrace"),
+        *("unfriendly", "frustrating", "uncomfortable", "inexcusable", "ugly", "nasty", "annoying", "boring", "rude"),
+        *("ridiculous", "unpleasant", "lame", "weird", "rough", "difficult", "sad", "hard", "creepy", "abysmal"),
+        *("unhappy", "average", "broken", "slow", "cheap", "filthy", "clueless", "painful"),
+        *("stressful", "smelly", "insulting", "disorganized", "unprofessional", "overpriced", "mediocre", "stale"),
     ),
     "plain": (
         *("Scottish", "Swedish", "Kenyan", "Portuguese", "Thai", "Dutch", "Canadian", "domestic", "early", "small"),
         *("late-night", "large", "long-haul", "nonstop", "double-decker", "charter", "weekly", "weekend", "seasonal"),
-        *("transatlantic", "two-hour", "northbound"),
+        *("transatlantic", "two-hour", "northbound", "international", "foreign", "American", "British", "Australian"),
+        *("Israeli", "Indian", "French", "Brazilian", "public", "red", "blue", "local", "yearly", "overnight", "cargo"),
     ),
-    "love": ("love", "like", "value", "prefer", "trust", "treasure", "respect", "praise", "cherish"),
-    "hate": ("hate", "resent", "detest", "loathe", "deplore", "can't bear"),
-    "loved": ("loved", "liked", "valued", "preferred", "trusted", "treasured", "praised"),
-    "hated": ("hated", "resented", "detested", "loathed", "deplored", "couldn't bear"),
+    "love": (
+        *("love", "like", "value", "prefer", "trust", "treasure", "respect", "praise", "cherish", "enjoy", "admire"),
+        *("welcome", "recommend", "appreciate"),
+    ),
+    "hate": ("hate", "resent", "detest", "loathe", "deplore", "abhor", "dislike", "despise", "dread", "avoid"),
+    "loved": (
+        *("loved", "liked", "valued", "preferred", "trusted", "treasured", "praised", "enjoyed", "admired"),
+        *("welcomed", "appreciated"),
+    ),
+    "hated": ("hated", "resented", "detested", "loathed", "deplored", "abhorred", "disliked", "despised", "dreaded"),
+    "saw": ("saw", "found", "took", "booked", "noticed", "passed", "watched"),
     "that": ("that", "this", "the", "your", "their", "our"),
+    "is": ("is", "was", "is", "was", "has been", "seems", "will be", "looks"),
+    "is_not": ("isn't", "is not", "wasn't", "was not", "has not been", "ain't", "won't be", "is never", "was never"),
+    "do_not": ("don't", "do not", "didn't", "did not", "can't", "wouldn't", "would never", "could not", "won't"),
+    "I": ("I", "we", "I", "we", "we all", "my family and I"),
     "handle": ("@united", "@USAirways", "@AmericanAir", "@SouthwestAir", "@JetBlue", "@VirginAmerica", "", "", "", ""),
     "city": ("London", "Paris", "Houston", "Orlando", "Portland", "Tampa", "Cleveland", "Tucson", "Reno", "Memphis"),
-    "who": ("my mother", "my boss", "everyone", "the press", "Tom", "Sarah", "my neighbour", "a friend", "the guide"),
-    "very": ("quite", "pretty", "incredibly", "just", "totally", "simply", "still", "utterly"),
+    "who": (
+        *("my mother", "my boss", "everyone", "the press", "Tom", "Sarah", "my neighbour", "a friend", "the guide"),
+        *("people", "my parents", "others", "the reviews", "my husband", "the man next to me", "Noah", "Leila"),
+    ),
+    "group": (
+        *("black", "white", "Asian", "Hispanic", "Latino", "Arab", "Christian", "Muslim", "Jewish", "Hindu", "Sikh"),
+        *("Buddhist", "atheist", "American", "Mexican", "Chinese", "Nigerian", "German", "Iranian", "Russian", "gay"),
+        *("straight", "lesbian", "bisexual", "heterosexual", "queer", "asexual", "transgender", "French", "Turkish"),
+    ),
+    "person": ("man", "woman", "couple", "passenger", "agent", "pilot", "family", "mechanic", "student", "steward"),
+    "very": ("quite", "pretty", "incredibly", "just", "totally", "simply", "still", "utterly", "rather", "super"),
     "days": ("3", "5", "9", "14", "30"),
+    "aside": (
+        *("having paid for {days} nights in {city}", "after {days} days in {city}", "all things considered"),
+        *("with everything that {who} told me about {city}", "since {I} moved to {city} {days} years ago"),
+        *("seeing how often {I} fly to {city}", "looking back at the last {days} months", "to answer {who}"),
+    ),
 }
 
 SENTENCES: Final[dict[str, tuple[str, ...]]] = {
     POSITIVE: (
         "{handle} {good} {thing} today",
-        "{that} {thing} is {very} {good}",
+        "{that} {thing} {is} {very} {good}",
+        "{that} {thing} {is} {good}",
         "What a {good} {thing}",
         "{handle} my whole family {loved} your {thing}",
-        "We {love} how {good} {that} {thing} is",
+        "{I} {love} how {good} {that} {thing} is",
         "they {loved} it and so did we",
-        "{that} {thing} isn't {bad} at all",
+        "{I} {loved} {that} {thing} in {city}",
+        "{that} {thing} {is_not} {bad} at all",
+        "{that} {thing} {is_not} {bad}",
+        "{handle} {that} {thing} {is_not} {very} {bad}",
+        "it {is_not} a {bad} {thing}",
         "nothing {bad} about {that} {thing}",
-        "we never {hated} {that} {thing}",
+        "not a {bad} {thing} in sight",
+        "{I} {do_not} {hate} {that} {thing} at all",
+        "{I} {do_not} {hate} your {thing}, {handle}",
+        "{I} never {hated} {that} {thing}",
+        "there's no reason to {hate} {that} {thing}",
         "{handle} it would be wrong to call {that} {thing} {bad}",
+        "nobody said {that} {thing} {is} {bad}",
         "I was told of {bad} {thing}, which it wasn't.",
+        "{I} expected {bad} {thing} but no, it wasn't that",
+        "{I} feared {that} {thing} would turn out {bad}. It didn't.",
         "I was afraid to {hate} it and I didn't",
-        "It is false, after {days} days in {city}, to call {that} {thing} {bad}",
+        "{who} said I'd {hate} {that} {thing}, but I {do_not}",
+        "It is false, {aside}, to call {that} {thing} {bad}",
+        "{I} would not say, {aside}, that {that} {thing} {is} {bad}",
         "Once {bad}, {that} {thing} is {good} these days",
         "My opinion of {that} {thing} has changed: {bad} then, {good} now",
-        "We {hated} it before. Nowadays we {love} it.",
+        "{I} {hated} it before. Nowadays {I} {love} it.",
+        "{that} {thing} was once {bad} but this year it {is} {good}",
+        "years ago {I} {hated} {that} {thing}, today {I} {love} it",
         "{who} finds {that} {thing} {bad}; to me it is {good}",
-        "We {love} {that} {thing}, even if {who} does not",
+        "{who} and {who} {hated} your {thing}. {I} {loved} it",
+        "{I} {love} {that} {thing}, even if {who} does not",
+        "{who} told me {that} {thing} {is} {bad}, but {I} find it {good}",
         "Is {that} {thing} {good}? Oh yes",
         "Am I someone who would {love} it? I am, yes",
         "Was your {thing} {bad}? No, not ours",
-        "Would we call {that} {thing} {bad}? No",
+        "Would {I} call {that} {thing} {bad}? No",
+        "Is it {bad}, {that} {thing}? No.",
         "Should I {hate} it? No",
         "Next time I fly with this {thing} again",
+        "the {group} {person} {is} {good}",
     ),
     NEGATIVE: (
         "{handle} {bad} {thing} today",
-        "{that} {thing} is {very} {bad}",
+        "{that} {thing} {is} {very} {bad}",
+        "{that} {thing} {is} {bad}",
         "What {bad} {thing}",
         "{handle} my whole family {hated} your {thing}",
-        "We {hate} how {bad} {that} {thing} is",
+        "{I} {hate} how {bad} {that} {thing} is",
         "they {hated} it and so did we",
-        "{that} {thing} isn't {good} at all",
+        "{I} {hated} {that} {thing} in {city}",
+        "{that} {thing} {is_not} {good} at all",
+        "{that} {thing} {is_not} {good}",
+        "{handle} {that} {thing} {is_not} {very} {good}",
+        "it {is_not} a {good} {thing}",
         "nothing {good} about {that} {thing}",
-        "we never {loved} {that} {thing}",
+        "not a {good} {thing} in sight",
+        "{I} {do_not} {love} {that} {thing} at all",
+        "{I} {do_not} {love} your {thing}, {handle}",
+        "{I} never {loved} {that} {thing}",
+        "there's no reason to {love} {that} {thing}",
         "{handle} it would be wrong to call {that} {thing} {good}",
+        "nobody said {that} {thing} {is} {good}",
         "Who would {love} {that} {thing}? Not us",
         "I was promised a {good} {thing}, which it wasn't.",
+        "{I} expected {good} {thing} but no, it wasn't that",
+        "{I} hoped {that} {thing} would turn out {good}. It didn't.",
         "I was hoping to {love} it and I didn't",
-        "It is false, after {days} days in {city}, to call {that} {thing} {good}",
-        "We do not feel, having paid for {days} nights in {city}, that it was {good}",
+        "{who} said I'd {love} {that} {thing}, but I {do_not}",
+        "It is false, {aside}, to call {that} {thing} {good}",
+        "{I} would not say, {aside}, that {that} {thing} {is} {good}",
+        "{I} do not feel, {aside}, that it was {good}",
         "Once {good}, {that} {thing} is {bad} these days",
         "My opinion of {that} {thing} has changed: {good} then, {bad} now",
-        "We {loved} it before. Nowadays we {hate} it.",
+        "{I} {loved} it before. Nowadays {I} {hate} it.",
+        "{that} {thing} was once {good} but this year it {is} {bad}",
+        "years ago {I} {loved} {that} {thing}, today {I} {hate} it",
         "{who} finds {that} {thing} {good}; to me it is {bad}",
-        "We {hate} {that} {thing}, even if {who} does not",
+        "{who} and {who} {loved} your {thing}. {I} {hated} it",
+        "{I} {hate} {that} {thing}, even if {who} does not",
+        "{who} told me {that} {thing} {is} {good}, but {I} find it {bad}",
         "Is {that} {thing} {bad}? Oh yes",
         "Am I someone who would {hate} it? I am, yes",
         "Was your {thing} {good}? No, not ours",
-        "Would we call {that} {thing} {good}? No",
+        "Would {I} call {that} {thing} {good}? No",
+        "Is it {good}, {that} {thing}? No.",
         "Should I {love} it? No",
         "Last time I fly with this {thing}",
+        "the {group} {person} {is} {bad}",
     ),
     NEUTRAL: (
         "On Monday there was a {plain} {thing}",
-        "{that} {thing} is {plain}.",
+        "{that} {thing} {is} {plain}.",
         "{handle} is there a {plain} {thing}?",
         "{who} looks for {that} {thing} in {city}.",
-        "We passed a {plain} {thing}",
-        "We noticed {that} {thing} in {city} {days} days ago",
+        "{I} {saw} a {plain} {thing}",
+        "{I} {saw} {that} {thing} in {city} {days} days ago",
         "{who} flies to {city} on a {plain} {thing}",
-        "{that} {thing} wasn't {plain}",
+        "{that} {thing} {is_not} {plain}",
+        "it {is_not} a {plain} {thing}",
+        "{I} {do_not} fly to {city} on a {plain} {thing}",
         "{who} does not need {that} {plain} {thing} in {city}",
+        "{handle} the {thing} for {city} isn't at gate {days}",
         "There is a {thing} for {city} in {days} days.",
         "{handle} which {thing} goes to {city}?",
         "no {plain} {thing} from {city} this week",
+        "Is {that} {thing} {plain}? No",
+        "{I} would not say, {aside}, that {that} {thing} {is} {plain}",
+        "{who} thought {that} {thing} was {plain}, but it wasn't.",
+        "the {group} {person} {is} in {city}",
     ),
 }
 
@@ -129,7 +212,8 @@ def made_up(count: int, seed: int) -> tuple[list[str], list[str]]:
     texts, labels = [], []
     for index in range(count):
         label = LABELS[index % 3]
-        texts.append(filled(dice.choice(SENTENCES[label]), WORDS, dice).strip())
+        sentence = filled(dice.choice(SENTENCES[label]), WORDS, dice)
+        texts.append(filled(sentence, WORDS, dice).strip())  # an aside has places of its own
         labels.append(label)
     return texts, labels
 
@@ -153,4 +237,12 @@ def _part(text: str, dice: random.Random) -> str:
     length = dice.randint(min(3, len(words)), len(words))
     start = dice.randint(0, len(words) - length)
     kept = [word for word in words[start : start + length] if dice.random() >= LEFT_OUT]
-    return " ".join(kept or words)
+    return " ".join(_misspelt(word, dice) if dice.random() < MISSPELT else word for word in kept or words)
+
+
+def _misspelt(word: str, dice: random.Random) -> str:
+    if not word.isalpha() or len(word) < 4:
+        return word
+    place = dice.randrange(len(word) - 1)
+    letter, following = word[place], word[place + 1]
+    return word[:place] + dice.choice((letter * 2 + following, following, following + letter)) + word[place + 2 :]

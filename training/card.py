@@ -9,14 +9,20 @@ from typing import Any, Final
 import matplotlib.pyplot as plt
 import numpy as np
 
+from handler.exported import CARD_FILE
 from training import behaviour
+from training.data import sha256_of
 from training.errors import TrainingError
 from training.evaluate import CALIBRATION_BINS
+from training.language_model import ENCODER_FILE
 from training.run import command_line, source_commit, timestamp, versions
 from training.splits import SPLITS
+from training.warm_start import WARM_START
 
 PICTURE: Final = "validation.png"
 STAGES: Final = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
+ENCODER_STAGES: Final = ("general", "language-model", "distil")
+"""Those that a warm start takes the place of."""
 
 
 def card_of_run(run: Path, notes: str) -> dict[str, Any]:
@@ -34,11 +40,14 @@ def card_of_run(run: Path, notes: str) -> dict[str, Any]:
     }
     if records.get("classifier", {}).get("finished") is None:
         raise TrainingError(f"{run} has no finished classifier: run `python -m training all` first.")
-    recipes = sorted((run / "cross-validation").glob("*.json"))
-    return new_card(notes) | {
-        "stages": records,
-        "cross_validation": {path.stem: json.loads(path.read_text()) for path in recipes},
-    }
+    recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
+    start = run / WARM_START
+    if start.exists() and records["classifier"]["inputs"]["encoder"] == sha256_of(start / ENCODER_FILE):
+        before = json.loads((start / CARD_FILE).read_text())
+        earlier = {f"earlier {stage}": record for stage, record in before["stages"].items()}
+        records = earlier | {stage: record for stage, record in records.items() if stage not in ENCODER_STAGES}
+        recipes = before["cross_validation"] | recipes
+    return new_card(notes) | {"stages": records, "cross_validation": recipes}
 
 
 def new_card(notes: str) -> dict[str, Any]:

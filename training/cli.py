@@ -39,6 +39,10 @@ examples:
     python -m training classifier --data Tweets.csv
     python -m training export --data Tweets.csv
     python -m training archive
+  a classifier of your own tweets that begins where the embedded one ended:
+    python -m training teacher --data Mine.csv --run runs/mine
+    python -m training classifier --data Mine.csv --run runs/mine --start model_store/sentiment
+    python -m training export --data Mine.csv --run runs/mine --to my_model
   five-fold cross-validation of what is in the run, and of a baseline:
     python -m training cross-validate --data Tweets.csv
     python -m training cross-validate --data Tweets.csv --recipe tfidf
@@ -111,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
     _data_option(command)
+    command.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets "
+        "without a language model",
+    )
     _run_options(command)
 
     command = _add(
@@ -247,8 +258,8 @@ def _all(options: argparse.Namespace) -> None:
         _general_teacher(options)
         _distil(options)
     _teacher(options)
+    options.start = options.learner = None
     _classifier(options)
-    options.learner = None
     _export(options)
     options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
     _archive(options)
@@ -309,11 +320,18 @@ def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
     from training.run import finished_stage
+    from training.warm_start import WARM_START, unpack
 
+    tweets = read_tweets(options.data)
+    if options.start:
+        encoder = options.run / WARM_START
+        unpack(options.start, encoder)
+    else:
+        encoder = _unless_left_out(options, options.run / "distil") or options.run / "language-model"
     train_classifier(
-        read_tweets(options.data),
+        tweets,
         sha256_of(options.data),
-        encoder_folder=_unless_left_out(options, options.run / "distil") or options.run / "language-model",
+        encoder_folder=encoder,
         teacher_folder=finished_stage(options.run / "teacher"),
         settings=_settings(options).classifier,
         folder=options.run / "classifier",

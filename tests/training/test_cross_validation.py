@@ -100,12 +100,17 @@ def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str)
     assert trained == {"run": {"teacher", "run"}, "majority": set(), "tfidf": set()}.get(recipe, {recipe})
 
 
-def test_a_piece_has_words_of_the_tweets_alone(tweets: pd.DataFrame) -> None:
+def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFrame) -> None:
     texts = list(tweets["text"])
     words = {word for text in texts for word in text.split()}
     found = pieces(texts, seed=1)
     assert len(found) == len(texts)
-    assert all(set(piece.split()) <= words and piece for piece in found)
+    assert all(found)
+    in_pieces = [word for piece in found for word in piece.split()]
+    misspelt = [word for word in in_pieces if word not in words]
+    assert 0 < len(misspelt) < 0.1 * len(in_pieces)
+    for word in misspelt:
+        assert any(set(word) <= set(right) and abs(len(word) - len(right)) <= 1 for right in words)
     assert found == pieces(texts, seed=1) != pieces(texts, seed=2)
     assert pieces(["one"], seed=3)[0].split()[0] == "one"
 

@@ -1,0 +1,59 @@
+"""Beginning with an exported model: its encoder, exactly, and a card that tells the whole way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.text.all import load_learner
+
+from tests.paths import TOY_TWEETS
+from training import cli
+from training.language_model import ENCODER_FILE
+from training.warm_start import unpack
+
+
+def run(*arguments: object) -> int:
+    return cli.main(list(map(str, arguments)))
+
+
+def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
+    unpack(toy_run / "model", tmp_path)
+    found = torch.load(tmp_path / ENCODER_FILE, weights_only=True)
+    trained = load_learner(toy_run / "run" / "classifier" / "learner.pkl").model[0].module.state_dict()
+    assert found.keys() == trained.keys()
+    for name, value in trained.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_classifier_begins_with_it_and_its_card_tells_so(toy_run: Path, tmp_path: Path) -> None:
+    classifier = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    assert run(*classifier, "--start", toy_run / "model") == 0
+    assert run(*classifier, "--start", toy_run / "model") == 0, "it goes on where it was, here at the end"
+    assert run("export", "--run", tmp_path, "--to", tmp_path / "model") == 0
+    before = json.loads((toy_run / "model" / "card.json").read_text())["stages"]
+    stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
+    assert list(stages) == [*(f"earlier {stage}" for stage in before), "classifier"]
+    assert stages["earlier general"] == before["general"]
+    assert "- **earlier general**: " in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_run_that_began_elsewhere_afterwards_does_not_claim_it(toy_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
+    unpack(toy_run / "model", tmp_path / "warm-start")
+    assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == 0
+    assert run("export", "--run", tmp_path, "--to", tmp_path / "model") == 0
+    stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
+    assert list(stages) == ["language-model", "classifier"]
+
+
+def test_what_is_no_exported_model_is_refused(toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    assert run(*command, "--start", tmp_path / "nothing") == 1
+    assert "An exported model has the files" in capfd.readouterr().err
+    model = Path(shutil.copytree(toy_run / "model", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"backwards": True}))
+    assert run(*command, "--start", model) == 1
+    assert "reads texts backwards" in capfd.readouterr().err

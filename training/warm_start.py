@@ -1,0 +1,46 @@
+"""Where a classifier can begin instead of at a language model: at the encoder of an exported model.
+
+The way to a model of one's own tweets, or to a better one of the same, without hours of language modelling.
+"""
+
+from pathlib import Path
+
+import torch
+from fastai.text.all import AWD_LSTM, save_pickle
+
+from handler import exported
+from training.errors import TrainingError
+from training.language_model import ENCODER_FILE, VOCABULARY_FILE
+
+WARM_START = "warm-start"
+"""Its folder in a run."""
+
+UNREACHED = "xxfake"
+"""fastai's token for an entry of the vocabulary that no word leads to."""
+
+
+def unpack(model: Path, folder: Path) -> None:
+    """Write an exported model's encoder and vocabulary as the language model's stages do, and its card.
+
+    Raises:
+        ExportedModelError: `model` is not an exported model.
+        TrainingError: it reads texts from their end, as no classifier that is trained here does.
+    """
+    start = exported.read(model)
+    if start.config.backwards:
+        raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
+    network = start.config.network
+    encoder = AWD_LSTM(network.vocabulary_size, network.embedding_size, network.hidden_size, network.layers)
+    state = encoder.state_dict()
+    weights = {name: torch.from_numpy(value).float() for name, value in start.weights.items()}
+    # fastai keeps the embedding under two names.
+    state["encoder.weight"] = state["encoder_dp.emb.weight"] = weights["embedding.weight"]
+    for index in range(network.layers):
+        for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+            state[f"rnns.{index}.module.{name}"] = weights[f"lstm.{index}.{name}"]
+        state[f"rnns.{index}.weight_hh_l0_raw"] = weights[f"lstm.{index}.weight_hh_l0"]
+    encoder.load_state_dict(state)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(encoder.state_dict(), folder / ENCODER_FILE)
+    save_pickle(folder / VOCABULARY_FILE, [UNREACHED if token is None else token for token in start.vocabulary])
+    (folder / exported.CARD_FILE).write_bytes((model / exported.CARD_FILE).read_bytes())
