@@ -40,10 +40,11 @@ exit codes:
 """
 
 _ENVIRONMENT = """\
-environment variables, each in its flag's place:
+environment variables, the first three each in its flag's place:
   SENTIMENT_URL, SENTIMENT_MANAGEMENT_URL, SENTIMENT_MODEL
-  SENTIMENT_TOKEN  sent as `Authorization: Bearer` with predictions; has no
-                   flag, as arguments are seen by everybody on the machine
+  SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN
+                   sent as `Authorization: Bearer` to either address; without
+                   a flag, as everybody on the machine sees arguments
   NO_COLOR         no colours
 """
 
@@ -334,14 +335,14 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _inference(options, None) as asked, ManagementClient(options.management_url, options.model) as managed:
+    with _inference(options, None) as asked, _management(options) as managed:
         found = status(asked, managed)
     print(json.dumps(found.to_json()) if options.json else found)
     return OK if found.reachable else UNREACHABLE
 
 
 def _scale(options: argparse.Namespace) -> int:
-    with ManagementClient(options.management_url, options.model) as client:
+    with _management(options) as client:
         version = options.version or client.default().name
         client.scale(options.workers, version)
         _tell_version(client, version, options.json)
@@ -349,7 +350,7 @@ def _scale(options: argparse.Namespace) -> int:
 
 
 def _register(options: argparse.Namespace) -> int:
-    with ManagementClient(options.management_url, options.model) as client:
+    with _management(options) as client:
         settings = client.default().settings
         version = client.register(options.archive, replace(settings, workers=options.workers or settings.workers))
         client.wait_until_ready(version)
@@ -388,7 +389,7 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
     # Whoever ends this program lets it put things back first.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with ManagementClient(options.management_url, options.model) as client:
+        with _management(options) as client:
             outcome = switched(Switch(client, partial(_inference, options), sample, options.drain, say))
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -403,6 +404,11 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
 def _inference(options: argparse.Namespace, version: str | None, connections: int = CONNECTIONS) -> InferenceClient:
     token = os.environ.get("SENTIMENT_TOKEN")
     return InferenceClient(options.url, options.model, version, token=token, connections=connections)
+
+
+def _management(options: argparse.Namespace) -> ManagementClient:
+    token = os.environ.get("SENTIMENT_MANAGEMENT_TOKEN")
+    return ManagementClient(options.management_url, options.model, token=token)
 
 
 def _say(line: str) -> None:

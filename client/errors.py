@@ -3,6 +3,7 @@
 ClientError
 ├── UnreachableError       no connection, a dropped one, no answer in time
 ├── OverloadedError        503, still after all retries
+├── NotAuthorizedError     the server wants a token, or another one
 ├── RefusedError           any other 4xx or 5xx
 ├── UnexpectedAnswerError  an answer, but not the JSON that was expected
 ├── NotReadyError          a version's workers end while they load, or take too long
@@ -24,6 +25,10 @@ class OverloadedError(ClientError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         """What the server's header `Retry-After` asks for; None without one."""
+
+
+class NotAuthorizedError(ClientError):
+    pass
 
 
 class RefusedError(ClientError):

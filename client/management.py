@@ -67,11 +67,18 @@ class Version:
 class ManagementClient(Client):
     """One model, as TorchServe's management API shows it. Its methods raise what `Transport.send` raises."""
 
-    def __init__(self, url: str = URL, model: str = MODEL, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str = URL,
+        model: str = MODEL,
+        *,
+        token: str | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self._path = f"/models/{quote(model, safe='')}"
-        super().__init__(Transport(url, read_timeout_s=read_timeout_s))
+        super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s))
 
     def versions(self) -> list[Version]:
         """All versions that are registered, by number; exactly one of them is the default.

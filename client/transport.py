@@ -15,7 +15,14 @@ from requests.auth import AuthBase
 from urllib3.exceptions import InvalidHeader, ReadTimeoutError
 from urllib3.util import Retry
 
-from client.errors import ClientError, OverloadedError, RefusedError, UnexpectedAnswerError, UnreachableError
+from client.errors import (
+    ClientError,
+    NotAuthorizedError,
+    OverloadedError,
+    RefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
 
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
@@ -28,6 +35,8 @@ LONGEST_PAUSE_S = 30.0
 """A server that asks for a longer pause (`Retry-After`) is not waited for."""
 
 VERSION_HEADER = "X-Model-Version"
+INVALID_KEY = "InvalidKeyException"
+"""What TorchServe, with status 400, calls a token that is missing, wrong or expired."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ class Transport:
             repeat: False for a request that must not happen twice.
 
         Raises:
-            UnreachableError, OverloadedError, RefusedError, UnexpectedAnswerError: see `client.errors`.
+            UnreachableError, OverloadedError, NotAuthorizedError, RefusedError, UnexpectedAnswerError: see
+                `client.errors`.
         """
         for attempt in count():
             problem: ClientError
@@ -161,7 +171,10 @@ def _reason(error: requests.RequestException) -> str:
 
 def _answer(response: requests.Response) -> Answer:
     if response.status_code >= HTTPStatus.BAD_REQUEST:
-        raise _refusal(response)
+        refusal = _refusal(response)
+        if refusal.type == INVALID_KEY or refusal.status == HTTPStatus.UNAUTHORIZED:
+            raise NotAuthorizedError(f"{response.url} wants another token: {refusal}")
+        raise refusal
     try:
         value = response.json()
     except ValueError:

@@ -18,6 +18,9 @@ from handler.metrics import Metrics
 
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
+RETRY_AFTER_S = 1
+"""What a request is told that came with too much text at once; a worker is done with the longest batch after 3 s, most
+are done within milliseconds."""
 
 
 class TextClassifierHandler:
@@ -61,6 +64,8 @@ class TextClassifierHandler:
             context.set_response_header(index, VERSION_HEADER, self._version)
             if status is not HTTPStatus.OK:
                 context.set_response_status(code=status.value, phrase=status.phrase, idx=index)
+            if status is HTTPStatus.SERVICE_UNAVAILABLE:
+                context.set_response_header(index, "Retry-After", str(RETRY_AFTER_S))
             bodies.append(body)
         return bodies
 

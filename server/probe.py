@@ -4,15 +4,11 @@ TorchServe's `/ping` answers while a model still loads, and its management API i
 """
 
 import argparse
-import json
 import sys
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 
-from server.properties import Address, ConfigurationError, Properties
-
-TIMEOUT_S = 3
+from server import api
+from server.properties import ConfigurationError, Properties
 
 
 class NotReadyError(Exception):
@@ -29,7 +25,7 @@ def main() -> int:
     try:
         properties = Properties.read(options.config)
         {"ready": ready, "live": live}[options.question](properties)
-    except (ConfigurationError, NotReadyError, OSError, HTTPException, ValueError) as problem:
+    except (ConfigurationError, NotReadyError, *api.ERRORS) as problem:
         print(f"not {options.question}: {problem or type(problem).__name__}", file=sys.stderr)
         return 1
     return 0
@@ -39,33 +35,23 @@ def ready(properties: Properties) -> None:
     """
     Raises:
         NotReadyError: a model has no worker that answers, or there is no model.
-        OSError, HTTPException, ValueError: the management API does not answer as it should.
+        server.api.ERRORS: the management API does not answer as it should.
     """
-    models = [model["modelName"] for model in _get(properties.management, "/models")["models"]]
-    if not models:
+    versions = api.versions(properties)
+    if not versions:
         raise NotReadyError("no model is registered")
-    for name in models:
-        for version in _get(properties.management, f"/models/{name}/all"):
-            states = [worker["status"] for worker in version["workers"]]
-            if "READY" not in states:
-                raise NotReadyError(f"{name} {version['modelVersion']} has the workers {states}")
+    for version in versions:
+        states = [worker["status"] for worker in version["workers"]]
+        if "READY" not in states:
+            raise NotReadyError(f"{version['modelName']} {version['modelVersion']} has the workers {states}")
 
 
 def live(properties: Properties) -> None:
     """
     Raises:
-        OSError, HTTPException, ValueError: TorchServe does not answer.
+        server.api.ERRORS: TorchServe does not answer, or says that it is not healthy.
     """
-    _get(properties.inference, "/ping")
-
-
-def _get(address: Address, path: str) -> Any:
-    connection = HTTPConnection("127.0.0.1", address.port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        return json.load(connection.getresponse())
-    finally:
-        connection.close()
+    api.get(properties, "inference", "/ping")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,14 @@ class Address:
     host: str
     port: int
 
+    @property
+    def reachable_host(self) -> str:
+        """For a client on this machine."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+
     def url(self) -> str:
         """For a client on this machine."""
-        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::', '') else self.host}:{self.port}"
+        return f"http://{self.reachable_host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,16 @@ class Properties:
     @property
     def model_store(self) -> Path:
         return self.path.parent / self.values.get("model_store", "model_store")
+
+    @property
+    def token_authorization(self) -> bool:
+        """Whether TorchServe wants tokens, which it does unless it is told not to."""
+        return self.values.get("disable_token_authorization", "false").lower() != "true"
+
+    @property
+    def key_file(self) -> Path:
+        """Where TorchServe writes its tokens' keys: its working folder."""
+        return self.path.parent / "key_file.json"
 
     @property
     def jvm_arguments(self) -> list[str]:

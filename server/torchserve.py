@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import requests
 
+from server import api
 from server.properties import Address, ConfigurationError, Properties
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
@@ -55,6 +55,8 @@ class TorchServe:
                 raise ConfigurationError(f"No file at {archive}; `make archive` builds it.")
         for address in properties.addresses:
             _check_free(address, properties.path)
+        if properties.token_authorization:
+            _check_writable(properties.key_file)
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         self._workspace = tempfile.TemporaryDirectory(prefix="torchserve-")
@@ -136,6 +138,8 @@ class TorchServe:
                 _reap(self.pid)
             time.sleep(POLL_S)
         self._workspace.cleanup()
+        if self._properties.token_authorization:
+            self._properties.key_file.unlink(missing_ok=True)
 
     def _command(self, java: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
@@ -152,18 +156,13 @@ class TorchServe:
             *("-s", str(self._properties.model_store)),
             # Without snapshots, every start serves what the configuration says.
             "-ncs",
-            "--disable-token-auth",
         ]
 
     def _models(self) -> list[dict[str, Any]] | None:
         """All versions of all models, described; None while the management API does not answer."""
-        base = self._properties.management.url()
         try:
-            names = [model["modelName"] for model in requests.get(f"{base}/models", timeout=2).json()["models"]]
-            return [
-                version for name in names for version in requests.get(f"{base}/models/{name}/all", timeout=2).json()
-            ]
-        except (requests.RequestException, ValueError, KeyError):
+            return api.versions(self._properties)
+        except api.ERRORS:
             return None
 
     def _work_done(self) -> tuple[float, ...] | None:
@@ -231,6 +230,16 @@ def _check_free(address: Address, path: Path) -> None:
                 f"Cannot listen on {address.host}:{address.port} ({address.setting} in {path.name}): {error.strerror}. "
                 f"Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."
             ) from error
+
+
+def _check_writable(key_file: Path) -> None:
+    try:
+        key_file.open("ab").close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot write {key_file}, where TorchServe puts its tokens: {error.strerror}. Put the configuration into "
+            f"a folder that can be written, or set disable_token_authorization=true in it."
+        ) from error
 
 
 def _group_exists(group: int) -> bool:

@@ -23,7 +23,13 @@ COMMANDS = ["predict", "score", "status", "scale", "register", "rollout", "rollb
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SENTIMENT_URL", "SENTIMENT_MANAGEMENT_URL", "SENTIMENT_MODEL", "SENTIMENT_TOKEN"):
+    for name in (
+        "SENTIMENT_URL",
+        "SENTIMENT_MANAGEMENT_URL",
+        "SENTIMENT_MODEL",
+        "SENTIMENT_TOKEN",
+        "SENTIMENT_MANAGEMENT_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(random, "uniform", lambda *_: 0)  # no pauses before retries
 

@@ -5,7 +5,15 @@ from collections.abc import Callable
 
 import pytest
 
-from client.errors import ClientError, OverloadedError, RefusedError, UnexpectedAnswerError, UnreachableError
+from client.errors import (
+    ClientError,
+    NotAuthorizedError,
+    OverloadedError,
+    RefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from client.inference import InferenceClient
 from client.transport import Answer, Transport
 from tests.client.scripted import Answer as Script
 from tests.client.scripted import Reply, error, in_turn, scripted
@@ -55,12 +63,20 @@ def test_what_must_not_happen_twice_is_asked_once(failure: Reply) -> None:
     assert requests == 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 405, 413, 500, 507])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 500, 507])
 def test_a_refusal_is_never_asked_again_and_tells_the_servers_words(status: int) -> None:
     problem, requests = ask(lambda _: error(status, "SomeError", "Because."))
     assert isinstance(problem, RefusedError)
     assert (problem.status, problem.type, problem.message, requests) == (status, "SomeError", "Because.", 1)
     assert str(problem) == "SomeError: Because."
+
+
+@pytest.mark.parametrize("failure", [error(400, "InvalidKeyException"), error(401, "Unauthorized")])
+def test_a_wrong_token_is_an_error_of_its_own(failure: Reply) -> None:
+    """Or `score` would take TorchServe's 400 for the fault of a text, and of every text."""
+    with scripted(lambda _request: failure) as server, pytest.raises(NotAuthorizedError, match="another token"):
+        InferenceClient(server.url).predict_each(["one", "two"])
+    assert len(server.requests) == 1
 
 
 def test_a_refusal_without_a_body() -> None:

@@ -233,6 +233,7 @@ def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Serv
     assert {reply.status_code for reply in replies[2:]} == {200}
     [refused] = [reply for reply in replies if reply.status_code == 503]
     assert refused.json()["type"] == "OverloadedError"
+    assert refused.headers["Retry-After"] == "1"
 
 
 def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:

@@ -4,13 +4,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 import requests
 
-from server import probe
+from server import api, probe
 from server.properties import Properties
 from tests.e2e.server_process import Project, Server
 from tests.paths import ROOT
@@ -22,7 +21,7 @@ RECOVERY_TIMEOUT_S = 60
 def yes(question: Callable[[Properties], None], properties: Properties) -> bool:
     try:
         question(properties)
-    except (probe.NotReadyError, OSError, HTTPException, ValueError):
+    except (probe.NotReadyError, *api.ERRORS):
         return False
     return True
 
