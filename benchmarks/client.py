@@ -10,7 +10,7 @@ import selectors
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -56,6 +56,7 @@ def load(
     seconds: float = math.inf,
     rate: float | None = None,
     limit: int | None = None,
+    check: Callable[[bytes, bytes], None] | None = None,
 ) -> Load:
     """Send requests for a time, and wait for the last replies.
 
@@ -65,6 +66,7 @@ def load(
         rate: requests a second, evenly, all that are due in `seconds`, however long that takes; None: each connection
             sends as soon as it has its reply.
         limit: so many requests at most.
+        check: called with each request and its reply's body.
 
     Raises:
         ConnectionError: the server cannot be reached, or ends a connection before it has replied.
@@ -105,6 +107,8 @@ def load(
                     last = time.perf_counter()
                     latencies.append(last - connection.due)
                     statuses[status] += 1
+                    if check:
+                        check(connection.request, connection.body)
                     idle.append(connection)
     finally:
         for connection in opened:
@@ -120,6 +124,7 @@ class _Connection:
         self._address, self._selector = address, selector
         self._open()
         self.due = 0.0
+        self.request = self.body = b""
         self._received = b""
         self._under_way = False
 
@@ -127,6 +132,7 @@ class _Connection:
         if self._socket.fileno() < 0:
             self._open()
         self.due = due
+        self.request = request
         self._received = b""
         self._under_way = True
         self._socket.sendall(request)
@@ -147,6 +153,7 @@ class _Connection:
         if len(body) < int(fields[b"content-length"]):
             return 0
         self._under_way = False
+        self.body = body
         if fields.get(b"connection") == b"close":
             self.close()
         return int(head.split(b" ", 2)[1])

@@ -1,11 +1,13 @@
 """`python -m server`: TorchServe in the foreground, until Ctrl-C or SIGTERM."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from server.properties import ConfigurationError, Properties
 from server.torchserve import StartError, TorchServe
@@ -38,7 +40,7 @@ def main() -> int:
     try:
         return serve(Properties.read(options.config.resolve()), options.drain_timeout, stop, force)
     except (ConfigurationError, StartError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 1
 
 
@@ -48,19 +50,25 @@ def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event,
     try:
         if not server.wait_until_ready(stop):
             return 0
-        print(welcome(properties), flush=True)
+        say(welcome(properties))
         while server.running and not stop.wait(1):
             pass
         if not server.running:
-            print("error: TorchServe ended by itself; see its output above.", file=sys.stderr)
+            say("error: TorchServe ended by itself; see its output above.", sys.stderr)
             return 1
-        print("Stopping: answering what is in flight (again to stop at once) ...", flush=True)
+        say("Stopping: answering what is in flight (again to stop at once) ...")
         if not server.drain(drain_timeout_s, force):
-            print("Some requests were not answered.", file=sys.stderr)
+            say("Some requests were not answered.", sys.stderr)
         return 0
     finally:
         server.stop()
-        print("Stopped.", flush=True)
+        say("Stopped.")
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Write a line, if it can be written: a full disk for logs, or nobody there to read them, ends no server."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream, flush=True)
 
 
 def environment() -> dict[str, str]:

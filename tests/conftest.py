@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
+from tests.e2e.report import LONG, Report
 from tests.e2e.server_process import BATCH, Project, Server, serving
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.archive import archive
@@ -104,6 +105,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Serv
     )
     with serving(project, OMP_NUM_THREADS="1", CLASSIFIER_MAX_BATCH_CHARACTERS="30000") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def report() -> Iterator[Report]:
+    """What the fault tests saw."""
+    seen = Report()
+    yield seen
+    if LONG:
+        seen.write()
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,19 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import requests
 
 from client.inference import InferenceClient
 from client.management import ManagementClient
+from handler.classifier import TextClassifier
+from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, serving
+from tests.e2e.traffic import TEXTS, Traffic, labels_of
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training.archive import archive
 
@@ -31,7 +29,6 @@ class Handler:
     def handle(self, data, context):
         return []
 """
-CONNECTIONS = 8
 
 
 def sentiment(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -125,97 +122,70 @@ def management(open_server: Server) -> Iterator[ManagementClient]:
         yield client
 
 
-@dataclass
-class Load:
-    """What became of the requests that were sent meanwhile."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    versions: list[str | None] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    slowest_s: float = 0
-
-
-@contextmanager
-def under_load(server: Server) -> Iterator[Load]:
-    """Threads that send one text after the other, without retries."""
-    load, stop = Load(), threading.Event()
-
-    def send() -> None:
-        with requests.Session() as session:
-            while not stop.is_set():
-                started = time.monotonic()
-                try:
-                    reply = session.post(
-                        server.project.predictions,
-                        data=b"late again",
-                        headers={"content-type": "text/plain"},
-                        timeout=60,
-                    )
-                except requests.RequestException as error:
-                    load.errors.append(repr(error))
-                    continue
-                load.slowest_s = max(load.slowest_s, time.monotonic() - started)
-                load.statuses[reply.status_code] += 1
-                load.versions.append(reply.headers.get("X-Model-Version"))
-
-    threads = [threading.Thread(target=send) for _ in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(60)
-
-
 def names(management: ManagementClient) -> list[tuple[str, bool]]:
     return [(version.name, version.default) for version in management.versions()]
 
 
-def test_a_rollout_and_a_rollback_under_load_lose_no_request(open_server: Server, management: ManagementClient) -> None:
-    with under_load(open_server) as load:
-        time.sleep(0.5)
+@pytest.fixture
+def traffic(open_server: Server, served: TextClassifier) -> Traffic:
+    return Traffic(open_server.project.predictions, labels_of(TEXTS, served))
+
+
+def versions(traffic: Traffic) -> list[str | None]:
+    return [outcome.version for outcome in traffic.outcomes]
+
+
+def test_a_rollout_and_a_rollback_under_load_lose_no_request(
+    open_server: Server, management: ManagementClient, traffic: Traffic, report: Report
+) -> None:
+    with traffic.going():
+        traffic.wait_for_answers(100)
         out = sentiment(open_server, "rollout", "sentiment-2.mar", "--drain", "1")
         assert out.returncode == 0, out.stdout + out.stderr
         assert names(management) == [("2.0", True)]
-        time.sleep(0.5)
+        traffic.wait_for_answers(100)
         back = sentiment(open_server, "rollback", "sentiment.mar", "--drain", "1")
         assert back.returncode == 0, back.stdout + back.stderr
         assert names(management) == [("1.0", True)]
-        time.sleep(0.5)
-    assert load.errors == []
-    assert set(load.statuses) == {200}, load.statuses
-    assert load.statuses[200] > 200
-    assert set(load.versions) == {"1.0", "2.0"}
-    assert (load.versions[0], load.versions[-1]) == ("1.0", "1.0")
+        traffic.wait_for_answers(100)
+    assert traffic.refusals() == {}
+    assert set(versions(traffic)) == {"1.0", "2.0"}
+    assert (versions(traffic)[0], versions(traffic)[-1]) == ("1.0", "1.0")
     assert "Compared: 0 of 30 labels changed, the largest difference of a score is 0.0000" in out.stdout
     assert "Back to version 1.0: sentiment rollback sentiment.mar" in out.stdout
-    # TorchServe's `synchronous` would hold some connections up for as long as the workers load.
-    assert load.slowest_s < 2
+    by_version = " and ".join(f"{count:,} by {name}" for name, count in Counter(versions(traffic)).items())
+    report.traffic("`sentiment rollout` to 2.0 and `rollback` to 1.0", traffic, by_version)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "wrong", "told"),
     [
-        ("torn.mar", "may be broken"),
-        ("text.mar", "a file that is no archive counts as 1.0"),
-        ("raises.mar", "Version 2.0 does not load: its workers end."),
-        ("missing.mar", "named as they are in the server's model store"),
+        ("torn.mar", "is cut short", "may be broken"),
+        ("text.mar", "is a text file", "a file that is no archive counts as 1.0"),
+        ("raises.mar", "has a handler that fails", "Version 2.0 does not load: its workers end."),
+        ("missing.mar", "is not there", "named as they are in the server's model store"),
     ],
 )
 def test_an_archive_that_does_not_do_leaves_the_old_version_in_place(
-    open_server: Server, management: ManagementClient, name: str, told: str
+    open_server: Server,
+    management: ManagementClient,
+    traffic: Traffic,
+    report: Report,
+    name: str,
+    wrong: str,
+    told: str,
 ) -> None:
     workers = len(open_server.workers())
-    with under_load(open_server) as load:
+    with traffic.going():
+        traffic.wait_for_answers(50)
         result = sentiment(open_server, "rollout", name)
     assert result.returncode == 1
     assert told in result.stderr
     assert "Version 1.0 is the default, as before." in result.stdout
     assert names(management) == [("1.0", True)]
-    assert (load.errors, set(load.statuses), set(load.versions)) == ([], {200}, {"1.0"})
+    assert (traffic.refusals(), set(versions(traffic))) == ({}, {"1.0"})
     assert len(open_server.workers()) == workers
+    report.traffic(f"`sentiment rollout` of an archive that {wrong}", traffic)
 
 
 def test_register_scale_and_roll_back_without_a_name(open_server: Server, management: ManagementClient) -> None:

@@ -1,5 +1,6 @@
 """A real TorchServe, started the way a user starts it, on ports of its own."""
 
+import contextlib
 import os
 import queue
 import shutil
@@ -10,8 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -68,7 +69,13 @@ class Project:
 class Server:
     """A running server; its output is kept, and shown when it does not come up."""
 
-    def __init__(self, project: Project, command: list[str] | None = None, **environment: str) -> None:
+    def __init__(
+        self, project: Project, command: list[str] | None = None, output: TextIO | None = None, **environment: str
+    ) -> None:
+        """
+        Args:
+            output: where it writes; by default what it writes is kept.
+        """
         self.project = project
         self.lines: list[str] = []
         self._arrived: queue.Queue[str | None] = queue.Queue()
@@ -76,7 +83,7 @@ class Server:
             command or [sys.executable, "-m", "server", "--config", str(project.config)],
             cwd=ROOT,
             env=os.environ | environment,
-            stdout=subprocess.PIPE,
+            stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -107,7 +114,12 @@ class Server:
         return [own, *own.children(recursive=True)]
 
     def workers(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if "model_service_worker" in " ".join(process.cmdline())]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone since, or waiting to be
+                if "model_service_worker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and wait for its end; returns its exit code."""
@@ -123,17 +135,16 @@ class Server:
         return code
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self.lines.append(line.rstrip("\n"))
             self._arrived.put(line)
         self._arrived.put(None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(project: Project, **environment: str) -> Iterator[Server]:
     """A server that is ready; in the end it must stop as it should."""
-    server = Server(project, None, **environment)
+    server = Server(project, None, None, **environment)
     try:
         server.wait_for(READY)
         yield server

@@ -1,0 +1,126 @@
+"""Clients that ask and ask, and account for every request: each got the right answer, or an error that is kept."""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import requests
+
+from handler.classifier import TextClassifier
+
+TEXTS = ("Thank you for the great flight!", "Two hours late, no word from anyone", "Which gate is flight 12?")
+CLIENTS = 8
+PATIENCE_S = 120
+TEXT = {"content-type": "text/plain"}
+
+NO_CONNECTION = 0
+"""In the place of a status."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    what: str
+    """The label, or the error's type."""
+
+    version: str | None
+    """Of the model that answered."""
+
+    seconds: float
+    """From when the request was due."""
+
+
+def labels_of(texts: tuple[str, ...], classifier: TextClassifier) -> dict[str, str]:
+    """What is right."""
+    rows = classifier.predict(list(texts))
+    return {text: classifier.labels[int(row.argmax())] for text, row in zip(texts, rows, strict=True)}
+
+
+class Traffic:
+    """Each client asks one thing after the other; with a rate, each when the next request is due."""
+
+    def __init__(self, url: str, labels: Mapping[str, str], clients: int = CLIENTS, rate: float | None = None) -> None:
+        """
+        Args:
+            labels: the texts to send, and the right label of each.
+            rate: requests a second by all clients together. Where there are too few clients for it, requests are late,
+                and what they are late by counts as time that they waited.
+        """
+        self._url = url
+        self._labels = labels
+        self._clients = clients
+        self._rate = rate
+        self._stop = threading.Event()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self.sent = 0
+        self.outcomes: list[Outcome] = []
+        self.wrong: list[str] = []
+
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        self._started = time.monotonic()
+        with ThreadPoolExecutor(self._clients) as pool:
+            clients = [pool.submit(self._ask) for _ in range(self._clients)]
+            try:
+                yield
+            finally:
+                self._stop.set()
+            for client in clients:
+                client.result()
+        self.seconds = time.monotonic() - self._started
+        assert len(self.outcomes) == self.sent, "every request is accounted for"
+        assert self.wrong == []
+
+    def wait_for_answers(self, count: int) -> None:
+        """So many more right answers."""
+        start = len(self.right())
+        wait_until(lambda: len(self.right()) >= start + count, "answers")
+
+    def right(self) -> list[Outcome]:
+        return [outcome for outcome in list(self.outcomes) if outcome.status == 200]
+
+    def refusals(self) -> Counter[tuple[int, str]]:
+        """Every outcome but the right ones."""
+        return Counter((outcome.status, outcome.what) for outcome in list(self.outcomes) if outcome.status != 200)
+
+    def slowest_s(self) -> float:
+        return max(outcome.seconds for outcome in self.outcomes)
+
+    def _ask(self) -> None:
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                number = next(self._numbers)
+                due = time.monotonic()
+                if self._rate:
+                    due = self._started + number / self._rate
+                    if self._stop.wait(max(due - time.monotonic(), 0)):
+                        return
+                text = list(self._labels)[number % len(self._labels)]
+                with self._lock:
+                    self.sent += 1
+                outcome = self._outcome(session, text, due)
+                with self._lock:
+                    self.outcomes.append(outcome)
+                    if outcome.status == 200 and outcome.what != self._labels[text]:
+                        self.wrong.append(f"{text[:80]}: {outcome}")
+
+    def _outcome(self, session: requests.Session, text: str, due: float) -> Outcome:
+        try:
+            reply = session.post(self._url, data=text.encode(), headers=TEXT, timeout=PATIENCE_S)
+        except requests.ConnectionError as error:
+            return Outcome(NO_CONNECTION, type(error).__name__, None, time.monotonic() - due)
+        what = reply.json()["label" if reply.ok else "type"]
+        return Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
+
+
+def wait_until(holds: Callable[[], object], what: str, patience_s: float = 60) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
