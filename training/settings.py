@@ -95,7 +95,7 @@ class ClassifierSettings:
     learning_rate: float = 2e-3
     decay_per_group: float = 2.6
     weight_decay: float = 0.05
-    drop_mult: float = 0.5
+    drop_mult: float = 0.3
     label_weight: float = 0.6
     """The label's share in a tweet's target; the rest is the teacher's answer."""
 
@@ -105,10 +105,10 @@ class ClassifierSettings:
     use_confidence: int = 1
     """1: the label's share is multiplied by `airline_sentiment_confidence`, how far its annotators agreed."""
 
-    pieces: int = 1
+    pieces: int = 6
     """How many pieces of each tweet are trained on with it, if there is a teacher to label them."""
 
-    made_up_texts: int = 3_000
+    made_up_texts: int = 15_000
     """How many texts of `training.augmentation` are trained on with the tweets."""
 
     batch_size: int = 64
