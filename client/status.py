@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.errors import ClientError
+from client.errors import ClientError, NotAuthorizedError
 from client.inference import InferenceClient
 from client.management import ManagementClient, Version
 from client.terminal import WIDTH, cut, one_line, table
@@ -61,11 +61,17 @@ class Status:
 
 
 def status(inference: InferenceClient, management: ManagementClient) -> Status:
-    """What can be found out; an address that does not answer is part of it, no error."""
+    """What can be found out; an address that does not answer is part of it, no error.
+
+    Raises:
+        NotAuthorizedError: an address wants a token, or another one.
+    """
     versions: list[Version] = []
     card: Mapping[str, Any] = {}
     try:
         health = inference.health()
+    except NotAuthorizedError:
+        raise
     except ClientError as error:
         health = str(error)
     try:
@@ -73,6 +79,8 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
         seen = "Healthy"
         if any(version.default and "READY" in version.worker_states for version in versions):
             card = management.card()
+    except NotAuthorizedError:
+        raise
     except ClientError as error:
         seen = str(error)
     return Status(health, seen, tuple(versions), card)

@@ -60,7 +60,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
         rows: for each request its fields and its HTTP headers, see `handler.request.read_request`.
     """
     jobs = []
-    admitted_characters = 0
+    admitted_characters = explained_characters = 0
     for fields, headers in rows:
         job = Job(_kind(headers))
         jobs.append(job)
@@ -73,9 +73,13 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
                     f"The request has {request.characters} characters; "
                     f"at most {limits.max_explained_characters} are explained at once."
                 )
-            if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
+            explained = request.characters if job.kind is Kind.EXPLAIN else 0
+            if (admitted_characters and admitted_characters + request.characters > limits.max_batch_characters) or (
+                explained_characters and explained_characters + explained > limits.max_explained_characters
+            ):
                 raise OverloadedError("The server has too much text at once. Send the request again in a moment.")
             admitted_characters += request.characters
+            explained_characters += explained
             job.request = request
     return jobs
 

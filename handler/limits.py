@@ -36,8 +36,9 @@ class Limits:
     max_batch_characters: int = 400_000
     """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
 
-    max_explained_characters: int = 1_000
-    """Of a text to be explained: it costs one prediction for each of its tokens."""
+    max_explained_characters: int = 500
+    """Of a request to be explained, which costs a prediction for each of its tokens: 1.5 s where every second character
+    is a token, a tenth of that for most texts. Also of all such requests in one batch; those over it get 503."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":

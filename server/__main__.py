@@ -1,7 +1,6 @@
 """`python -m server`: TorchServe in the foreground, until Ctrl-C or SIGTERM."""
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -67,8 +66,12 @@ def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event,
 
 def say(line: str, stream: TextIO | None = None) -> None:
     """Write a line, if it can be written: a full disk for logs, or nobody there to read them, ends no server."""
-    with contextlib.suppress(OSError):
+    stream = stream or sys.stdout
+    try:
         print(line, file=stream, flush=True)
+    except OSError:
+        # What is left in the buffer would be tried again at the end, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def environment() -> dict[str, str]:
@@ -80,14 +83,18 @@ def environment() -> dict[str, str]:
 def welcome(properties: Properties) -> str:
     """What a person reads when the server is up."""
     url = properties.inference.url()
+    tokens, header = "", ""
+    if properties.token_authorization:
+        tokens = f"  tokens      {properties.key_file}\n"
+        header = " -H 'Authorization: Bearer KEY'"
     return f"""
 Ready.
   inference   {url}/predictions/sentiment
   management  {properties.management.url()}/models/sentiment
   metrics     {properties.metrics.url()}/metrics
-
+{tokens}
 Try it:
-  curl {url}/predictions/sentiment -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+  curl {url}/predictions/sentiment{header} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
 
 Ctrl-C stops it."""
 

@@ -55,14 +55,15 @@ class TorchServe:
                 raise ConfigurationError(f"No file at {archive}; `make archive` builds it.")
         for address in properties.addresses:
             _check_free(address, properties.path)
-        if properties.token_authorization:
-            _check_writable(properties.key_file)
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         self._workspace = tempfile.TemporaryDirectory(prefix="torchserve-")
         paths = [str(WITHOUT_TORCH), *filter(None, [environment.get("PYTHONPATH")])]
+        command = self._command(java_home())
+        if properties.token_authorization:
+            _make(properties.key_file)
         self._process = subprocess.Popen(
-            self._command(java_home()),
+            command,
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
             env=dict(environment) | {"TMPDIR": self._workspace.name, "PYTHONPATH": os.pathsep.join(paths)},
@@ -232,9 +233,10 @@ def _check_free(address: Address, path: Path) -> None:
             ) from error
 
 
-def _check_writable(key_file: Path) -> None:
+def _make(key_file: Path) -> None:
+    """Before TorchServe does, as it would be for everybody to read until TorchServe changes that."""
     try:
-        key_file.open("ab").close()
+        os.close(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     except OSError as error:
         raise ConfigurationError(
             f"Cannot write {key_file}, where TorchServe puts its tokens: {error.strerror}. Put the configuration into "

@@ -108,11 +108,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Serv
 
 
 @pytest.fixture(scope="session")
-def report() -> Iterator[Report]:
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     """What the fault tests saw."""
     seen = Report()
     yield seen
-    if LONG:
+    if LONG and not request.session.testsfailed:
         seen.write()
 
 

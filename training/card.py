@@ -11,13 +11,11 @@ import numpy as np
 
 from handler.exported import CARD_FILE
 from training import behaviour
-from training.data import sha256_of
 from training.errors import TrainingError
 from training.evaluate import CALIBRATION_BINS
-from training.language_model import ENCODER_FILE
 from training.run import command_line, source_commit, timestamp, versions
 from training.splits import SPLITS
-from training.warm_start import WARM_START
+from training.warm_start import start_of
 
 PICTURE: Final = "validation.png"
 STAGES: Final = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
@@ -41,12 +39,10 @@ def card_of_run(run: Path, notes: str) -> dict[str, Any]:
     if records.get("classifier", {}).get("finished") is None:
         raise TrainingError(f"{run} has no finished classifier: run `python -m training all` first.")
     recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
-    start = run / WARM_START
-    if start.exists() and records["classifier"]["inputs"]["encoder"] == sha256_of(start / ENCODER_FILE):
+    if start := start_of(run):
         before = json.loads((start / CARD_FILE).read_text())
         earlier = {f"earlier {stage}": record for stage, record in before["stages"].items()}
         records = earlier | {stage: record for stage, record in records.items() if stage not in ENCODER_STAGES}
-        recipes = before["cross_validation"] | recipes
     return new_card(notes) | {"stages": records, "cross_validation": recipes}
 
 

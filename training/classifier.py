@@ -67,10 +67,11 @@ def train_classifier(
     inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder)}
     if teacher_folder:
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
+    labels = labels_of(tweets)
+    check_made_up_texts(settings, labels)
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
-    labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     texts, targets = train_targets(train, labels, teacher_folder, settings)
     vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
@@ -111,7 +112,6 @@ def train_targets(
         targets = np.concatenate([targets, answers[len(texts) :]])
         texts += more_texts
     if settings.made_up_texts:
-        check_made_up_texts(settings, labels)
         more, their_labels = made_up(settings.made_up_texts, settings.seed)
         texts += more
         smoothing = MADE_UP_LABEL_SMOOTHING

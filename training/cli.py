@@ -320,12 +320,11 @@ def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
     from training.run import finished_stage
-    from training.warm_start import WARM_START, unpack
+    from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
     if options.start:
-        encoder = options.run / WARM_START
-        unpack(options.start, encoder)
+        encoder = unpack(options.start, options.run)
     else:
         encoder = _unless_left_out(options, options.run / "distil") or options.run / "language-model"
     train_classifier(

@@ -30,6 +30,7 @@ from training.run import command_line, finished_stage, source_commit
 from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_teacher
+from training.warm_start import start_of
 
 FOLDS = 5
 SEED = 1
@@ -122,7 +123,16 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
         name: one of the command line's recipes.
         folder: where each fold's stages write, and go on if they were stopped. The teachers of the folds are shared
             by all recipes with the same settings.
+
+    Raises:
+        TrainingError: a recipe's stage is missing, or the run's classifier is not one that can be cross-validated.
     """
+
+    if name == "run" and start_of(run):
+        raise TrainingError(
+            f"The classifier in {run} began with an exported model, which may have been trained on tweets that a fold "
+            f"holds out: its figures would be too good. Cross-validate a run that began with a language model."
+        )
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
         labels = labels_of(fold)

@@ -1,6 +1,7 @@
 """Figures on a split, of an exported model through the handler's own steps, or of a running server."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
@@ -27,6 +28,7 @@ TEXTS_PER_REQUEST = 50
 TIMEOUT_S = 120
 CALIBRATION_BINS = 15
 PREDICTIONS_PATH = "/predictions/sentiment"
+TOKEN_VARIABLE = "SENTIMENT_TOKEN"
 JSON_HEADERS = {"content-type": "application/json"}
 
 Answer = Callable[[bytes], bytes]
@@ -154,10 +156,13 @@ def server_answer(url: str) -> Answer:
     """Answers of a running server.
 
     Args:
-        url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one.
+        url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one. Where it
+            wants a token, that is in the environment variable `SENTIMENT_TOKEN`.
     """
     address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
     session = requests.Session()
+    if token := os.environ.get(TOKEN_VARIABLE):
+        session.headers["Authorization"] = f"Bearer {token}"
 
     def answer(body: bytes) -> bytes:
         try:

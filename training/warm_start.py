@@ -3,24 +3,29 @@
 The way to a model of one's own tweets, or to a better one of the same, without hours of language modelling.
 """
 
+import json
 from pathlib import Path
 
 import torch
 from fastai.text.all import AWD_LSTM, save_pickle
 
 from handler import exported
+from training.data import sha256_of
 from training.errors import TrainingError
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE
 
-WARM_START = "warm-start"
-"""Its folder in a run."""
+PREFIX = "warm-start-"
+"""Of its folder in a run; behind it stands which model it is."""
 
 UNREACHED = "xxfake"
 """fastai's token for an entry of the vocabulary that no word leads to."""
 
 
-def unpack(model: Path, folder: Path) -> None:
+def unpack(model: Path, run: Path) -> Path:
     """Write an exported model's encoder and vocabulary as the language model's stages do, and its card.
+
+    Returns:
+        the folder in the run, which no other model's start is written to.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
@@ -40,7 +45,18 @@ def unpack(model: Path, folder: Path) -> None:
             state[f"rnns.{index}.module.{name}"] = weights[f"lstm.{index}.{name}"]
         state[f"rnns.{index}.weight_hh_l0_raw"] = weights[f"lstm.{index}.weight_hh_l0"]
     encoder.load_state_dict(state)
+    folder = run / (PREFIX + exported.identity(model)[:12])
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(encoder.state_dict(), folder / ENCODER_FILE)
     save_pickle(folder / VOCABULARY_FILE, [UNREACHED if token is None else token for token in start.vocabulary])
     (folder / exported.CARD_FILE).write_bytes((model / exported.CARD_FILE).read_bytes())
+    return folder
+
+
+def start_of(run: Path) -> Path | None:
+    """The folder of the exported model that a run's classifier began with; None if with the run's own encoder."""
+    record = run / "classifier" / "record.json"
+    if not record.exists():
+        return None
+    encoder = json.loads(record.read_text(encoding="utf-8"))["inputs"]["encoder"]
+    return next((of for of in sorted(run.glob(f"{PREFIX}*")) if sha256_of(of / ENCODER_FILE) == encoder), None)

@@ -19,6 +19,10 @@ def sized(short: int, long: int) -> int:
     return long if LONG else short
 
 
+ROWS: Final = 14
+"""Of the whole table."""
+
+
 class Report:
     def __init__(self) -> None:
         self._rows: list[str] = []
@@ -38,7 +42,9 @@ class Report:
         return "\n".join([head, *self._rows])
 
     def write(self) -> None:
-        """Into the page, between its marks."""
+        """Into the page, between its marks; only a whole table."""
+        if len(self._rows) != ROWS:
+            return
         text = f"{BEGIN}\n{time.strftime('%Y-%m-%d')}:\n\n{self.table()}\n{END}"
         page, count = re.subn(f"(?s){BEGIN}.*?{END}", lambda _: text, PAGE.read_text(encoding="utf-8"))
         assert count == 1, f"{PAGE} has {count} places for the table"

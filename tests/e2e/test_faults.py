@@ -18,7 +18,7 @@ import requests
 
 from benchmarks.client import load, to_request
 from handler.classifier import TextClassifier
-from tests.e2e.report import Report, sized
+from tests.e2e.report import LONG, Report, sized
 from tests.e2e.server_process import Project, Server, serving
 from tests.e2e.traffic import CLIENTS, TEXT, TEXTS, Traffic, labels_of, wait_until
 
@@ -31,8 +31,9 @@ NO_PLACE = (503, "ServiceUnavailableException")
 LONG_TEXTS = tuple(f"{text} {'the flight to Denver was what it was, ' * 40}" for text in TEXTS)
 """A few hundred tokens each, so that a test's clients can send three times what a server can do."""
 
-GROWTH_MB = 30
-"""What a worker may grow by in the soak: far under what anything kept of each request would come to."""
+GROWTH_MB = 20
+"""What a worker may grow by in the long soak: 200 bytes a request, less than anything that is kept of each. In the
+short one a leak would not show, only file handles would."""
 
 
 def project(folder: Path, mar: Path, **changes: str) -> Project:
@@ -80,15 +81,15 @@ def test_a_dead_or_hung_worker_costs_what_it_held_alone(
 def test_sigterm_answers_whoever_asks_until_the_end(
     tmp_path: Path, mar: Path, labels: dict[str, str], report: Report
 ) -> None:
-    server = Server(project(tmp_path, mar))
-    server.wait_for("Ready.")
-    traffic = Traffic(server.project.predictions, labels)
-    with traffic.going():
-        traffic.wait_for_answers(100)
-        server.process.send_signal(signal.SIGTERM)
-        # Whoever balances load goes on for a while before it knows.
-        traffic.wait_for_answers(300)
-    assert server.wait() == 0
+    with serving(project(tmp_path, mar)) as server:
+        traffic = Traffic(server.project.predictions, labels)
+        with traffic.going():
+            traffic.wait_for_answers(100)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("Stopping")
+            # Whoever balances load goes on for a while before it knows.
+            traffic.wait_for_answers(300)
+        assert server.wait() == 0
     assert traffic.refusals() == {}
     report.traffic("SIGTERM to the server", traffic)
 
@@ -114,7 +115,7 @@ def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(
         for _ in range(rounds):  # gone before the answer comes; it is computed all the same, so not too many at once
             time.sleep(0.002)
             client = http.client.HTTPConnection(*address)
-            client.request("POST", parts.path, body=b"late again " * 200, headers=TEXT)
+            client.request("POST", parts.path, body=b"late again " * 20, headers=TEXT)
             client.close()
         traffic.wait_for_answers(100)
         for connection in slow:
@@ -160,17 +161,21 @@ def _median(values: list[float]) -> float:
 def test_a_full_disk_for_logs(tmp_path: Path, mar: Path, labels: dict[str, str], report: Report) -> None:
     """All logs go to standard output; /dev/full has no space left on it."""
     full = project(tmp_path, mar)
+    traffic = Traffic(full.predictions, labels)
     with Path("/dev/full").open("w") as disk:
-        server = Server(full, output=disk)
-        wait_until(lambda: _answers(full), "an answer")
-        traffic = Traffic(full.predictions, labels)
-        with traffic.going():
-            traffic.wait_for_answers(100)
-            [first, *_] = server.workers()
-            first.kill()  # its end and the start of another are logged
-            wait_until(lambda: len(set(server.workers()) - {first}) == 2, "two workers again")
-            traffic.wait_for_answers(100)
-        assert server.stop() == 0
+        # Empty is as if it were not set: what is printed then waits in a buffer.
+        server = Server(full, output=disk, PYTHONUNBUFFERED="")
+        try:
+            wait_until(lambda: _answers(full), "an answer")
+            with traffic.going():
+                traffic.wait_for_answers(100)
+                [first, *_] = server.workers()
+                first.kill()  # its end and the start of another are logged
+                wait_until(lambda: len(set(server.workers()) - {first}) == 2, "two workers again")
+                traffic.wait_for_answers(100)
+        finally:
+            code = server.stop()
+    assert code == 0
     assert set(traffic.refusals()) <= {DIED_WITH_ITS_WORKER}
     report.traffic("no space left for logs, and a worker killed", traffic)
 
@@ -202,8 +207,8 @@ def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, repo
         if json.loads(body)["label"] != expected:
             wrong[f"{request!r}: {body!r}"] += 1
 
-    def soak(requests: int) -> int:
-        return load(url, requests_of(), connections=16, limit=requests, check=check).statuses[200]
+    def soak(limit: int) -> int:
+        return load(url, requests_of(), connections=16, limit=limit, check=check).statuses[200]
 
     right = soak(1_000)
     before = _state(faulty)
@@ -212,7 +217,8 @@ def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, repo
     assert (right, wrong) == (count, {})
     for (megabytes, handles), (later_megabytes, later_handles) in zip(before, after, strict=True):
         assert later_handles <= handles + 2
-        assert later_megabytes <= megabytes + GROWTH_MB
+        if LONG:
+            assert later_megabytes <= megabytes + GROWTH_MB
     shown = [f"{old[0]:.0f} to {new[0]:.0f} MB, {old[1]} to {new[1]}" for old, new in zip(before, after, strict=True)]
     report.add(
         f"{count:,} requests with ever new words",

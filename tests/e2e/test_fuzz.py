@@ -38,7 +38,7 @@ def answers(report: Report) -> Iterator[Counter[tuple[int, str]]]:
     yield seen
     right = sum(count for (status, _), count in seen.items() if status == 200)
     errors = Counter({answer: count for answer, count in seen.items() if answer[0] != 200})
-    report.add(f"{seen.total():,} requests of a fuzzer", seen.total(), right, errors)
+    report.add(f"{seen.total():,} requests of a fuzzer", seen.total(), right, errors, "right: as described")
 
 
 @SCHEMA.parametrize()

@@ -18,8 +18,8 @@ CLIENTS = 8
 PATIENCE_S = 120
 TEXT = {"content-type": "text/plain"}
 
-NO_CONNECTION = 0
-"""In the place of a status."""
+NO_ANSWER = 0
+"""In the place of a status: no connection, none until the end, or no JSON."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Traffic:
     def _outcome(self, session: requests.Session, text: str, due: float) -> Outcome:
         try:
             reply = session.post(self._url, data=text.encode(), headers=TEXT, timeout=PATIENCE_S)
-        except requests.ConnectionError as error:
-            return Outcome(NO_CONNECTION, type(error).__name__, None, time.monotonic() - due)
-        what = reply.json()["label" if reply.ok else "type"]
+            what = reply.json()["label" if reply.ok else "type"]
+        except requests.RequestException as error:
+            return Outcome(NO_ANSWER, type(error).__name__, None, time.monotonic() - due)
         return Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
 
 

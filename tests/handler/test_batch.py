@@ -87,6 +87,18 @@ def test_text_over_the_batchs_limit_is_refused_and_the_rest_answered(classifier:
     assert replies[1][1]["type"] == "OverloadedError"
 
 
+def explained_row(text: bytes) -> Row:
+    return {"body": text}, TEXT | {"explain": "True"}
+
+
+def test_explanations_over_their_limit_are_refused_and_predictions_are_not(classifier: TextClassifier) -> None:
+    """Each costs a prediction for each token: many of them in one batch would make the worker look hung."""
+    limits = Limits(max_explained_characters=20)
+    long, short = (explained_row(text) for text in (b"great flight today", b"bad"))
+    replies = answer([long, text_row("late again"), long, text_row("a" * 90), short], classifier, limits)
+    assert [status.value for status, _ in replies] == [200, 200, 503, 200, 503]
+
+
 def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
     assert answer([text_row("a" * 90)], classifier, Limits(max_batch_characters=10))[0][0] is HTTPStatus.OK
 
@@ -96,7 +108,7 @@ def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
         text_row("great flight"),
         ({"body": b"great flight"}, TEXT | {"explain": "True"}),
         ({}, {"describe": "True"}),
-        ({"body": b"a" * 1_001}, TEXT | {"explain": "True"}),
+        ({"body": b"a" * 501}, TEXT | {"explain": "True"}),
     ]
     [predicted, explained, described, too_long] = answer(rows, classifier)
     assert set(predicted[1]) == {"label", "score", "scores"}

@@ -11,7 +11,7 @@ from fastai.text.all import load_learner
 from tests.paths import TOY_TWEETS
 from training import cli
 from training.language_model import ENCODER_FILE
-from training.warm_start import unpack
+from training.warm_start import start_of, unpack
 
 
 def run(*arguments: object) -> int:
@@ -19,15 +19,16 @@ def run(*arguments: object) -> int:
 
 
 def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
-    unpack(toy_run / "model", tmp_path)
-    found = torch.load(tmp_path / ENCODER_FILE, weights_only=True)
+    found = torch.load(unpack(toy_run / "model", tmp_path) / ENCODER_FILE, weights_only=True)
     trained = load_learner(toy_run / "run" / "classifier" / "learner.pkl").model[0].module.state_dict()
     assert found.keys() == trained.keys()
     for name, value in trained.items():
         assert torch.equal(found[name], value), name
 
 
-def test_a_classifier_begins_with_it_and_its_card_tells_so(toy_run: Path, tmp_path: Path) -> None:
+def test_a_classifier_begins_with_it_and_its_card_tells_so(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     classifier = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
     assert run(*classifier, "--start", toy_run / "model") == 0
     assert run(*classifier, "--start", toy_run / "model") == 0, "it goes on where it was, here at the end"
@@ -37,11 +38,19 @@ def test_a_classifier_begins_with_it_and_its_card_tells_so(toy_run: Path, tmp_pa
     assert list(stages) == [*(f"earlier {stage}" for stage in before), "classifier"]
     assert stages["earlier general"] == before["general"]
     assert "- **earlier general**: " in (tmp_path / "model" / "README.md").read_text()
+    capfd.readouterr()
+    assert run("cross-validate", *classifier[1:]) == 1
+    assert "figures would be too good" in capfd.readouterr().err
+    other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
+    vocabulary = json.loads((other / "vocabulary.json").read_text())
+    (other / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], None]))
+    assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path) != unpack(other, tmp_path)
+    assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path), "another start leaves this one as it was"
 
 
 def test_a_run_that_began_elsewhere_afterwards_does_not_claim_it(toy_run: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
-    unpack(toy_run / "model", tmp_path / "warm-start")
+    unpack(toy_run / "model", tmp_path)
     assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == 0
     assert run("export", "--run", tmp_path, "--to", tmp_path / "model") == 0
     stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
