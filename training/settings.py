@@ -116,7 +116,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run. The defaults are the preset `default`: what two cores train in about two hours."""
+    """A whole run. The defaults are the preset `default`: what a core trains in about three hours."""
 
     general: GeneralSettings = field(default_factory=GeneralSettings)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
