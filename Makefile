@@ -39,7 +39,7 @@ test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
 
 .PHONY: fault-test
 fault-test: $(TEST) $(ARCHIVE) ## what goes wrong in operation, at length; writes the table in k8s/README.md
-	FAULTS=long $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_fuzz.py tests/client/test_with_a_server.py
+	FAULTS=long $(BIN)/python -m pytest tests/e2e/test_fuzz.py tests/e2e/test_faults.py tests/client/test_with_a_server.py
 
 .PHONY: lint
 lint: $(TEST) ## ruff and strict mypy
