@@ -19,7 +19,7 @@ def sized(short: int, long: int) -> int:
     return long if LONG else short
 
 
-ROWS: Final = 14
+ROWS: Final = 15
 """Of the whole table."""
 
 
@@ -42,8 +42,9 @@ class Report:
         return "\n".join([head, *self._rows])
 
     def write(self) -> None:
-        """Into the page, between its marks; only a whole table."""
+        """Into the page, between its marks; only a whole table, else to standard output."""
         if len(self._rows) != ROWS:
+            print(self.table())
             return
         text = f"{BEGIN}\n{time.strftime('%Y-%m-%d')}:\n\n{self.table()}\n{END}"
         page, count = re.subn(f"(?s){BEGIN}.*?{END}", lambda _: text, PAGE.read_text(encoding="utf-8"))
