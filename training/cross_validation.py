@@ -127,7 +127,6 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
     Raises:
         TrainingError: a recipe's stage is missing, or the run's classifier is not one that can be cross-validated.
     """
-
     if name == "run" and start_of(run):
         raise TrainingError(
             f"The classifier in {run} began with an exported model, which may have been trained on tweets that a fold "

@@ -162,7 +162,7 @@ def server_answer(url: str) -> Answer:
     address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
     session = requests.Session()
     if token := os.environ.get(TOKEN_VARIABLE):
-        session.headers["Authorization"] = f"Bearer {token}"
+        session.auth = _bearer(token)
 
     def answer(body: bytes) -> bytes:
         try:
@@ -174,6 +174,16 @@ def server_answer(url: str) -> Answer:
         return response.content
 
     return answer
+
+
+def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """As `auth`, not as a header: requests would put an entry of ~/.netrc in a header's place."""
+
+    def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return authorized
 
 
 def _rounded(value: float) -> float:

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +14,9 @@ from client.inference import InferenceClient
 from client.management import ManagementClient
 from handler.classifier import TextClassifier
 from tests.e2e.report import Report
-from tests.e2e.server_process import Project, Server, serving
+from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
-from tests.paths import MODEL, ROOT, TOY_TWEETS
+from tests.paths import MODEL, TOY_TWEETS
 from training.archive import archive
 
 RAISES = b"""
@@ -29,18 +27,6 @@ class Handler:
     def handle(self, data, context):
         return []
 """
-
-
-def sentiment(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "client", *arguments],
-        cwd=ROOT,
-        env={"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_predict(server: Server) -> None:

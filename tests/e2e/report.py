@@ -13,14 +13,13 @@ LONG: Final = os.environ.get("FAULTS") == "long"
 PAGE: Final = ROOT / "k8s" / "README.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
+ROWS: Final = 15
+"""Of the whole table."""
+
 
 def sized(short: int, long: int) -> int:
     """How many: few in `make test`."""
     return long if LONG else short
-
-
-ROWS: Final = 15
-"""Of the whole table."""
 
 
 class Report:

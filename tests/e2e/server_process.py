@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -150,6 +150,19 @@ def serving(project: Project, **environment: str) -> Iterator[Server]:
         yield server
     finally:
         assert server.stop() == 0, server.log
+
+
+def run_module(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m` with these arguments, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def sentiment(server: Server, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, pointed at a server; of this process' environment it has nothing."""
+    addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
+    return run_module("client", *arguments, env=addresses | environment)
 
 
 def gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:

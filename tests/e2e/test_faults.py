@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import socket
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -142,19 +143,15 @@ def test_three_times_its_capacity(tmp_path: Path, mar: Path, served: TextClassif
             afterwards.wait_for_answers(20)
     assert alone.refusals() == afterwards.refusals() == {}
     assert set(overload.refusals()) == {NO_PLACE}
-    answered = sorted(outcome.seconds for outcome in overload.right())
-    refused = sorted(outcome.seconds for outcome in overload.outcomes if outcome.status != 200)
+    answers_s = [outcome.seconds for outcome in overload.right()]
+    refusals_s = [outcome.seconds for outcome in overload.outcomes if outcome.status != 200]
     report.traffic(
         f"three times its capacity ({capacity:.0f} requests/s of 400 tokens), for {seconds} s",
         overload,
-        f"{len(answered) / overload.seconds:.0f} right answers/s; medians: {_median(answered):.2f} s for those, "
-        f"{1000 * _median(refused):.0f} ms for refusals; afterwards the first {CLIENTS} requests within "
-        f"{max(outcome.seconds for outcome in afterwards.outcomes[:CLIENTS]):.2f} s",
+        f"{len(answers_s) / overload.seconds:.0f} right answers/s; medians: {statistics.median(answers_s):.2f} s for "
+        f"those, {1000 * statistics.median(refusals_s):.0f} ms for refusals; the first {CLIENTS} requests afterwards "
+        f"within {max(outcome.seconds for outcome in afterwards.outcomes[:CLIENTS]):.2f} s",
     )
-
-
-def _median(values: list[float]) -> float:
-    return values[len(values) // 2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import READY, Project, Server, gone
+from tests.e2e.server_process import READY, Project, Server, gone, run_module
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -127,8 +127,7 @@ def test_a_signal_during_the_start_ends_it_at_once(project: Project) -> None:
 
 
 def run_server(project: Project) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "--config", str(project.config)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return run_module("server", "--config", str(project.config))
 
 
 def test_a_port_in_use_is_a_clear_error(project: Project) -> None:

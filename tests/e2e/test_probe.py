@@ -1,7 +1,5 @@
 """The probes, against a real server: ready means that a worker answers, live that TorchServe does."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,7 @@ import requests
 
 from server import api, probe
 from server.properties import Properties
-from tests.e2e.server_process import Project, Server
-from tests.paths import ROOT
+from tests.e2e.server_process import Project, Server, run_module
 
 NOTICE_TIMEOUT_S = 10
 RECOVERY_TIMEOUT_S = 60
@@ -61,14 +58,12 @@ def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
 @pytest.mark.parametrize("question", ["ready", "live"])
 def test_the_command_says_why_not(tmp_path: Path, mar: Path, question: str) -> None:
     project = Project(tmp_path, mar)
-    command = [sys.executable, "-m", "server.probe", question, "--config", str(project.config)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = run_module("server.probe", question, "--config", str(project.config))
     assert result.returncode == 1
     assert result.stderr.startswith(f"not {question}: ")
     assert "refused" in result.stderr
 
 
 def test_the_command_is_silent_when_all_is_well(server: Server) -> None:
-    command = [sys.executable, "-m", "server.probe", "ready", "--config", str(server.project.config)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = run_module("server.probe", "ready", "--config", str(server.project.config))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

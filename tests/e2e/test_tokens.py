@@ -1,18 +1,14 @@
 """TorchServe's token authorization, on: who has no token gets nothing, and everything of this project's own works."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, serving
+from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
 from tests.e2e.traffic import wait_until
-from tests.paths import ROOT
 
 EXPIRATION_S = 4
 WRONG = {"Authorization": "Bearer 12345678"}
@@ -62,35 +58,21 @@ def test_probes_and_stop_work_after_the_tokens_have_expired_too(tmp_path: Path, 
         for question in ("ready", "live"):
             before = {kind: {"Authorization": f"Bearer {key}"} for kind, key in keys(server).items()}
             wait_until(lambda headers=before: statuses(server, headers) == [400, 400, 400], "an end of the tokens")  # type: ignore[misc]
-            command = [sys.executable, "-m", "server.probe", question, "--config", str(server.project.config)]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+            result = run_module("server.probe", question, "--config", str(server.project.config))
             assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert "Some requests were not answered." not in server.log
 
 
 def test_the_command_line_sends_them(guarded: Server) -> None:
-    asked = {"SENTIMENT_URL": guarded.project.inference, "SENTIMENT_MANAGEMENT_URL": guarded.project.management}
-
-    def sentiment(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "client", *arguments],
-            cwd=ROOT,
-            env=os.environ | asked | environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
     found = keys(guarded)
     tokens = {"SENTIMENT_TOKEN": found["inference"], "SENTIMENT_MANAGEMENT_TOKEN": found["management"]}
-    predicted = sentiment("predict", "Thank you for the great flight!", "--json", **tokens)
+    predicted = sentiment(guarded, "predict", "Thank you for the great flight!", "--json", **tokens)
     assert json.loads(predicted.stdout)["label"] == "positive", predicted.stderr
-    status = sentiment("status", "--json", **tokens)
+    status = sentiment(guarded, "status", "--json", **tokens)
     assert status.returncode == 0, status.stderr
     assert json.loads(status.stdout)["versions"][0]["ready"]
     for arguments in (("predict", "late again"), ("status",)):
-        refused = sentiment(*arguments)
+        refused = sentiment(guarded, *arguments)
         assert refused.returncode == 1
         assert "wants another token" in refused.stderr
 
@@ -98,7 +80,6 @@ def test_the_command_line_sends_them(guarded: Server) -> None:
 def test_keys_that_cannot_be_written_are_a_clear_error(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar, disable_token_authorization="false")
     (tmp_path / "key_file.json").mkdir()
-    command = [sys.executable, "-m", "server", "--config", str(project.config)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = run_module("server", "--config", str(project.config))
     assert result.returncode == 1
     assert "disable_token_authorization=true" in result.stderr

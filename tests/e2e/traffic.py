@@ -53,6 +53,7 @@ class Traffic:
         """
         self._url = url
         self._labels = labels
+        self._texts = tuple(labels)
         self._clients = clients
         self._rate = rate
         self._stop = threading.Event()
@@ -101,7 +102,7 @@ class Traffic:
                     due = self._started + number / self._rate
                     if self._stop.wait(max(due - time.monotonic(), 0)):
                         return
-                text = list(self._labels)[number % len(self._labels)]
+                text = self._texts[number % len(self._texts)]
                 with self._lock:
                     self.sent += 1
                 outcome = self._outcome(session, text, due)

@@ -6,14 +6,13 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, serving
+from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
 from training.archive import archive
@@ -151,13 +150,9 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
 
 def test_the_command_line_does_what_is_said(live: Server) -> None:
     assert len(SENTIMENT) == 4
-    addresses = {"SENTIMENT_URL": live.project.inference, "SENTIMENT_MANAGEMENT_URL": live.project.management}
     said = []
     for line in SENTIMENT:
-        command = [sys.executable, "-m", "client", *line.split()[1:]]
-        result = subprocess.run(
-            command, cwd=ROOT, env=os.environ | addresses, capture_output=True, text=True, timeout=120, check=False
-        )
+        result = sentiment(live, *line.split()[1:])
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
         said.append(result.stdout)
     assert "Version 2.0 is the default." in said[2]

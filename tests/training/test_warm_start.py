@@ -9,13 +9,9 @@ import torch
 from fastai.text.all import load_learner
 
 from tests.paths import TOY_TWEETS
-from training import cli
+from tests.training.test_stages import run
 from training.language_model import ENCODER_FILE
 from training.warm_start import start_of, unpack
-
-
-def run(*arguments: object) -> int:
-    return cli.main(list(map(str, arguments)))
 
 
 def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
