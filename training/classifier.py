@@ -26,6 +26,7 @@ from fastai.text.all import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training import tfidf
 from training.augmentation import made_up, pieces
 from training.behaviour import LABELS
 from training.data import labelled, labels_of, sha256_of
@@ -101,8 +102,9 @@ def train_targets(
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     more_texts: list[str] = []
     if teacher_folder:
-        more_texts = [text for copy in range(settings.pieces) for text in pieces(texts, settings.seed + copy)]
-        answers = load_teacher(teacher_folder, labels).predict([*texts, *more_texts])[0].numpy()
+        versions = [texts, *(pieces(texts, settings.seed + copy) for copy in range(settings.pieces))]
+        answers = _teachers_answers(train, versions, labels, teacher_folder, settings.tfidf_weight)
+        more_texts = [text for version in versions[1:] for text in version]
         share, rest = settings.label_weight, answers[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
     if settings.use_confidence:
@@ -118,6 +120,18 @@ def train_targets(
         smoothed = (1 - smoothing) * to_targets(their_labels, labels) + smoothing / len(labels)
         targets = np.concatenate([targets, smoothed.astype(np.float32)])
     return texts, targets
+
+
+def _teachers_answers(
+    train: pd.DataFrame, versions: Sequence[list[str]], labels: list[str], teacher_folder: Path, tfidf_weight: float
+) -> NDArray[np.float32]:
+    """The mean of the transformer's and of TF-IDF's probabilities, (len(versions) * len(train), C)."""
+    transformers = load_teacher(teacher_folder, labels).predict([text for texts in versions for text in texts])[0]
+    found: NDArray[np.float32] = transformers.numpy()
+    if tfidf_weight:
+        words = tfidf.answers(train, versions, labels).reshape(found.shape)
+        found = (1 - tfidf_weight) * found + tfidf_weight * words
+    return found
 
 
 def check_made_up_texts(settings: ClassifierSettings, labels: list[str]) -> None:

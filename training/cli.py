@@ -18,6 +18,7 @@ RUN = Path("runs/default")
 RECIPES = {
     "run": "as the run's own stages are",
     "teacher": "the transformer by itself",
+    "teachers": "the transformer and TF-IDF, whose answers the classifier learns from",
     "majority": "always the most frequent label",
     "tfidf": "TF-IDF with logistic regression",
     "language-model": "ULMFiT: the language model's encoder, no teacher",

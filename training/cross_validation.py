@@ -13,10 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline, make_union
 from tqdm import tqdm
 
 from handler.classifier import TextClassifier
@@ -30,10 +26,8 @@ from training.run import command_line, finished_stage, source_commit
 from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_teacher
+from training.tfidf import FOLDS, held_out_fifths, new_classifier
 from training.warm_start import start_of
-
-FOLDS = 5
-SEED = 1
 
 TIMED_TEXTS = 200
 FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
@@ -62,9 +56,7 @@ def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
     Copies of a tweet (compared by letters and digits) are in one fold.
     """
     rows = pd.concat([labelled(tweets, "train"), labelled(tweets, "validation")]).sort_index()
-    copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
-    for _, held_out in splitter.split(rows, rows["label"], groups=copies):
+    for held_out in held_out_fifths(rows):
         yield rows.assign(split=np.where(np.isin(np.arange(len(rows)), held_out), "validation", "train"))
 
 
@@ -110,10 +102,8 @@ def majority(_index: int, fold: pd.DataFrame) -> Trained:
 
 
 def tfidf(_index: int, fold: pd.DataFrame) -> Trained:
-    """TF-IDF of words and pairs and of 2 to 5 characters, with logistic regression."""
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True)
-    return _scikit_learn(make_pipeline(make_union(words, characters), LogisticRegression(C=4, max_iter=500)), fold)
+    """TF-IDF with logistic regression."""
+    return _scikit_learn(new_classifier(), fold)
 
 
 def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path) -> Recipe:
@@ -138,13 +128,15 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
         teacher = None
         minutes = 0.0
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
-        if name == "teacher" or (name == "run" and finished_stage(run / "teacher")):
+        if name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher")):
             teacher = folder.parent / "teacher" / str(index)
             train_teacher(fold, sha256, finished_stage(run / "general-teacher"), settings.teacher, teacher)
             minutes += _minutes(teacher)
-        if teacher and name == "teacher":
+        if teacher and name != "run":
             network = load_teacher(teacher, labels)
-            return Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, _megabytes(teacher / TEACHER_FILE))
+            size = _megabytes(teacher / TEACHER_FILE)
+            alone = Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, size)
+            return alone if name == "teacher" else _mixed(alone, tfidf(index, fold), settings.classifier.tfidf_weight)
         encoder = None if name == "language-model" else finished_stage(run / "distil")
         if name == "distil" and encoder is None:
             raise TrainingError(f"{run} has no distil stage: run `python -m training distil` first.")
@@ -162,6 +154,15 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
         return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE))
 
     return trained
+
+
+def _mixed(first: Trained, second: Trained, weight: float) -> Trained:
+    """The mean of both answers, in which the second has this weight."""
+    return Trained(
+        lambda texts: (1 - weight) * first.predict(texts) + weight * second.predict(texts),
+        first.minutes + second.minutes,
+        first.megabytes + second.megabytes,
+    )
 
 
 def _minutes(stage: Path) -> float:

@@ -97,7 +97,10 @@ class ClassifierSettings:
     weight_decay: float = 0.05
     drop_mult: float = 0.3
     label_weight: float = 0.6
-    """The label's share in a tweet's target; the rest is the teacher's answer."""
+    """The label's share in a tweet's target; the rest is the teachers' answer."""
+
+    tfidf_weight: float = 0.3
+    """The share of TF-IDF with logistic regression in the teachers' answers; the rest is the transformer's."""
 
     label_smoothing: float = 0.1
     """The share that all labels have alike in a tweet's target, where there is no teacher."""

@@ -64,7 +64,7 @@ from handler.classifier import TextClassifier
 
 classifier = TextClassifier.load_archived(Path(sys.argv[1]), threads=1)
 classifier.warm_up()
-for last in (20_000, 400_000):
+for last in (20_000, 200_000):
     for number in range(last):
         classifier.ids(f"q{number:x}w{last}")
         if number % (last // 100) == 0:

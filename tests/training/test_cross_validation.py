@@ -1,21 +1,24 @@
 """Cross-validation: what a fold may see, and the baselines' figures."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training import cli
+from training import cli, tfidf
 from training.augmentation import made_up, pieces
 from training.classifier import train_targets
-from training.cross_validation import FIGURES, FOLDS, cross_validate, folds, majority
+from training.cross_validation import FIGURES, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
 from training.distil import mix_in
 from training.settings import ClassifierSettings
 from training.teacher import load_teacher
+from training.tfidf import FOLDS
 
 
 @pytest.fixture
@@ -86,8 +89,11 @@ def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame)
     assert targets[1] == pytest.approx([0.45 + 0.55 / 3, 0.55 / 3, 0.55 / 3])
 
 
-@pytest.mark.parametrize("recipe", ["majority", "tfidf", "teacher", "language-model", "run"])
-def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["majority", "tfidf", "teacher", "teachers", "language-model", "run"])
+def test_a_recipe_is_cross_validated(
+    toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.tfidf.FOLDS", 2)
     for stage in ("language-model", "general-teacher", "distil", "teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
@@ -95,9 +101,10 @@ def test_a_recipe_is_cross_validated(toy_run: Path, tmp_path: Path, recipe: str)
     assert cli.main(command) == 0
     found = json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
     assert set(found) == {*FIGURES, "command", "commit"}
-    assert len(found["accuracy"]["folds"]) == FOLDS
+    assert len(found["accuracy"]["folds"]) == 2
     trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
-    assert trained == {"run": {"teacher", "run"}, "majority": set(), "tfidf": set()}.get(recipe, {recipe})
+    others = {"run": {"teacher", "run"}, "teachers": {"teacher"}, "majority": set(), "tfidf": set()}
+    assert trained == others.get(recipe, {recipe})
 
 
 def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFrame) -> None:
@@ -118,7 +125,7 @@ def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFra
 def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
     labels = labels_of(tweets)
-    settings = ClassifierSettings(label_weight=0.5, use_confidence=0, pieces=2, made_up_texts=0)
+    settings = ClassifierSettings(label_weight=0.5, tfidf_weight=0, use_confidence=0, pieces=2, made_up_texts=0)
     texts, targets = train_targets(train, labels, toy_run / "run" / "teacher", settings)
     answers = load_teacher(toy_run / "run" / "teacher", labels).predict(texts)[0].numpy()
     assert texts[: len(train)] == list(train["text"])
@@ -126,3 +133,29 @@ def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd
     expected = 0.5 * np.eye(3)[[labels.index(label) for label in train["label"]]] + 0.5 * answers[: len(train)]
     assert targets[: len(train)] == pytest.approx(expected, abs=0.01)  # the teacher computes in bfloat16
     assert targets[len(train) :] == pytest.approx(answers[len(train) :], abs=0.01)
+
+
+def test_the_two_teachers_answers_are_mixed_by_weight(toy_run: Path, tweets: pd.DataFrame) -> None:
+    train = tweets[tweets["split"] == "train"]
+
+    def rest(weight: float) -> NDArray[np.float32]:
+        settings = ClassifierSettings(label_weight=0, tfidf_weight=weight, pieces=1, made_up_texts=0)
+        return train_targets(train, labels_of(tweets), toy_run / "run" / "teacher", settings)[1]
+
+    texts = list(train["text"])
+    assert rest(1) == pytest.approx(tfidf.answers(train, [texts, pieces(texts, 1)], labels_of(tweets)).reshape(-1, 3))
+    assert rest(0.3) == pytest.approx(0.7 * rest(0) + 0.3 * rest(1), abs=0.01)  # the other computes in bfloat16
+
+
+def test_tfidf_answers_without_having_seen_the_label() -> None:
+    """Labels that nothing in a text tells: who has seen them knows them all, who has not guesses."""
+    generator = random.Random(1)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(60)]
+    rows = pd.DataFrame({"text": words * 3, "label": [generator.choice(["no", "yes"]) for _ in words] * 3})
+    right = rows["label"] == "yes"
+    has_seen = tfidf.new_classifier().fit(rows["text"], rows["label"]).predict_proba(rows["text"])
+    assert ((has_seen[:, 1] > 0.5) == right).all()
+    of_texts, of_others = tfidf.answers(rows, [list(rows["text"]), list(rows["text"])[::-1]], ["no", "yes"])
+    assert ((of_texts[:, 1] > 0.5) == right).mean() < 0.75
+    assert of_texts.sum(1) == pytest.approx(1, abs=1e-6)
+    assert not np.allclose(of_texts, of_others)
