@@ -77,9 +77,9 @@ class Switch:
             keep_old: leave the old version registered.
 
         Raises:
-            RolloutError: too many labels changed; another version than the new one answered.
+            RolloutError: too many labels changed; another version than the new one answered, or became the default.
             NotReadyError: the new version does not load.
-            ClientError: see `Transport.send`. In every case the old version is still the default.
+            ClientError: see `Transport.send`. In every case the default is as it was, if nobody else changed it.
         """
         old = self.management.default()
         with self._old_stays(old, archive):
@@ -92,7 +92,7 @@ class Switch:
                 raise RolloutError(
                     f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed)."
                 )
-            self._set_default(new)
+            self._set_default(new, instead_of=old.name)
         return Outcome(new, old.name, old.archive, keep_old or not self._remove(old.name), comparison)
 
     def rollback(self, archive: str | None = None) -> Outcome:
@@ -102,7 +102,7 @@ class Switch:
             archive: of the other version, registered if need be. None: the one other version that is registered.
 
         Raises:
-            RolloutError: there is no other version, or more than one.
+            RolloutError: there is no other version, or more than one; another became the default meanwhile.
             ClientError: as `rollout`.
         """
         versions = self.management.versions()
@@ -116,13 +116,13 @@ class Switch:
             self.say(f"Version {target} ({others[0].archive}) is registered; waiting for its workers ...")
             self.management.scale(max(present.settings.workers, others[0].settings.workers), target)
             self._warm(target)
-            self._set_default(target)
+            self._set_default(target, instead_of=present.name)
         else:
             assert archive is not None
             with self._old_stays(present, archive):
                 target = self._register(archive, present)
                 self._warm(target)
-                self._set_default(target)
+                self._set_default(target, instead_of=present.name)
         return Outcome(target, present.name, present.archive, not self._remove(present.name), None)
 
     def compare(self, old: str, new: str) -> Comparison:
@@ -166,7 +166,10 @@ class Switch:
             f"{comparison.new_median_ms:.1f} ms now."
         )
 
-    def _set_default(self, version: str) -> None:
+    def _set_default(self, version: str, instead_of: str) -> None:
+        default = self.management.default().name
+        if default != instead_of:
+            raise RolloutError(f"Version {default} has become the default meanwhile: another rollout is going on.")
         self.management.set_default(version)
         self.say(f"Version {version} is the default.")
 
@@ -207,12 +210,13 @@ class Switch:
                 while added is None and not answered and time.monotonic() < deadline:
                     time.sleep(POLL_S)
                     added = self.management.added(archive, before)
-                if not self.management.version(old.name).default:
-                    self.management.set_default(old.name)
                 if added is not None:
+                    if self.management.version(added).default:
+                        self.management.set_default(old.name)
                     self.management.unregister(added)
                     self.say(f"Removed version {added}.")
-                self.say(f"Version {old.name} is the default, as before.")
+                default = self.management.default().name
+                self.say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
             except ClientError as error:
                 self.say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
             raise

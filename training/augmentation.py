@@ -26,7 +26,7 @@ WORDS: Final[Words] = {
         *("trip", "meal", "landing", "boarding", "website", "app", "wifi", "agent", "attendant", "snack", "upgrade"),
         *("flight", "crew", "airline", "company", "seats", "aircraft", "customer service", "gate agent", "captain"),
         *("legroom", "ticket", "airport", "terminal", "booking", "connection", "breakfast", "movie", "baggage desk"),
-        *("plane", "pilot", "staff", "cabin crew", "service", "seat", "food", "aeroplane", "counter", "refund", "trip"),
+        *("plane", "pilot", "staff", "cabin crew", "service", "seat", "food", "aeroplane", "counter", "refund"),
     ),
     "good": (
         *("good", "nice", "fine", "pleasant", "outstanding", "impressive", "friendly", "helpful", "smooth", "charming"),

@@ -153,6 +153,25 @@ def test_another_version_that_answers_is_a_failure() -> None:
     assert list(fake.versions) == ["1.0"]
 
 
+def test_of_two_rollouts_at_once_one_gives_way() -> None:
+    """Another makes its version the default and removes the old one while this one still compares."""
+    fake = FakeTorchServe()
+    said: list[str] = []
+
+    class Overtaken(list[str]):
+        def append(self, line: str) -> None:
+            said.append(line)
+            if line.startswith("Compared"):
+                fake.versions["3.0"] = Registered("sentiment-3.mar", 2)
+                fake.default = "3.0"
+                del fake.versions["1.0"]
+
+    with pytest.raises(RolloutError, match=r"Version 3\.0 has become the default meanwhile"):
+        rollout(fake, Overtaken())
+    assert (fake.default, list(fake.versions)) == ("3.0", ["3.0"])
+    assert said[-1] == "Version 3.0 is the default."
+
+
 @pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
 def test_ctrl_c_before_the_switch_leaves_the_old_version_as_it_was(step: str) -> None:
     fake = FakeTorchServe()
