@@ -65,6 +65,17 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def fastai_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where fastai looks for its downloads; it remembers the place for as long as a process lives."""
+    from fastai.data.external import fastai_cfg
+
+    fastai_cfg.cache_clear()
+    monkeypatch.setenv("FASTAI_HOME", str(tmp_path / "fastai"))
+    yield tmp_path / "fastai"
+    fastai_cfg.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded default's archive, built as `make archive` does."""

@@ -107,7 +107,9 @@ TRAINING_COMMANDS = [
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fastai's configuration file
-def test_every_training_command_runs(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_training_command_runs(
+    toy_run: Path, tmp_path: Path, fastai_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the README's order, in one folder, as a reader would. In this process, which has imported fastai once;
     `toy_run` was made by `python -m training` itself."""
     shutil.copy(TOY_TWEETS, tmp_path / "Tweets.csv")
@@ -115,8 +117,7 @@ def test_every_training_command_runs(toy_run: Path, tmp_path: Path, monkeypatch:
     shutil.copy(TOY_LABELLED, tmp_path / "labelled.tsv")
     shutil.copy(toy_run / "run" / "classifier" / "learner.pkl", tmp_path / "my_learner.pkl")
     # Stands in for fastai's download, where fastai looks for it before it asks the network.
-    shutil.copytree(toy_run / "run" / "general", tmp_path / "fastai" / "models" / "wt103-fwd")
-    monkeypatch.setenv("FASTAI_HOME", str(tmp_path / "fastai"))
+    shutil.copytree(toy_run / "run" / "general", fastai_home / "models" / "wt103-fwd")
     monkeypatch.chdir(tmp_path)
     assert len(TRAINING_COMMANDS) == 15
     for line in TRAINING_COMMANDS:

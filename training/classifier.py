@@ -65,7 +65,8 @@ def train_classifier(
     encoder = encoder_folder / ENCODER_FILE
     if not encoder.is_file():
         raise TrainingError(f"No {encoder}: run `python -m training language-model` first.")
-    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder)}
+    vocabulary_file = encoder_folder / VOCABULARY_FILE
+    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": sha256_of(vocabulary_file)}
     if teacher_folder:
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     labels = labels_of(tweets)
@@ -75,7 +76,7 @@ def train_classifier(
         return
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     texts, targets = train_targets(train, labels, teacher_folder, settings)
-    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
+    vocabulary = load_pickle(vocabulary_file)
     data = loaders(
         [*texts, *validation["text"]],
         np.concatenate([targets, to_targets(validation["label"], labels)]),

@@ -58,5 +58,10 @@ def start_of(run: Path) -> Path | None:
     record = run / "classifier" / "record.json"
     if not record.exists():
         return None
-    encoder = json.loads(record.read_text(encoding="utf-8"))["inputs"]["encoder"]
-    return next((of for of in sorted(run.glob(f"{PREFIX}*")) if sha256_of(of / ENCODER_FILE) == encoder), None)
+    inputs = json.loads(record.read_text(encoding="utf-8"))["inputs"]
+    wanted = [inputs.get("encoder"), inputs.get("vocabulary")]
+    return next((of for of in sorted(run.glob(f"{PREFIX}*")) if _hashes(of) == wanted), None)
+
+
+def _hashes(start: Path) -> list[str]:
+    return [sha256_of(start / name) for name in (ENCODER_FILE, VOCABULARY_FILE)]

@@ -209,17 +209,15 @@ def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, t
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fastai's configuration file
-def test_wt103_is_fastais_download(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wt103_is_fastais_download(toy_run: Path, fastai_home: Path) -> None:
     """fastai keeps its downloads in a folder; one that is there already is used without a network."""
     from fastai.text.all import URLs
 
     from training.language_model import general_model
 
-    home = tmp_path / "fastai"
-    monkeypatch.setenv("FASTAI_HOME", str(home))
-    shutil.copytree(toy_run / "run" / "general", home / "models" / Path(URLs.WT103_FWD).stem)
+    shutil.copytree(toy_run / "run" / "general", fastai_home / "models" / Path(URLs.WT103_FWD).stem)
     folder = general_model("wt103")
-    assert folder.is_relative_to(home)
+    assert folder.is_relative_to(fastai_home)
     assert language_model_files(folder)[0].name == "language_model.pth"
 
 
