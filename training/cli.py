@@ -1,6 +1,7 @@
 """The training command line: arguments to calls, errors to messages and exit codes."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -359,7 +360,8 @@ def _cross_validate(options: argparse.Namespace) -> None:
     }.get(options.recipe) or cross_validation.recipe(
         options.recipe, sha256_of(options.data), options.run, _settings(options), folder
     )
-    found = cross_validation.cross_validate(tweets, predict)
+    with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
+        found = cross_validation.cross_validate(tweets, predict)
     cross_validation.write(found, folder.with_name(f"{name}.json"))
     print(json.dumps(found, indent=1))
 

@@ -91,7 +91,7 @@ def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame)
 
 @pytest.mark.parametrize("recipe", ["majority", "tfidf", "teacher", "teachers", "language-model", "run"])
 def test_a_recipe_is_cross_validated(
-    toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+    toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.tfidf.FOLDS", 2)
     for stage in ("language-model", "general-teacher", "distil", "teacher"):
@@ -99,7 +99,8 @@ def test_a_recipe_is_cross_validated(
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
     command += ["--preset", "tiny", "--set", "classifier.epochs=1"]
     assert cli.main(command) == 0
-    found = json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
+    found = json.loads(capfd.readouterr().out)
+    assert found == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
     assert set(found) == {*FIGURES, "command", "commit"}
     assert len(found["accuracy"]["folds"]) == 2
     trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
