@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,10 +60,14 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 1 with a message on standard error."""
+    """Run the command line; returns the exit code: 0, or 1 with a message on standard error, if anyone still reads."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`; what Python still holds must go somewhere at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (TrainingError, ExportedModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,9 @@
 """Evaluation: the figures themselves, and that they are those of the steps a server takes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from handler import exported
 from handler.classifier import TextClassifier
 from tests.approximately import approximately
 from tests.e2e.server_process import Server
-from tests.paths import MODEL, TOY_TWEETS
+from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.data import labelled, read_tweets, split_of_rows
 from training.evaluate import evaluate, figures, model_answer, reliability
@@ -23,6 +26,16 @@ VALIDATION_ACCURACY = 0.845
 VALIDATION_MACRO_F1 = 0.79
 VALIDATION_CALIBRATION_ERROR = 0.03
 INT8_ACCURACY_LOST = 0.002
+
+
+def test_whoever_has_read_enough_sees_no_traceback() -> None:
+    """As behind `| head`, which is gone before the rest is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "training", "evaluate", "--data", str(TOY_TWEETS), "--split", "validation"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, "Error" in ended.stderr) == (1, False), ended.stderr
 
 
 def test_figures_by_hand() -> None:
