@@ -31,7 +31,7 @@ _EXAMPLES = """\
 examples:
   all of it, with fastai's WikiText-103 language model (needs a network, wants a GPU):
     python -m training all --data Tweets.csv --preset ulmfit
-  all of it, as the embedded model was made:
+  all of it, from texts of your own:
     python -m training all --data Tweets.csv --texts tweets.txt labelled.tsv --labelled-texts labelled.tsv
   one stage after the other (each goes on where it stopped):
     python -m training general --texts tweets.txt
