@@ -70,7 +70,7 @@ class Transport:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections, pool_block=True))
         if token:
-            self._session.auth = _Bearer(token)
+            self._session.auth = Bearer(token)
 
     def close(self) -> None:
         self._session.close()
@@ -140,7 +140,7 @@ class Client:
         self._transport.close()
 
 
-class _Bearer(AuthBase):
+class Bearer(AuthBase):
     """As `auth`, not as a header: requests would put an entry of ~/.netrc in a header's place."""
 
     def __init__(self, token: str) -> None:

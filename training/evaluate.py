@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
+from client.transport import Bearer
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
@@ -162,7 +163,7 @@ def server_answer(url: str) -> Answer:
     address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
     session = requests.Session()
     if token := os.environ.get(TOKEN_VARIABLE):
-        session.auth = _bearer(token)
+        session.auth = Bearer(token)
 
     def answer(body: bytes) -> bytes:
         try:
@@ -174,16 +175,6 @@ def server_answer(url: str) -> Answer:
         return response.content
 
     return answer
-
-
-def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    """As `auth`, not as a header: requests would put an entry of ~/.netrc in a header's place."""
-
-    def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return authorized
 
 
 def _rounded(value: float) -> float:

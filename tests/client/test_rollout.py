@@ -16,6 +16,24 @@ from tests.client.scripted import Reply, error
 SAMPLE = [f"flight {number}" for number in range(10)]
 
 
+class Acting(list[str]):
+    """Lines that are said, and what is done when one begins so."""
+
+    def __init__(self, beginning: str, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._beginning = beginning
+        self._act = act
+
+    def append(self, line: str) -> None:
+        super().append(line)
+        if line.startswith(self._beginning):
+            self._act()
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
 def switched(fake: FakeTorchServe, do: Callable[[Switch], Outcome], said: list[str] | None = None) -> Outcome:
     lines = said if said is not None else []
     with serving(fake) as server, ManagementClient(server.url) as management:
@@ -156,18 +174,15 @@ def test_another_version_that_answers_is_a_failure() -> None:
 def test_of_two_rollouts_at_once_one_gives_way() -> None:
     """Another makes its version the default and removes the old one while this one still compares."""
     fake = FakeTorchServe()
-    said: list[str] = []
 
-    class Overtaken(list[str]):
-        def append(self, line: str) -> None:
-            said.append(line)
-            if line.startswith("Compared"):
-                fake.versions["3.0"] = Registered("sentiment-3.mar", 2)
-                fake.default = "3.0"
-                del fake.versions["1.0"]
+    def overtake() -> None:
+        fake.versions["3.0"] = Registered("sentiment-3.mar", 2)
+        fake.default = "3.0"
+        del fake.versions["1.0"]
 
+    said = Acting("Compared", overtake)
     with pytest.raises(RolloutError, match=r"Version 3\.0 has become the default meanwhile"):
-        rollout(fake, Overtaken())
+        rollout(fake, said)
     assert (fake.default, list(fake.versions)) == ("3.0", ["3.0"])
     assert said[-1] == "Version 3.0 is the default."
 
@@ -175,16 +190,9 @@ def test_of_two_rollouts_at_once_one_gives_way() -> None:
 @pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
 def test_ctrl_c_before_the_switch_leaves_the_old_version_as_it_was(step: str) -> None:
     fake = FakeTorchServe()
-    said: list[str] = []
-
-    class Interrupting(list[str]):
-        def append(self, line: str) -> None:
-            said.append(line)
-            if line.startswith(step):
-                raise KeyboardInterrupt
-
+    said = Acting(step, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        rollout(fake, Interrupting())
+        rollout(fake, said)
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
     assert "Removed version 2.0." in said
 
@@ -200,11 +208,8 @@ def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkey
         if line == "GET /models/sentiment/all" and polls == 6:
             fake.versions["2.0"] = Registered("sentiment-2.mar", 2)
 
-    def interrupted(*_: object) -> str:
-        raise KeyboardInterrupt
-
     fake.before = before
-    monkeypatch.setattr(ManagementClient, "register", interrupted)
+    monkeypatch.setattr(ManagementClient, "register", lambda *_: ctrl_c())
     with pytest.raises(KeyboardInterrupt):
         rollout(fake)
     assert polls > 6
@@ -213,15 +218,8 @@ def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkey
 
 def test_ctrl_c_after_the_switch_keeps_both(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTorchServe()
-    said: list[str] = []
-
-    class Interrupting(list[str]):
-        def append(self, line: str) -> None:
-            said.append(line)
-            if line.startswith("Nothing waits"):
-                raise KeyboardInterrupt
-
-    assert rollout(fake, Interrupting()).old_kept
+    said = Acting("Nothing waits", ctrl_c)
+    assert rollout(fake, said).old_kept
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
     assert said[-1] == "Version 1.0 stays registered: interrupted."
 
