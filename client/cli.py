@@ -20,7 +20,7 @@ from client import inference, management
 from client.errors import ClientError, InputError, OverloadedError, RefusedError, UnreachableError
 from client.inference import InferenceClient, split
 from client.management import ManagementClient
-from client.rollout import DRAIN_S, MAX_CHANGED, Outcome, Switch
+from client.rollout import MAX_CHANGED, Outcome, Switch
 from client.sample import TEXTS
 from client.score import score
 from client.status import status
@@ -222,9 +222,9 @@ def _switch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--drain",
         type=_seconds,
-        default=DRAIN_S,
         metavar="SECONDS",
-        help="that the old version is left for what its workers still hold (default: %(default)g)",
+        help="that the old version is left for what its workers still hold; default: its response timeout, the longest "
+        "that they may hold it",
     )
     _url_option(command)
     _management_options(command)
@@ -352,8 +352,8 @@ def _scale(options: argparse.Namespace) -> int:
 def _register(options: argparse.Namespace) -> int:
     with _management(options) as client:
         settings = client.default().settings
-        version = client.register(options.archive, replace(settings, workers=options.workers or settings.workers))
-        client.wait_until_ready(version)
+        settings = replace(settings, workers=options.workers or settings.workers)
+        version = client.register_ready(options.archive, settings)
         _tell_version(client, version, options.json)
     return OK
 

@@ -27,7 +27,12 @@ MAX_TEXTS = 64
 MAX_CHARACTERS = 50_000
 """Of all texts of one request. The server takes 200,000, and 20,000 of one text."""
 
-_ABOUT_A_TEXT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INTERNAL_SERVER_ERROR}
+_ABOUT_A_TEXT = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.INSUFFICIENT_STORAGE,  # TorchServe's answer where a worker died with the request
+}
 """What a request is answered when the fault may lie with one of its texts alone."""
 
 

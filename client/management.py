@@ -1,11 +1,12 @@
 """A model's versions and their workers, through TorchServe's management API.
 
-Described in TorchServe's documentation, `management_api.md`. What it leaves out: versions are compared as numbers, so
-1.10 is 1.1; a worker that still loads is called `UNLOADING`; `synchronous=true`, the default when a version is
-registered, holds up every request that shares a thread with this one until the workers are there, for seconds. So this
-client asks for `false`, and waits itself.
+Described in TorchServe's documentation, `management_api.md`. What it leaves out: a worker that still loads is called
+`UNLOADING`; `synchronous=true`, the default when a version is registered, holds up every request that shares a thread
+with this one until the workers are there, for seconds. So this client asks for `false`, and waits itself.
 """
 
+import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -14,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from client.errors import NotReadyError, RefusedError, UnexpectedAnswerError
+from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
 from client.inference import MODEL
 from client.transport import Client, Transport
 
@@ -81,7 +82,7 @@ class ManagementClient(Client):
         super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s))
 
     def versions(self) -> list[Version]:
-        """All versions that are registered, by number; exactly one of them is the default.
+        """All versions that are registered, 2.0 before 10.0; exactly one of them is the default.
 
         Raises:
             RefusedError: with status 404, there is no such model.
@@ -89,7 +90,7 @@ class ManagementClient(Client):
         [default] = self._list(self._path)
         described = self._list(f"{self._path}/all")
         found = [_version(value, value["modelVersion"] == default["modelVersion"]) for value in described]
-        return sorted(found, key=lambda version: float(version.name))
+        return sorted(found, key=lambda version: _by_numbers(version.name))
 
     def default(self) -> Version:
         return next(version for version in self.versions() if version.default)
@@ -148,6 +149,21 @@ class ManagementClient(Client):
             raise UnexpectedAnswerError(f"The server took {archive}, but has no new version of {self.model}.")
         return added
 
+    def register_ready(self, archive: str, settings: Settings) -> str:
+        """`register`, and wait until the version's workers answer; where they do not, it is removed again.
+
+        Raises:
+            NotReadyError: see `wait_until_ready`.
+        """
+        version = self.register(archive, settings)
+        try:
+            self.wait_until_ready(version)
+        except BaseException:
+            with contextlib.suppress(ClientError):
+                self.unregister(version)
+            raise
+        return version
+
     def added(self, archive: str, before: Set[str]) -> str | None:
         """The version that came from `archive` and is none of those before; None if there is none yet."""
         return next((new.name for new in self.versions() if new.archive == archive and new.name not in before), None)
@@ -198,6 +214,11 @@ _WAYS_OUT: Mapping[int, str] = {
     "archive counts as 1.0.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The archive may be broken; the server's log says more.",
 }
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key to sort by: digits as the numbers that they are. A version may have any name."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _version(value: Mapping[str, Any], default: bool) -> Version:

@@ -15,8 +15,6 @@ from client.inference import InferenceClient, Prediction
 from client.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
-DRAIN_S = 10.0
-"""The longest request that the limits allow takes about 5 s, and TorchServe does not tell what its workers hold."""
 QUEUE_TIMEOUT_S = 120.0
 REGISTRATION_S = 5.0
 """How long after an interrupted registration the version may still appear."""
@@ -66,7 +64,10 @@ class Switch:
     management: ManagementClient
     ask: Ask
     sample: Sequence[str]
-    drain_s: float
+    drain_s: float | None
+    """How long the old version is left for what its workers still hold, which TorchServe does not tell. None: its
+    response timeout; after that TorchServe itself takes a worker for hung."""
+
     say: Say
 
     def rollout(self, archive: str, max_changed: float = MAX_CHANGED, keep_old: bool = False) -> Outcome:
@@ -93,7 +94,7 @@ class Switch:
                     f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed)."
                 )
             self._set_default(new, instead_of=old.name)
-        return Outcome(new, old.name, old.archive, keep_old or not self._remove(old.name), comparison)
+        return Outcome(new, old.name, old.archive, keep_old or not self._remove(old), comparison)
 
     def rollback(self, archive: str | None = None) -> Outcome:
         """Make another version the default, and remove the present one.
@@ -123,7 +124,7 @@ class Switch:
                 target = self._register(archive, present)
                 self._warm(target)
                 self._set_default(target, instead_of=present.name)
-        return Outcome(target, present.name, present.archive, not self._remove(present.name), None)
+        return Outcome(target, present.name, present.archive, not self._remove(present), None)
 
     def compare(self, old: str, new: str) -> Comparison:
         """Ask both versions for each text of the sample, in turn, so that both meet the same load."""
@@ -173,8 +174,10 @@ class Switch:
         self.management.set_default(version)
         self.say(f"Version {version} is the default.")
 
-    def _remove(self, version: str) -> bool:
+    def _remove(self, old: Version) -> bool:
         """Wait until nothing can wait for a version, and remove it. Returns False, having said why, if it stays."""
+        version = old.name
+        drain_s = old.settings.response_timeout_s if self.drain_s is None else self.drain_s
         stays = f"Version {version} stays registered"
         try:
             deadline = time.monotonic() + QUEUE_TIMEOUT_S
@@ -183,8 +186,8 @@ class Switch:
                     self.say(f"{stays}: {pending} requests still wait for it after {QUEUE_TIMEOUT_S:g} s.")
                     return False
                 time.sleep(POLL_S)
-            self.say(f"Nothing waits for version {version}; {self.drain_s:g} s for what its workers still hold ...")
-            time.sleep(self.drain_s)
+            self.say(f"Nothing waits for version {version}; {drain_s:g} s for what its workers still hold ...")
+            time.sleep(drain_s)
             self.management.unregister(version)
         except KeyboardInterrupt:
             self.say(f"{stays}: interrupted.")

@@ -30,6 +30,14 @@ class Kind(Enum):
     DESCRIBE = "describe"
 
 
+_TOO_MANY_TOKENS = {
+    Kind.PREDICT: "The request has more than {} tokens, which is what is read at once. Send its texts in several.",
+    Kind.EXPLAIN: "To explain a text takes reading it once more for each of its tokens; for this request, these are "
+    "more than {} tokens. Send its texts one by one, or shorter ones.",
+}
+_TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
+
+
 @dataclass
 class Job:
     """One request on its way through the steps. An error ends its way."""
@@ -60,7 +68,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
         rows: for each request its fields and its HTTP headers, see `handler.request.read_request`.
     """
     jobs = []
-    admitted_characters = explained_characters = 0
+    admitted_characters = 0
     for fields, headers in rows:
         job = Job(_kind(headers))
         jobs.append(job)
@@ -68,29 +76,34 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
             continue
         with _guard(job):
             request = read_request(fields, headers, limits)
-            if job.kind is Kind.EXPLAIN and request.characters > limits.max_explained_characters:
-                raise TooLargeError(
-                    f"The request has {request.characters} characters; "
-                    f"at most {limits.max_explained_characters} are explained at once."
-                )
-            explained = request.characters if job.kind is Kind.EXPLAIN else 0
-            if (admitted_characters and admitted_characters + request.characters > limits.max_batch_characters) or (
-                explained_characters and explained_characters + explained > limits.max_explained_characters
-            ):
-                raise OverloadedError("The server has too much text at once. Send the request again in a moment.")
+            if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
+                raise OverloadedError(_TOO_MUCH_AT_ONCE)
             admitted_characters += request.characters
-            explained_characters += explained
             job.request = request
     return jobs
 
 
-def infer(jobs: Sequence[Job], classifier: TextClassifier) -> Durations:
+def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
+    made_tokens = admitted_tokens = 0
     for job in jobs:
         if job.request is not None:
             with _guard(job):
-                job.ids = [classifier.ids(text) for text in job.request.texts]
+                tokens = 0
+                for text in job.request.texts:
+                    # Long runs of symbols cost the tokenizer as much as the network. One request that is refused for
+                    # them leaves time for its neighbours, many would not.
+                    if made_tokens > 2 * limits.max_batch_tokens:
+                        raise OverloadedError(_TOO_MUCH_AT_ONCE)
+                    job.ids.append(classifier.ids(text))
+                    made_tokens += len(job.ids[-1])
+                    tokens += _tokens_read(len(job.ids[-1]), job.kind)
+                    if tokens > limits.max_batch_tokens:
+                        raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(limits.max_batch_tokens))
+                if admitted_tokens + tokens > limits.max_batch_tokens:
+                    raise OverloadedError(_TOO_MUCH_AT_ONCE)
+                admitted_tokens += tokens
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
     try:
@@ -124,11 +137,20 @@ def write(jobs: Sequence[Job], description: Mapping[str, Any]) -> list[tuple[HTT
 
 
 def _kind(headers: Mapping[str, str]) -> Kind:
-    """TorchServe marks explanations and descriptions by a header of that name with the value `True`."""
-    for kind in (Kind.DESCRIBE, Kind.EXPLAIN):
-        if headers.get(kind.value) == "True":
-            return kind
-    return Kind.PREDICT
+    """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
+
+    A client may send either. On a request to the inference address TorchServe sets `explain` itself, to `True` or
+    `False`; on what it has described, never.
+    """
+    explain = headers.get(Kind.EXPLAIN.value)
+    if explain is None and headers.get(Kind.DESCRIBE.value) == "True":
+        return Kind.DESCRIBE
+    return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
+
+
+def _tokens_read(length: int, kind: Kind) -> int:
+    """By the network, for a text of so many tokens; see `TextClassifier.explain`."""
+    return length * (length + 1) if kind is Kind.EXPLAIN else length
 
 
 def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:

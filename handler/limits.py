@@ -22,7 +22,7 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (Unicode code points) and texts. Over one of them is a 413 error."""
+    """Upper bounds, in characters (Unicode code points), tokens and texts. Over one of them is a 413 error."""
 
     max_text_characters: int = 20_000
     """Of one text. The longest known film review has 13,704, a tweet at most 280."""
@@ -36,9 +36,10 @@ class Limits:
     max_batch_characters: int = 400_000
     """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
 
-    max_explained_characters: int = 500
-    """Of a request to be explained, which costs a prediction for each of its tokens: 1.5 s where every second character
-    is a token, a tenth of that for most texts. Also of all such requests in one batch; those over it get 503."""
+    max_batch_tokens: int = 80_000
+    """That the network reads for one batch: those of each text, and of a text to be explained as many again for each
+    of them. A request over it by itself gets 413; one that is too much beside others, 503. Prose has a token for every
+    four or five characters, symbols can have one each."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":

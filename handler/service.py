@@ -19,8 +19,8 @@ from handler.metrics import Metrics
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
 RETRY_AFTER_S = 1
-"""What a request is told that came with too much text at once; a worker is done with the longest batch after 3 s, most
-are done within milliseconds."""
+"""What a request is told that came with too much text at once; a worker is done with the longest batch after 4
+to 8 s, most are done within milliseconds."""
 
 
 class TextClassifierHandler:
@@ -54,7 +54,7 @@ class TextClassifierHandler:
 
     def inference(self, jobs: Sequence[Job]) -> None:
         """Texts to predictions, and to explanations where `/explanations` was asked."""
-        self._metrics.count(jobs, batch.infer(jobs, self._classifier))
+        self._metrics.count(jobs, batch.infer(jobs, self._classifier, self._limits))
 
     def postprocess(self, jobs: Sequence[Job], context: Any) -> list[bytes]:
         """Predictions and errors to JSON."""

@@ -35,7 +35,9 @@ def main() -> int:
         (force if stop.is_set() else stop).set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
+        # nohup has its program ignore the terminal's end, a script has its background jobs ignore Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
     try:
         return serve(Properties.read(options.config.resolve()), options.drain_timeout, stop, force)
     except (ConfigurationError, StartError) as error:

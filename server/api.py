@@ -42,8 +42,20 @@ def versions(properties: Properties) -> list[dict[str, Any]]:
     Raises:
         ERRORS: it does not answer as it should.
     """
-    names = [model["modelName"] for model in get(properties, "management", "/models")["models"]]
-    return [version for name in names for version in get(properties, "management", f"/models/{name}/all")]
+    return [version for name in _models(properties) for version in get(properties, "management", f"/models/{name}/all")]
+
+
+def defaults(properties: Properties) -> list[dict[str, Any]]:
+    """Each model's default version, as the management API describes it.
+
+    Raises:
+        ERRORS: it does not answer as it should.
+    """
+    return [version for name in _models(properties) for version in get(properties, "management", f"/models/{name}")]
+
+
+def _models(properties: Properties) -> list[str]:
+    return [model["modelName"] for model in get(properties, "management", "/models")["models"]]
 
 
 def _token(properties: Properties, kind: Kind) -> str:

@@ -17,7 +17,9 @@ class NotReadyError(Exception):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m server.probe", description="Exit with 0 if it is, else with 1.")
-    parser.add_argument("question", choices=["ready", "live"], help="ready: every model has a worker that answers")
+    parser.add_argument(
+        "question", choices=["ready", "live"], help="ready: every model's default version has a worker that answers"
+    )
     parser.add_argument(
         "--config", type=Path, default=Path("config.properties"), metavar="FILE", help="default: %(default)s"
     )
@@ -34,13 +36,14 @@ def main() -> int:
 def ready(properties: Properties) -> None:
     """
     Raises:
-        NotReadyError: a model has no worker that answers, or there is no model.
+        NotReadyError: a model's default version has no worker that answers, or there is no model. A version beside it
+            that does not load takes nobody's answer away.
         server.api.ERRORS: the management API does not answer as it should.
     """
-    versions = api.versions(properties)
-    if not versions:
+    defaults = api.defaults(properties)
+    if not defaults:
         raise NotReadyError("no model is registered")
-    for version in versions:
+    for version in defaults:
         states = [worker["status"] for worker in version["workers"]]
         if "READY" not in states:
             raise NotReadyError(f"{version['modelName']} {version['modelVersion']} has the workers {states}")

@@ -1,6 +1,7 @@
 """The exported model and `handler/` to one model archive, with torch-model-archiver."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,15 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
 
     Args:
         model: an exported model's folder.
+        version: letters, digits, points, hyphens and underscores: it stands in addresses.
         precision: of the network in the archive.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
-        TrainingError: torch-model-archiver failed.
+        TrainingError: such a version cannot be, or torch-model-archiver failed.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", version):
+        raise TrainingError(f"--version {version!r}: expected letters, digits, points, hyphens and underscores.")
     source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:

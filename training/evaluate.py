@@ -141,10 +141,11 @@ def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
 def model_answer(folder: Path) -> Answer:
     """Answers of an exported model, through the handler's steps."""
     classifier = TextClassifier.load(folder)
+    limits = Limits()
 
     def answer(body: bytes) -> bytes:
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], Limits())
-        batch.infer(jobs, classifier)
+        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
+        batch.infer(jobs, classifier, limits)
         [(status, reply)] = batch.write(jobs, classifier.card)
         if status is not HTTPStatus.OK:
             raise TrainingError(f"The model does not read a text of the split: {reply.decode()}")

@@ -267,6 +267,13 @@ def test_register(fake: FakeTorchServe, capsys: Out) -> None:
     assert "model store" in capsys.readouterr().err
 
 
+def test_what_does_not_load_does_not_stay_registered(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.polls_until_ready = -1
+    assert main(["register", "sentiment-2.mar"]) == 1
+    assert "does not load" in capsys.readouterr().err
+    assert list(fake.versions) == ["1.0"]
+
+
 def test_a_rollout_says_each_step_and_the_way_back(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["rollout", "sentiment-2.mar", "--drain", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()

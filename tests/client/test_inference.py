@@ -94,6 +94,14 @@ def test_each_text_gets_its_prediction_or_its_own_error(texts: list[str]) -> Non
             assert answer == expected(text)
 
 
+def test_what_is_lost_with_a_worker_is_sent_again_in_halves() -> None:
+    """TorchServe answers 507 where a worker died with the request."""
+    lost = iter([error(507, "InternalServerException"), error(507, "InternalServerException")])
+    texts = [f"flight {number}" for number in range(8)]
+    with scripted(lambda request: next(lost, None) or model(request)) as server, InferenceClient(server.url) as client:
+        assert client.predict_each(texts) == list(map(expected, texts))
+
+
 def test_an_error_that_is_not_about_a_text_is_not_blamed_on_texts() -> None:
     with (
         scripted(lambda _: error(404, "ModelNotFoundException")) as server,

@@ -24,9 +24,11 @@ def client(fake: FakeTorchServe) -> Iterator[ManagementClient]:
 
 
 def test_versions_come_in_order_and_one_is_the_default(fake: FakeTorchServe, client: ManagementClient) -> None:
-    fake.versions = {name: Registered(f"{name}.mar", 1) for name in ("10.0", "9.5", "1.0")}
+    """By their numbers, whatever else they are made of."""
+    names = ("rc-10", "10.0", "9.5", "rc-9", "1.0", "9.5.1")
+    fake.versions = {name: Registered(f"{name}.mar", 1) for name in names}
     fake.default = "9.5"
-    assert [version.name for version in client.versions()] == ["1.0", "9.5", "10.0"]
+    assert [version.name for version in client.versions()] == ["1.0", "9.5", "9.5.1", "10.0", "rc-9", "rc-10"]
     assert client.default().name == "9.5"
     assert client.default().settings == Settings(1, 16, 1, 120)
 

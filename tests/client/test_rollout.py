@@ -1,6 +1,7 @@
 """Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,14 @@ def test_the_old_version_stays_until_its_queue_is_empty() -> None:
     rollout(fake)
     assert pending == [0]
     assert fake.log[fake.log.index("PUT /models/sentiment/2.0/set-default") :].count("GET /models/sentiment/all") >= 5
+
+
+def test_the_old_version_is_left_as_long_as_its_workers_may_hold_a_request() -> None:
+    fake = FakeTorchServe()
+    fake.versions["1.0"].response_timeout = 1
+    said: list[str] = []
+    switched(fake, lambda switch: replace(switch, drain_s=None).rollout("sentiment-2.mar"), said)
+    assert "Nothing waits for version 1.0; 1 s for what its workers still hold ..." in said
 
 
 def test_a_queue_that_never_empties_keeps_the_old_version(monkeypatch: pytest.MonkeyPatch) -> None:

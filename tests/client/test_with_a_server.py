@@ -13,6 +13,8 @@ import pytest
 from client.inference import InferenceClient
 from client.management import ManagementClient
 from handler.classifier import TextClassifier
+from server import probe
+from server.properties import Properties
 from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
@@ -172,6 +174,20 @@ def test_an_archive_that_does_not_do_leaves_the_old_version_in_place(
     assert (traffic.refusals(), set(versions(traffic))) == ({}, {"1.0"})
     assert len(open_server.workers()) == workers
     report.traffic(f"`sentiment rollout` of an archive that {wrong}", traffic)
+
+
+def test_a_version_that_does_not_load_leaves_its_neighbour_ready_and_does_not_stay(
+    open_server: Server, management: ManagementClient
+) -> None:
+    properties = Properties.read(open_server.project.config)
+    version = management.register("raises.mar", management.default().settings)
+    probe.ready(properties)
+    assert not management.version(version).ready
+    management.unregister(version)
+    registered = sentiment(open_server, "register", "raises.mar")
+    assert registered.returncode == 1
+    assert "does not load" in registered.stderr
+    assert names(management) == [("1.0", True)]
 
 
 def test_register_scale_and_roll_back_without_a_name(open_server: Server, management: ManagementClient) -> None:

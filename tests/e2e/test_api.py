@@ -22,6 +22,7 @@ from training.data import read_tweets
 TOLERANCE = 1e-5
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 AWKWARD = {
     "emoji": "😀😂 what a flight 👨‍👩‍👧🇬🇧 ❤️",
@@ -331,11 +332,14 @@ def test_grpc_errors_are_the_same_json(server: Server) -> None:
 
 def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     """Last, so that the log has seen everything above."""
-    marks = ["zebrastripe", "zebracrossing", "zebrafish"]
+    marks = ["zebrastripe", "zebracrossing", "zebrafish", "zebrafinch"]
     ask(marks[0], TEXT)
     ask(f'{{"text": "{marks[1]}', JSON)
     ask.session.post(f"{ask.url}?text={marks[2]}", data=b"\xff", timeout=60)
     ask.session.post(ask.url, data=marks[0].encode() + b"\xff", headers=TEXT, timeout=60)
+    form = ask.session.post(ask.url, data=f"text=100% {marks[3]}", headers=FORM, timeout=60)
+    assert form.json()["type"] == "ErrorDataDecoderException"
+    server.wait_for("HttpRequestHandler failed at")
     log = server.log + "".join(
         path.read_text(errors="replace") for path in server.project.folder.rglob("*.log") if path.is_file()
     )

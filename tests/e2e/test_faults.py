@@ -130,7 +130,7 @@ def test_three_times_its_capacity(tmp_path: Path, mar: Path, served: TextClassif
     """Texts of hundreds of tokens; the queue holds what two workers do in a second or so."""
     labels = labels_of(LONG_TEXTS, served)
     seconds = sized(4, 20)
-    with serving(project(tmp_path, mar, job_queue_size="100")) as server:
+    with serving(project(tmp_path, mar)) as server:
         url = server.project.predictions
         alone = Traffic(url, labels, clients=32)
         with alone.going():

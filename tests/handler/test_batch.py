@@ -25,7 +25,7 @@ def answer(
     rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS
 ) -> list[tuple[HTTPStatus, Any]]:
     jobs = batch.read(rows, limits)
-    batch.infer(jobs, classifier)
+    batch.infer(jobs, classifier, limits)
     return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD)]
 
 
@@ -91,12 +91,39 @@ def explained_row(text: bytes) -> Row:
     return {"body": text}, TEXT | {"explain": "True"}
 
 
-def test_explanations_over_their_limit_are_refused_and_predictions_are_not(classifier: TextClassifier) -> None:
-    """Each costs a prediction for each token: many of them in one batch would make the worker look hung."""
-    limits = Limits(max_explained_characters=20)
-    long, short = (explained_row(text) for text in (b"great flight today", b"bad"))
-    replies = answer([long, text_row("late again"), long, text_row("a" * 90), short], classifier, limits)
-    assert [status.value for status, _ in replies] == [200, 200, 503, 200, 503]
+def test_more_tokens_than_the_network_reads_at_once_are_refused_and_the_rest_answered(
+    classifier: TextClassifier,
+) -> None:
+    """Symbols have a token each: characters alone would not bound how long a batch takes."""
+    limits = Limits(max_batch_tokens=19)
+    few = text_row("late again")
+    replies = answer([few, text_row("!?" * 8), few], classifier, limits)
+    assert [status.value for status, _ in replies] == [200, 503, 200]
+    assert replies[1][1]["type"] == "OverloadedError"
+    [(status, too_many)] = answer([text_row("!?" * 10)], classifier, limits)
+    assert (status.value, too_many["type"]) == (413, "TooLargeError")
+    assert "more than 19 tokens" in too_many["message"]
+
+
+def test_the_tokenizer_stops_where_refused_requests_have_taken_its_time(classifier: TextClassifier) -> None:
+    limits = Limits(max_batch_tokens=19)
+    many, few = text_row("!?" * 10), text_row("late again")
+    replies = answer([many, few, many, few], classifier, limits)
+    assert [status.value for status, _ in replies] == [413, 200, 413, 503]
+
+
+def test_a_text_that_is_explained_counts_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
+    """Many of them in one batch would make the worker look hung."""
+    tokens = len(classifier.ids("great flight today"))
+    explained = explained_row(b"great flight today")
+    for limit, status in ((tokens * (tokens + 1), 200), (tokens * (tokens + 1) - 1, 413)):
+        assert answer([explained], classifier, Limits(max_batch_tokens=limit))[0][0] == status
+    replies = answer([explained, explained, text_row("late")], classifier, Limits(max_batch_tokens=2 * tokens**2))
+    assert [status.value for status, _ in replies] == [200, 503, 200]
+
+
+def test_any_text_of_a_tweets_length_can_be_explained(classifier: TextClassifier) -> None:
+    assert answer([explained_row(b"!?" * 140)], classifier)[0][0] is HTTPStatus.OK
 
 
 def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
@@ -108,7 +135,7 @@ def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
         text_row("great flight"),
         ({"body": b"great flight"}, TEXT | {"explain": "True"}),
         ({}, {"describe": "True"}),
-        ({"body": b"a" * 501}, TEXT | {"explain": "True"}),
+        ({"body": b"!?" * 500}, TEXT | {"explain": "True"}),
     ]
     [predicted, explained, described, too_long] = answer(rows, classifier)
     assert set(predicted[1]) == {"label", "score", "scores"}
@@ -116,6 +143,13 @@ def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
     assert [token["token"] for token in explained[1]["tokens"]] == classifier.tokens("great flight")
     assert described == (HTTPStatus.OK, CARD)
     assert too_long[0].value == 413
+
+
+def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
+    """TorchServe passes on every header; on a request for a prediction it sets `explain` itself."""
+    headers = TEXT | {"describe": "True", "explain": "False"}
+    [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
+    assert (status, set(body)) == (HTTPStatus.OK, {"label", "score", "scores"})
 
 
 class Defective:

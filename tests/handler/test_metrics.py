@@ -75,7 +75,7 @@ def test_a_batch_is_counted(classifier: TextClassifier) -> None:
         ({}, {"describe": "True"}),
     ]
     jobs = batch.read(rows, Limits())
-    metrics.count(jobs, batch.infer(jobs, classifier))
+    metrics.count(jobs, batch.infer(jobs, classifier, Limits()))
     found = totals(metrics.take())
     tokens = sum(len(ids) for job in jobs for ids in job.ids)
     assert {key: value for key, value in found.items() if key[0] in ("requests_total", "predictions_total")} == {

@@ -1,8 +1,34 @@
 """When the server says that it is ready."""
 
+import signal
+import sys
+from collections.abc import Iterator
+
 import pytest
 
+from server import __main__ as server_main
 from server.torchserve import _all_ready
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back how this process takes signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_nohup_has_ignored_stays_ignored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(sys, "argv", ["server", "--config", "missing.properties"])
+    assert server_main.main() == 1
+    assert "missing.properties" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

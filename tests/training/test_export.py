@@ -132,6 +132,12 @@ def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: P
     np.testing.assert_allclose(in_int8, classifier.predict(texts), rtol=0, atol=NEAR)
 
 
+@pytest.mark.parametrize("version", ["", "2/0", "2 0", "-1", "../1"])
+def test_a_version_that_cannot_stand_in_an_address_is_refused(version: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="expected letters, digits"):
+        archive(MODEL, tmp_path / "new.mar", version, "int8")
+
+
 def test_the_reference_is_fastais_predict(toy_run: Path) -> None:
     """`predict_alone` is what `learner.predict` gives, for texts on which fastai's two token paths agree."""
     learner = load_toy_learner(toy_run)

@@ -1,0 +1,24 @@
+"""The alerts fire when they should, by Prometheus' own unit tests."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.rendered import K8S
+
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool here; Debian's and Ubuntu's package prometheus brings it")
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    rules = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": rules["spec"]["groups"]}), encoding="utf-8")
+    shutil.copy(Path(__file__).with_name("alerts.yaml"), tmp_path)
+    assert PROMTOOL
+    result = subprocess.run(
+        [PROMTOOL, "test", "rules", "alerts.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
