@@ -20,7 +20,7 @@ from client import inference, management
 from client.errors import ClientError, InputError, OverloadedError, RefusedError, UnreachableError
 from client.inference import InferenceClient, split
 from client.management import ManagementClient
-from client.rollout import MAX_CHANGED, Outcome, Switch
+from client.rollout import MAX_CHANGED, Outcome, Switch, old_stays
 from client.sample import TEXTS
 from client.score import score
 from client.status import status
@@ -351,9 +351,11 @@ def _scale(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> int:
     with _management(options) as client:
-        settings = client.default().settings
-        settings = replace(settings, workers=options.workers or settings.workers)
-        version = client.register_ready(options.archive, settings)
+        default = client.default()
+        settings = replace(default.settings, workers=options.workers or default.settings.workers)
+        with old_stays(client, default, options.archive, _say):
+            version = client.register(options.archive, settings)
+            client.wait_until_ready(version)
         _tell_version(client, version, options.json)
     return OK
 

@@ -35,6 +35,9 @@ _ABOUT_A_TEXT = {
 }
 """What a request is answered when the fault may lie with one of its texts alone."""
 
+_LOST = "InternalServerException"
+"""What TorchServe calls it when a worker died, or hung, with the request."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -130,9 +133,18 @@ class InferenceClient(Client):
             if error.status not in _ABOUT_A_TEXT:
                 raise
             if len(texts) == 1:
-                return [error]
+                return [self._once_more(texts[0]) if error.type == _LOST else error]
         middle = len(texts) // 2
         return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
+
+    def _once_more(self, text: str) -> Prediction | RefusedError:
+        """A text that was lost with its worker need not have been what ended it."""
+        try:
+            return self._predict([text])[0]
+        except RefusedError as error:
+            if error.status not in _ABOUT_A_TEXT:
+                raise
+            return error
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
         # A text alone is sent as one: its error then speaks of "the text", not of "item 0".

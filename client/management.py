@@ -5,7 +5,6 @@ Described in TorchServe's documentation, `management_api.md`. What it leaves out
 with this one until the workers are there, for seconds. So this client asks for `false`, and waits itself.
 """
 
-import contextlib
 import re
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
+from client.errors import NotReadyError, RefusedError, UnexpectedAnswerError
 from client.inference import MODEL
 from client.transport import Client, Transport
 
@@ -148,21 +147,6 @@ class ManagementClient(Client):
         if added is None:
             raise UnexpectedAnswerError(f"The server took {archive}, but has no new version of {self.model}.")
         return added
-
-    def register_ready(self, archive: str, settings: Settings) -> str:
-        """`register`, and wait until the version's workers answer; where they do not, it is removed again.
-
-        Raises:
-            NotReadyError: see `wait_until_ready`.
-        """
-        version = self.register(archive, settings)
-        try:
-            self.wait_until_ready(version)
-        except BaseException:
-            with contextlib.suppress(ClientError):
-                self.unregister(version)
-            raise
-        return version
 
     def added(self, archive: str, before: Set[str]) -> str | None:
         """The version that came from `archive` and is none of those before; None if there is none yet."""

@@ -83,7 +83,7 @@ class Switch:
             ClientError: see `Transport.send`. In every case the default is as it was, if nobody else changed it.
         """
         old = self.management.default()
-        with self._old_stays(old, archive):
+        with old_stays(self.management, old, archive, self.say):
             new = self._register(archive, old)
             self._warm(new)
             comparison = self.compare(old.name, new)
@@ -120,7 +120,7 @@ class Switch:
             self._set_default(target, instead_of=present.name)
         else:
             assert archive is not None
-            with self._old_stays(present, archive):
+            with old_stays(self.management, present, archive, self.say):
                 target = self._register(archive, present)
                 self._warm(target)
                 self._set_default(target, instead_of=present.name)
@@ -198,31 +198,32 @@ class Switch:
         self.say(f"Removed version {version}.")
         return True
 
-    @contextmanager
-    def _old_stays(self, old: Version, archive: str) -> Iterator[None]:
-        """Whatever goes wrong, have the old version as the default, and what came from `archive` removed."""
-        before = {version.name for version in self.management.versions()}
+
+@contextmanager
+def old_stays(management: ManagementClient, old: Version, archive: str, say: Say) -> Iterator[None]:
+    """Whatever goes wrong, have the old version as the default, and what came from `archive` removed."""
+    before = {version.name for version in management.versions()}
+    try:
+        yield
+    except BaseException as problem:
         try:
-            yield
-        except BaseException as problem:
-            try:
-                added = self.management.added(archive, before)
-                # An interrupted registration may still go on.
-                answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
-                deadline = time.monotonic() + REGISTRATION_S
-                while added is None and not answered and time.monotonic() < deadline:
-                    time.sleep(POLL_S)
-                    added = self.management.added(archive, before)
-                if added is not None:
-                    if self.management.version(added).default:
-                        self.management.set_default(old.name)
-                    self.management.unregister(added)
-                    self.say(f"Removed version {added}.")
-                default = self.management.default().name
-                self.say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
-            except ClientError as error:
-                self.say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
-            raise
+            added = management.added(archive, before)
+            # An interrupted registration may still go on.
+            answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
+            deadline = time.monotonic() + REGISTRATION_S
+            while added is None and not answered and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                added = management.added(archive, before)
+            if added is not None:
+                if management.version(added).default:
+                    management.set_default(old.name)
+                management.unregister(added)
+                say(f"Removed version {added}.")
+            default = management.default().name
+            say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
+        except ClientError as error:
+            say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
+        raise
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

@@ -70,7 +70,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
     jobs = []
     admitted_characters = 0
     for fields, headers in rows:
-        job = Job(_kind(headers))
+        job = Job(_kind(fields, headers))
         jobs.append(job)
         if job.kind is Kind.DESCRIBE:
             continue
@@ -136,14 +136,13 @@ def write(jobs: Sequence[Job], description: Mapping[str, Any]) -> list[tuple[HTT
     return replies
 
 
-def _kind(headers: Mapping[str, str]) -> Kind:
+def _kind(fields: Mapping[str, object], headers: Mapping[str, str]) -> Kind:
     """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
 
-    A client may send either. On a request to the inference address TorchServe sets `explain` itself, to `True` or
-    `False`; on what it has described, never.
+    It hands on a client's headers too, but what it has described has no fields, and no `explain`.
     """
     explain = headers.get(Kind.EXPLAIN.value)
-    if explain is None and headers.get(Kind.DESCRIBE.value) == "True":
+    if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields:
         return Kind.DESCRIBE
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
 

@@ -19,8 +19,8 @@ from handler.metrics import Metrics
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
 RETRY_AFTER_S = 1
-"""What a request is told that came with too much text at once; a worker is done with the longest batch after 4
-to 8 s, most are done within milliseconds."""
+"""What a request is told that came with too much text at once; most batches are done within milliseconds, the
+longest within seconds."""
 
 
 class TextClassifierHandler:

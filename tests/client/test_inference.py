@@ -102,6 +102,23 @@ def test_what_is_lost_with_a_worker_is_sent_again_in_halves() -> None:
         assert client.predict_each(texts) == list(map(expected, texts))
 
 
+def test_a_text_that_is_lost_alone_is_sent_once_more() -> None:
+    lost = iter([error(507, "InternalServerException")])
+    with scripted(lambda request: next(lost, None) or model(request)) as server, InferenceClient(server.url) as client:
+        assert client.predict_each(["late"]) == [expected("late")]
+
+
+def test_a_text_that_ends_every_worker_is_told_as_that_texts_error() -> None:
+    def answer(request: Request) -> Reply:
+        return error(507, "InternalServerException") if b"end" in request.body else model(request)
+
+    with scripted(answer) as server, InferenceClient(server.url) as client:
+        first, second, third = client.predict_each(["late", "end", "early"])
+    assert (first, third) == (expected("late"), expected("early"))
+    assert isinstance(second, RefusedError)
+    assert second.type == "InternalServerException"
+
+
 def test_an_error_that_is_not_about_a_text_is_not_blamed_on_texts() -> None:
     with (
         scripted(lambda _: error(404, "ModelNotFoundException")) as server,

@@ -86,6 +86,8 @@ class Server:
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A script's background job ignores it, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

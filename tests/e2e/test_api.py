@@ -194,8 +194,17 @@ def test_every_error_of_the_contract(ask: Client, options: dict[str, Any], statu
 def test_a_body_over_torchserves_own_limit_is_413(ask: Client) -> None:
     """TorchServe's answer, without a body; it may also close the connection while the body is still being sent."""
     with contextlib.suppress(requests.ConnectionError):
-        assert ask(b"a" * 7_000_000, TEXT).status_code == 413
+        assert ask(b"a" * 2_600_000, TEXT).status_code == 413
     assert ask("still there", TEXT).status_code == 200
+
+
+def test_a_body_of_the_handlers_own_limit_gets_the_handlers_own_answer(ask: Client) -> None:
+    """With 12 bytes for each of 200,000 characters, and one character more."""
+    longest = json.dumps(["\U0001f600" * 20_000] * 10)
+    assert len(longest) > 2_400_000
+    assert len(ask(longest, JSON).json()) == 10
+    refused = ask(longest.replace('["', '["a', 1), JSON)
+    assert (refused.status_code, refused.json()["type"]) == (413, "TooLargeError")
 
 
 def test_get_is_told_what_is_expected(ask: Client) -> None:

@@ -146,10 +146,13 @@ def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
 
 
 def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
-    """TorchServe passes on every header; on a request for a prediction it sets `explain` itself."""
-    headers = TEXT | {"describe": "True", "explain": "False"}
-    [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
-    assert (status, set(body)) == (HTTPStatus.OK, {"label", "score", "scores"})
+    """TorchServe hands on every header; with some of its addresses it sets `explain` itself, with some it does not."""
+    described = TEXT | {"describe": "True"}
+    for headers in (described, described | {"explain": "False"}):
+        [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
+        assert (status, set(body)) == (HTTPStatus.OK, {"label", "score", "scores"})
+    [(status, body)] = answer([({}, described | {"explain": "False"})], classifier)
+    assert status is HTTPStatus.BAD_REQUEST
 
 
 class Defective:
