@@ -348,7 +348,7 @@ def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     ask.session.post(ask.url, data=marks[0].encode() + b"\xff", headers=TEXT, timeout=60)
     form = ask.session.post(ask.url, data=f"text=100% {marks[3]}", headers=FORM, timeout=60)
     assert form.json()["type"] == "ErrorDataDecoderException"
-    server.wait_for("HttpRequestHandler failed at")
+    server.wait_for("ErrorDataDecoderException at io.netty")
     log = server.log + "".join(
         path.read_text(errors="replace") for path in server.project.folder.rglob("*.log") if path.is_file()
     )
