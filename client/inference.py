@@ -127,20 +127,19 @@ class InferenceClient(Client):
         Raises:
             ClientError: what is not about a text; see `Transport.send`.
         """
-        try:
-            return list(self._predict(texts))
-        except RefusedError as error:
-            if error.status not in _ABOUT_A_TEXT:
-                raise
-            if len(texts) == 1:
-                return [self._once_more(texts[0]) if error.type == _LOST else error]
-        middle = len(texts) // 2
-        return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
+        result = self._attempt(texts)
+        if isinstance(result, RefusedError) and len(texts) > 1:
+            middle = len(texts) // 2
+            return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
+        if isinstance(result, RefusedError) and result.type == _LOST:
+            # A text that was lost with its worker need not have been what ended it.
+            result = self._attempt(texts)
+        return [result] if isinstance(result, RefusedError) else list(result)
 
-    def _once_more(self, text: str) -> Prediction | RefusedError:
-        """A text that was lost with its worker need not have been what ended it."""
+    def _attempt(self, texts: Sequence[str]) -> list[Prediction] | RefusedError:
+        """The refusal is returned where the fault may lie with one of the texts."""
         try:
-            return self._predict([text])[0]
+            return self._predict(texts)
         except RefusedError as error:
             if error.status not in _ABOUT_A_TEXT:
                 raise

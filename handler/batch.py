@@ -86,24 +86,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
-    made_tokens = admitted_tokens = 0
-    for job in jobs:
-        if job.request is not None:
-            with _guard(job):
-                tokens = 0
-                for text in job.request.texts:
-                    # Long runs of symbols cost the tokenizer as much as the network. One request that is refused for
-                    # them leaves time for its neighbours, many would not.
-                    if made_tokens > 2 * limits.max_batch_tokens:
-                        raise OverloadedError(_TOO_MUCH_AT_ONCE)
-                    job.ids.append(classifier.ids(text))
-                    made_tokens += len(job.ids[-1])
-                    tokens += _tokens_read(len(job.ids[-1]), job.kind)
-                    if tokens > limits.max_batch_tokens:
-                        raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(limits.max_batch_tokens))
-                if admitted_tokens + tokens > limits.max_batch_tokens:
-                    raise OverloadedError(_TOO_MUCH_AT_ONCE)
-                admitted_tokens += tokens
+    _tokenize(jobs, classifier, limits.max_batch_tokens)
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
     try:
@@ -145,6 +128,29 @@ def _kind(fields: Mapping[str, object], headers: Mapping[str, str]) -> Kind:
     if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields:
         return Kind.DESCRIBE
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
+
+
+def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_tokens: int) -> None:
+    """Fill in the token ids, of as many requests as the network may read at once."""
+    made = admitted = 0
+    for job in jobs:
+        if job.request is None:
+            continue
+        with _guard(job):
+            read = 0
+            for text in job.request.texts:
+                # Long runs of symbols cost the tokenizer as much as the network. One request that is refused for
+                # them leaves time for its neighbours, many would not.
+                if made > 2 * max_tokens:
+                    raise OverloadedError(_TOO_MUCH_AT_ONCE)
+                job.ids.append(classifier.ids(text))
+                made += len(job.ids[-1])
+                read += _tokens_read(len(job.ids[-1]), job.kind)
+                if read > max_tokens:
+                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_tokens))
+            if admitted + read > max_tokens:
+                raise OverloadedError(_TOO_MUCH_AT_ONCE)
+            admitted += read
 
 
 def _tokens_read(length: int, kind: Kind) -> int:
