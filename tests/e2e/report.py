@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Final
 
-from tests.e2e.traffic import Traffic
+from tests.e2e.traffic import NO_ANSWER, Traffic
 from tests.paths import ROOT
 
 LONG: Final = os.environ.get("FAULTS") == "long"
@@ -32,7 +32,10 @@ class Report:
         self.add(fault, traffic.sent, len(traffic.right()), traffic.refusals(), f"longest wait {waits}", remark)
 
     def add(self, fault: str, sent: int, right: int, errors: Counter[tuple[int, str]], *figures: str) -> None:
-        told = ", ".join(f"{count:,} × {status} `{what}`" for (status, what), count in sorted(errors.items()))
+        told = ", ".join(
+            f"{count:,} × {'no answer,' if status == NO_ANSWER else status} `{what}`"
+            for (status, what), count in sorted(errors.items())
+        )
         figure = "; ".join(filter(None, figures))
         self._rows.append(f"| {fault} | {sent:,} | {right:,} | {told or 'none'} | {figure} |")
 

@@ -52,7 +52,20 @@ def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
     while total(samples := samples_of(server), name, **labels) != value:
         assert time.monotonic() < deadline, f"{name} {labels} is {total(samples, name, **labels)}, not {value}"
         time.sleep(0.1)
+    # TorchServe reads a worker's message line by line: what stands further down may still be to come.
+    settled = False
+    while not settled:
+        assert time.monotonic() < deadline, "The samples do not come to rest."
+        time.sleep(0.2)
+        later = samples_of(server)
+        settled = counts_in(later) == counts_in(samples)
+        samples = later
     return samples
+
+
+def counts_in(samples: Samples) -> list[str]:
+    """What the handler counts, in an order of its own: TorchServe's varies."""
+    return sorted(map(repr, (sample for sample in samples if sample[0].startswith("classifier_"))))
 
 
 @pytest.fixture(scope="module")

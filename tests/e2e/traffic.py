@@ -15,11 +15,11 @@ from handler.classifier import TextClassifier
 
 TEXTS = ("Thank you for the great flight!", "Two hours late, no word from anyone", "Which gate is flight 12?")
 CLIENTS = 8
-PATIENCE_S = 120
+PATIENCE_S = 30
 TEXT = {"content-type": "text/plain"}
 
 NO_ANSWER = 0
-"""In the place of a status: no connection, none until the end, or no JSON."""
+"""In the place of a status: no connection, none until the end, no JSON, or nothing for `PATIENCE_S`."""
 
 
 @dataclass(frozen=True)
