@@ -183,7 +183,7 @@ def write(model: ExportedModel, folder: Path) -> None:
     """Write an exported model into a folder, which is made if it is not there."""
     import safetensors.numpy
 
-    _check_weights(model, folder)
+    check(model, folder)
     write_description(model, folder)
     safetensors.numpy.save_file(model.weights, folder / WEIGHTS_FILE)
 
@@ -198,6 +198,19 @@ def write_description(model: Description, folder: Path) -> None:
     _write_json(model.card, folder / CARD_FILE)
 
 
+def check(model: ExportedModel, folder: Path = Path()) -> None:
+    """Whether the parts of a model fit one another.
+
+    Args:
+        folder: named in the errors; empty for a model that is in none.
+
+    Raises:
+        ExportedModelError: they do not, or a weight is no number.
+    """
+    _check(model, folder)
+    _check_weights(model, folder)
+
+
 def identity(folder: Path) -> str:
     """SHA-256 over the files that decide the answers: config, vocabulary and weights."""
     digest = hashlib.sha256()
@@ -210,12 +223,13 @@ def _check(model: Description, folder: Path) -> None:
     config, network = model.config, model.config.network
     if len(model.vocabulary) != network.vocabulary_size:
         raise ExportedModelError(
-            f"{folder}: the vocabulary has {len(model.vocabulary)} entries, "
+            f"{folder / VOCABULARY_FILE}: the vocabulary has {len(model.vocabulary)} entries, "
             f"the network {network.vocabulary_size} embeddings."
         )
     if len(config.labels) != network.head_sizes[-1] or len(set(config.labels)) != len(config.labels):
         raise ExportedModelError(
-            f"{folder}: expected {network.head_sizes[-1]} labels, all different; found {', '.join(config.labels)}."
+            f"{folder / CONFIG_FILE}: expected {network.head_sizes[-1]} labels, all different; "
+            f"found {', '.join(config.labels)}."
         )
     try:
         _ = model.tokenizer
@@ -240,6 +254,8 @@ def _check_weights(model: ExportedModel, folder: Path) -> None:
             raise ExportedModelError(
                 f"{folder / WEIGHTS_FILE}: tensor {name} is {model.weights[name].dtype}; expected float16 or float32."
             )
+        if not np.isfinite(model.weights[name]).all():
+            raise ExportedModelError(f"{folder / WEIGHTS_FILE}: tensor {name} has values that are no numbers.")
 
 
 def _config_from_json(value: object, path: Path) -> ModelConfig:

@@ -9,13 +9,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from handler import exported
-from handler.engine import GRAPH_FILE
+from handler.classifier import TextClassifier
+from handler.engine import GRAPH_FILE, Engine
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
-from training.graph import Precision, to_onnx
+from training.graph import PRECISIONS, Precision, to_onnx
+from training.probes import probes
 
 HANDLER = Path(__file__).parent.parent / "handler"
 
@@ -25,15 +28,16 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
 
     Args:
         model: an exported model's folder.
-        version: letters, digits, points, hyphens and underscores: it stands in addresses.
+        version: letters, digits, points, hyphens and underscores, like the model's name: they stand in addresses.
         precision: of the network in the archive.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
-        TrainingError: such a version cannot be, or torch-model-archiver failed.
+        TrainingError: such a name or version cannot be, or torch-model-archiver failed.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", version):
-        raise TrainingError(f"--version {version!r}: expected letters, digits, points, hyphens and underscores.")
+    for option, name in (("--version", version), ("--to", destination.stem)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise TrainingError(f"{option} {name!r}: expected letters, digits, points, hyphens and underscores.")
     source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:
@@ -59,3 +63,20 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
         if result.returncode != 0:
             raise TrainingError(f"torch-model-archiver failed:\n{result.stderr}")
         os.replace(Path(workspace, destination.name), destination)
+
+
+def rounding_error(model: Path) -> float:
+    """How far int8 is from float32: the largest difference in a probability, over the texts of `training.probes`.
+
+    Raises:
+        ExportedModelError: `model` is not an exported model.
+    """
+    source = exported.read(model)
+    texts = probes(source)
+    with tempfile.TemporaryDirectory() as workspace:
+        answers = {}
+        for precision in PRECISIONS:
+            graph = Path(workspace, f"{precision}.onnx")
+            onnx.save(to_onnx(source, precision), graph)
+            answers[precision] = TextClassifier(source, Engine(graph, source.config.network, threads=1)).predict(texts)
+    return float(np.abs(answers["int8"] - answers["float32"]).max())

@@ -17,6 +17,9 @@ from training.splits import SPLITS
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
+FAR_OFF = 0.03
+"""In a probability: what int8 may differ by from float32 without a warning."""
+
 RECIPES = {
     "run": "as the run's own stages are",
     "teacher": "the transformer by itself",
@@ -401,6 +404,10 @@ def _behaviour(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from training.export import export_file
 
+    if options.notes and not options.notes.is_file():
+        raise TrainingError(f"--notes {options.notes}: no such file.")
+    if options.to.exists() and not options.to.is_dir():
+        raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
     notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
     export_file(options.learner, options.run, options.data, notes, options.to)
     print(f"Exported to {options.to}")
@@ -414,10 +421,18 @@ def _reference(options: argparse.Namespace) -> None:
 
 
 def _archive(options: argparse.Namespace) -> None:
-    from training.archive import archive
+    from training.archive import archive, rounding_error
 
     destination = options.to or options.model.with_suffix(".mar")
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
     archive(options.model, destination, options.version, options.precision)
     print(f"Archived as {destination} ({destination.stat().st_size / 1e6:.1f} MB)")
+    if options.precision == "int8":
+        error = rounding_error(options.model)
+        print(f"int8 differs from float32 by {error:.3f} in a probability at most, on texts made of the vocabulary.")
+        if error > FAR_OFF:
+            print(
+                f"warning: that is more than {FAR_OFF}. Measure it on texts of yours, or take --precision float32.",
+                file=sys.stderr,
+            )

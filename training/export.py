@@ -3,8 +3,10 @@
 All of them are read off the learner. What this project cannot serve exactly is refused, by name.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import numpy.typing as npt
 import torch
 from fastai.text.all import (
     AWD_LSTM,
+    PAD,
+    UNK,
     CrossEntropyLossFlat,
+    FocalLossFlat,
     LabelSmoothingCrossEntropyFlat,
     Learner,
     LinBnDrop,
@@ -25,19 +30,28 @@ from fastai.text.all import (
 )
 from fastai.text.all import Tokenizer as FastaiTokenizer
 from fastai.text.core import defaults
+from spacy.about import __version__ as SPACY_VERSION
+from spacy.language import Language
 from torch import Tensor, nn
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.exported import ExportedModel, ModelConfig, NetworkConfig
+from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown
 from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
+from training.parity import prove
 from training.reference import reference_of
 from training.splits import SPLITS
+
+UNKNOWN_ID, PAD_ID = 0, 1
+"""What fastai computes with, wherever the two tokens stand in a vocabulary."""
+
+LOSSES = (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss)
+"""Their outputs become probabilities by a softmax."""
 
 
 def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path) -> None:
@@ -63,10 +77,10 @@ def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: s
     if not learner_file.is_file():
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
-        learner = load_learner(learner_file)
-    exported.write(export_learner(learner, card), folder)
+    learner = _load(learner_file)
+    model = export_learner(learner, card)
+    _tell_of_columns(learner)
+    exported.write(model, folder)
     if csv is not None and tweets is not None:
         answer = model_answer(folder)
         card["behaviour"] = behaviour_of(answer)
@@ -74,8 +88,7 @@ def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: s
         card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
         if "train" in measurable:
             card["reference"] = reference_of(TextClassifier.load(folder), tweets, sha256_of(csv))
-    model = export_learner(learner, card)
-    exported.write(model, folder)
+    exported.write(replace(model, card=card), folder)
     parameters = sum(value.size for value in model.weights.values())
     if "validation" in card["metrics"]:
         plot(card["metrics"]["validation"], folder / PICTURE)
@@ -84,7 +97,7 @@ def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: s
 
 
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
-    """The exported form of a text classifier's learner.
+    """The exported form of a text classifier's learner, proved against its own predictions.
 
     Args:
         learner: as made by `text_classifier_learner(dls, AWD_LSTM, ...)`, or loaded by `load_learner`.
@@ -94,17 +107,37 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         TrainingError: the learner is not a single-label AWD-LSTM classifier with spaCy tokens and fastai's rules.
     """
     encoder, head = _parts_of(learner)
-    numericalize = _text_transform(learner, Numericalize)
-    backwards = any(step.name == reverse_text.__name__ for step in _text_pipeline(learner))
+    tokenizer, numericalize, backwards = _text_pipeline(learner)
     config = ModelConfig(
         labels=_labels_of(learner),
         backwards=backwards,
-        tokenizer=_tokenizer_config(_text_transform(learner, FastaiTokenizer)),
+        tokenizer=_tokenizer_config(tokenizer),
         network=_network_config(encoder, head),
     )
     tensors = {**_encoder_weights(encoder.module), **_head_weights(head)}
     weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
-    return ExportedModel(config, _vocabulary_of(numericalize), card, weights)
+    model = ExportedModel(config, _vocabulary_of(numericalize), card, weights)
+    check(model)
+    prove(learner, model)
+    return model
+
+
+def _load(file: Path) -> Learner:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
+        try:
+            learner = load_learner(file)
+        except Exception as error:  # a pickle may raise anything
+            # fastai forgets the ImportError, and then misses its own variable.
+            missing = isinstance(error, UnboundLocalError)
+            what = "a module that it names is missing" if missing else f"{type(error).__name__}: {error}"
+            raise TrainingError(
+                f"{file} does not load: {what}. Expected what fastai's `Learner.export` wrote; modules that it names, "
+                f"your own or sentencepiece, say, must be installed or on PYTHONPATH."
+            ) from error
+    if not isinstance(learner, Learner):
+        raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")
+    return learner
 
 
 def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
@@ -115,13 +148,22 @@ def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
     return array
 
 
+def _tell_of_columns(learner: Learner) -> None:
+    tokenizer, _, _ = _text_pipeline(learner)
+    columns = getattr(tokenizer, "text_cols", ())
+    if not isinstance(columns, str) and len(columns) > 1:
+        marked = " ".join(f"xxfld {number} ..." for number in range(1, len(columns) + 1))
+        print(
+            f"note: the learner was trained on several columns ({', '.join(map(str, columns))}), which fastai joins as "
+            f"`{marked}`. Write the text of a request so.",
+            file=sys.stderr,
+        )
+
+
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:
     parts = list(learner.model.children())
-    if (
-        len(parts) != 2
-        or not isinstance(parts[0], SentenceEncoder)
-        or not isinstance(parts[1], PoolingLinearClassifier)
-    ):
+    # Exactly these types, here and below: a subclass may compute anything.
+    if list(map(type, parts)) != [SentenceEncoder, PoolingLinearClassifier]:
         raise TrainingError("The learner's model is not a fastai text classifier (text_classifier_learner makes one).")
     encoder, head = parts
     if type(encoder.module) is not AWD_LSTM:
@@ -133,25 +175,34 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
         )
     if encoder.bptt != head.bptt:
         raise TrainingError(f"Encoder and head differ in their chunks' length: {encoder.bptt} and {head.bptt}.")
-    if not isinstance(learner.loss_func, (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, nn.CrossEntropyLoss)):
-        loss = type(learner.loss_func).__name__
-        raise TrainingError(f"The loss is {loss}; only single-label classifiers (cross-entropy) are exported.")
+    if encoder.pad_idx != PAD_ID:
+        raise TrainingError(f"The encoder takes the id {encoder.pad_idx} for padding; expected fastai's own, {PAD_ID}.")
+    if any(value.dtype not in (torch.float32, torch.float64) for value in learner.model.parameters()):
+        raise TrainingError("The model is in half precision; call `learner.model.float()` and export it again.")
+    if type(learner.loss_func) not in LOSSES:
+        raise TrainingError(
+            f"The loss is {type(learner.loss_func).__name__}; only single-label classifiers are exported "
+            f"({', '.join(kind.__name__ for kind in LOSSES)}). If a softmax makes its outputs probabilities, set "
+            f"`learner.loss_func = CrossEntropyLossFlat()` and export it again."
+        )
     return encoder, head
 
 
-def _text_pipeline(learner: Learner) -> Sequence[Any]:
-    """The transforms from a text to its ids."""
-    pipeline: Sequence[Any] = (
-        learner.dls.train_ds.tfms[0].fs if hasattr(learner.dls, "train_ds") else learner.dls.tfms[0].fs
-    )
-    return pipeline
-
-
-def _text_transform(learner: Learner, kind: type) -> Any:
-    found = [step for step in _text_pipeline(learner) if isinstance(step, kind)]
-    if len(found) != 1:
-        raise TrainingError(f"The learner's text pipeline has {len(found)} {kind.__name__} transforms; expected one.")
-    return found[0]
+def _text_pipeline(learner: Learner) -> tuple[FastaiTokenizer, Numericalize, bool]:
+    """The tokenizer, the vocabulary, and whether texts are read backwards: all that fastai does to a text."""
+    loader = learner.dls.test_dl(["text"], num_workers=0)
+    # What is left for a text given as such, without what reads a table's columns before.
+    steps = list(loader.dataset.tls[0].tfms.fs)
+    backwards = [step.name for step in steps[2:]] == [reverse_text.__name__]
+    others = [step.name for step in steps if type(step) not in (FastaiTokenizer, Numericalize)]
+    others += [step.name for step in (*loader.after_item.fs, *loader.after_batch.fs) if step.name != "ToTensor"]
+    if list(map(type, steps[:2])) != [FastaiTokenizer, Numericalize] or others != [reverse_text.__name__] * backwards:
+        raise TrainingError(
+            f"The learner's text pipeline is {', '.join(step.name for step in steps)}"
+            f"{'; besides, it has ' + ', '.join(others) if others else ''}. Only fastai's Tokenizer and Numericalize "
+            f"are exported, and reverse_text; apply other steps before training and before each request."
+        )
+    return steps[0], steps[1], backwards
 
 
 def _labels_of(learner: Learner) -> tuple[str, ...]:
@@ -169,22 +220,41 @@ def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
     the `xxfake` ones that pad a vocabulary. It also grows an entry for each unknown token met, with id 0.
     """
     ids = numericalize.o2i
+    for token, expected in ((UNK, UNKNOWN_ID), (PAD, PAD_ID)):
+        if ids.get(token) != expected:
+            raise TrainingError(
+                f"The vocabulary has {token} at {ids.get(token)}; expected {expected}, which fastai computes with."
+            )
     return tuple(token if ids.get(token) == index else None for index, token in enumerate(numericalize.vocab))
 
 
 def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
-    if not isinstance(tokenizer.tok, SpacyTokenizer):
+    if type(tokenizer.tok) is not SpacyTokenizer:
         raise TrainingError(
-            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported."
+            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported. "
+            f"Train with `tok=SpacyTokenizer()`."
         )
     # A bound method of the spaCy pipeline is all that fastai keeps of it.
-    language = tokenizer.tok.pipe.__self__.lang
+    pipeline = tokenizer.tok.pipe.__self__
+    language = pipeline.lang
+    fresh = SpacyTokenizer(language, tokenizer.tok.special_toks).pipe.__self__
+    if _spacy_rules(pipeline) != _spacy_rules(fresh):
+        raise TrainingError(
+            f"The learner's spaCy tokenizer has rules other than those of spaCy {SPACY_VERSION} for "
+            f"{language!r}: special cases of your own, or another version's."
+        )
     return TokenizerConfig(
         language=language,
         rules=_names(tokenizer.rules, RULES, "rule"),
         token_rules=_names(defaults.text_postproc_rules, TOKEN_RULES, "token rule"),
         special_tokens=tuple(tokenizer.tok.special_toks),
     )
+
+
+def _spacy_rules(pipeline: Language) -> bytes:
+    tokenizer: Any = pipeline.tokenizer
+    rules: bytes = tokenizer.to_bytes(exclude=["vocab"])
+    return rules
 
 
 def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str, ...]:
@@ -200,27 +270,42 @@ def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str,
 
 def _network_config(encoder: SentenceEncoder, head: PoolingLinearClassifier) -> NetworkConfig:
     lstm = encoder.module
-    normalizations = [module for module in head.layers.modules() if isinstance(module, nn.BatchNorm1d)]
-    linears = [module for module in head.layers.modules() if isinstance(module, nn.Linear)]
-    plain = all(isinstance(block, LinBnDrop) for block in head.layers) and not any(
-        linear.bias is not None for linear in linears
-    )
-    if not plain or len(normalizations) != len(linears):
-        raise TrainingError("The head has layers other than fastai's blocks of BatchNorm and Linear without bias.")
+    blocks = _head_blocks(head)
     return NetworkConfig(
         vocabulary_size=lstm.encoder.num_embeddings,
         embedding_size=lstm.emb_sz,
         hidden_size=lstm.n_hid,
         layers=lstm.n_layers,
-        head_sizes=(*(linear.in_features for linear in linears), linears[-1].out_features),
+        head_sizes=(*(linear.in_features for _, linear in blocks), blocks[-1][1].out_features),
         chunk_tokens=encoder.bptt,
         pooled_tokens=encoder.max_len,
-        normalization_epsilon=normalizations[0].eps,
+        normalization_epsilon=blocks[0][0].eps,
     )
 
 
+def _head_blocks(head: PoolingLinearClassifier) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
+    """BatchNorm and linear layer of each block; between the blocks is a ReLU."""
+    blocks = []
+    for number, block in enumerate(head.layers, start=1):
+        layers = [layer for layer in block.children() if type(layer) is not nn.Dropout]
+        expected = [nn.BatchNorm1d, nn.Linear, *([nn.ReLU] if number < len(head.layers) else [])]
+        if type(block) is not LinBnDrop or list(map(type, layers)) != expected or layers[1].bias is not None:
+            raise TrainingError(
+                f"Block {number} of the head is {block}. The head has layers other than fastai's blocks of BatchNorm, "
+                f"Linear without bias, and ReLU but for the last."
+            )
+        blocks.append((layers[0], layers[1]))
+    normalizations = [normalization for normalization, _ in blocks]
+    if not all(each.affine and each.track_running_stats for each in normalizations):
+        raise TrainingError("The head has a BatchNorm without weights or without running statistics.")
+    if len({each.eps for each in normalizations}) != 1:
+        raise TrainingError("The BatchNorms of the head differ in their epsilon.")
+    return blocks
+
+
 def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:
-    weights = {"embedding.weight": lstm.encoder.weight}
+    # fastai computes with the dropout's embedding, which is the encoder's unless somebody has put another there.
+    weights = {"embedding.weight": lstm.encoder_dp.emb.weight}
     for index, layer in enumerate(lstm.rnns):
         # Under weight dropout the trained recurrent weights are the raw ones; the others are a dropped-out copy.
         weights[f"lstm.{index}.weight_hh_l0"] = layer.weight_hh_l0_raw
@@ -231,9 +316,7 @@ def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:
 
 def _head_weights(head: PoolingLinearClassifier) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    normalizations = [module for module in head.layers.modules() if isinstance(module, nn.BatchNorm1d)]
-    linears = [module for module in head.layers.modules() if isinstance(module, nn.Linear)]
-    for index, (normalization, linear) in enumerate(zip(normalizations, linears, strict=True)):
+    for index, (normalization, linear) in enumerate(_head_blocks(head)):
         weights[f"head.{index}.mean"] = normalization.get_buffer("running_mean")
         weights[f"head.{index}.variance"] = normalization.get_buffer("running_var")
         weights[f"head.{index}.scale"] = normalization.weight

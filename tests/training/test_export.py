@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.text.all import ColReader, replace_space
+from fastai.text.all import (
+    Callback,
+    ColReader,
+    CrossEntropyLossFlat,
+    FocalLossFlat,
+    LinBnDrop,
+    PoolingLinearClassifier,
+    SpacyTokenizer,
+    TensorText,
+    Transform,
+    replace_space,
+)
 from torch import nn
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.exported import ExportedModel
+from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
 from training.archive import archive
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.export import export_learner
+from training.export import export_file, export_learner
+from training.probes import probes
 
 TOLERANCE = 1e-5
 NEAR = 0.03
@@ -108,8 +120,10 @@ def assert_parity(learner: Any, classifier: TextClassifier, texts: list[str]) ->
         {"seq_len": 50, "max_len": None},
         {"backwards": True},
         {"block": {"rules": []}},
+        {"loss_func": nn.CrossEntropyLoss()},
+        {"loss_func": FocalLossFlat()},
     ],
-    ids=str,
+    ids=lambda options: str({name: getattr(value, "func", value) for name, value in options.items()}),
 )
 def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: Path) -> None:
     from fastai.text.core import fix_html, lowercase
@@ -250,6 +264,122 @@ def own_rule(text: str) -> str:
 def test_what_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         export_learner(make_learner(**options), {})
+
+
+OwnHead = type("OwnHead", (PoolingLinearClassifier,), {})
+OwnSpacy = type("OwnSpacy", (SpacyTokenizer,), {})
+
+
+class Sharper(CrossEntropyLossFlat):  # type: ignore[misc]  # fastai has no types
+    def activation(self, outputs: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(2 * outputs, dim=-1)
+
+
+class Sharpening(Callback):  # type: ignore[misc]
+    order = 100
+
+    def after_pred(self) -> None:
+        self.learn.pred = 2 * self.pred
+
+
+class Shortening(Transform):  # type: ignore[misc]
+    def encodes(self, ids: TensorText) -> TensorText:
+        return ids[:5]
+
+
+def with_layers(learner: Any, *layers: nn.Module) -> None:
+    learner.model[1].layers = nn.Sequential(*layers)
+
+
+def with_another_epsilon(learner: Any) -> None:
+    learner.model[1].layers[1][0].eps = 0.1
+
+
+def without_statistics(learner: Any) -> None:
+    learner.model[1].layers[1][0] = nn.BatchNorm1d(50, track_running_stats=False)
+
+
+def with_a_special_case(learner: Any) -> None:
+    tokenizer = learner.dls.train_ds.tfms[0].fs[1]
+    tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
+
+
+def with_a_transform(learner: Any) -> None:
+    for loader in (learner.dls.train, learner.dls.valid):
+        loader.after_item.add(Shortening())
+
+
+def with_specials_elsewhere(learner: Any) -> None:
+    numericalize = learner.dls.train_ds.tfms[0].fs[2]
+    numericalize.vocab = [*numericalize.vocab[9:], *numericalize.vocab[:9]]
+    numericalize.o2i.update({token: index for index, token in enumerate(numericalize.vocab)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: with_layers(it, LinBnDrop(36, 20), LinBnDrop(20, 3)), "Block 1 of the head"),
+        (lambda it: with_layers(it, LinBnDrop(36, 20, act=nn.GELU()), LinBnDrop(20, 3)), "Block 1 of the head"),
+        (
+            lambda it: with_layers(it, LinBnDrop(36, 20, act=nn.ReLU()), LinBnDrop(20, 3, act=nn.Sigmoid())),
+            "Block 2 of the head",
+        ),
+        (lambda it: with_layers(it, LinBnDrop(36, 3, lin_first=True)), "Block 1 of the head"),
+        (with_another_epsilon, "differ in their epsilon"),
+        (without_statistics, "without running statistics"),
+        (lambda it: setattr(it.model[1], "__class__", OwnHead), "not a fastai text classifier"),
+        (lambda it: setattr(it.model[0], "pad_idx", 0), "the id 0 for padding"),
+        (lambda it: it.model.half(), "in half precision"),
+        (lambda it: setattr(it, "loss_func", Sharper()), "The loss is Sharper"),
+        (lambda it: it.add_cb(Sharpening()), "does not answer as the learner does"),
+        (lambda it: setattr(it.model[0], "max_len", 0), "fastai's own prediction .* fails"),
+        (with_a_transform, "besides, it has Shortening"),
+        (with_specials_elsewhere, "The vocabulary has xxunk at"),
+        (
+            lambda it: setattr(it.dls.train_ds.tfms[0].fs[1].tok, "__class__", OwnSpacy),
+            "The tokenizer is OwnSpacy",
+        ),
+        (with_a_special_case, "special cases of your own"),
+    ],
+)
+def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], object], message: str) -> None:
+    learner = make_learner()
+    change(learner)
+    with pytest.raises(TrainingError, match=message):
+        export_learner(learner, {})
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    learner = make_learner()
+    learner.model[1].layers[0][0].running_var[:] = float("nan")
+    with pytest.raises(ExportedModelError, match="values that are no numbers"):
+        export_learner(learner, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", "a state dict"], ids=str)
+def test_files_that_are_no_learner_are_told(tmp_path: Path, content: bytes | str) -> None:
+    file = tmp_path / "learner.pkl"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(nn.Linear(2, 2).state_dict(), file)
+    with pytest.raises(TrainingError, match="xpected what fastai's `Learner"):
+        export_file(file, tmp_path, None, "", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "learner.pkl"
+    file.write_bytes(b"cno_such_module\nThing\n.")
+    with pytest.raises(TrainingError, match="a module that it names is missing"):
+        export_file(file, tmp_path, None, "", tmp_path / "model")
+
+
+def test_the_proof_reaches_every_kind_of_length() -> None:
+    """Past the end of what is pooled, and of a chunk, whatever their sizes."""
+    model = export_learner(make_learner(seq_len=20, max_len=100), {})
+    lengths = {len(text.split()) for text in probes(model)}
+    assert {1, 19, 20, 21, 121} <= lengths
 
 
 def test_other_models_are_refused(toy_run: Path) -> None:

@@ -1,0 +1,32 @@
+"""Texts that a model is tried on where there is no data: sentences, and the vocabulary's words in many lengths."""
+
+import random
+from collections.abc import Sequence
+
+from handler.exported import ExportedModel
+
+SENTENCES = (
+    "Thank you for the GREAT flight!!!",
+    "@airline why is flight 1234 so looooong late?? http://t.co/x1Y2 #fail",
+    "we weren't told -- nobody's there; the U.S. crew &amp; me (both) won't rebook, 50% off or not",
+    "good good good good, \u00fcber caf\u00e9 \U0001f600\u2708 \u4f60\u597d",
+)
+
+
+def probes(model: ExportedModel) -> list[str]:
+    """Texts around the lengths at which a network reads on in another chunk, and no longer pools all."""
+    network = model.config.network
+    chunk, pooled = network.chunk_tokens, network.pooled_tokens
+    lengths = {1, 2, 20, chunk - 1, chunk, chunk + 1, 2 * chunk + 1}
+    if pooled is not None:
+        # Where less than a chunk is pooled, fastai has no answer for longer texts.
+        lengths = lengths | {pooled + chunk + 1} if pooled >= chunk else {n for n in lengths if n < pooled}
+    generator = random.Random(1)
+    words = [token for token in model.vocabulary if token and token.isalpha() and not token.startswith("xx")]
+    return [*SENTENCES, *(" ".join(_words(words, length, generator)) for length in sorted(lengths))]
+
+
+def _words(known: Sequence[str], count: int, generator: random.Random) -> list[str]:
+    """Every fifth one unknown, and some in capitals."""
+    words = [generator.choice(known) if known and place % 5 else f"qz{place}" for place in range(1, count + 1)]
+    return [word.upper() if place % 7 == 3 else word for place, word in enumerate(words)]
