@@ -183,7 +183,7 @@ def write(model: ExportedModel, folder: Path) -> None:
     """Write an exported model into a folder, which is made if it is not there."""
     import safetensors.numpy
 
-    check(model, folder)
+    _check_weights(model, folder)
     write_description(model, folder)
     safetensors.numpy.save_file(model.weights, folder / WEIGHTS_FILE)
 

@@ -53,6 +53,9 @@ UNKNOWN_ID, PAD_ID = 0, 1
 LOSSES = (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss)
 """Their outputs become probabilities by a softmax."""
 
+Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
+"""The head's."""
+
 
 def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
@@ -77,9 +80,7 @@ def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: s
     if not learner_file.is_file():
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
-    learner = _load(learner_file)
-    model = export_learner(learner, card)
-    _tell_of_columns(learner)
+    model = export_learner(_load(learner_file), card)
     exported.write(model, folder)
     if csv is not None and tweets is not None:
         answer = model_answer(folder)
@@ -107,18 +108,20 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         TrainingError: the learner is not a single-label AWD-LSTM classifier with spaCy tokens and fastai's rules.
     """
     encoder, head = _parts_of(learner)
+    blocks = _head_blocks(head)
     tokenizer, numericalize, backwards = _text_pipeline(learner)
     config = ModelConfig(
         labels=_labels_of(learner),
         backwards=backwards,
         tokenizer=_tokenizer_config(tokenizer),
-        network=_network_config(encoder, head),
+        network=_network_config(encoder, blocks),
     )
-    tensors = {**_encoder_weights(encoder.module), **_head_weights(head)}
+    tensors = {**_encoder_weights(encoder.module), **_head_weights(blocks)}
     weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
     model = ExportedModel(config, _vocabulary_of(numericalize), card, weights)
     check(model)
     prove(learner, model)
+    _tell_of_columns(tokenizer)
     return model
 
 
@@ -148,8 +151,7 @@ def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
     return array
 
 
-def _tell_of_columns(learner: Learner) -> None:
-    tokenizer, _, _ = _text_pipeline(learner)
+def _tell_of_columns(tokenizer: FastaiTokenizer) -> None:
     columns = getattr(tokenizer, "text_cols", ())
     if not isinstance(columns, str) and len(columns) > 1:
         marked = " ".join(f"xxfld {number} ..." for number in range(1, len(columns) + 1))
@@ -268,9 +270,8 @@ def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str,
     return names
 
 
-def _network_config(encoder: SentenceEncoder, head: PoolingLinearClassifier) -> NetworkConfig:
+def _network_config(encoder: SentenceEncoder, blocks: Blocks) -> NetworkConfig:
     lstm = encoder.module
-    blocks = _head_blocks(head)
     return NetworkConfig(
         vocabulary_size=lstm.encoder.num_embeddings,
         embedding_size=lstm.emb_sz,
@@ -283,7 +284,7 @@ def _network_config(encoder: SentenceEncoder, head: PoolingLinearClassifier) -> 
     )
 
 
-def _head_blocks(head: PoolingLinearClassifier) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
+def _head_blocks(head: PoolingLinearClassifier) -> Blocks:
     """BatchNorm and linear layer of each block; between the blocks is a ReLU."""
     blocks = []
     for number, block in enumerate(head.layers, start=1):
@@ -314,9 +315,9 @@ def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:
     return weights
 
 
-def _head_weights(head: PoolingLinearClassifier) -> dict[str, Tensor]:
+def _head_weights(blocks: Blocks) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for index, (normalization, linear) in enumerate(_head_blocks(head)):
+    for index, (normalization, linear) in enumerate(blocks):
         weights[f"head.{index}.mean"] = normalization.get_buffer("running_mean")
         weights[f"head.{index}.variance"] = normalization.get_buffer("running_var")
         weights[f"head.{index}.scale"] = normalization.weight
