@@ -23,21 +23,23 @@ ENCODER_STAGES: Final = ("general", "language-model", "distil")
 """Those that a warm start takes the place of."""
 
 
-def card_of_run(run: Path, notes: str) -> dict[str, Any]:
-    """A card, without metrics, of a run's classifier.
+def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, Any]:
+    """A card, without metrics, of what a stage of a run made.
 
     Args:
         run: the run's folder; stages that are not in it (a general model from elsewhere) are left out.
         notes: what no record knows: purpose, sources, licences. Markdown.
+        stage: one that exports a learner; the stages after it are no part of the card.
 
     Raises:
-        TrainingError: the run has no finished classifier.
+        TrainingError: the run has no such stage, or it is not finished.
     """
-    records = {
-        stage: json.loads(path.read_text()) for stage in STAGES if (path := run / stage / "record.json").exists()
-    }
-    if records.get("classifier", {}).get("finished") is None:
-        raise TrainingError(f"{run} has no finished classifier: run `python -m training all` first.")
+    upto = STAGES[: STAGES.index(stage) + 1]
+    records = {name: json.loads(path.read_text()) for name in upto if (path := run / name / "record.json").exists()}
+    if records.get(stage, {}).get("finished") is None:
+        raise TrainingError(f"{run} has no finished {stage}: run `python -m training all` first.")
+    if stage != STAGES[-1]:
+        return new_card(notes) | {"stages": records}
     recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
     if start := start_of(run):
         before = json.loads((start / CARD_FILE).read_text())

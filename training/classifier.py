@@ -1,6 +1,6 @@
 """ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from training.teacher import load_teacher
 
 LEARNER_FILE = "learner.pkl"
 MADE_UP_LABEL_SMOOTHING = 0.05
+EXAMPLES = 100
 
 
 def train_classifier(
@@ -75,7 +76,7 @@ def train_classifier(
     if not stage.begin():
         return
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    texts, targets = train_targets(train, labels, teacher_folder, settings)
+    texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
     vocabulary = load_pickle(vocabulary_file)
     data = loaders(
         [*texts, *validation["text"]],
@@ -86,25 +87,33 @@ def train_classifier(
     )
     learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
     stage.fit(learner, phases(settings))
-    temperature = _finish(learner)
-    _export(learner.model, train, labels, vocabulary, folder)
+    temperature = calibrate_and_round(learner, len(labels))
+    export(learner.model, train, labels, vocabulary, folder)
     stage.finish(temperature=temperature)
 
 
 def train_targets(
-    train: pd.DataFrame, labels: list[str], teacher_folder: Path | None, settings: ClassifierSettings
+    train: pd.DataFrame,
+    labels: list[str],
+    teacher_folder: Path | None,
+    settings: ClassifierSettings,
+    keep: Callable[[Callable[[], Tensor]], Tensor] = lambda compute: compute(),
 ) -> tuple[list[str], NDArray[np.float32]]:
     """The texts to train on, and for each a probability of every label.
 
     A tweet's target is its label, as far as `label_weight` and its annotators' agreement go, and the teacher's answer
     for the rest; without a teacher, the rest is `label_smoothing`. A piece of a tweet has the teacher's answer alone.
+
+    Args:
+        keep: `Stage.keep`, for the teachers' answers, which take minutes.
     """
     texts = list(train["text"])
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     more_texts: list[str] = []
     if teacher_folder:
         versions = [texts, *(pieces(texts, settings.seed + copy) for copy in range(settings.pieces))]
-        answers = _teachers_answers(train, versions, labels, teacher_folder, settings.tfidf_weight)
+        folder, weight_of_tfidf = teacher_folder, settings.tfidf_weight
+        answers = keep(lambda: _teachers_answers(train, versions, labels, folder, weight_of_tfidf)).numpy()
         more_texts = [text for version in versions[1:] for text in version]
         share, rest = settings.label_weight, answers[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
@@ -125,12 +134,11 @@ def train_targets(
 
 def _teachers_answers(
     train: pd.DataFrame, versions: Sequence[list[str]], labels: list[str], teacher_folder: Path, tfidf_weight: float
-) -> NDArray[np.float32]:
+) -> Tensor:
     """The mean of the transformer's and of TF-IDF's probabilities, (len(versions) * len(train), C)."""
-    transformers = load_teacher(teacher_folder, labels).predict([text for texts in versions for text in texts])[0]
-    found: NDArray[np.float32] = transformers.numpy()
+    found = load_teacher(teacher_folder, labels).predict([text for texts in versions for text in texts])[0]
     if tfidf_weight:
-        words = tfidf.answers(train, versions, labels).reshape(found.shape)
+        words = torch.from_numpy(tfidf.answers(train, versions, labels)).reshape(found.shape)
         found = (1 - tfidf_weight) * found + tfidf_weight * words
     return found
 
@@ -198,18 +206,21 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
 
 
 @torch.no_grad()
-def _finish(learner: Learner) -> float:
+def calibrate_and_round(learner: Learner, labels: int) -> float:
     """Calibrate on the validation split and round to half precision, so that the exported file is exact.
 
     Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) divides the logits by
     one number; the last layer has no bias, so its weights carry it.
+
+    Args:
+        labels: how many of the outputs are the labels', the first ones.
 
     Returns:
         the temperature.
     """
     with learner.no_bar(), learner.no_logging():
         logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
-    temperature = best_temperature(logits, targets)
+    temperature = best_temperature(logits[:, :labels], targets[:, :labels])
     model = learner.model
     [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
     last.weight /= temperature
@@ -220,12 +231,16 @@ def _finish(learner: Learner) -> float:
     return temperature
 
 
-def _export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: list[str], folder: Path) -> None:
-    """The model as a learner over plain labels, as fastai exports one."""
+def export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: list[str], folder: Path) -> None:
+    """The model as a learner over plain labels, as fastai exports one.
+
+    Args:
+        rows: texts with their labels. What is exported has none of them; fastai wants some to begin with.
+    """
     data = DataBlock(
         blocks=(TextBlock.from_df("text", vocab=vocabulary), CategoryBlock(vocab=labels)),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
-    ).dataloaders(rows, bs=8, num_workers=0)
+    ).dataloaders(rows[:EXAMPLES], bs=8, num_workers=0)
     # A TextLearner has the callbacks without which fastai cannot predict with this model.
     TextLearner(data, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=folder).export(LEARNER_FILE)

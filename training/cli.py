@@ -125,13 +125,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
     _data_option(command)
-    command.add_argument(
-        "--start",
-        type=Path,
-        metavar="FOLDER",
-        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets "
-        "without a language model",
-    )
+    _start_option(command)
     _run_options(command)
 
     command = _add(
@@ -140,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _data_option(command)
     command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
     command.add_argument("--name", default=None, help="of the result's file and the folds' folder; default: the recipe")
+    _start_option(command)
     _run_options(command)
 
     command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
@@ -156,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
     command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
     command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
+    command.add_argument(
+        "--stage",
+        choices=("classifier", "distil"),
+        default="classifier",
+        help="of the run; distil: a classifier that has seen no label of the tweets, to begin others with "
+        "(default: %(default)s)",
+    )
     _to_option(command)
     _notes_option(command)
 
@@ -224,6 +226,16 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _start_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets "
+        "without a language model",
+    )
+
+
 def _model_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", type=Path, default=MODEL, metavar="FOLDER", help="an exported model (default: %(default)s)"
@@ -269,6 +281,7 @@ def _all(options: argparse.Namespace) -> None:
         _distil(options)
     _teacher(options)
     options.start = options.learner = None
+    options.stage = "classifier"
     _classifier(options)
     _export(options)
     options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
@@ -358,15 +371,17 @@ def _unless_left_out(options: argparse.Namespace, folder: Path) -> Path | None:
 def _cross_validate(options: argparse.Namespace) -> None:
     from training import cross_validation
     from training.data import read_tweets, sha256_of
+    from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
+    start = unpack(options.start, options.run) if options.start else None
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = {
         "majority": cross_validation.majority,
         "tfidf": cross_validation.tfidf,
     }.get(options.recipe) or cross_validation.recipe(
-        options.recipe, sha256_of(options.data), options.run, _settings(options), folder
+        options.recipe, sha256_of(options.data), options.run, _settings(options), folder, start
     )
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
         found = cross_validation.cross_validate(tweets, predict)
@@ -409,7 +424,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.to.exists() and not options.to.is_dir():
         raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
     notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
-    export_file(options.learner, options.run, options.data, notes, options.to)
+    export_file(options.learner, options.run, options.data, notes, options.to, options.stage)
     print(f"Exported to {options.to}")
 
 

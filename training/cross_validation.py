@@ -27,7 +27,7 @@ from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_teacher
 from training.tfidf import FOLDS, held_out_fifths, new_classifier
-from training.warm_start import start_of
+from training.warm_start import saw_labels, start_of
 
 TIMED_TEXTS = 200
 FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
@@ -106,21 +106,26 @@ def tfidf(_index: int, fold: pd.DataFrame) -> Trained:
     return _scikit_learn(new_classifier(), fold)
 
 
-def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path) -> Recipe:
+def recipe(
+    name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path, start: Path | None = None
+) -> Recipe:
     """A recipe that trains the teacher, the classifier, or both on each fold, from what the run has of stages before.
 
     Args:
         name: one of the command line's recipes.
         folder: where each fold's stages write, and go on if they were stopped. The teachers of the folds are shared
             by all recipes with the same settings.
+        start: what `training.warm_start` unpacked, in place of the run's own encoder; None: what the run's classifier
+            began with.
 
     Raises:
-        TrainingError: a recipe's stage is missing, or the run's classifier is not one that can be cross-validated.
+        TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.
     """
-    if name == "run" and start_of(run):
+    start = start or (start_of(run) if name == "run" else None)
+    if start and saw_labels(start):
         raise TrainingError(
-            f"The classifier in {run} began with an exported model, which may have been trained on tweets that a fold "
-            f"holds out: its figures would be too good. Cross-validate a run that began with a language model."
+            "The exported model to begin with may have been trained on labels that a fold holds out: the figures "
+            "would be too good. Begin with one whose card has no classifier's stage, or with a language model."
         )
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
@@ -137,7 +142,7 @@ def recipe(name: str, csv_sha256: str, run: Path, settings: Settings, folder: Pa
             size = _megabytes(teacher / TEACHER_FILE)
             alone = Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, size)
             return alone if name == "teacher" else _mixed(alone, tfidf(index, fold), settings.classifier.tfidf_weight)
-        encoder = None if name == "language-model" else finished_stage(run / "distil")
+        encoder = start or (None if name == "language-model" else finished_stage(run / "distil"))
         if name == "distil" and encoder is None:
             raise TrainingError(f"{run} has no distil stage: run `python -m training distil` first.")
         train_classifier(

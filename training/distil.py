@@ -2,6 +2,8 @@
 
 For each text it learns the teacher's probabilities (Hinton, Vinyals and Dean, 2015) and the direction of the
 teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which says more of a text than three probabilities.
+
+What comes of it is an encoder for the classifier, and a classifier of its own that has seen no label of the tweets.
 """
 
 from pathlib import Path
@@ -10,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.text.all import AccumMetric, load_pickle, save_pickle, set_seed
+from fastai.text.all import AccumMetric, load_pickle, save_pickle
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from training.classifier import classifier_learner, loaders
+from training.classifier import calibrate_and_round, classifier_learner, export, loaders
 from training.data import labels_of, read_labelled_texts, sha256_of
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE, read_lines
 from training.metrics import accuracy as accuracy_of
@@ -40,6 +42,8 @@ def distil(
 ) -> None:
     """Train the language model's encoder on the general teacher's answers.
 
+    Writes the encoder, and with the labels' part of its head a learner, as `train_classifier` does.
+
     Args:
         texts: text files, one document a line. The train split's texts are read too, without their labels.
         labelled_texts: those that the teacher was trained on; their targets are half label, half answer.
@@ -61,8 +65,7 @@ def distil(
         *(line for path in texts for line in read_lines(path)),
     ]
     documents = [*known["text"], *unlabelled]
-    targets = _answers(documents, labels, teacher, folder / "answers.pth")
-    set_seed(settings.seed, reproducible=True)  # answers from an interrupted run draw no random numbers
+    targets: NDArray[np.float32] = stage.keep(lambda: _answers(documents, labels, teacher)).numpy()
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
@@ -98,8 +101,10 @@ def distil(
     )
     torch.save(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
     save_pickle(folder / VOCABULARY_FILE, vocabulary)
-    (folder / "answers.pth").unlink()
-    stage.finish(documents=len(documents))
+    temperature = calibrate_and_round(learner, len(labels))
+    keep_outputs(learner.model, len(labels))
+    export(learner.model, known, labels, vocabulary, folder)
+    stage.finish(documents=len(documents), temperature=temperature)
 
 
 def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: float) -> None:
@@ -108,17 +113,14 @@ def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: f
     answers[:rows, :labels] = (1 - weight) * answers[:rows, :labels] + weight * targets
 
 
-def _answers(
-    texts: list[str], labels: list[str], teacher: Path, cache: Path
-) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
-    """The teacher's probabilities and centred pooled outputs, (texts, C + D); kept, as they take long."""
-    if cache.is_file():
-        answers = torch.load(cache, weights_only=True)
-    else:
-        probabilities, features = load_teacher(teacher, labels).predict(texts)
-        answers = torch.cat([probabilities, features - features.mean(0)], 1)
-        partial = cache.with_suffix(".partial")
-        torch.save(answers, partial)
-        partial.replace(cache)
-    array: NDArray[np.float32] = answers.numpy()
-    return array
+def keep_outputs(model: nn.Module, outputs: int) -> None:
+    """Cut the last layer to its first outputs, the labels': what is left is a classifier."""
+    [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    last.weight = nn.Parameter(last.weight[:outputs])
+    last.out_features = outputs
+
+
+def _answers(texts: list[str], labels: list[str], teacher: Path) -> Tensor:
+    """The teacher's probabilities and centred pooled outputs, (texts, C + D)."""
+    probabilities, features = load_teacher(teacher, labels).predict(texts)
+    return torch.cat([probabilities, features - features.mean(0)], 1)

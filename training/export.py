@@ -57,7 +57,9 @@ Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
 """The head's."""
 
 
-def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path) -> None:
+def export_file(
+    learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path, stage: str = "classifier"
+) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
 
     Args:
@@ -67,14 +69,15 @@ def export_file(learner_file: Path | None, run: Path, csv: Path | None, notes: s
             is what drift is measured against.
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
+        stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
 
     Raises:
         TrainingError: no such file or run, or a learner that cannot be exported.
     """
     tweets = read_tweets(csv) if csv else None
     if learner_file is None:
-        card = card_of_run(run, notes)
-        learner_file = run / "classifier" / LEARNER_FILE
+        card = card_of_run(run, notes, stage)
+        learner_file = run / stage / LEARNER_FILE
     else:
         card = new_card(notes)
     if not learner_file.is_file():

@@ -4,8 +4,8 @@ A run is a folder; each stage has a folder in it, with
 
 - `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
 - `curves.png`: the same metrics as a picture
-- `checkpoint.pth`: weights and optimizer, written after each epoch and every `CHECKPOINT_MINUTES`, removed when the
-  stage is done
+- `checkpoint.pth`: weights and optimizer, written after each epoch and every `CHECKPOINT_MINUTES`, and `kept.pth`:
+  what was computed before the first batch; both are removed when the stage is done
 - the stage's products, written when it is done
 """
 
@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from typing import Any
 import matplotlib
 import torch
 from fastai.text.all import Callback, CancelBatchException, Learner, set_seed
+from torch import Tensor
 
 from training.errors import TrainingError
 
@@ -37,7 +38,7 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _ONE_MEBIBYTE = 1 << 20
 
 CHECKPOINT_MINUTES = 3
-"""What a kill costs at most, beside what a stage does before its first batch."""
+"""What a kill costs at most, beside reading the texts anew."""
 
 VERSIONED_PACKAGES = (
     "torch",
@@ -112,6 +113,22 @@ class Stage:
         self.record |= {"finished": timestamp(), **results}
         self._write_record()
         self._checkpoint_path.unlink(missing_ok=True)
+        self._kept_path.unlink(missing_ok=True)
+
+    def keep(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, computed once: a run that goes on after a kill reads it.
+
+        Seeds everything anew, so that both go on with the same random numbers.
+        """
+        if self._kept_path.exists():
+            kept: Tensor = torch.load(self._kept_path, weights_only=True)
+        else:
+            kept = compute()
+            partial = self._kept_path.with_suffix(".partial")
+            torch.save(kept, partial)
+            os.replace(partial, self._kept_path)
+        set_seed(self.settings.seed, reproducible=True)
+        return kept
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
         """Train `learner` through `phases`, from the last checkpoint if there is one.
@@ -183,6 +200,10 @@ class Stage:
     @property
     def _checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pth"
+
+    @property
+    def _kept_path(self) -> Path:
+        return self.folder / "kept.pth"
 
     def _write_record(self) -> None:
         now = time.monotonic()

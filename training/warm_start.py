@@ -53,6 +53,13 @@ def unpack(model: Path, run: Path) -> Path:
     return folder
 
 
+def saw_labels(start: Path) -> bool:
+    """Whether labels of the tweets may have been trained on before such a start: yes, unless its card tells of its
+    stages and none of them was a classifier."""
+    stages = json.loads((start / exported.CARD_FILE).read_text(encoding="utf-8"))["stages"]
+    return not stages or any(name.split()[-1] == "classifier" for name in stages)
+
+
 def start_of(run: Path) -> Path | None:
     """The folder of the exported model that a run's classifier began with; None if with the run's own encoder."""
     record = run / "classifier" / "record.json"

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli, tfidf
@@ -15,7 +17,7 @@ from training.augmentation import made_up, pieces
 from training.classifier import train_targets
 from training.cross_validation import FIGURES, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
-from training.distil import mix_in
+from training.distil import keep_outputs, mix_in
 from training.settings import ClassifierSettings
 from training.teacher import load_teacher
 from training.tfidf import FOLDS
@@ -79,6 +81,13 @@ def test_a_labelled_texts_target_is_part_label_part_answer() -> None:
     answers = np.array([[0.2, 0.8, 9], [0.6, 0.4, 7]], dtype=np.float32)
     mix_in(answers, np.array([[1, 0]], dtype=np.float32), weight=0.25)
     assert answers == pytest.approx(np.array([[0.4, 0.6, 9], [0.6, 0.4, 7]]))
+
+
+def test_the_labels_part_of_a_distilled_head_answers_as_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5, bias=False))
+    before = model(torch.ones(2, 4))
+    keep_outputs(model, 3)
+    assert torch.equal(model(torch.ones(2, 4)), before[:, :3])
 
 
 def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame) -> None:

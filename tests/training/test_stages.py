@@ -40,7 +40,7 @@ def test_every_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
         for epoch in record["epochs"]:
             assert {"phase", "seconds", "train_loss", "valid_loss", "accuracy"} <= set(epoch)
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert not (folder / "checkpoint.pth").exists()
+        assert not list(folder.glob("checkpoint.*")) + list(folder.glob("kept.*"))
     assert [e["phase"] for e in record["epochs"]] == ["head", "last two", "last three", "all", "all"]
 
 
@@ -89,11 +89,13 @@ def test_every_stage_resumes(
         stop_after(patch, 1)
         assert run(*command) == 130
     before = record_of(tmp_path / stage)
+    assert (tmp_path / stage / "kept.pth").exists() == (stage == "distil")
     assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == (
         stage != "general-teacher"
     )
     if stage != "general-teacher":
         assert f"go on with `python -m training {stage}`" in capfd.readouterr().err
+    monkeypatch.setattr("training.distil.load_teacher", None)  # its answers are kept
     assert run(*command) == 0
     after = record_of(tmp_path / stage)
     assert (len(before["epochs"]), len(after["epochs"])) == (1, 2)

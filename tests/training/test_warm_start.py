@@ -10,8 +10,11 @@ from fastai.text.all import load_learner
 
 from tests.paths import TOY_TWEETS
 from tests.training.test_stages import run
+from training.cross_validation import folds, recipe
+from training.data import read_tweets
 from training.language_model import ENCODER_FILE
-from training.warm_start import start_of, unpack
+from training.settings import PRESETS
+from training.warm_start import saw_labels, start_of, unpack
 
 
 def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
@@ -43,6 +46,36 @@ def test_a_classifier_begins_with_it_and_its_card_tells_so(
         (other / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], f"another{word}"]))
         unpack(other, tmp_path)
     assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path), "other starts leave this one as it was"
+
+
+def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_path: Path) -> None:
+    """So others may begin with it, and be cross-validated."""
+    assert run("export", "--run", toy_run / "run", "--stage", "distil", "--to", tmp_path / "general") == 0
+    stages = json.loads((tmp_path / "general" / "card.json").read_text())["stages"]
+    assert list(stages) == ["general", "language-model", "general-teacher", "distil"]
+    options = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    assert run("classifier", *options, "--start", tmp_path / "general") == 0
+    [fold, *_] = folds(read_tweets(TOY_TWEETS))
+    settings = PRESETS["tiny"]
+    trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run")(0, fold)
+    assert trained.predict(["the flight was late"]).shape == (1, 3)
+    inputs = [
+        json.loads((folder / "record.json").read_text())["inputs"]
+        for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
+    ]
+    assert inputs[0]["encoder"] == inputs[1]["encoder"]
+
+
+def test_only_a_card_without_a_classifiers_stage_is_one_that_saw_no_label(toy_run: Path, tmp_path: Path) -> None:
+    start = unpack(toy_run / "model", tmp_path)
+    for stages, expected in (
+        ({}, True),
+        ({"general": {}, "distil": {}}, False),
+        ({"earlier distil": {}, "classifier": {}}, True),
+        ({"earlier earlier classifier": {}, "distil": {}}, True),
+    ):
+        (start / "card.json").write_text(json.dumps({"stages": stages}))
+        assert saw_labels(start) == expected
 
 
 def test_a_run_that_began_elsewhere_afterwards_does_not_claim_it(toy_run: Path, tmp_path: Path) -> None:
