@@ -3,7 +3,7 @@
 A run is a folder; each stage has a folder in it, with
 
 - `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
-- `curves.png`: the same metrics as a picture
+- `curves.png`: the same metrics as a picture, drawn after every epoch of over a minute, and at the end
 - `checkpoint.pth`: weights and optimizer, written after each epoch and every `CHECKPOINT_MINUTES`, and `kept.pth`:
   what was computed before the first batch; both are removed when the stage is done
 - the stage's products, written when it is done
@@ -39,6 +39,9 @@ _ONE_MEBIBYTE = 1 << 20
 
 CHECKPOINT_MINUTES = 3
 """What a kill costs at most, beside reading the texts anew."""
+
+LONG_EPOCH_SECONDS = 60
+"""Somebody may look at the curves before the stage is done."""
 
 VERSIONED_PACKAGES = (
     "torch",
@@ -112,6 +115,8 @@ class Stage:
         """Mark the stage as done and drop its checkpoint."""
         self.record |= {"finished": timestamp(), **results}
         self._write_record()
+        if self.record["epochs"]:
+            self._draw_curves()
         self._checkpoint_path.unlink(missing_ok=True)
         self._kept_path.unlink(missing_ok=True)
 
@@ -191,6 +196,10 @@ class Stage:
             {"phase": phase, "seconds": round(seconds, 1), **dict(zip(names, values, strict=True))}
         )
         self.save(learner, batches=0)
+        if seconds > LONG_EPOCH_SECONDS:
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
         plot_curves(self.record, self.folder / "curves.png")
 
     @property

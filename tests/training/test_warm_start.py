@@ -68,12 +68,13 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
 
 def test_only_a_card_without_a_classifiers_stage_is_one_that_saw_no_label(toy_run: Path, tmp_path: Path) -> None:
     start = unpack(toy_run / "model", tmp_path)
-    for stages, expected in (
+    cases: list[tuple[dict[str, object], bool]] = [
         ({}, True),
         ({"general": {}, "distil": {}}, False),
         ({"earlier distil": {}, "classifier": {}}, True),
         ({"earlier earlier classifier": {}, "distil": {}}, True),
-    ):
+    ]
+    for stages, expected in cases:
         (start / "card.json").write_text(json.dumps({"stages": stages}))
         assert saw_labels(start) == expected
 
