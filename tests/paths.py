@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "model_store" / "sentiment"
+GENERAL = ROOT / "model_store" / "general"
 TOY_TWEETS = ROOT / "tests" / "data" / "tweets.csv"
 TOY_TEXTS = ROOT / "tests" / "data" / "texts.txt"
 TOY_LABELLED = ROOT / "tests" / "data" / "labelled.tsv"

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _data_option(command)
     _general_options(command)
     _labelled_texts_option(command, required=False)
+    _transformer_option(command)
     _run_options(command)
     _to_option(command)
     _notes_option(command)
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the tweets")
     _data_option(command)
+    _transformer_option(command)
     _run_options(command)
 
     command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
@@ -135,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
     command.add_argument("--name", default=None, help="of the result's file and the folds' folder; default: the recipe")
     _start_option(command)
+    _transformer_option(command)
     _run_options(command)
 
     command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
@@ -223,6 +226,16 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", choices=PRESETS, default="default", help=f"{presets} (default: %(default)s)")
     command.add_argument(
         "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+    )
+
+
+def _transformer_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--transformer",
+        type=Path,
+        metavar="FOLDER",
+        help="a transformer like BERT, MPNet or RoBERTa to begin the teacher with, as `transformers` saves them "
+        "(default: the general teacher, or the package's all-MiniLM-L6-v2)",
     )
 
 
@@ -336,7 +349,7 @@ def _teacher(options: argparse.Namespace) -> None:
     tweets = read_tweets(options.data)
     settings = _settings(options).teacher
     general = _unless_left_out(options, options.run / "general-teacher")
-    train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher")
+    train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher", options.transformer)
 
 
 def _classifier(options: argparse.Namespace) -> None:
@@ -381,7 +394,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
         "majority": cross_validation.majority,
         "tfidf": cross_validation.tfidf,
     }.get(options.recipe) or cross_validation.recipe(
-        options.recipe, sha256_of(options.data), options.run, _settings(options), folder, start
+        options.recipe, sha256_of(options.data), options.run, _settings(options), folder, start, options.transformer
     )
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
         found = cross_validation.cross_validate(tweets, predict)

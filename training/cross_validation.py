@@ -107,7 +107,13 @@ def tfidf(_index: int, fold: pd.DataFrame) -> Trained:
 
 
 def recipe(
-    name: str, csv_sha256: str, run: Path, settings: Settings, folder: Path, start: Path | None = None
+    name: str,
+    csv_sha256: str,
+    run: Path,
+    settings: Settings,
+    folder: Path,
+    start: Path | None = None,
+    transformer: Path | None = None,
 ) -> Recipe:
     """A recipe that trains the teacher, the classifier, or both on each fold, from what the run has of stages before.
 
@@ -117,6 +123,7 @@ def recipe(
             by all recipes with the same settings.
         start: what `training.warm_start` unpacked, in place of the run's own encoder; None: what the run's classifier
             began with.
+        transformer: of the teachers; see `train_teacher`.
 
     Raises:
         TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.
@@ -135,7 +142,8 @@ def recipe(
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
         if name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher")):
             teacher = folder.parent / "teacher" / str(index)
-            train_teacher(fold, sha256, finished_stage(run / "general-teacher"), settings.teacher, teacher)
+            general = finished_stage(run / "general-teacher")
+            train_teacher(fold, sha256, general, settings.teacher, teacher, transformer)
             minutes += _minutes(teacher)
         if teacher and name != "run":
             network = load_teacher(teacher, labels)

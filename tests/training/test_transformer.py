@@ -1,10 +1,17 @@
 """The transformer that helps in training: words, texts, and that it stays out of what is served."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
-from tests.paths import ROOT
-from training.transformer import TransformerClassifier, to_plain_text, word_vectors
+from tests.paths import ROOT, TOY_TWEETS
+from training import cli
+from training.teacher import load_teacher
+from training.transformer import TransformerClassifier, load, to_plain_text, word_vectors
 
 
 def test_words_of_like_meaning_are_near() -> None:
@@ -28,7 +35,7 @@ def test_emoji_are_written_as_their_names() -> None:
 
 
 def test_a_texts_features_do_not_depend_on_its_neighbours() -> None:
-    teacher = TransformerClassifier(3)
+    teacher = TransformerClassifier(3, *load())
     texts = ["late", "Thank you so much for the quick help with my lost bag!", "Which gate?"]
     probabilities, together = teacher.predict(texts)
     alone = torch.cat([teacher.predict([text])[1] for text in texts])
@@ -44,3 +51,27 @@ def test_it_is_not_served() -> None:
     assert "minilm" not in served
     for path in (ROOT / "handler").glob("*.py"):
         assert "transformers" not in path.read_text()
+
+
+def test_a_teacher_begins_with_another_transformer(
+    tmp_path: Path, toy_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of another build, with another id for padding, and not from where the general teacher is."""
+    words = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "the", "flight", "was", "late", "thanks"]
+    tokenizer = MPNetTokenizer(vocab={word: index for index, word in enumerate(words)})
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    folder = tmp_path / "transformer"
+    MPNetModel(MPNetConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copytree(toy_run / "run" / "general-teacher", tmp_path / "general-teacher")
+    command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
+    assert cli.main([*command, "--transformer", str(folder)]) == 0
+    inputs = json.loads((tmp_path / "teacher" / "record.json").read_text())["inputs"]
+    assert inputs.keys() == {"tweets", "transformer"}
+    shutil.rmtree(folder)  # a trained teacher needs it no more
+    teacher = load_teacher(tmp_path / "teacher", ["negative", "neutral", "positive"])
+    assert teacher.network.config.model_type == "mpnet"
+    together = teacher.predict(["late", "thanks the flight was the flight"])[0]
+    assert together[0] == pytest.approx(teacher.predict(["late"])[0][0], abs=0.01)  # bfloat16
+    assert cli.main([*command, "--transformer", str(folder)]) == 1
+    assert "expected a transformer's folder" in capfd.readouterr().err

@@ -8,11 +8,11 @@ import pytest
 import torch
 from fastai.text.all import load_learner
 
-from tests.paths import TOY_TWEETS
+from tests.paths import GENERAL, TOY_TWEETS
 from tests.training.test_stages import run
 from training.cross_validation import folds, recipe
 from training.data import read_tweets
-from training.language_model import ENCODER_FILE
+from training.language_model import ENCODER_FILE, sizes_of
 from training.settings import PRESETS
 from training.warm_start import saw_labels, start_of, unpack
 
@@ -64,6 +64,12 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
         for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
     ]
     assert inputs[0]["encoder"] == inputs[1]["encoder"]
+
+
+def test_the_embedded_general_model_saw_none(tmp_path: Path) -> None:
+    start = unpack(GENERAL, tmp_path)
+    assert not saw_labels(start)
+    assert sizes_of(start / ENCODER_FILE, prefix="") == {"emb_sz": 300, "n_hid": 600, "n_layers": 2}
 
 
 def test_only_a_card_without_a_classifiers_stage_is_one_that_saw_no_label(toy_run: Path, tmp_path: Path) -> None:
