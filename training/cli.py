@@ -49,8 +49,9 @@ examples:
     python -m training teacher --data Mine.csv --run runs/mine
     python -m training classifier --data Mine.csv --run runs/mine --start model_store/sentiment
     python -m training export --data Mine.csv --run runs/mine --to my_model
-  five-fold cross-validation of what is in the run, and of a baseline:
+  five-fold cross-validation of what is in the run, of the last two stages alone, and of a baseline:
     python -m training cross-validate --data Tweets.csv
+    python -m training cross-validate --data Tweets.csv --start model_store/general
     python -m training cross-validate --data Tweets.csv --recipe tfidf
   figures of the exported model, and of the running server:
     python -m training evaluate --data Tweets.csv --split validation
