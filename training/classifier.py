@@ -75,6 +75,8 @@ def train_classifier(
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
+    if teacher_folder is None:
+        print(f"{folder}: the run has no teacher, so it learns from the labels alone")
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
     vocabulary = load_pickle(vocabulary_file)

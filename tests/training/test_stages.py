@@ -112,7 +112,9 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     with monkeypatch.context() as patch:
         stop_after(patch, epochs)
         assert run(*command) == 130
-    assert "goes on from the last checkpoint" in capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "goes on from the last checkpoint" in told.err
+    assert "learns from the labels alone" in told.out
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
