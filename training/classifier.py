@@ -1,6 +1,7 @@
 """ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def train_targets(
     more_texts: list[str] = []
     if teacher_folder:
         versions = [texts, *(pieces(texts, settings.seed + copy) for copy in range(settings.pieces))]
-        folder, weight_of_tfidf = teacher_folder, settings.tfidf_weight
-        answers = keep(lambda: _teachers_answers(train, versions, labels, folder, weight_of_tfidf)).numpy()
+        asked = partial(_teachers_answers, train, versions, labels, teacher_folder, settings.tfidf_weight)
+        answers = keep(asked).numpy()
         more_texts = [text for version in versions[1:] for text in version]
         share, rest = settings.label_weight, answers[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)

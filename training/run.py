@@ -129,9 +129,7 @@ class Stage:
             kept: Tensor = torch.load(self._kept_path, weights_only=True)
         else:
             kept = compute()
-            partial = self._kept_path.with_suffix(".partial")
-            torch.save(kept, partial)
-            os.replace(partial, self._kept_path)
+            _save_whole(kept, self._kept_path)
         set_seed(self.settings.seed, reproducible=True)
         return kept
 
@@ -184,9 +182,7 @@ class Stage:
             "batches": batches,
             "loss": float(learner.recorder.smooth_loss.value),
         }
-        partial = self._checkpoint_path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self._checkpoint_path)
+        _save_whole(state, self._checkpoint_path)
         self._write_record()
 
     def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
@@ -275,6 +271,13 @@ class _Skip(Callback):  # type: ignore[misc]
         if self.training and self.epoch == self.at and self.iter < self.batches:
             self.learn.loss = torch.tensor(self.loss_before)  # fastai's Recorder averages it in any case
             raise CancelBatchException
+
+
+def _save_whole(value: Any, path: Path) -> None:
+    """Save a tensor or what holds tensors, so that a kill leaves either what was there or what is to be."""
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    os.replace(partial, path)
 
 
 def finished_stage(folder: Path) -> Path | None:

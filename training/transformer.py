@@ -28,6 +28,7 @@ _URL = re.compile(r"https?://\S+")
 _SYMBOL = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 logging.disable_progress_bar()
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def fast_in_bfloat16() -> bool:
@@ -49,7 +50,6 @@ def load(folder: Path | None = None) -> tuple[Any, Any]:
     Raises:
         TrainingError: the folder holds no transformer, or one of another build than BERT's.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = folder or model_folder()
     try:
         tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
