@@ -73,8 +73,14 @@ def train_teacher(
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
-    """A trained teacher."""
+    """A trained teacher.
+
+    Raises:
+        TrainingError: it was trained before teachers kept what transformer they are.
+    """
     of_it = folder / TRANSFORMER_FOLDER
+    if not of_it.is_dir():
+        raise TrainingError(f"No {of_it}: an earlier version trained this teacher. Remove {folder} and train it anew.")
     network = AutoModel.from_config(AutoConfig.from_pretrained(of_it))
     teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(of_it), network)
     teacher.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))

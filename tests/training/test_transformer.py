@@ -10,6 +10,7 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
 from tests.paths import ROOT, TOY_TWEETS
 from training import cli
+from training.errors import TrainingError
 from training.teacher import load_teacher
 from training.transformer import TransformerClassifier, load, to_plain_text, word_vectors
 
@@ -75,3 +76,6 @@ def test_a_teacher_begins_with_another_transformer(
     assert together[0] == pytest.approx(teacher.predict(["late"])[0][0], abs=0.01)  # bfloat16
     assert cli.main([*command, "--transformer", str(folder)]) == 1
     assert "expected a transformer's folder" in capfd.readouterr().err
+    shutil.rmtree(tmp_path / "teacher" / "transformer")
+    with pytest.raises(TrainingError, match="earlier version"):
+        load_teacher(tmp_path / "teacher", ["negative", "neutral", "positive"])
