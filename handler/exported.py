@@ -185,7 +185,8 @@ def write(model: ExportedModel, folder: Path) -> None:
 
     _check_weights(model, folder)
     write_description(model, folder)
-    safetensors.numpy.save_file(model.weights, folder / WEIGHTS_FILE)
+    # `save_file` makes a file that its owner alone can read, whatever the umask.
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(model.weights))
 
 
 def write_description(model: Description, folder: Path) -> None:

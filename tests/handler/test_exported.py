@@ -33,6 +33,11 @@ def test_what_is_written_is_read_back(folder: Path, tmp_path: Path) -> None:
     assert exported.identity(folder) == exported.identity(tmp_path / "again")
 
 
+def test_who_may_read_one_file_may_read_all(folder: Path, tmp_path: Path) -> None:
+    exported.write(exported.read(folder), tmp_path / "again")
+    assert len({path.stat().st_mode for path in (tmp_path / "again").iterdir()}) == 1
+
+
 def test_the_embedded_default_is_plain_data_and_small() -> None:
     files = sorted(path for path in MODEL.iterdir() if path.is_file())
     assert {path.name for path in files} == {*exported.FILES, "README.md", "validation.png"}
