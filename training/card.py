@@ -11,41 +11,67 @@ import numpy as np
 
 from handler.exported import CARD_FILE
 from training import behaviour
+from training.classifier import LEARNER_FILE
+from training.data import sha256_of
 from training.errors import TrainingError
 from training.evaluate import CALIBRATION_BINS
-from training.run import command_line, source_commit, timestamp, versions
+from training.language_model import ENCODER_FILE, GENERAL_FILE
+from training.run import command_line, finished_stage, record_of, source_commit, timestamp, versions
 from training.splits import SPLITS
+from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.warm_start import start_of
 
 PICTURE: Final = "validation.png"
-STAGES: Final = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
-ENCODER_STAGES: Final = ("general", "language-model", "distil")
-"""Those that a warm start takes the place of."""
+PRODUCTS: Final = {
+    "general": GENERAL_FILE,
+    "language-model": ENCODER_FILE,
+    "general-teacher": TEACHER_FILE,
+    "distil": ENCODER_FILE,
+    "teacher": TEACHER_FILE,
+    "classifier": LEARNER_FILE,
+}
+"""What stages after it are made from, of each stage, in their order."""
 
 
 def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, Any]:
     """A card, without metrics, of what a stage of a run made.
 
     Args:
-        run: the run's folder; stages that are not in it (a general model from elsewhere) are left out.
+        run: the run's folder. Its stages that this one was not made from are left out, and so are stages that are
+            not in it (a general model from elsewhere).
         notes: what no record knows: purpose, sources, licences. Markdown.
-        stage: one that exports a learner; the stages after it are no part of the card.
+        stage: one that exports a learner.
 
     Raises:
         TrainingError: the run has no such stage, or it is not finished.
     """
-    upto = STAGES[: STAGES.index(stage) + 1]
-    records = {name: json.loads(path.read_text()) for name in upto if (path := run / name / "record.json").exists()}
-    if records.get(stage, {}).get("finished") is None:
+    if finished_stage(run / stage) is None:
         raise TrainingError(f"{run} has no finished {stage}: run `python -m training all` first.")
-    if stage != STAGES[-1]:
+    records = {name: record_of(run / name) for name in stages_behind(run, stage)}
+    if stage != "classifier":
         return new_card(notes) | {"stages": records}
     recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
     if start := start_of(run):
         before = json.loads((start / CARD_FILE).read_text())
         earlier = {f"earlier {stage}": record for stage, record in before["stages"].items()}
-        records = earlier | {stage: record for stage, record in records.items() if stage not in ENCODER_STAGES}
+        records = earlier | records
     return new_card(notes) | {"stages": records, "cross_validation": recipes}
+
+
+def stages_behind(run: Path, stage: str) -> list[str]:
+    """The stages of a run whose products went into one of them, and that one, in their order.
+
+    Which they are is told by the hashes of what each was trained on: a run's folder may hold others, too, left by a
+    command before or after.
+    """
+    made_by = {sha256_of(path): name for name, file in PRODUCTS.items() if (path := run / name / file).is_file()}
+    found: set[str] = set()
+    open_ends = {stage}
+    while open_ends:
+        found |= open_ends
+        digests = {digest for name in open_ends for digest in record_of(run / name)["inputs"].values()}
+        open_ends = {made_by[digest] for digest in digests & made_by.keys()} - found
+    return [name for name in PRODUCTS if name in found]
 
 
 def new_card(notes: str) -> dict[str, Any]:
@@ -63,6 +89,12 @@ def new_card(notes: str) -> dict[str, Any]:
         "cross_validation": {},
         "behaviour": [],
     }
+
+
+def trained_on(card: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of the CSV file that a model was trained on last; None where its card does not tell."""
+    last = next(reversed(card["stages"].values()), None)
+    return last["inputs"].get("tweets") if last else None
 
 
 def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes: int) -> str:

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from training import tfidf
 from training.augmentation import made_up, pieces
 from training.behaviour import LABELS
-from training.data import labelled, labels_of, sha256_of
+from training.data import existing, labelled, labels_of, sha256_of
 from training.errors import TrainingError
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
 from training.metrics import METRICS, best_temperature, soft_cross_entropy, to_targets
 from training.run import Phase, Stage
 from training.settings import ClassifierSettings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import load_teacher
+from training.teacher import check_teachers_tweets, load_teacher
 
 LEARNER_FILE = "learner.pkl"
 MADE_UP_LABEL_SMOOTHING = 0.05
@@ -64,21 +64,20 @@ def train_classifier(
     Raises:
         TrainingError: blank labels, or no encoder.
     """
-    encoder = encoder_folder / ENCODER_FILE
-    if not encoder.is_file():
-        raise TrainingError(f"No {encoder}: run `python -m training language-model` first.")
+    encoder = existing(encoder_folder / ENCODER_FILE, ": run `python -m training language-model` first.")
     vocabulary_file = encoder_folder / VOCABULARY_FILE
     inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": sha256_of(vocabulary_file)}
     if teacher_folder:
+        check_teachers_tweets(teacher_folder, csv_sha256)
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     labels = labels_of(tweets)
     check_made_up_texts(settings, labels)
+    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
     if teacher_folder is None:
         print(f"{folder}: the run has no teacher, so it learns from the labels alone")
-    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
     vocabulary = load_pickle(vocabulary_file)
     data = loaders(

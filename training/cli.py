@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`; what Python still holds must go somewhere at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (TrainingError, ExportedModelError) as error:
+    except (TrainingError, ExportedModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _notes_option(command)
 
     command = _add(
-        commands, "reference", _reference, "the data's distributions, for drift, into an exported model that has none"
+        commands, "reference", _reference, "the data's distributions, for drift, into an exported model's card"
     )
     _data_option(command)
     _model_option(command)
@@ -278,14 +278,20 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
+    from training.language_model import read_lines
+    from training.teacher import beginning_of
 
     # What is wrong with a file is told before hours of training, not after.
+    _notes(options)
+    beginning_of(None, options.transformer)
     tweets = read_tweets(options.data)
     for split in ("train", "validation"):
         labelled(tweets, split)
     check_made_up_texts(_settings(options).classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
+    for path in options.texts or []:
+        next(read_lines(path))
     if options.texts:
         _general(options)
         options.general = str(options.run / "general")
@@ -388,7 +394,12 @@ def _cross_validate(options: argparse.Namespace) -> None:
     from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
+    baseline = options.recipe in ("majority", "tfidf")
+    if baseline and (options.start or options.transformer or options.set):
+        raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
     start = unpack(options.start, options.run) if options.start else None
+    if options.recipe == "run" and options.name is None:
+        cross_validation.check_it_is_the_runs(options.run, _settings(options), start, options.transformer)
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = {
@@ -404,11 +415,19 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from training.data import read_tweets
+    from handler.exported import read_description
+    from training.card import trained_on
+    from training.data import read_tweets, sha256_of
     from training.evaluate import evaluate, model_answer, server_answer
 
     tweets = read_tweets(options.data)
     answer = server_answer(options.url) if options.url else model_answer(options.model)
+    if not options.url and trained_on(read_description(options.model).card) not in (None, sha256_of(options.data)):
+        print(
+            f"warning: {options.model} was trained on another file than {options.data}: a row that it was trained on "
+            f"may be in this split.",
+            file=sys.stderr,
+        )
     print(_to_json(evaluate(tweets, options.split, answer)))
 
 
@@ -433,13 +452,17 @@ def _behaviour(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from training.export import export_file
 
+    export_file(options.learner, options.run, options.data, _notes(options), options.to, options.stage)
+    print(f"Exported to {options.to}")
+
+
+def _notes(options: argparse.Namespace) -> str:
+    """The notes for the card, and that there can be one at the place where it is to go."""
     if options.notes and not options.notes.is_file():
         raise TrainingError(f"--notes {options.notes}: no such file.")
     if options.to.exists() and not options.to.is_dir():
         raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
-    notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
-    export_file(options.learner, options.run, options.data, notes, options.to, options.stage)
-    print(f"Exported to {options.to}")
+    return options.notes.read_text(encoding="utf-8") if options.notes else ""
 
 
 def _reference(options: argparse.Namespace) -> None:
@@ -452,7 +475,8 @@ def _reference(options: argparse.Namespace) -> None:
 def _archive(options: argparse.Namespace) -> None:
     from training.archive import archive, rounding_error
 
-    destination = options.to or options.model.with_suffix(".mar")
+    # The folder's own name, whatever points it has in it, and if it is given as `.`, too.
+    destination = options.to or Path(os.path.normpath(options.model / ".." / f"{options.model.resolve().name}.mar"))
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
     archive(options.model, destination, options.version, options.precision)

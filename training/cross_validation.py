@@ -5,7 +5,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from tqdm import tqdm
 from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
 from training.classifier import LEARNER_FILE, train_classifier
-from training.data import labelled, labels_of
+from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
 from training.evaluate import figures
 from training.export import export_file
-from training.run import command_line, finished_stage, source_commit
+from training.language_model import ENCODER_FILE
+from training.run import command_line, differences, finished_stage, record_of, source_commit
 from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import load_teacher, train_teacher
+from training.teacher import beginning_of, load_teacher, train_teacher
 from training.tfidf import FOLDS, held_out_fifths, new_classifier
 from training.warm_start import saw_labels, start_of
 
@@ -167,6 +168,30 @@ def recipe(
         return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE))
 
     return trained
+
+
+def check_it_is_the_runs(run: Path, settings: Settings, start: Path | None, transformer: Path | None) -> None:
+    """Whether the folds would be trained as the run's own last two stages were; stages that it does not have do not
+    count. The figures stand on the card of the run's model.
+
+    Raises:
+        TrainingError: other settings, another start, or another transformer.
+    """
+    for name, wanted in (("teacher", settings.teacher), ("classifier", settings.classifier)):
+        if finished_stage(run / name) is None:
+            continue
+        record = record_of(run / name)
+        now = {"settings": asdict(wanted), "inputs": dict(record["inputs"])}
+        if name == "teacher":
+            general = None if transformer else finished_stage(run / "general-teacher")
+            now["inputs"] = {"tweets": record["inputs"]["tweets"]} | beginning_of(general, transformer)
+        elif start:
+            now["inputs"]["encoder"] = sha256_of(start / ENCODER_FILE)
+        if found := differences(record, now):
+            raise TrainingError(
+                f"The run's own {name} differs from what the folds would be: {found}. Give what it was trained with, "
+                f"or a --name for this recipe."
+            )
 
 
 def _mixed(first: Trained, second: Trained, weight: float) -> Trained:

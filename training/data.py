@@ -33,13 +33,13 @@ def read_tweets(csv: Path) -> pd.DataFrame:
     Confidence is how far a label's annotators agreed, 0 to 1; 1 where the file does not say. Airlines are missing
     where it names none.
 
-    A blank label stays missing (NaN): whoever needs labels asks `labelled` for them.
+    Labels are without the spaces around them. A blank one stays missing (NaN): whoever needs labels asks `labelled`
+    for them.
 
     Raises:
         TrainingError: no such file, not a CSV, a column missing, a blank text, or too few rows to split.
     """
-    if not csv.is_file():
-        raise TrainingError(f"No file at {csv}.\n{_HOW_TO_DOWNLOAD}")
+    existing(csv, f".\n{_HOW_TO_DOWNLOAD}")
     try:
         # A tweet may say "NA" or "null"; only an empty field is missing.
         table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
@@ -57,7 +57,8 @@ def read_tweets(csv: Path) -> pd.DataFrame:
         raise TrainingError(f"{csv} has {len(blank)} rows with no text, the first at row {blank[0]}.")
     if len(table) < 30:
         raise TrainingError(f"{csv} has {len(table)} rows; at least 30 are needed to split them.\n{_HOW_TO_DOWNLOAD}")
-    tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": table[LABEL_COLUMN]})
+    label = table[LABEL_COLUMN].str.strip()
+    tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": label.mask(label == "")})
     confidence = table.get(CONFIDENCE_COLUMN, pd.Series(1.0, index=table.index))
     tweets["confidence"] = pd.to_numeric(confidence, errors="coerce").fillna(1.0).clip(0, 1)
     tweets["airline"] = table.get("airline", pd.Series(index=table.index, dtype=str))
@@ -91,8 +92,21 @@ def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
 
 
 def labels_of(tweets: pd.DataFrame) -> list[str]:
-    """The labels that occur, in the order of fastai's categories."""
-    return sorted(tweets["label"].dropna().unique())
+    """The labels that occur, in the order of fastai's categories.
+
+    Raises:
+        TrainingError: there is but one, or one that the train split does not have, which nothing can learn.
+    """
+    found = sorted(tweets["label"].dropna().unique())
+    trained_on = set(tweets.loc[tweets["split"] == "train", "label"])
+    if others := [label for label in found if label not in trained_on]:
+        raise TrainingError(
+            f"`{LABEL_COLUMN}` has {', '.join(map(repr, others))} outside the train split alone. Is it a slip of the "
+            f"pen? Otherwise leave those rows out: too few of them to learn from."
+        )
+    if len(found) < 2:
+        raise TrainingError(f"`{LABEL_COLUMN}` has one label, {', '.join(found)}; expected two or more.")
+    return found
 
 
 def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
@@ -101,8 +115,7 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
     Raises:
         TrainingError: no such file, a line of another form, or other labels than `labels`.
     """
-    if not path.is_file():
-        raise TrainingError(f"No file at {path}; expected UTF-8 lines of `label<TAB>text`.")
+    existing(path, "; expected UTF-8 lines of `label<TAB>text`.")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at characters within a line
     except UnicodeDecodeError as error:
@@ -110,11 +123,21 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
     rows = pd.DataFrame([line.partition("\t")[::2] for line in lines if line.strip()], columns=["label", "text"])
     wrong = rows[~rows["label"].isin(labels) | (rows["text"].str.strip() == "")]
     if len(wrong) or rows.empty:
-        example = repr(wrong.iloc[0]["label"][:40]) if len(wrong) else "an empty file"
+        example = "an empty file" if rows.empty else repr("\t".join(wrong.iloc[0])[:40])
         raise TrainingError(
             f"{path}: expected UTF-8 lines of `label<TAB>text`, labels {', '.join(labels)}; found {example}."
         )
     return rows
+
+
+def existing(path: Path, what: str) -> Path:
+    """
+    Raises:
+        TrainingError: no such file.
+    """
+    if not path.is_file():
+        raise TrainingError(f"No file at {path}{what}")
+    return path
 
 
 def sha256_of(path: Path) -> str:

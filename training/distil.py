@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.classifier import calibrate_and_round, classifier_learner, export, loaders
-from training.data import labels_of, read_labelled_texts, sha256_of
-from training.language_model import ENCODER_FILE, VOCABULARY_FILE, read_lines
+from training.data import existing, labels_of, read_labelled_texts, sha256_of
+from training.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
 from training.metrics import accuracy as accuracy_of
 from training.metrics import soft_cross_entropy, to_targets
 from training.run import Phase, Stage
@@ -48,22 +48,23 @@ def distil(
         texts: text files, one document a line. The train split's texts are read too, without their labels.
         labelled_texts: those that the teacher was trained on; their targets are half label, half answer.
     """
-    paths = [*texts, labelled_texts]
-    inputs = {
-        "tweets": csv_sha256,
-        **{path.name: sha256_of(path) for path in paths},
-        "encoder": sha256_of(language_model / ENCODER_FILE),
-        "teacher": sha256_of(teacher / TEACHER_FILE),
-    }
-    stage = Stage(folder, settings, inputs)
-    if not stage.begin():
-        return
+    for product in (language_model / ENCODER_FILE, teacher / TEACHER_FILE):
+        existing(product, f": run `python -m training {product.parent.name}` first.")
     labels = labels_of(tweets)
     known = read_labelled_texts(labelled_texts, labels)
     unlabelled = [
         *tweets.loc[tweets["split"] == "train", "text"],
         *(line for path in texts for line in read_lines(path)),
     ]
+    inputs = {
+        "tweets": csv_sha256,
+        **hashes_of([*texts, labelled_texts]),
+        "encoder": sha256_of(language_model / ENCODER_FILE),
+        "teacher": sha256_of(teacher / TEACHER_FILE),
+    }
+    stage = Stage(folder, settings, inputs)
+    if not stage.begin():
+        return
     documents = [*known["text"], *unlabelled]
     targets: NDArray[np.float32] = stage.keep(lambda: _answers(documents, labels, teacher)).numpy()
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)

@@ -3,7 +3,9 @@
 All of them are read off the learner. What this project cannot serve exactly is refused, by name.
 """
 
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +40,7 @@ from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
-from training.card import PICTURE, card_of_run, new_card, plot, to_markdown
+from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
@@ -78,26 +80,39 @@ def export_file(
     if learner_file is None:
         card = card_of_run(run, notes, stage)
         learner_file = run / stage / LEARNER_FILE
+        if csv and trained_on(card) != sha256_of(csv):
+            raise TrainingError(
+                f"{csv} is not the file that {run} was trained on: what it holds out may have been trained on, so its "
+                f"figures would be too good. Leave --data out, or name the run's own file."
+            )
     else:
         card = new_card(notes)
     if not learner_file.is_file():
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
     model = export_learner(_load(learner_file), card)
-    exported.write(model, folder)
-    if csv is not None and tweets is not None:
-        answer = model_answer(folder)
-        card["behaviour"] = behaviour_of(answer)
-        measurable = [split for split in SPLITS if tweets.loc[tweets["split"] == split, "label"].notna().all()]
-        card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
-        if "train" in measurable:
-            card["reference"] = reference_of(TextClassifier.load(folder), tweets, sha256_of(csv))
-    exported.write(replace(model, card=card), folder)
-    parameters = sum(value.size for value in model.weights.values())
-    if "validation" in card["metrics"]:
-        plot(card["metrics"]["validation"], folder / PICTURE)
-    size = sum((folder / name).stat().st_size for name in exported.FILES)
-    (folder / "README.md").write_text(to_markdown(card, folder.name, parameters, size), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Measuring takes minutes, in which the model that was there before stays whole.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
+        new = Path(workspace)
+        exported.write(model, new)
+        if csv is not None and tweets is not None:
+            answer = model_answer(new)
+            card["behaviour"] = behaviour_of(answer)
+            measurable = [split for split in SPLITS if tweets.loc[tweets["split"] == split, "label"].notna().all()]
+            card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
+            if "train" in measurable:
+                card["reference"] = reference_of(TextClassifier.load(new), tweets, sha256_of(csv))
+        exported.write_description(replace(model, card=card), new)
+        parameters = sum(value.size for value in model.weights.values())
+        if "validation" in card["metrics"]:
+            plot(card["metrics"]["validation"], new / PICTURE)
+        size = sum((new / name).stat().st_size for name in exported.FILES)
+        page = to_markdown(card, folder.resolve().name, parameters, size)
+        (new / "README.md").write_text(page, encoding="utf-8")
+        (folder / PICTURE).unlink(missing_ok=True)  # the one before, where this one has none
+        for file in sorted(new.iterdir()):
+            os.replace(file, folder / file.name)
 
 
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:

@@ -34,13 +34,14 @@ from fastai.text.all import (
     untar_data,
 )
 
-from training.data import sha256_of
+from training.data import existing, sha256_of
 from training.errors import TrainingError
 from training.run import Phase, Stage
 from training.settings import GeneralSettings, LanguageModelSettings
 from training.transformer import fast_in_bfloat16, word_vectors
 
 WT103 = "wt103"
+GENERAL_FILE = "language_model.pth"
 ENCODER_FILE = "encoder.pth"
 VOCABULARY_FILE = "vocabulary.pkl"
 HELD_OUT_FRACTION = 0.02
@@ -79,17 +80,20 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     Raises:
         TrainingError: a file that is missing or holds no text.
     """
-    inputs = {path.name: sha256_of(_existing(path)) for path in texts}
-    if len(inputs) < len(texts):
-        raise TrainingError("Two of the --texts have the same name; the record tells files by their names. Rename one.")
-    stage = Stage(folder, settings, inputs)
+    documents = pd.DataFrame({"text": [line for path in texts for line in read_lines(path)]})
+    stage = Stage(folder, settings, hashes_of(texts))
     if not stage.begin():
         return
-    documents = pd.DataFrame({"text": [line for path in texts for line in read_lines(path)]})
     held_out = documents.sample(
         n=max(1, min(MAX_HELD_OUT, int(len(documents) * HELD_OUT_FRACTION))), random_state=settings.seed
     )
     documents["is_valid"] = documents.index.isin(held_out.index)
+    words = sum(len(text.split()) for text in held_out["text"])
+    if len(documents) == 1 or words <= settings.batch_size:
+        raise TrainingError(
+            f"Too little text for a language model: {len(documents)} documents, of which {len(held_out)} with {words} "
+            f"words are held out, where a batch reads {settings.batch_size} streams of words. Name more --texts."
+        )
     data = _data_block(
         settings.sequence_length, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary
     ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
@@ -100,7 +104,7 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
         # The decoder's weights are the same tensor.
         learner.model[0].encoder.weight.data.copy_(settings.word_vectors * vectors)
     stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
-    torch.save(learner.model.state_dict(), folder / "language_model.pth")
+    torch.save(learner.model.state_dict(), folder / GENERAL_FILE)
     save_pickle(folder / VOCABULARY_FILE, list(data.vocab))
     stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
 
@@ -184,12 +188,25 @@ def sizes_of(weights: Path, prefix: str = "0.") -> dict[str, int]:
     }
 
 
+def hashes_of(texts: list[Path]) -> dict[str, str]:
+    """The SHA-256 of text files by name, as a record has them.
+
+    Raises:
+        TrainingError: two of them have one name.
+    """
+    hashes = {path.name: sha256_of(path) for path in texts}
+    if len(hashes) < len(texts):
+        raise TrainingError("Two of the texts' files have the same name; the record tells them by it. Rename one.")
+    return hashes
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 text file that are not blank; `.xz` and `.gz` are unpacked, `.tsv` ends with the text.
 
     Raises:
         TrainingError: not UTF-8, or no text in it.
     """
+    existing(path, "; expected UTF-8 text, one document a line (.xz and .gz too).")
     opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     found = False
     try:
@@ -199,16 +216,10 @@ def read_lines(path: Path) -> Iterator[str]:
                     found = True
                     text = line.rstrip("\n")
                     yield text.rpartition("\t")[2] if ".tsv" in path.suffixes else text
-    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
     if not found:
         raise TrainingError(f"{path} holds no text; expected UTF-8 text, one document a line.")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise TrainingError(f"No file at {path}; expected UTF-8 text, one document a line (.xz and .gz too).")
-    return path
 
 
 def _data_block(sequence_length: int, **vocabulary: Any) -> DataBlock:

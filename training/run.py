@@ -84,12 +84,13 @@ class Stage:
         if self._record_path.exists():
             self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
             before = {key: self.record[key] for key in relevant}
-            if before != relevant:
+            if before == relevant:
+                return
+            if self._has_begun():
                 raise TrainingError(
-                    f"{self.folder} holds a run with other settings or inputs: {_differences(before, relevant)}. "
+                    f"{self.folder} holds a run with other settings or inputs: {differences(before, relevant)}. "
                     f"Choose another folder with --run, or remove {self.folder}."
                 )
-            return
         self.record = {
             "stage": self.folder.name,
             "command": command_line(),
@@ -102,6 +103,12 @@ class Stage:
             "finished": None,
         }
         self._write_record()
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything that other settings or inputs would mix into: a stage that was refused its data
+        left a record alone."""
+        told = self.record["finished"] or self.record["epochs"]
+        return bool(told) or self._kept_path.exists() or self._checkpoint_path.exists()
 
     def begin(self) -> bool:
         """Seed everything; False, saying so, if the stage is done already."""
@@ -151,10 +158,11 @@ class Stage:
             learner.freeze_to(phase.freeze_to)
             if learner.opt is None:
                 learner.create_opt()
-            callbacks: list[Callback] = [_Save(self, phase.name, start)]
-            if checkpoint and (start or checkpoint["batches"]):  # a phase begins with a clean optimizer
+            done_batches = checkpoint["batches"] if checkpoint else 0
+            callbacks: list[Callback] = [_Save(self, phase.name, start, done_batches)]
+            if checkpoint and (start or done_batches):  # a phase begins with a clean optimizer
                 learner.opt.load_state_dict(checkpoint["optimizer"])
-                callbacks.append(_Skip(start, checkpoint["batches"], checkpoint["loss"]))
+                callbacks.append(_Skip(start, done_batches, checkpoint["loss"]))
             checkpoint = None
             # A bar in a log file is a line for every step; without a terminal, fastai prints a line for every epoch.
             with nullcontext() if sys.stdout.isatty() else learner.no_bar():
@@ -238,8 +246,8 @@ class _Save(Callback):  # type: ignore[misc]  # fastai has no types
 
     order = 70
 
-    def __init__(self, stage: Stage, phase: str, first_epoch: int) -> None:
-        self.stage, self.phase, self.first_epoch = stage, phase, first_epoch
+    def __init__(self, stage: Stage, phase: str, first_epoch: int, first_batch: int) -> None:
+        self.stage, self.phase, self.first_epoch, self.first_batch = stage, phase, first_epoch, first_batch
 
     def before_epoch(self) -> None:
         self.started = self.saved = time.monotonic()
@@ -249,7 +257,8 @@ class _Save(Callback):  # type: ignore[misc]  # fastai has no types
         self.learn.dls.train.rng.seed(seed)
 
     def after_batch(self) -> None:
-        if self.training and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:
+        passed_over = (self.epoch, self.iter) < (self.first_epoch, self.first_batch)  # fastai comes here for those, too
+        if self.training and not passed_over and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:
             self.stage.save(self.learn, self.iter + 1)
             self.saved = time.monotonic()
 
@@ -286,14 +295,19 @@ def finished_stage(folder: Path) -> Path | None:
     Raises:
         TrainingError: the stage was begun and is not done.
     """
-    record = folder / "record.json"
-    if not record.is_file():
+    if not (folder / "record.json").is_file():
         return None
-    if json.loads(record.read_text(encoding="utf-8"))["finished"] is None:
+    if record_of(folder)["finished"] is None:
         raise TrainingError(
             f"{folder} was begun and is not done: go on with `python -m training {folder.name}`, or remove it."
         )
     return folder
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What `record.json` of a stage's folder says."""
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return record
 
 
 def give_freed_memory_back() -> None:
@@ -354,7 +368,8 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of two records' settings and inputs, in words; empty where there are none."""
     return ", ".join(
         f"{name} was {before[part].get(name)!r}, is {now[part].get(name)!r}"
         for part in now

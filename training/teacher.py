@@ -17,7 +17,7 @@ from training.data import labelled, labels_of, read_labelled_texts, sha256_of
 from training.errors import TrainingError
 from training.language_model import callbacks
 from training.metrics import METRICS, soft_cross_entropy, to_targets
-from training.run import Phase, Stage
+from training.run import Phase, Stage, record_of
 from training.settings import TeacherSettings
 from training.transformer import TransformerClassifier, load
 
@@ -35,10 +35,10 @@ def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSetti
         texts: a line a text, `label<TAB>text`.
         labels: those of the tweets; the file must have the same.
     """
+    rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     stage = Stage(folder, settings, {texts.name: sha256_of(texts)})
     if not stage.begin():
         return
-    rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     held_out = min(HELD_OUT, len(rows) // 10)
     teacher = TransformerClassifier(len(labels), *load())
     train, validation = rows[held_out:], rows[:held_out]
@@ -61,14 +61,12 @@ def train_teacher(
             all-MiniLM-L6-v2.
     """
     general = None if transformer else general
-    inputs = {"tweets": csv_sha256} | _identity(transformer)
-    inputs |= {"general": sha256_of(general / WEIGHTS_FILE)} if general else {}
-    stage = Stage(folder, settings, inputs)
+    labels = labels_of(tweets)
+    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
+    stage = Stage(folder, settings, {"tweets": csv_sha256} | beginning_of(general, transformer))
     if not stage.begin():
         return
-    labels = labels_of(tweets)
     teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels), *load(transformer))
-    train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
@@ -76,17 +74,36 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
     """A trained teacher.
 
     Raises:
-        TrainingError: it was trained before teachers kept what transformer they are.
+        TrainingError: it answers with other labels, or was trained before teachers kept what transformer they are.
     """
     of_it = folder / TRANSFORMER_FOLDER
     if not of_it.is_dir():
         raise TrainingError(f"No {of_it}: an earlier version trained this teacher. Remove {folder} and train it anew.")
-    network = AutoModel.from_config(AutoConfig.from_pretrained(of_it))
+    config = AutoConfig.from_pretrained(of_it)
+    its_labels = [config.id2label[index] for index in sorted(config.id2label)]
+    if its_labels != list(labels):
+        raise TrainingError(
+            f"The teacher in {folder} answers with the labels {', '.join(its_labels)}; the tweets have "
+            f"{', '.join(labels)}. Remove {folder} and train it anew, or choose another folder with --run."
+        )
+    network = AutoModel.from_config(config)
     teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(of_it), network)
     teacher.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
     if torch.cuda.is_available():
         teacher.cuda()
     return teacher
+
+
+def check_teachers_tweets(folder: Path, csv_sha256: str) -> None:
+    """
+    Raises:
+        TrainingError: the teacher was trained on other tweets, so it may know labels that these ones hold out.
+    """
+    if record_of(folder)["inputs"].get("tweets") != csv_sha256:
+        raise TrainingError(
+            f"The teacher in {folder} was trained on another CSV file: it may know labels that this one's splits hold "
+            f"out. Remove {folder} and train it anew, or choose another folder with --run."
+        )
 
 
 def _train(
@@ -110,6 +127,7 @@ def _train(
         cbs=callbacks(),
     )
     stage.fit(learner, [Phase("all but embeddings", settings.epochs, settings.learning_rate, 1)])
+    teacher.network.config.id2label = dict(enumerate(labels))
     for part in (teacher.tokenizer, teacher.network.config):
         part.save_pretrained(stage.folder / TRANSFORMER_FOLDER)
     torch.save(teacher.state_dict(), stage.folder / WEIGHTS_FILE)
@@ -148,9 +166,14 @@ def _batch(
     return teacher.pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
 
 
-def _identity(transformer: Path | None) -> dict[str, str]:
+def beginning_of(general: Path | None, transformer: Path | None) -> dict[str, str]:
+    """What tells a teacher's beginning from another's, for its record.
+
+    Raises:
+        TrainingError: no weights where the transformer should be.
+    """
     if transformer is None:
-        return {}
+        return {"general": sha256_of(general / WEIGHTS_FILE)} if general else {}
     weights = transformer / "model.safetensors"
     if not weights.is_file():
         raise TrainingError(f"No {weights}; expected a transformer's folder, with config, tokenizer and weights in it.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
@@ -53,7 +54,7 @@ def load(folder: Path | None = None) -> tuple[Any, Any]:
     folder = folder or model_folder()
     try:
         tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise TrainingError(f"{folder} holds no transformer that `transformers` can load: {reason}") from error
     if not hasattr(network, "embeddings") or not hasattr(network, "encoder"):

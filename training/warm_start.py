@@ -8,14 +8,25 @@ from pathlib import Path
 
 import torch
 from fastai.text.all import AWD_LSTM, save_pickle
+from fastai.text.core import defaults
 
 from handler import exported
+from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE
+from training.run import record_of
 
 PREFIX = "warm-start-"
 """Of its folder in a run; behind it stands which model it is."""
+
+TRAINED_HERE = TokenizerConfig(
+    language="en",
+    rules=tuple(RULES),
+    token_rules=tuple(TOKEN_RULES),
+    special_tokens=tuple(defaults.text_spec_tok),
+)
+"""What fastai's `TextBlock.from_df` splits texts by, with which all stages train."""
 
 UNREACHED = "xxfake"
 """fastai's token for an entry of the vocabulary that no word leads to."""
@@ -29,11 +40,17 @@ def unpack(model: Path, run: Path) -> Path:
 
     Raises:
         ExportedModelError: `model` is not an exported model.
-        TrainingError: it reads texts from their end, as no classifier that is trained here does.
+        TrainingError: it reads texts from their end, or splits them otherwise, as no classifier that is trained here
+            does.
     """
     start = exported.read(model)
     if start.config.backwards:
         raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
+    if start.config.tokenizer != TRAINED_HERE:
+        raise TrainingError(
+            f"--start {model}: it splits texts by {start.config.tokenizer}, a classifier trained here by "
+            f"{TRAINED_HERE}."
+        )
     network = start.config.network
     encoder = AWD_LSTM(network.vocabulary_size, network.embedding_size, network.hidden_size, network.layers)
     state = encoder.state_dict()
@@ -62,10 +79,9 @@ def saw_labels(start: Path) -> bool:
 
 def start_of(run: Path) -> Path | None:
     """The folder of the exported model that a run's classifier began with; None if with the run's own encoder."""
-    record = run / "classifier" / "record.json"
-    if not record.exists():
+    if not (run / "classifier" / "record.json").exists():
         return None
-    inputs = json.loads(record.read_text(encoding="utf-8"))["inputs"]
+    inputs = record_of(run / "classifier")["inputs"]
     wanted = [inputs.get("encoder"), inputs.get("vocabulary")]
     return next((of for of in sorted(run.glob(f"{PREFIX}*")) if _hashes(of) == wanted), None)
 

@@ -106,7 +106,7 @@ def test_a_recipe_is_cross_validated(
     for stage in ("language-model", "general-teacher", "distil", "teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
-    command += ["--preset", "tiny", "--set", "classifier.epochs=1"]
+    command += ["--preset", "tiny"]
     assert cli.main(command) == 0
     found = json.loads(capfd.readouterr().out)
     assert found == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())

@@ -1,5 +1,6 @@
 """Training's stages: what they write, and that they go on where they stopped."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastai.text.all import Learner
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
@@ -126,40 +128,66 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     assert (tmp_path / "classifier" / "learner.pkl").exists()
 
 
-@pytest.mark.parametrize("when", ["in an epoch", "after the last epoch"])
-def test_a_killed_stage_gives_what_an_uninterrupted_one_does(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the dropout after the kill, which is off here."""
-    command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--set", "general.drop_mult=1e-9")
-    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)
-    saved = [0]
-    original = Stage.save
+    """With the weights and the optimizer of the checkpoint, and the batches that an uninterrupted run has."""
+    command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS)
+    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)  # a checkpoint after every batch
+    trained_on: list[torch.Tensor] = []
+    save, fit_one_cycle = Stage.save, Learner.fit_one_cycle
 
-    def counted(self: Stage, *arguments: Any, **named: Any) -> None:
-        original(self, *arguments, **named)
-        saved[0] += 1
-        if when == "in an epoch" and saved[0] == 3:
-            raise KeyboardInterrupt
+    def spied(self: Stage, learner: Learner, batches: int) -> None:
+        save(self, learner, batches)
+        if batches:
+            trained_on.append(learner.xb[0].clone())
+            if batches == stop_at:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "save", spied)
+    stop_at = 0
+    assert run(*command, "--run", tmp_path / "whole") == 0
+    whole, trained_on = trained_on, []
+    stop_at = 3
+    assert run(*command, "--run", tmp_path / "killed") == 130
+    checkpoint = torch.load(tmp_path / "killed" / "general" / "checkpoint.pth", weights_only=True)
+    assert checkpoint["batches"] == stop_at
+    begun_with: list[dict[str, Any]] = []
+
+    def begun(learner: Learner, *arguments: Any, **named: Any) -> None:
+        state = {"model": learner.model.state_dict(), "optimizer": learner.opt.state_dict()["state"]}
+        begun_with.append(copy.deepcopy(state))
+        fit_one_cycle(learner, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "fit_one_cycle", begun)
+    stop_at, trained_on = 0, []
+    assert run(*command, "--run", tmp_path / "killed") == 0
+    torch.testing.assert_close(
+        begun_with, [{"model": checkpoint["model"], "optimizer": checkpoint["optimizer"]["state"]}], atol=0, rtol=0
+    )
+    assert len(whole) > 3
+    torch.testing.assert_close(trained_on, whole[3:], atol=0, rtol=0)
+
+
+def test_a_stage_killed_after_its_last_epoch_is_finished(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives what an uninterrupted one does."""
+    command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS)
 
     def killed(_self: Stage, **_results: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "save", counted)
-        if when == "after the last epoch":
-            patch.setattr(Stage, "finish", killed)
-        assert run(*command, "--run", tmp_path / "killed") == 130
-    assert record_of(tmp_path / "killed" / "general")["finished"] is None
-    assert run(*command, "--run", tmp_path / "killed") == 0
-    assert run(*command, "--run", tmp_path / "whole") == 0
-    killed_weights, whole_weights = (
-        torch.load(tmp_path / name / "general" / "language_model.pth", weights_only=True)
-        for name in ("killed", "whole")
+        patch.setattr(Stage, "finish", killed)
+        assert run(*command, "--run", tmp_path) == 130
+    assert record_of(tmp_path / "general")["finished"] is None
+    assert run(*command, "--run", tmp_path) == 0
+    expected, found = (
+        torch.load(folder / "general" / "language_model.pth", weights_only=True)
+        for folder in (toy_run / "run", tmp_path)
     )
-    hidden = when == "in an epoch"  # the language model's state at the kill is not kept
-    for name, value in whole_weights.items():
-        torch.testing.assert_close(killed_weights[name], value, atol=2e-2 if hidden else 1e-6, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_a_stage_killed_before_its_first_checkpoint_is_not_overlooked(

@@ -103,3 +103,7 @@ def test_what_is_no_exported_model_is_refused(toy_run: Path, tmp_path: Path, cap
     (model / "config.json").write_text(json.dumps(config | {"backwards": True}))
     assert run(*command, "--start", model) == 1
     assert "reads texts backwards" in capfd.readouterr().err
+    rules = config["tokenizer"]["rules"][:-1]
+    (model / "config.json").write_text(json.dumps(config | {"tokenizer": config["tokenizer"] | {"rules": rules}}))
+    assert run(*command, "--start", model) == 1
+    assert "it splits texts by" in capfd.readouterr().err

@@ -1,0 +1,230 @@
+"""What training refuses, since its figures or its answers would be wrong, or its files would be lost."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.training.test_stages import record_of, run
+from training.card import stages_behind
+from training.data import labels_of, read_tweets, sha256_of, split_of_rows
+from training.errors import TrainingError
+from training.export import export_file
+from training.run import Stage
+from training.settings import TeacherSettings
+from training.teacher import load_teacher
+from training.transformer import load
+
+
+@pytest.fixture
+def own_run(toy_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tests' run, to be changed."""
+    return Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def other_csv(tmp_path: Path) -> Path:
+    """The tests' tweets in another order: others of them are held out."""
+    path = tmp_path / "Other.csv"
+    pd.read_csv(TOY_TWEETS, dtype=str).iloc[::-1].to_csv(path, index=False)
+    return path
+
+
+def test_a_teacher_of_other_tweets_does_not_teach(
+    own_run: Path, other_csv: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(own_run / "classifier")
+    assert run("classifier", "--preset", "tiny", "--data", other_csv, "--run", own_run) == 1
+    assert f"The teacher in {own_run / 'teacher'} was trained on another CSV file" in capfd.readouterr().err
+
+
+def test_a_teacher_of_other_labels_does_not_teach(toy_run: Path) -> None:
+    """As many of them: nothing else would tell."""
+    teacher = toy_run / "run" / "teacher"
+    load_teacher(teacher, ["negative", "neutral", "positive"])
+    for others in (["negative", "positive", "neutral"], ["bad", "good", "mixed"], ["negative", "positive"]):
+        with pytest.raises(TrainingError, match="answers with the labels negative, neutral, positive"):
+            load_teacher(teacher, others)
+
+
+def test_a_run_is_not_measured_on_other_splits_than_it_held_out(
+    own_run: Path, other_csv: Path, tmp_path: Path, toy_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    assert run("export", "--run", own_run, "--data", other_csv, "--to", model) == 1
+    assert "is not the file that" in capfd.readouterr().err
+    assert not model.exists()
+    assert run("evaluate", "--model", toy_run / "model", "--data", other_csv, "--split", "test") == 0
+    assert "was trained on another file" in capfd.readouterr().err
+    assert run("evaluate", "--model", toy_run / "model", "--data", TOY_TWEETS, "--split", "test") == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_card_tells_of_the_stages_behind_its_model_alone(own_run: Path, tmp_path: Path) -> None:
+    """Here the language model was trained anew since, and the classifier's teacher without the general one."""
+    assert stages_behind(own_run, "distil") == ["general", "language-model", "general-teacher", "distil"]
+    (own_run / "general" / "language_model.pth").write_bytes(b"another")
+    record = record_of(own_run / "teacher")
+    del record["inputs"]["general"]
+    (own_run / "teacher" / "record.json").write_text(json.dumps(record))
+    assert run("export", "--run", own_run, "--to", tmp_path / "model") == 0
+    stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
+    assert list(stages) == ["language-model", "general-teacher", "distil", "teacher", "classifier"]
+    (own_run / "distil" / "encoder.pth").write_bytes(b"another")
+    assert stages_behind(own_run, "classifier") == ["teacher", "classifier"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--set", "classifier.epochs=9"], "classifier differs from what the folds would be: epochs was 2, is 9"),
+        (["--set", "teacher.seed=9"], "teacher differs from what the folds would be: seed was 1, is 9"),
+        (["--recipe", "majority", "--start", "nowhere"], "takes no --start, --transformer or --set"),
+        (["--recipe", "tfidf", "--set", "classifier.epochs=9"], "takes no --start, --transformer or --set"),
+    ],
+)
+def test_a_runs_card_has_no_figures_of_another_recipe(
+    toy_run: Path, option: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("cross-validate", "--preset", "tiny", "--data", TOY_TWEETS, "--run", toy_run / "run")
+    assert run(*command, *option) == 1
+    assert message in capfd.readouterr().err
+    assert not (toy_run / "run" / "cross-validation").exists()
+
+
+def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    blank = pd.read_csv(TOY_TWEETS, dtype=str).assign(airline_sentiment=lambda rows: rows["airline_sentiment"].head(9))
+    blank.to_csv(tmp_path / "Blank.csv", index=False)
+    options = ("teacher", "--preset", "tiny", "--run", tmp_path)
+    assert run(*options, "--data", tmp_path / "Blank.csv") == 1
+    assert "blank `airline_sentiment`" in capfd.readouterr().err
+    assert not (tmp_path / "teacher").exists()
+    Stage(tmp_path / "teacher", TeacherSettings(seed=1), {"tweets": "one file"})
+    stage = Stage(tmp_path / "teacher", TeacherSettings(seed=2), {"tweets": "another"})
+    assert record_of(tmp_path / "teacher")["inputs"] == {"tweets": "another"}
+    stage.finish()
+    with pytest.raises(TrainingError, match="seed was 2, is 3"):
+        Stage(tmp_path / "teacher", TeacherSettings(seed=3), {"tweets": "another"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["neutral"] * 46, "has one label, neutral"),
+        (
+            [f"{split}{row % 2}" if split == "train" else split for row, split in enumerate(split_of_rows(46))],
+            "has 'test', 'validation' outside the train split alone",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_told(tmp_path: Path, labels: list[str], message: str) -> None:
+    table = pd.DataFrame({"text": "a tweet", "airline_sentiment": labels})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    tweets = read_tweets(tmp_path / "t.csv")
+    with pytest.raises(TrainingError, match=message):
+        labels_of(tweets)
+
+
+def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
+    labels = ["neutral", " neutral", "positive ", "positive", "  "] * 9
+    pd.DataFrame({"text": "a tweet", "airline_sentiment": labels}).to_csv(tmp_path / "t.csv", index=False)
+    tweets = read_tweets(tmp_path / "t.csv")
+    assert labels_of(tweets) == ["neutral", "positive"]
+    assert tweets["label"].isna().sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distil", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
+        (["distil", "--texts", "cut.txt.gz"], "cut.txt.gz: expected UTF-8 text"),
+        (["general-teacher", "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
+        (["general-teacher", "--labelled-texts", "no_text.tsv"], r"found 'neutral\t'"),
+        (["general", "--texts", "short.txt"], "Too little text for a language model: 2 documents"),
+        (["general", "--run", "short.txt"], "Not a directory: 'short.txt/general'"),
+        (["teacher", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
+        (["all", "--notes", "nowhere.md"], "--notes nowhere.md: no such file"),
+        (["all", "--transformer", "nowhere"], "expected a transformer's folder"),
+        (["all", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_files_are_told_before_anything_is_trained(
+    toy_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cut.txt.gz").write_bytes(gzip.compress(b"some text\n" * 999)[:-9])
+    Path("no_text.tsv").write_text("neutral\t\n")
+    Path("short.txt").write_text("one two\nthree\n")
+    transformer = Path("pointer")
+    for part in load():
+        part.save_pretrained(transformer)
+    (transformer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    command, *own = arguments
+    for stage in {"language-model", "general-teacher"} - {command}:
+        Path(stage).symlink_to(toy_run / "run" / stage)
+    defaults: dict[str, list[Any]] = {
+        "general": ["--texts", TOY_TEXTS],
+        "general-teacher": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
+        "distil": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
+        "teacher": ["--data", TOY_TWEETS],
+        "all": ["--data", TOY_TWEETS, "--texts", TOY_TEXTS, "--to", "model"],
+    }
+    monkeypatch.setattr(Stage, "fit", None)
+    assert run(command, "--preset", "tiny", "--run", ".", *defaults[command], *own) == 1
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["language-model", "general-teacher"])
+def test_distillation_wants_the_stages_before_it(
+    own_run: Path, missing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(own_run / missing)
+    options = ("--preset", "tiny", "--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED, "--run", own_run)
+    assert run("distil", *options) == 1
+    assert f"run `python -m training {missing}` first" in capfd.readouterr().err
+
+
+def test_a_failed_export_leaves_the_model_that_was_there(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(toy_run / "model", tmp_path / "model"))
+    before = {path.name: sha256_of(path) for path in model.iterdir()}
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.export.behaviour_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_file(None, toy_run / "run", TOY_TWEETS, "other notes", model)
+    assert {path.name: sha256_of(path) for path in model.iterdir()} == before
+    export_file(None, toy_run / "run", None, "other notes", model)
+    assert set(before) - {path.name for path in model.iterdir()} == {"validation.png"}, "it was of the one before"
+    assert (model / "README.md").read_text().startswith("# Model card: model\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("sentiment-1.1", "sentiment-1.1.mar"), ("plain", "plain.mar"), ("plain/", "plain.mar")]
+)
+def test_an_archive_has_its_folders_whole_name(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, name: str
+) -> None:
+    shutil.copytree(toy_run / "model", tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    assert run("archive", "--model", folder) == 0
+    assert (tmp_path / name).is_file()
+    monkeypatch.chdir(tmp_path / folder)
+    (tmp_path / name).unlink()
+    assert run("archive", "--model", ".") == 0
+    assert (tmp_path / name).is_file()
