@@ -38,7 +38,7 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _ONE_MEBIBYTE = 1 << 20
 
 CHECKPOINT_MINUTES = 3
-"""What a kill costs at most, beside reading the texts anew."""
+"""What a kill costs of an epoch at most, beside reading the texts anew. What `Stage.keep` computes is begun anew."""
 
 LONG_EPOCH_SECONDS = 60
 """Somebody may look at the curves before the stage is done."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,18 @@ def test_tfidf_answers_without_having_seen_the_label() -> None:
     assert ((of_texts[:, 1] > 0.5) == right).mean() < 0.75
     assert of_texts.sum(1) == pytest.approx(1, abs=1e-6)
     assert not np.allclose(of_texts, of_others)
+
+
+def test_a_card_shows_what_was_cross_validated(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
+    for name in ("first", "second"):
+        options = ["--recipe", "majority", "--run", str(own), "--name", name]
+        assert cli.main(["cross-validate", "--data", str(TOY_TWEETS), *options]) == 0
+    accuracy = json.loads((own / "cross-validation" / "first.json").read_text())["accuracy"]["mean"]
+    assert cli.main(["export", "--run", str(own), "--to", str(tmp_path / "model")]) == 0
+    page = (tmp_path / "model" / "README.md").read_text()
+    for name in ("first", "second"):
+        assert f"\n| {name} | {accuracy:.4f} ± " in page
+        assert f"\n- {name}: `python -m training " in page
