@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from statistics import median
 
-from client.errors import ClientError, RolloutError, UnreachableError
+from client.errors import ClientError, RefusedError, RolloutError, UnreachableError
 from client.inference import InferenceClient, Prediction
 from client.management import POLL_S, ManagementClient, Version
 
@@ -207,7 +208,9 @@ def old_stays(management: ManagementClient, old: Version, archive: str, say: Say
         yield
     except BaseException as problem:
         try:
-            added = management.added(archive, before)
+            # Refused as registered already, it is another's: somebody else's rollout was first.
+            anothers = isinstance(problem, RefusedError) and problem.status == HTTPStatus.CONFLICT
+            added = None if anothers else management.added(archive, before)
             # An interrupted registration may still go on.
             answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
             deadline = time.monotonic() + REGISTRATION_S

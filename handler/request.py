@@ -65,7 +65,7 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, str], limit
         request = _read_body(fields["body"], content_type)
     elif "text" in fields and content_type:
         request = Request((_decoded(fields["text"]),), Form.SINGLE)
-    elif value := (fields.get("data") or fields.get("text")):
+    elif not content_type and (value := (fields.get("data") or fields.get("text"))):
         request = _read_untyped(value)
     elif content_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
         raise WrongShapeError(f"The form has no field `text`. {_EXPECTED}")
@@ -84,11 +84,12 @@ def _content_type(headers: Mapping[str, str]) -> tuple[str, str]:
     if "content-type" not in message:
         return "", ""
     charset = message.get_param("charset", "")
-    return message.get_content_type(), str(charset).lower()
+    # `Message.get_content_type` makes `text/plain` of what is no type.
+    return str(message["content-type"]).partition(";")[0].strip().lower(), str(charset).lower()
 
 
 def _read_body(body: object, content_type: str) -> Request:
-    if content_type == "application/json" or content_type.endswith("+json"):
+    if content_type in ("application/json", "text/json") or content_type.endswith("+json"):
         return _read_json(body if isinstance(body, (dict, list)) else _parsed(_decoded(body)))
     if content_type in ("", "application/octet-stream") or content_type.startswith("text/"):
         return Request((_decoded(body),), Form.SINGLE)
@@ -96,15 +97,17 @@ def _read_body(body: object, content_type: str) -> Request:
 
 
 def _read_untyped(value: object) -> Request:
-    """gRPC's input has no content type: an object or an array is JSON, anything else is the text."""
+    """gRPC's input has no content type: what reads as a JSON object or array is JSON, anything else is the text."""
     if isinstance(value, (dict, list)):
         return _read_json(value)
     text = _decoded(value)
     if text.lstrip()[:1] in ("{", "["):
         try:
-            return _read_json(_parsed(text))
-        except (NotJsonError, WrongShapeError):
+            decoded = _parsed(text)
+        except NotJsonError:
             pass
+        else:
+            return _read_json(decoded)
     return Request((text,), Form.SINGLE)
 
 

@@ -48,6 +48,11 @@ _HTML_DEBRIS = (
     (" @-@ ", "-"),
     ("...", " …"),
 )
+_READ_DIGITS = 1_000
+_LONG_NUMBER = re.compile(rf"(?<=&#)[0-9]{{{_READ_DIGITS},}}+")
+"""In a character reference. Python reads no number of thousands of digits (`sys.set_int_max_str_digits`), so fastai's
+own rule fails; from eight on all mean that there is no such character."""
+
 _REPEATED_CHARACTER = re.compile(r"(\S)(\1{2,}+)")
 _REPEATED_WORD = re.compile(r"(?:\s|^)(\w++)\s++((?:\1\s++)+)\1(\s|\W|$)")
 _SLASH_OR_HASH = re.compile(r"([/#\\])")
@@ -60,7 +65,7 @@ def fix_html(text: str) -> str:
     """Undo what web pages and data sets do to text."""
     for debris, meaning in _HTML_DEBRIS:
         text = text.replace(debris, meaning)
-    return html.unescape(text)
+    return html.unescape(_LONG_NUMBER.sub(lambda found: found[0].lstrip("0")[:_READ_DIGITS], text))
 
 
 def replace_rep(text: str) -> str:

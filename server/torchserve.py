@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import psutil
 
 from server import api
 from server.properties import Address, ConfigurationError, Properties
+from server.workspace import Workspace
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
 WITHOUT_TORCH = Path(__file__).with_name("without_torch")
@@ -57,7 +57,7 @@ class TorchServe:
             _check_free(address, properties.path)
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
-        self._workspace = tempfile.TemporaryDirectory(prefix="torchserve-")
+        self._workspace = Workspace()
         paths = [str(WITHOUT_TORCH), *filter(None, [environment.get("PYTHONPATH")])]
         command = self._command(java_home())
         if properties.token_authorization:
@@ -66,7 +66,7 @@ class TorchServe:
             command,
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
-            env=dict(environment) | {"TMPDIR": self._workspace.name, "PYTHONPATH": os.pathsep.join(paths)},
+            env=dict(environment) | {"TMPDIR": str(self._workspace.path), "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,
@@ -114,10 +114,10 @@ class TorchServe:
             Whether everything was answered.
         """
         deadline = time.monotonic() + timeout_s
-        quiet_since, before = time.monotonic(), self._work_done()
+        quiet_since, before = time.monotonic(), _work_done(self._models())
         while self.running and time.monotonic() < deadline and not force.is_set():
             time.sleep(POLL_S)
-            now = self._work_done()
+            now = _work_done(self._models())
             if now is None or now != before:
                 quiet_since, before = time.monotonic(), now
             elif time.monotonic() - quiet_since >= QUIET_S:
@@ -138,7 +138,7 @@ class TorchServe:
             if not self.running:
                 _reap(self.pid)
             time.sleep(POLL_S)
-        self._workspace.cleanup()
+        self._workspace.close()
         if self._properties.token_authorization:
             self._properties.key_file.unlink(missing_ok=True)
 
@@ -147,7 +147,7 @@ class TorchServe:
         return [
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
-            f"-Djava.io.tmpdir={self._workspace.name}",
+            f"-Djava.io.tmpdir={self._workspace.path}",
             f"-Dlog4j.configurationFile=file://{LOG_CONFIGURATION}",
             *self._properties.jvm_arguments,
             *("-cp", str(packages / "ts" / "frontend" / "*")),
@@ -166,27 +166,29 @@ class TorchServe:
         except api.ERRORS:
             return None
 
-    def _work_done(self) -> tuple[float, ...] | None:
-        """The processor time that each worker has used; None while requests are queued, a worker is at work,
-        or the management API does not answer.
 
-        TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
-        uses no processor time; one at work is running, or would be if it were let.
-        """
-        models = self._models()
-        if models is None or any(model["jobQueueStatus"]["pendingRequests"] for model in models):
+def _work_done(models: list[dict[str, Any]] | None) -> tuple[float, ...] | None:
+    """The processor time that each worker of described models has used; None while requests are queued, a worker is
+    at work or not yet there, or nothing is described.
+
+    TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
+    uses no processor time; one at work is running, or would be if it were let.
+    """
+    if models is None or any(model["jobQueueStatus"]["pendingRequests"] for model in models):
+        return None
+    times = []
+    for worker in (worker for model in models for worker in model["workers"]):
+        if worker["pid"] <= 0:  # TorchServe's number of one that it is about to start
             return None
-        times = []
-        for worker in (worker for model in models for worker in model["workers"]):
-            try:
-                process = psutil.Process(worker["pid"])
-                if _wants_to_run(process):
-                    return None
-                used = process.cpu_times()
-            except psutil.Error:
-                continue
-            times.append(used.user + used.system)
-        return tuple(times)
+        try:
+            process = psutil.Process(worker["pid"])
+            if _wants_to_run(process):
+                return None
+            used = process.cpu_times()
+        except psutil.Error:
+            continue
+        times.append(used.user + used.system)
+    return tuple(times)
 
 
 def _all_ready(model: Mapping[str, Any]) -> bool:

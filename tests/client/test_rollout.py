@@ -196,6 +196,21 @@ def test_of_two_rollouts_at_once_one_gives_way() -> None:
     assert said[-1] == "Version 3.0 is the default."
 
 
+def test_who_is_first_keeps_the_version_that_two_want_to_register() -> None:
+    fake = FakeTorchServe()
+
+    def overtake(line: str) -> None:
+        if line == "POST /models":
+            fake.versions["2.0"] = Registered("sentiment-2.mar", 2)
+
+    fake.before = overtake
+    said: list[str] = []
+    with pytest.raises(RefusedError, match="Conflict"):
+        rollout(fake, said)
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", "2.0"])
+    assert said[-1] == "Version 1.0 is the default, as before."
+
+
 @pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
 def test_ctrl_c_before_the_switch_leaves_the_old_version_as_it_was(step: str) -> None:
     fake = FakeTorchServe()

@@ -39,6 +39,7 @@ AWKWARD = {
     "the longest": "late again " * 1_818 + "!!",
     "markup": '<b>&amp; "quotes" \\n {"text": [1]}',
     "not a number": "NaN",
+    "the number of no character": f"late &#{'1' * 5_000}; again",
 }
 
 

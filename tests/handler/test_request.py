@@ -46,7 +46,9 @@ def test_a_text_body_is_one_text(headers: dict[str, str]) -> None:
         ({"instances": []}, Request((), Form.INSTANCES)),
     ],
 )
-@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "application/x+json"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json", "text/json"]
+)
 def test_json_bodies(value: object, expected: Request, content_type: str) -> None:
     assert read(as_json(value), {"content-type": content_type}) == expected
 
@@ -71,7 +73,7 @@ def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str]) -> Non
         (b'["a", "b"]', Request(("a", "b"), Form.LIST)),
         (b'{"instances": ["a"]}', Request(("a",), Form.INSTANCES)),
         (b"[late] again", Request(("[late] again",), Form.SINGLE)),
-        (b"{}", Request(("{}",), Form.SINGLE)),
+        (b'{"text": "late', Request(('{"text": "late',), Form.SINGLE)),
     ],
 )
 def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> None:
@@ -87,6 +89,12 @@ def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> N
         ({"body": "Grüße".encode("latin-1")}, {"content-type": "text/plain; charset=latin-1"}, NotUtf8Error),
         ({"text": b"\xff"}, FORM, NotUtf8Error),
         ({"data": b"\xff"}, {}, NotUtf8Error),
+        ({"data": b'["a", 1]'}, {}, WrongShapeError),
+        ({"data": b'{"txet": "late"}'}, {}, WrongShapeError),
+        ({"data": b"a"}, FORM, WrongShapeError),
+        ({"body": b'{"txet": "late"}'}, {"content-type": "text/json"}, WrongShapeError),
+        ({"body": b'{"text": "late"}'}, {"content-type": "json"}, WrongShapeError),
+        ({"body": b"a"}, {"content-type": "text"}, WrongShapeError),
         ({"body": b'{"text": '}, JSON, NotJsonError),
         ({"body": b""}, JSON, NotJsonError),
         ({"body": b"[" * 100_000}, JSON, NotJsonError),

@@ -14,7 +14,7 @@ from spacy.symbols import ORTH
 import handler.tokens
 from handler.classifier import TextClassifier
 from handler.limits import Limits
-from handler.tokens import MAX_WORD_CHARACTERS, MAX_WORDS, RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
+from handler.tokens import MAX_WORD_CHARACTERS, MAX_WORDS, RULES, TOKEN_RULES, Tokenizer, TokenizerConfig, fix_html
 from tests.paths import TOY_TEXTS
 
 SPECIAL = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
@@ -294,6 +294,16 @@ def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: s
     """With fastai's and spaCy's own searches, quadratic in the length, some of these take minutes."""
     text = (unit * Limits().max_text_characters)[: Limits().max_text_characters - 1] + "a"
     assert len(tokenizer.tokens(text)) > 1
+
+
+@pytest.mark.parametrize(
+    ("number", "character"), [("0" * 9_000 + "65", "A"), ("1" * 9_000, "\ufffd"), ("0" * 999 + "65", "A"), ("65", "A")]
+)
+@pytest.mark.parametrize("end", [";", " ", ""])
+def test_a_character_may_be_written_as_any_number(number: str, character: str, end: str) -> None:
+    """fastai's own rule, and Python's, fail at thousands of digits."""
+    assert fix_html(f"an &#{number}{end}") == f"an {character}{end.strip(';')}"
+    assert fix_html(f"a # {number}{end}") == f"a # {number}{end}"
 
 
 def test_unknown_rules_and_vocabularies_are_refused() -> None:

@@ -416,8 +416,9 @@ def _resources(spec: Manifest) -> Iterator[str]:
 
 
 def _memory(cores: Decimal) -> Decimal:
-    """The most that a pod takes, in bytes: Java's heap, as much again in buffers (Java's own bound for them), and a
-    worker for each core."""
+    """What a pod takes with Java full, in bytes: its heap, as much again in buffers (Java's own bound for them), and a
+    worker for each core. (What is over it, the longest batches in all workers at that same time, k8s/README.md
+    tells.)"""
     [heap] = [option for option in Properties.read(ROOT / "config.properties").jvm_arguments if "-Xmx" in option]
     processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB
     return 2 * quantity(heap.removeprefix("-Xmx").replace("m", "Mi")) + processes * quantity("1M")

@@ -1,13 +1,17 @@
 """When the server says that it is ready."""
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from server import __main__ as server_main
-from server.torchserve import _all_ready
+from server.torchserve import _all_ready, _work_done
+from tests.e2e.traffic import wait_until
 
 
 @pytest.fixture
@@ -44,3 +48,20 @@ def test_what_nohup_has_ignored_stays_ignored(
 def test_ready_means_every_worker_of_the_start(states: list[str], least: int, expected: bool) -> None:
     model = {"minWorkers": least, "workers": [{"status": state} for state in states]}
     assert _all_ready(model) is expected
+
+
+def described(*pids: int, pending: int = 0) -> list[dict[str, Any]]:
+    return [{"jobQueueStatus": {"pendingRequests": pending}, "workers": [{"pid": pid} for pid in pids]}]
+
+
+def test_workers_at_work_or_about_to_start_are_waited_for() -> None:
+    """Before Java ends with what they hold."""
+    with subprocess.Popen(["sleep", "60"]) as waits:
+        wait_until(lambda: _work_done(described(waits.pid)) is not None, "the start of a process")
+        assert _work_done(described(waits.pid)) == _work_done(described(waits.pid))
+        assert _work_done(described(waits.pid, pending=1)) is None
+        assert _work_done(described(waits.pid, os.getpid())) is None
+        assert _work_done(described(waits.pid, -1)) is None
+        waits.kill()
+    assert _work_done(described(waits.pid)) == (), "one that has ended holds nothing"
+    assert _work_done(None) is None
