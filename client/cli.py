@@ -17,10 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from client import inference, management
-from client.errors import ClientError, InputError, OverloadedError, RefusedError, UnreachableError
+from client.errors import ClientError, InputError, OverloadedError, RefusedError, RolloutError, UnreachableError
 from client.inference import InferenceClient, split
 from client.management import ManagementClient
-from client.rollout import MAX_CHANGED, Outcome, Switch, old_stays
+from client.rollout import MAX_CHANGED, Outcome, Switch, old_stays, remove
 from client.sample import TEXTS
 from client.score import score
 from client.status import status
@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_positive, metavar="N", help="default: as many as the default version has")
     _management_options(command)
 
+    command = _add(
+        commands, "unregister", _unregister, "remove a version that is not the default", _UNREGISTER_EXAMPLES
+    )
+    command.add_argument("version", metavar="V", help="as `sentiment status` names it")
+    _drain_option(command)
+    _management_options(command)
+
     command = _add(commands, "rollout", _rollout, "put a new version in the default's place", _ROLLOUT_EXAMPLES)
     command.add_argument("archive", metavar="NEW.mar", help="in the server's model store, with a version of its own")
     command.add_argument(
@@ -170,6 +177,12 @@ Fewer workers: what one that goes is at work on is answered with status 500.
 _REGISTER_EXAMPLES = """\
   sentiment register sentiment-2.mar --workers 1
   sentiment predict --version 2.0 'Late again'
+"""
+_UNREGISTER_EXAMPLES = """\
+  sentiment unregister 2.0
+
+It waits until nothing waits for the version. Who asks for that very version
+afterwards is answered 404.
 """
 _ROLLOUT_EXAMPLES = """\
   sentiment rollout sentiment-2.mar
@@ -219,15 +232,19 @@ def _management_options(command: argparse.ArgumentParser) -> None:
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sample", type=Path, metavar="FILE", help="texts to warm with and to compare by, one a line")
+    _drain_option(command)
+    _url_option(command)
+    _management_options(command)
+
+
+def _drain_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--drain",
         type=_seconds,
         metavar="SECONDS",
-        help="that the old version is left for what its workers still hold; default: its response timeout, the longest "
-        "that they may hold it",
+        help="that the version to remove is left for what its workers still hold; default: its response timeout, the "
+        "longest that they may hold it",
     )
-    _url_option(command)
-    _management_options(command)
 
 
 def _positive(value: str) -> int:
@@ -358,6 +375,20 @@ def _register(options: argparse.Namespace) -> int:
             client.wait_until_ready(version)
         _tell_version(client, version, options.json)
     return OK
+
+
+def _unregister(options: argparse.Namespace) -> int:
+    with _management(options) as client:
+        version = client.version(options.version)
+        if version.default:
+            raise RolloutError(
+                f"Version {version.name} is the default. Make another one that first, by `sentiment rollback` or "
+                f"`rollout`."
+            )
+        removed = remove(client, version, options.drain, _say)
+    if options.json:
+        print(json.dumps({"version": version.name, "removed": removed}))
+    return OK if removed else FAILED
 
 
 def _tell_version(client: ManagementClient, name: str, as_json: bool) -> None:

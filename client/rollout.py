@@ -95,7 +95,9 @@ class Switch:
                     f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed)."
                 )
             self._set_default(new, instead_of=old.name)
-        return Outcome(new, old.name, old.archive, keep_old or not self._remove(old), comparison)
+        return Outcome(
+            new, old.name, old.archive, keep_old or not remove(self.management, old, self.drain_s, self.say), comparison
+        )
 
     def rollback(self, archive: str | None = None) -> Outcome:
         """Make another version the default, and remove the present one.
@@ -125,7 +127,9 @@ class Switch:
                 target = self._register(archive, present)
                 self._warm(target)
                 self._set_default(target, instead_of=present.name)
-        return Outcome(target, present.name, present.archive, not self._remove(present), None)
+        return Outcome(
+            target, present.name, present.archive, not remove(self.management, present, self.drain_s, self.say), None
+        )
 
     def compare(self, old: str, new: str) -> Comparison:
         """Ask both versions for each text of the sample, in turn, so that both meet the same load."""
@@ -175,29 +179,34 @@ class Switch:
         self.management.set_default(version)
         self.say(f"Version {version} is the default.")
 
-    def _remove(self, old: Version) -> bool:
-        """Wait until nothing can wait for a version, and remove it. Returns False, having said why, if it stays."""
-        version = old.name
-        drain_s = old.settings.response_timeout_s if self.drain_s is None else self.drain_s
-        stays = f"Version {version} stays registered"
-        try:
-            deadline = time.monotonic() + QUEUE_TIMEOUT_S
-            while pending := self.management.version(version).pending_requests:
-                if time.monotonic() > deadline:
-                    self.say(f"{stays}: {pending} requests still wait for it after {QUEUE_TIMEOUT_S:g} s.")
-                    return False
-                time.sleep(POLL_S)
-            self.say(f"Nothing waits for version {version}; {drain_s:g} s for what its workers still hold ...")
-            time.sleep(drain_s)
-            self.management.unregister(version)
-        except KeyboardInterrupt:
-            self.say(f"{stays}: interrupted.")
-            return False
-        except ClientError as error:
-            self.say(f"{stays}: {error}")
-            return False
-        self.say(f"Removed version {version}.")
-        return True
+
+def remove(management: ManagementClient, old: Version, drain_s: float | None, say: Say) -> bool:
+    """Wait until nothing can wait for a version, and remove it. Returns False, having said why, if it stays.
+
+    Args:
+        drain_s: see `Switch`.
+    """
+    version = old.name
+    drain_s = old.settings.response_timeout_s if drain_s is None else drain_s
+    stays = f"Version {version} stays registered"
+    try:
+        deadline = time.monotonic() + QUEUE_TIMEOUT_S
+        while pending := management.version(version).pending_requests:
+            if time.monotonic() > deadline:
+                say(f"{stays}: {pending} requests still wait for it after {QUEUE_TIMEOUT_S:g} s.")
+                return False
+            time.sleep(POLL_S)
+        say(f"Nothing waits for version {version}; {drain_s:g} s for what its workers still hold ...")
+        time.sleep(drain_s)
+        management.unregister(version)
+    except KeyboardInterrupt:
+        say(f"{stays}: interrupted.")
+        return False
+    except ClientError as error:
+        say(f"{stays}: {error}")
+        return False
+    say(f"Removed version {version}.")
+    return True
 
 
 @contextmanager

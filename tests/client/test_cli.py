@@ -18,7 +18,7 @@ from tests.client.scripted import Scripted, error, model, prediction, scripted
 from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
 
-COMMANDS = ["predict", "score", "status", "scale", "register", "rollout", "rollback"]
+COMMANDS = ["predict", "score", "status", "scale", "register", "unregister", "rollout", "rollback"]
 
 
 @pytest.fixture(autouse=True)
@@ -265,6 +265,29 @@ def test_register(fake: FakeTorchServe, capsys: Out) -> None:
     assert fake.versions["3.0"].workers == 2
     assert main(["register", "none.mar"]) == 1
     assert "model store" in capsys.readouterr().err
+
+
+def test_unregister(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["register", "sentiment-2.mar"]) == 0
+    capsys.readouterr()
+    assert main(["unregister", "2.0", "--drain", "0", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"version": "2.0", "removed": True}
+    assert output.err.endswith("Removed version 2.0.\n")
+    assert main(["unregister", "2.0"]) == 1
+    assert main(["unregister", "1.0"]) == 1
+    assert "Version 1.0 is the default" in capsys.readouterr().err
+    assert list(fake.versions) == ["1.0"]
+
+
+def test_a_version_that_stays_is_1(fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.rollout.QUEUE_TIMEOUT_S", 0)
+    fake.versions["2.0"] = Registered("sentiment-2.mar", 1, pending=99)
+    assert main(["unregister", "2.0", "--json"]) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"version": "2.0", "removed": False}
+    assert "Version 2.0 stays registered: " in output.err
+    assert list(fake.versions) == ["1.0", "2.0"]
 
 
 def test_what_does_not_load_does_not_stay_registered(fake: FakeTorchServe, capsys: Out) -> None:

@@ -198,7 +198,11 @@ def test_register_scale_and_roll_back_without_a_name(open_server: Server, manage
     assert json.loads(predicted.stdout)["model_version"] == "2.0"
     scaled = sentiment(open_server, "scale", "2", "--version", "2.0")
     assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
+    assert sentiment(open_server, "unregister", "1.0").returncode == 1, "the default stays"
     rolled_back = sentiment(open_server, "rollback", "--drain", "0")
     assert rolled_back.returncode == 0, rolled_back.stderr
     assert names(management) == [("2.0", True)]
     assert management.default().workers() == "2 READY"
+    assert sentiment(open_server, "register", "sentiment.mar").returncode == 0
+    assert sentiment(open_server, "unregister", "1.0", "--drain", "0").returncode == 0
+    assert names(management) == [("2.0", True)]
