@@ -51,7 +51,7 @@ examples:
     python -m training export --data Mine.csv --run runs/mine --to my_model
   five-fold cross-validation of what is in the run, of the last two stages alone, and of a baseline:
     python -m training cross-validate --data Tweets.csv
-    python -m training cross-validate --data Tweets.csv --start model_store/general
+    python -m training cross-validate --data Tweets.csv --start model_store/general --name from-general
     python -m training cross-validate --data Tweets.csv --recipe tfidf
   figures of the exported model, and of the running server:
     python -m training evaluate --data Tweets.csv --split validation
