@@ -65,7 +65,7 @@ def fix_html(text: str) -> str:
     """Undo what web pages and data sets do to text."""
     for debris, meaning in _HTML_DEBRIS:
         text = text.replace(debris, meaning)
-    return html.unescape(_LONG_NUMBER.sub(lambda found: found[0].lstrip("0")[:_READ_DIGITS], text))
+    return html.unescape(_LONG_NUMBER.sub(lambda found: found[0].lstrip("0")[:_READ_DIGITS] or "0", text))
 
 
 def replace_rep(text: str) -> str:

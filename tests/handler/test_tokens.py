@@ -297,13 +297,28 @@ def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: s
 
 
 @pytest.mark.parametrize(
-    ("number", "character"), [("0" * 9_000 + "65", "A"), ("1" * 9_000, "\ufffd"), ("0" * 999 + "65", "A"), ("65", "A")]
+    ("number", "character"),
+    [
+        ("0" * 9_000 + "65", "A"),
+        ("1" * 9_000, "\ufffd"),
+        ("0" * 9_000, "\ufffd"),
+        ("0" * 999 + "65", "A"),
+        ("65", "A"),
+    ],
 )
 @pytest.mark.parametrize("end", [";", " ", ""])
 def test_a_character_may_be_written_as_any_number(number: str, character: str, end: str) -> None:
     """fastai's own rule, and Python's, fail at thousands of digits."""
     assert fix_html(f"an &#{number}{end}") == f"an {character}{end.strip(';')}"
     assert fix_html(f"a # {number}{end}") == f"a # {number}{end}"
+
+
+@pytest.mark.parametrize("digits", ["0", "1", "065"])
+def test_long_numbers_that_fastai_can_read_are_read_alike(digits: str) -> None:
+    from fastai.text.core import fix_html as fastais
+
+    text = f"an &#{digits * 1_200};"
+    assert fix_html(text) == fastais(text)
 
 
 def test_unknown_rules_and_vocabularies_are_refused() -> None:
