@@ -95,9 +95,8 @@ class Switch:
                     f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed)."
                 )
             self._set_default(new, instead_of=old.name)
-        return Outcome(
-            new, old.name, old.archive, keep_old or not remove(self.management, old, self.drain_s, self.say), comparison
-        )
+        old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
+        return Outcome(new, old.name, old.archive, old_kept, comparison)
 
     def rollback(self, archive: str | None = None) -> Outcome:
         """Make another version the default, and remove the present one.
@@ -127,9 +126,8 @@ class Switch:
                 target = self._register(archive, present)
                 self._warm(target)
                 self._set_default(target, instead_of=present.name)
-        return Outcome(
-            target, present.name, present.archive, not remove(self.management, present, self.drain_s, self.say), None
-        )
+        old_kept = not remove(self.management, present, self.drain_s, self.say)
+        return Outcome(target, present.name, present.archive, old_kept, None)
 
     def compare(self, old: str, new: str) -> Comparison:
         """Ask both versions for each text of the sample, in turn, so that both meet the same load."""

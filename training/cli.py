@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handler.exported import CARD_FILE, ExportedModelError
+from handler.exported import CARD_FILE, ExportedModelError, read_description
 from training.errors import TrainingError
 from training.graph import PRECISIONS
 from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
@@ -394,7 +394,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
     from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
-    baseline = options.recipe in ("majority", "tfidf")
+    baseline = {"majority": cross_validation.majority, "tfidf": cross_validation.tfidf}.get(options.recipe)
     if baseline and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
     start = unpack(options.start, options.run) if options.start else None
@@ -402,10 +402,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
         cross_validation.check_it_is_the_runs(options.run, _settings(options), start, options.transformer)
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
-    predict = {
-        "majority": cross_validation.majority,
-        "tfidf": cross_validation.tfidf,
-    }.get(options.recipe) or cross_validation.recipe(
+    predict = baseline or cross_validation.recipe(
         options.recipe, sha256_of(options.data), options.run, _settings(options), folder, start, options.transformer
     )
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
@@ -415,7 +412,6 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from handler.exported import read_description
     from training.card import trained_on
     from training.data import read_tweets, sha256_of
     from training.evaluate import evaluate, model_answer, server_answer

@@ -204,7 +204,7 @@ def _mixed(first: Trained, second: Trained, weight: float) -> Trained:
 
 
 def _minutes(stage: Path) -> float:
-    seconds: float = json.loads((stage / "record.json").read_text())["seconds"]
+    seconds: float = record_of(stage)["seconds"]
     return seconds / 60
 
 

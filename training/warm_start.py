@@ -4,6 +4,7 @@ The way to a model of one's own tweets, or to a better one of the same, without 
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -46,10 +47,10 @@ def unpack(model: Path, run: Path) -> Path:
     start = exported.read(model)
     if start.config.backwards:
         raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
-    if start.config.tokenizer != TRAINED_HERE:
+    its, ours = asdict(start.config.tokenizer), asdict(TRAINED_HERE)
+    if other := [f"{name} {its[name]}, not {ours[name]}" for name in ours if its[name] != ours[name]]:
         raise TrainingError(
-            f"--start {model}: it splits texts by {start.config.tokenizer}, a classifier trained here by "
-            f"{TRAINED_HERE}."
+            f"--start {model}: it splits texts otherwise than a classifier trained here: {'; '.join(other)}."
         )
     network = start.config.network
     encoder = AWD_LSTM(network.vocabulary_size, network.embedding_size, network.hidden_size, network.layers)

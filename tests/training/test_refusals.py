@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from tests.training.test_stages import record_of, run
+from tests.training.test_stages import run
 from training.card import stages_behind
 from training.data import labels_of, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
 from training.export import export_file
-from training.run import Stage
+from training.run import Stage, record_of
 from training.settings import TeacherSettings
 from training.teacher import load_teacher
 from training.transformer import load

@@ -14,15 +14,10 @@ from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
-from training.run import Stage
+from training.run import Stage, record_of
 from training.settings import PRESETS, Settings, with_changes
 
 STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-    return record
 
 
 def run(*arguments: object) -> int:

@@ -1,6 +1,5 @@
 """The transformer that helps in training: words, texts, and that it stays out of what is served."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 from tests.paths import ROOT, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
+from training.run import record_of
 from training.teacher import load_teacher
 from training.transformer import TransformerClassifier, load, to_plain_text, word_vectors
 
@@ -67,7 +67,7 @@ def test_a_teacher_begins_with_another_transformer(
     shutil.copytree(toy_run / "run" / "general-teacher", tmp_path / "general-teacher")
     command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     assert cli.main([*command, "--transformer", str(folder)]) == 0
-    inputs = json.loads((tmp_path / "teacher" / "record.json").read_text())["inputs"]
+    inputs = record_of(tmp_path / "teacher")["inputs"]
     assert inputs.keys() == {"tweets", "transformer"}
     shutil.rmtree(folder)  # a trained teacher needs it no more
     teacher = load_teacher(tmp_path / "teacher", ["negative", "neutral", "positive"])

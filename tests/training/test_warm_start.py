@@ -13,6 +13,7 @@ from tests.training.test_stages import run
 from training.cross_validation import folds, recipe
 from training.data import read_tweets
 from training.language_model import ENCODER_FILE, sizes_of
+from training.run import record_of
 from training.settings import PRESETS
 from training.warm_start import saw_labels, start_of, unpack
 
@@ -60,8 +61,7 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
     trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run")(0, fold)
     assert trained.predict(["the flight was late"]).shape == (1, 3)
     inputs = [
-        json.loads((folder / "record.json").read_text())["inputs"]
-        for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
+        record_of(folder)["inputs"] for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
     ]
     assert inputs[0]["encoder"] == inputs[1]["encoder"]
 
@@ -106,4 +106,6 @@ def test_what_is_no_exported_model_is_refused(toy_run: Path, tmp_path: Path, cap
     rules = config["tokenizer"]["rules"][:-1]
     (model / "config.json").write_text(json.dumps(config | {"tokenizer": config["tokenizer"] | {"rules": rules}}))
     assert run(*command, "--start", model) == 1
-    assert "it splits texts by" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "it splits texts otherwise than a classifier trained here: rules ('fix_html'," in told
+    assert "language" not in told, "what is alike is not told"
