@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,16 +173,28 @@ def test_tfidf_answers_without_having_seen_the_label() -> None:
     assert not np.allclose(of_texts, of_others)
 
 
-def test_a_card_shows_what_was_cross_validated(
-    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_shows_what_was_cross_validated(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
     for name in ("first", "second"):
-        options = ["--recipe", "majority", "--run", str(own), "--name", name]
-        assert cli.main(["cross-validate", "--data", str(TOY_TWEETS), *options]) == 0
+        command = [
+            "cross-validate",
+            "--data",
+            str(TOY_TWEETS),
+            "--recipe",
+            "majority",
+            "--run",
+            str(own),
+            "--name",
+            name,
+        ]
+        monkeypatch.setattr(sys, "argv", ["training", *command])  # the record's command is this process's
+        assert cli.main(command) == 0
     accuracy = json.loads((own / "cross-validation" / "first.json").read_text())["accuracy"]["mean"]
     assert cli.main(["export", "--run", str(own), "--to", str(tmp_path / "model")]) == 0
     page = (tmp_path / "model" / "README.md").read_text()
     for name in ("first", "second"):
         assert f"\n| {name} | {accuracy:.4f} ± " in page
-        assert f"\n- {name}: `python -m training " in page
+        assert (
+            f"\n- {name}: `python -m training cross-validate --data {TOY_TWEETS.name} --recipe majority --run run "
+            f"--name {name}`\n"
+        ) in page
