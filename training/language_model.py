@@ -94,9 +94,7 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
             f"Too little text for a language model: {len(documents)} documents, of which {len(held_out)} with {words} "
             f"words are held out, where a batch reads {settings.batch_size} streams of words. Name more --texts."
         )
-    data = _data_block(
-        settings.sequence_length, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary
-    ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
+    data = _loaders(documents, settings, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary)
     sizes = {"emb_sz": settings.embedding_size, "n_hid": settings.hidden_size, "n_layers": settings.layers}
     learner = _learner(data, sizes, settings.drop_mult)
     if settings.word_vectors:
@@ -124,9 +122,7 @@ def train_on_tweets(
     documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
     _, counts = tokenize_df(documents[~documents["is_valid"]], "text")
     merged = merge_vocabularies(counts, load_pickle(vocabulary), settings.min_frequency, settings.max_vocabulary)
-    data = _data_block(settings.sequence_length, vocab=merged).dataloaders(
-        documents, bs=settings.batch_size, num_workers=0
-    )
+    data = _loaders(documents, settings, vocab=merged)
     learner = _learner(data, sizes_of(weights), settings.drop_mult)
     learner.load_pretrained(weights, vocabulary)
     stage.fit(
@@ -222,12 +218,18 @@ def read_lines(path: Path) -> Iterator[str]:
         raise TrainingError(f"{path} holds no text; expected UTF-8 text, one document a line.")
 
 
-def _data_block(sequence_length: int, **vocabulary: Any) -> DataBlock:
-    return DataBlock(
-        blocks=TextBlock.from_df("text", is_lm=True, seq_len=sequence_length, **vocabulary),
+def _loaders(documents: pd.DataFrame, settings: GeneralSettings | LanguageModelSettings, **vocabulary: Any) -> Any:
+    """fastai's data loaders of the documents as streams of tokens; `is_valid` tells what is held out."""
+    data = DataBlock(
+        blocks=TextBlock.from_df("text", is_lm=True, seq_len=settings.sequence_length, **vocabulary),
         get_x=ColReader("text"),
         splitter=ColSplitter("is_valid"),
-    )
+    ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
+    for loader in data.loaders:
+        # fastai looks every token up anew in every epoch, five sixths of the time that a batch takes to load.
+        documents_ids = loader.items.coll
+        loader.items.coll = [documents_ids[row] for row in range(len(documents_ids))]
+    return data
 
 
 def _learner(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:

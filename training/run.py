@@ -116,6 +116,8 @@ class Stage:
             print(f"{self.folder}: already done")
             return False
         set_seed(self.settings.seed, reproducible=True)
+        if torch.cuda.is_available():
+            torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's LSTMs do by default
         return True
 
     def finish(self, **results: Any) -> None:
