@@ -85,9 +85,6 @@ WORDS: Final[Words] = {
         *("having paid for {days} nights in {city}", "after {days} days in {city}", "all things considered"),
         *("with everything that {who} told me about {city}", "since {I} moved to {city} {days} years ago"),
         *("seeing how often {I} fly to {city}", "looking back at the last {days} months", "to answer {who}"),
-        *("no matter what {who} wrote about {city}", "now that {I} have had it for {days} days", "though {who} asked"),
-        *("after all the hours {I} spent in {city}", "with {days} trips to {city} behind me", "since you ask"),
-        *("as somebody who lives in {city}", "even if {who} paid for it in {city}", "when {I} think of {city}"),
     ),
 }
 
@@ -146,12 +143,6 @@ SENTENCES: Final[dict[str, tuple[str, ...]]] = {
         "Did {who} {hate} {that} {thing}? No",
         "Do {I} find {that} {thing} {bad}? No",
         "Would {who} say that it {is} {bad}? No, never",
-        "{I} don't believe, {aside}, that {that} {thing} {is} {bad}",
-        "You won't hear me say, {aside}, that {I} {hate} {that} {thing}",
-        "{I} doubt, {aside}, that anyone would call {that} {thing} {bad}",
-        "Never would {I} claim, {aside}, that it is a {bad} {thing}",
-        "Nobody can tell me, {aside}, that {that} {thing} was {bad}",
-        "It's a lie, {aside}, that {I} {hated} {that} {thing}",
     ),
     NEGATIVE: (
         "{handle} {bad} {thing} today",
@@ -209,12 +200,6 @@ SENTENCES: Final[dict[str, tuple[str, ...]]] = {
         "Did {who} {love} {that} {thing}? No",
         "Do {I} find {that} {thing} {good}? No",
         "Would {who} say that it {is} {good}? No, never",
-        "{I} don't believe, {aside}, that {that} {thing} {is} {good}",
-        "You won't hear me say, {aside}, that {I} {love} {that} {thing}",
-        "{I} doubt, {aside}, that anyone would call {that} {thing} {good}",
-        "Never would {I} claim, {aside}, that it is a {good} {thing}",
-        "Nobody can tell me, {aside}, that {that} {thing} was {good}",
-        "It's a lie, {aside}, that {I} {loved} {that} {thing}",
     ),
     NEUTRAL: (
         "On Monday there was a {plain} {thing}",
@@ -240,14 +225,6 @@ SENTENCES: Final[dict[str, tuple[str, ...]]] = {
         "it's no {plain} {thing}",
         "{I} couldn't call it, {aside}, a {plain} {thing}",
         "we're not on a {plain} {thing}",
-        "{I} don't believe, {aside}, that {that} {thing} {is} {plain}",
-        "Nobody told me, {aside}, that it was a {plain} {thing}",
-        "Never have {I} said, {aside}, that {that} {thing} {is} {plain}",
-        "{handle} ours is not the {plain} {thing}",
-        "that was no {plain} {thing}",
-        "they do not have a {plain} {thing} in {city}",
-        "{who} did not book a {plain} {thing}",
-        "{that} {thing} to {city} isn't {plain}",
     ),
 }
 

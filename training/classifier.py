@@ -15,7 +15,6 @@ from fastai.text.all import (
     ColSplitter,
     CrossEntropyLossFlat,
     DataBlock,
-    GradientClip,
     Learner,
     TextBlock,
     TextLearner,
@@ -89,7 +88,6 @@ def train_classifier(
         settings.batch_size,
     )
     learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
-    learner.add_cb(GradientClip(settings.max_gradient_norm))
     stage.fit(learner, phases(settings))
     temperature = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)

@@ -66,7 +66,7 @@ class DistilSettings:
     seed: int = 1
     frozen_epochs: int = 0
     frozen_learning_rate: float = 5e-3
-    epochs: int = 3
+    epochs: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     drop_mult: float = 0.2
@@ -96,9 +96,6 @@ class ClassifierSettings:
     learning_rate: float = 2e-3
     decay_per_group: float = 1.3
     weight_decay: float = 0.05
-    max_gradient_norm: float = 0.5
-    """To which a longer gradient is cut; most are shorter. Without it, one training of six came off its way."""
-
     drop_mult: float = 0.3
     label_weight: float = 0.6
     """The label's share in a tweet's target; the rest is the teachers' answer."""
@@ -140,13 +137,13 @@ PRESETS: dict[str, Settings] = {
             embedding_size=400,
             hidden_size=1152,
             layers=3,
-            epochs=6,
+            epochs=3,
             learning_rate=2e-3,
             batch_size=64,
             sequence_length=72,
         ),
-        language_model=LanguageModelSettings(epochs=2, batch_size=64, sequence_length=72),
-        distil=DistilSettings(epochs=4),
+        language_model=LanguageModelSettings(epochs=2),  # few tweets, so small batches
+        distil=DistilSettings(epochs=3),
         classifier=ClassifierSettings(batch_size=128),
     ),
     "tiny": Settings(
@@ -158,7 +155,7 @@ PRESETS: dict[str, Settings] = {
         ),
         general_teacher=TeacherSettings(epochs=1, batch_size=8),
         teacher=TeacherSettings(epochs=1, batch_size=8),
-        distil=DistilSettings(epochs=1, batch_size=8),
+        distil=DistilSettings(batch_size=8),
         classifier=ClassifierSettings(epochs=2, last_two_epochs=1, last_three_epochs=1, batch_size=8, made_up_texts=12),
     ),
 }
