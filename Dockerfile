@@ -20,11 +20,11 @@ RUN .venv/bin/python -m training archive \
     && .venv/bin/python -m pip uninstall --quiet --yes onnx ml-dtypes torch-model-archiver safetensors setuptools pip
 COPY config.properties metrics.yaml ./
 # Inference is for all, metrics are for the collector; management stays on loopback, inside the container. Java's heap is
-# a third of the memory that the container is given.
+# a quarter of the memory that the container is given; its buffers may take as much again.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
         -e 's#^grpc_inference_address=127\.0\.0\.1$#grpc_inference_address=0.0.0.0#' \
-        -e 's#-Xmx512m#-XX:MaxRAMPercentage=33#' config.properties \
+        -e 's#-Xmx512m#-XX:MaxRAMPercentage=25#' config.properties \
     && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 4
 
 FROM ${BASE}

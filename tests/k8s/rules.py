@@ -18,7 +18,6 @@ import kubernetes_validate
 import yaml
 
 from server.__main__ import DRAIN_TIMEOUT_S
-from server.properties import Properties
 from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
 from tests.k8s.rendered import Manifest
 from tests.paths import ROOT
@@ -366,7 +365,7 @@ _FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M"
 _FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)}
 
 # Measured (benchmarks/README.md, k8s/README.md), in MB.
-WORKER_MB = 180
+WORKER_MB = 240
 JAVA_BESIDE_HEAP_MB = 130
 SERVER_MB = 30
 
@@ -411,17 +410,17 @@ def _resources(spec: Manifest) -> Iterator[str]:
                 yield f"{container['name']}: asks for more {name} than its limit"
         if quantity(limits.get("ephemeral-storage", 0)) < storage:
             yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
-        if quantity(limits.get("memory", 0)) < _memory(quantity(limits.get("cpu", 0))):
+        memory = quantity(limits.get("memory", 0))
+        if memory < _memory(memory, quantity(limits.get("cpu", 0))):
             yield f"{container['name']}: less memory than its processes may take"
 
 
-def _memory(cores: Decimal) -> Decimal:
-    """What a pod takes with Java full, in bytes: its heap, as much again in buffers (Java's own bound for them), and a
-    worker for each core. (What is over it, the longest batches in all workers at that same time, k8s/README.md
-    tells.)"""
-    [heap] = [option for option in Properties.read(ROOT / "config.properties").jvm_arguments if "-Xmx" in option]
+def _memory(limit: Decimal, cores: Decimal) -> Decimal:
+    """What a pod with that limit takes in bytes with everything full at once: Java's heap, as much again in buffers
+    (Java's own bound for them), and a worker for each core, with its longest batch."""
+    [percentage] = re.findall(r"MaxRAMPercentage=(\d+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
     processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB
-    return 2 * quantity(heap.removeprefix("-Xmx").replace("m", "Mi")) + processes * quantity("1M")
+    return 2 * limit * int(percentage) / 100 + processes * quantity("1M")
 
 
 def autoscaler_problems(manifests: list[Manifest]) -> list[str]:

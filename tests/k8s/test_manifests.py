@@ -231,10 +231,10 @@ def resources() -> list[Broken]:
     limits: Path = (*CONTAINER, "resources", "limits")
     return [
         Broken(check, "Deployment", (*requests, "cpu"), "two", "'two' is no quantity"),
-        Broken(check, "Deployment", (*limits, "memory"), "1536MB", "'1536MB' is no quantity"),
-        Broken(check, "Deployment", (*requests, "memory"), "2Gi", "more memory than its limit"),
+        Broken(check, "Deployment", (*limits, "memory"), "2GB", "'2GB' is no quantity"),
+        Broken(check, "Deployment", (*requests, "memory"), "3Gi", "more memory than its limit"),
         Broken(check, "Deployment", (*limits, "memory"), ABSENT, "no limit of memory"),
-        Broken(check, "Deployment", (*limits, "memory"), "1536M", "less memory than its processes"),
+        Broken(check, "Deployment", (*limits, "memory"), "1Gi", "less memory than its processes"),
         Broken(check, "Deployment", (*limits, "cpu"), "4", "less memory than its processes"),
         Broken(check, "Deployment", (*POD, "volumes", 0, "emptyDir"), {}, "volume tmp has no limit"),
         Broken(check, "Deployment", (*POD, "volumes", 0, "emptyDir", "sizeLimit"), "1Gi", "larger than its ephemeral"),

@@ -129,7 +129,7 @@ def test_the_numbers_are_the_manifests() -> None:
     policy = find(manifests, "GCPBackendPolicy", "sentiment")["spec"]["default"]
     said = {
         f"**CPU: {resources['cpu']}.**",
-        f"**Memory: {int(resources['memory'].removesuffix('Mi')) / 1024} GiB",
+        f"**Memory: {resources['memory'].removesuffix('Gi')} GiB",
         f"**Disk: {resources['ephemeral-storage'].removesuffix('Mi')} MiB.**",
         f"limited to {pod['volumes'][0]['emptyDir']['sizeLimit'].removesuffix('Mi')} MiB",
         f"**Autoscaling by CPU: {cpu['resource']['target']['averageUtilization']} %.**",
