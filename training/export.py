@@ -304,14 +304,17 @@ def _network_config(encoder: SentenceEncoder, blocks: Blocks) -> NetworkConfig:
 
 def _head_blocks(head: PoolingLinearClassifier) -> Blocks:
     """BatchNorm and linear layer of each block; between the blocks is a ReLU."""
+    strangers = [str(block) for block in head.layers if type(block) is not LinBnDrop]
+    if strangers:
+        raise TrainingError(f"The head has {', '.join(strangers)}; expected fastai's LinBnDrop and nothing else.")
     blocks = []
     for number, block in enumerate(head.layers, start=1):
         layers = [layer for layer in block.children() if type(layer) is not nn.Dropout]
         expected = [nn.BatchNorm1d, nn.Linear, *([nn.ReLU] if number < len(head.layers) else [])]
-        if type(block) is not LinBnDrop or list(map(type, layers)) != expected or layers[1].bias is not None:
+        if list(map(type, layers)) != expected or layers[1].bias is not None:
             raise TrainingError(
-                f"Block {number} of the head is {block}. The head has layers other than fastai's blocks of BatchNorm, "
-                f"Linear without bias, and ReLU but for the last."
+                f"Block {number} of the head has {', '.join(map(str, block.children()))}; expected BatchNorm, Linear "
+                f"without bias, and ReLU but for the last."
             )
         blocks.append((layers[0], layers[1]))
     normalizations = [normalization for normalization, _ in blocks]

@@ -255,7 +255,7 @@ def own_rule(text: str) -> str:
     ("options", "message"),
     [
         ({"sizes": {"bidir": True}}, "bidirectional"),
-        ({"y_range": (0, 1)}, "head has layers other than"),
+        ({"y_range": (0, 1)}, r"The head has SigmoidRange\(low=0, high=1\); expected"),
         ({"block": {"rules": [own_rule]}}, "a rule of its own, own_rule"),
         ({"loss_func": nn.BCEWithLogitsLoss()}, "The loss is BCEWithLogitsLoss"),
     ],
@@ -317,7 +317,10 @@ def with_specials_elsewhere(learner: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda it: with_layers(it, LinBnDrop(36, 20), LinBnDrop(20, 3)), "Block 1 of the head"),
+        (
+            lambda it: with_layers(it, LinBnDrop(36, 20), LinBnDrop(20, 3)),
+            r"Block 1 of the head has BatchNorm1d\(36, .*\), Linear\(.*, bias=False\); expected",
+        ),
         (lambda it: with_layers(it, LinBnDrop(36, 20, act=nn.GELU()), LinBnDrop(20, 3)), "Block 1 of the head"),
         (
             lambda it: with_layers(it, LinBnDrop(36, 20, act=nn.ReLU()), LinBnDrop(20, 3, act=nn.Sigmoid())),
