@@ -15,6 +15,7 @@ from fastai.text.all import (
     ColSplitter,
     CrossEntropyLossFlat,
     DataBlock,
+    GradientClip,
     Learner,
     TextBlock,
     TextLearner,
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training import tfidf
-from training.augmentation import made_up, pieces
+from training.augmentation import OPINIONS, WORDS, made_up, pieces
 from training.behaviour import LABELS
 from training.data import existing, labelled, labels_of, sha256_of
 from training.errors import TrainingError
@@ -42,6 +43,8 @@ from training.teacher import check_teachers_tweets, load_teacher
 LEARNER_FILE = "learner.pkl"
 MADE_UP_LABEL_SMOOTHING = 0.05
 EXAMPLES = 100
+WIDENED_FILE = "widened.pth"
+"""Of the stage's folder, until fastai has loaded it."""
 
 
 def train_classifier(
@@ -80,6 +83,8 @@ def train_classifier(
         print(f"{folder}: the run has no teacher, so it learns from the labels alone")
     texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
     vocabulary = load_pickle(vocabulary_file)
+    if settings.made_up_texts:
+        encoder, vocabulary = _widened(encoder, vocabulary, folder / WIDENED_FILE)
     data = loaders(
         [*texts, *validation["text"]],
         np.concatenate([targets, to_targets(validation["label"], labels)]),
@@ -88,6 +93,8 @@ def train_classifier(
         settings.batch_size,
     )
     learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
+    learner.add_cb(GradientClip(settings.max_gradient_norm))
+    (folder / WIDENED_FILE).unlink(missing_ok=True)
     stage.fit(learner, phases(settings))
     temperature = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)
@@ -132,6 +139,30 @@ def train_targets(
         smoothed = (1 - smoothing) * to_targets(their_labels, labels) + smoothing / len(labels)
         targets = np.concatenate([targets, smoothed.astype(np.float32)])
     return texts, targets
+
+
+def with_opinions(embeddings: Tensor, vocabulary: list[str]) -> tuple[Tensor, list[str]]:
+    """Embeddings (V, D) and vocabulary, with a row for each of the made-up texts' words for opinions.
+
+    Without them those texts would teach that an unknown word says what "detested" says. A new word begins at the mean
+    of the known words that can stand in its place.
+    """
+    rows = {token: row for row, token in enumerate(vocabulary)}
+    new: dict[str, Tensor] = {}
+    for place in OPINIONS:
+        words = [word for word in WORDS[place] if word.isalpha()]
+        known = [rows[word] for word in words if word in rows] or list(rows.values())
+        new |= {word: embeddings[known].mean(0) for word in words if word not in rows | new}
+    return torch.stack([*embeddings, *new.values()]), [*vocabulary, *new]
+
+
+def _widened(encoder: Path, vocabulary: list[str], to: Path) -> tuple[Path, list[str]]:
+    state = torch.load(encoder, map_location="cpu", weights_only=True)
+    wider, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
+    # fastai keeps the embedding under two names.
+    state["encoder.weight"] = state["encoder_dp.emb.weight"] = wider
+    torch.save(state, to)
+    return to, vocabulary
 
 
 def _teachers_answers(

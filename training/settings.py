@@ -96,6 +96,9 @@ class ClassifierSettings:
     learning_rate: float = 2e-3
     decay_per_group: float = 1.3
     weight_decay: float = 0.05
+    max_gradient_norm: float = 0.5
+    """To which a longer gradient is cut; most are shorter. Without it, one training of six came off its way."""
+
     drop_mult: float = 0.3
     label_weight: float = 0.6
     """The label's share in a tweet's target; the rest is the teachers' answer."""

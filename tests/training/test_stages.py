@@ -12,6 +12,7 @@ from fastai.text.all import Learner
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
+from training.augmentation import OPINIONS, WORDS
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
 from training.run import Stage, record_of
@@ -273,6 +274,34 @@ def test_vocabularies_merge_own_tokens_first() -> None:
     assert merged[9:] == ["flight", "late", "the", "my"]
     assert "once" not in merged
     assert len(merge_vocabularies(counts, ["the", "my"], 1, 11)) == 11
+
+
+def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
+    from training.classifier import with_opinions
+
+    vocabulary = ["xxunk", "liked", "loved", "the", "awful"]
+    embeddings = torch.arange(10.0).reshape(5, 2)
+    wider, words = with_opinions(embeddings, vocabulary)
+    assert words[:5] == vocabulary
+    assert torch.equal(wider[:5], embeddings)
+    assert len(words) == len(set(words)) == len(wider)
+    assert {word for place in OPINIONS for word in WORDS[place] if word.isalpha()} <= set(words)
+    assert torch.equal(wider[words.index("admired")], (embeddings[1] + embeddings[2]) / 2)
+    assert torch.equal(wider[words.index("detested")], embeddings.mean(0))  # none of its like is known
+    assert with_opinions(wider, words)[1] == words
+
+
+def test_the_classifier_knows_the_made_up_texts_words(toy_run: Path) -> None:
+    """And no other that its encoder does not know: an unknown word stays one."""
+    from fastai.text.all import load_learner, load_pickle
+
+    run_folder = toy_run / "run"
+    [vocabulary, _] = load_learner(run_folder / "classifier" / "learner.pkl").dls.vocab
+    before = load_pickle(run_folder / "distil" / "vocabulary.pkl")
+    assert list(vocabulary[: len(before)]) == list(before)
+    assert "despised" in vocabulary[len(before) :]
+    assert set(vocabulary[len(before) :]) <= {word for place in OPINIONS for word in WORDS[place]}
+    assert not (run_folder / "classifier" / "widened.pth").exists()
 
 
 def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
