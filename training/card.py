@@ -48,13 +48,15 @@ def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, A
     if finished_stage(run / stage) is None:
         raise TrainingError(f"{run} has no finished {stage}: run `python -m training all` first.")
     records = {name: record_of(run / name) for name in stages_behind(run, stage)}
+    # Of these two, one alone began with an exported model: what a classifier begins with is no run's distillation.
+    begun = {"distil", "classifier"} & records.keys()
+    if start := next(filter(None, (start_of(run, name) for name in begun)), None):
+        before = json.loads((start / CARD_FILE).read_text())
+        earlier = {f"earlier {name}": record for name, record in before["stages"].items()}
+        records = earlier | records
     if stage != "classifier":
         return new_card(notes) | {"stages": records}
     recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
-    if start := start_of(run):
-        before = json.loads((start / CARD_FILE).read_text())
-        earlier = {f"earlier {stage}": record for stage, record in before["stages"].items()}
-        records = earlier | records
     return new_card(notes) | {"stages": records, "cross_validation": recipes}
 
 

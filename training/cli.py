@@ -113,12 +113,14 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     )
     _data_option(command)
     _labelled_texts_option(command)
+    _transformer_option(command)
     _run_options(command)
 
     command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
     _data_option(command)
     _texts_option(command, required=False)
     _labelled_texts_option(command)
+    _start_option(command)
     _run_options(command)
 
     command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the tweets")
@@ -235,8 +237,8 @@ def _transformer_option(command: argparse.ArgumentParser) -> None:
         "--transformer",
         type=Path,
         metavar="FOLDER",
-        help="a transformer like BERT, MPNet or RoBERTa to begin the teacher with, as `transformers` saves them "
-        "(default: the general teacher, or the package's all-MiniLM-L6-v2)",
+        help="a transformer like BERT, MPNet or RoBERTa to begin the first teacher with, as `transformers` saves them "
+        "(default: what the run has of a general teacher, or the package's all-MiniLM-L6-v2)",
     )
 
 
@@ -245,8 +247,8 @@ def _start_option(command: argparse.ArgumentParser) -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets "
-        "without a language model",
+        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets, or "
+        "to a better distillation, without a language model",
     )
 
 
@@ -295,12 +297,13 @@ def _all(options: argparse.Namespace) -> None:
     if options.texts:
         _general(options)
         options.general = str(options.run / "general")
+    options.start = options.learner = None
     _language_model(options)
     if options.labelled_texts:
         _general_teacher(options)
         _distil(options)
+        options.transformer = None  # the teacher goes on with the general one, which began with it
     _teacher(options)
-    options.start = options.learner = None
     options.stage = "classifier"
     _classifier(options)
     _export(options)
@@ -330,19 +333,21 @@ def _general_teacher(options: argparse.Namespace) -> None:
 
     labels = labels_of(read_tweets(options.data))
     settings = _settings(options).general_teacher
-    train_general_teacher(options.labelled_texts, labels, settings, options.run / "general-teacher")
+    folder = options.run / "general-teacher"
+    train_general_teacher(options.labelled_texts, labels, settings, folder, options.transformer)
 
 
 def _distil(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.distil import distil
+    from training.warm_start import unpack
 
     distil(
         read_tweets(options.data),
         sha256_of(options.data),
         texts=[path for path in options.texts or [] if path.resolve() != options.labelled_texts.resolve()],
         labelled_texts=options.labelled_texts,
-        language_model=options.run / "language-model",
+        encoder_folder=unpack(options.start, options.run) if options.start else options.run / "language-model",
         teacher=options.run / "general-teacher",
         settings=_settings(options).distil,
         folder=options.run / "distil",

@@ -130,7 +130,8 @@ def recipe(
         TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.
     """
     start = start or (start_of(run) if name == "run" else None)
-    if start and saw_labels(start):
+    first = start or (start_of(run, "distil") if name in ("run", "distil") else None)
+    if first and saw_labels(first):
         raise TrainingError(
             "The exported model to begin with may have been trained on labels that a fold holds out: the figures "
             "would be too good. Begin with one whose card has no classifier's stage, or with a language model."

@@ -35,20 +35,21 @@ def distil(
     *,
     texts: list[Path],
     labelled_texts: Path,
-    language_model: Path,
+    encoder_folder: Path,
     teacher: Path,
     settings: DistilSettings,
     folder: Path,
 ) -> None:
-    """Train the language model's encoder on the general teacher's answers.
+    """Train an encoder on the general teacher's answers.
 
     Writes the encoder, and with the labels' part of its head a learner, as `train_classifier` does.
 
     Args:
         texts: text files, one document a line. The train split's texts are read too, without their labels.
         labelled_texts: those that the teacher was trained on; their targets are half label, half answer.
+        encoder_folder: of the language model on tweets, or of an exported model to begin with.
     """
-    for product in (language_model / ENCODER_FILE, teacher / TEACHER_FILE):
+    for product in (encoder_folder / ENCODER_FILE, teacher / TEACHER_FILE):
         existing(product, f": run `python -m training {product.parent.name}` first.")
     labels = labels_of(tweets)
     known = read_labelled_texts(labelled_texts, labels)
@@ -59,7 +60,8 @@ def distil(
     inputs = {
         "tweets": csv_sha256,
         **hashes_of([*texts, labelled_texts]),
-        "encoder": sha256_of(language_model / ENCODER_FILE),
+        "encoder": sha256_of(encoder_folder / ENCODER_FILE),
+        "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
         "teacher": sha256_of(teacher / TEACHER_FILE),
     }
     stage = Stage(folder, settings, inputs)
@@ -70,7 +72,7 @@ def distil(
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
-    vocabulary = load_pickle(language_model / VOCABULARY_FILE)
+    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
     data = loaders(
         [documents[row] for row in order], targets[order], len(documents) - held_out, vocabulary, settings.batch_size
     )
@@ -87,7 +89,7 @@ def distil(
     learner = classifier_learner(
         data,
         targets.shape[1],
-        language_model / ENCODER_FILE,
+        encoder_folder / ENCODER_FILE,
         settings.drop_mult,
         lin_ftrs=[],  # one linear layer: what the teacher says must lie open in the encoder's output
         loss_func=loss,

@@ -28,19 +28,22 @@ TRANSFORMER_FOLDER = "transformer"
 HELD_OUT = 2_000
 
 
-def train_general_teacher(texts: Path, labels: list[str], settings: TeacherSettings, folder: Path) -> None:
-    """Fine-tune the transformer on labelled texts from elsewhere.
+def train_general_teacher(
+    texts: Path, labels: list[str], settings: TeacherSettings, folder: Path, transformer: Path | None = None
+) -> None:
+    """Fine-tune a transformer on labelled texts from elsewhere.
 
     Args:
         texts: a line a text, `label<TAB>text`.
         labels: those of the tweets; the file must have the same.
+        transformer: in a folder as `transformers` loads it. None: all-MiniLM-L6-v2.
     """
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
-    stage = Stage(folder, settings, {texts.name: sha256_of(texts)})
+    stage = Stage(folder, settings, {texts.name: sha256_of(texts)} | beginning_of(None, transformer))
     if not stage.begin():
         return
     held_out = min(HELD_OUT, len(rows) // 10)
-    teacher = TransformerClassifier(len(labels), *load())
+    teacher = TransformerClassifier(len(labels), *load(transformer))
     train, validation = rows[held_out:], rows[:held_out]
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 

@@ -1,4 +1,4 @@
-"""Where a classifier can begin instead of at a language model: at the encoder of an exported model.
+"""Where a classifier or a distillation can begin instead of at a language model: at an exported model's encoder.
 
 The way to a model of one's own tweets, or to a better one of the same, without hours of language modelling.
 """
@@ -78,11 +78,15 @@ def saw_labels(start: Path) -> bool:
     return not stages or any(name.split()[-1] == "classifier" for name in stages)
 
 
-def start_of(run: Path) -> Path | None:
-    """The folder of the exported model that a run's classifier began with; None if with the run's own encoder."""
-    if not (run / "classifier" / "record.json").exists():
+def start_of(run: Path, stage: str = "classifier") -> Path | None:
+    """The folder of the exported model that a run's stage began with; None if with the run's own encoder.
+
+    Args:
+        stage: the classifier's, or the distillation's.
+    """
+    if not (run / stage / "record.json").exists():
         return None
-    inputs = record_of(run / "classifier")["inputs"]
+    inputs = record_of(run / stage)["inputs"]
     wanted = [inputs.get("encoder"), inputs.get("vocabulary")]
     return next((of for of in sorted(run.glob(f"{PREFIX}*")) if _hashes(of) == wanted), None)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
-from tests.paths import ROOT, TOY_TWEETS
+from tests.paths import ROOT, TOY_LABELLED, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
 from training.run import record_of
@@ -69,6 +69,10 @@ def test_a_teacher_begins_with_another_transformer(
     assert cli.main([*command, "--transformer", str(folder)]) == 0
     inputs = record_of(tmp_path / "teacher")["inputs"]
     assert inputs.keys() == {"tweets", "transformer"}
+    elsewhere = ["general-teacher", *command[1:-1], str(tmp_path / "elsewhere"), "--labelled-texts", str(TOY_LABELLED)]
+    assert cli.main([*elsewhere, "--transformer", str(folder)]) == 0
+    general = load_teacher(tmp_path / "elsewhere" / "general-teacher", ["negative", "neutral", "positive"])
+    assert general.network.config.model_type == "mpnet"
     shutil.rmtree(folder)  # a trained teacher needs it no more
     teacher = load_teacher(tmp_path / "teacher", ["negative", "neutral", "positive"])
     assert teacher.network.config.model_type == "mpnet"

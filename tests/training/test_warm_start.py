@@ -8,7 +8,7 @@ import pytest
 import torch
 from fastai.text.all import load_learner
 
-from tests.paths import GENERAL, TOY_TWEETS
+from tests.paths import GENERAL, TOY_LABELLED, TOY_TWEETS
 from tests.training.test_stages import run
 from training.cross_validation import folds, recipe
 from training.data import read_tweets
@@ -64,6 +64,29 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
         record_of(folder)["inputs"] for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
     ]
     assert inputs[0]["encoder"] == inputs[1]["encoder"]
+
+
+def test_a_distillation_begins_with_an_exported_model(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its card tells so, and whether labels of the tweets went into that model."""
+    tweets = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    labelled = ("--labelled-texts", TOY_LABELLED)
+    assert run("general-teacher", *tweets, *labelled) == 0
+    assert run("distil", *tweets, *labelled, "--start", toy_run / "model") == 0
+    assert start_of(tmp_path, "distil") == unpack(toy_run / "model", tmp_path)
+    assert run("export", "--run", tmp_path, "--stage", "distil", "--to", tmp_path / "general") == 0
+    before = json.loads((toy_run / "model" / "card.json").read_text())["stages"]
+    earlier = [f"earlier {stage}" for stage in before]
+    stages = json.loads((tmp_path / "general" / "card.json").read_text())["stages"]
+    assert list(stages) == [*earlier, "general-teacher", "distil"]
+    assert run("classifier", *tweets) == 0
+    assert run("export", "--run", tmp_path, "--to", tmp_path / "model") == 0
+    stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
+    assert list(stages) == [*earlier, "general-teacher", "distil", "classifier"]
+    capfd.readouterr()
+    assert run("cross-validate", *tweets) == 1
+    assert "figures would be too good" in capfd.readouterr().err
 
 
 def test_the_embedded_general_model_saw_none(tmp_path: Path) -> None:
