@@ -96,7 +96,7 @@ def train_classifier(
     learner.add_cb(GradientClip(settings.max_gradient_norm))
     (folder / WIDENED_FILE).unlink(missing_ok=True)
     stage.fit(learner, phases(settings))
-    temperature = calibrate_and_round(learner, len(labels))
+    temperature = calibrate_and_round(learner, len(labels), settings.temperature)
     export(learner.model, train, labels, vocabulary, folder)
     stage.finish(temperature=temperature)
 
@@ -243,21 +243,23 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
 
 
 @torch.no_grad()
-def calibrate_and_round(learner: Learner, labels: int) -> float:
-    """Calibrate on the validation split and round to half precision, so that the exported file is exact.
+def calibrate_and_round(learner: Learner, labels: int, temperature: float = 0.0) -> float:
+    """Calibrate and round to half precision, so that the exported file is exact.
 
     Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) divides the logits by
     one number; the last layer has no bias, so its weights carry it.
 
     Args:
         labels: how many of the outputs are the labels', the first ones.
+        temperature: 0: the one that suits the validation split best.
 
     Returns:
         the temperature.
     """
-    with learner.no_bar(), learner.no_logging():
-        logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
-    temperature = best_temperature(logits[:, :labels], targets[:, :labels])
+    if not temperature:
+        with learner.no_bar(), learner.no_logging():
+            logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
+        temperature = best_temperature(logits[:, :labels], targets[:, :labels])
     model = learner.model
     [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
     last.weight /= temperature
