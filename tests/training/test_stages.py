@@ -291,6 +291,21 @@ def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
     assert with_opinions(wider, words)[1] == words
 
 
+def test_a_temperature_can_be_given(toy_run: Path, tmp_path: Path) -> None:
+    """Nothing else of the classifier depends on it."""
+    from fastai.text.all import load_learner
+
+    weights = []
+    for name, more in (("fitted", ()), ("given", ("--set", "classifier.temperature=2"))):
+        shutil.copytree(toy_run / "run" / "language-model", tmp_path / name / "language-model")
+        options = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path / name)
+        assert run("classifier", *options, *more) == 0
+        head = load_learner(tmp_path / name / "classifier" / "learner.pkl").model[1]
+        weights.append(head.layers[-1][-1].weight * record_of(tmp_path / name / "classifier")["temperature"])
+    assert record_of(tmp_path / "given" / "classifier")["temperature"] == 2
+    torch.testing.assert_close(*weights, rtol=2e-3, atol=1e-4)  # half precision
+
+
 def test_the_classifier_knows_the_made_up_texts_words(toy_run: Path) -> None:
     """And no other that its encoder does not know: an unknown word stays one."""
     from fastai.text.all import load_learner, load_pickle
