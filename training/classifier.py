@@ -1,5 +1,6 @@
 """ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,9 @@ def train_classifier(
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     labels = labels_of(tweets)
     check_made_up_texts(settings, labels)
+    if settings.made_up_texts:
+        their_texts, _ = made_up(settings.made_up_texts, settings.seed)
+        inputs["made_up_texts"] = hashlib.sha256("\n".join(their_texts).encode()).hexdigest()
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
@@ -96,7 +100,7 @@ def train_classifier(
     learner.add_cb(GradientClip(settings.max_gradient_norm))
     (folder / WIDENED_FILE).unlink(missing_ok=True)
     stage.fit(learner, phases(settings))
-    temperature = calibrate_and_round(learner, len(labels), settings.temperature)
+    temperature = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)
     stage.finish(temperature=temperature)
 
@@ -243,23 +247,21 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
 
 
 @torch.no_grad()
-def calibrate_and_round(learner: Learner, labels: int, temperature: float = 0.0) -> float:
-    """Calibrate and round to half precision, so that the exported file is exact.
+def calibrate_and_round(learner: Learner, labels: int) -> float:
+    """Calibrate on the validation split and round to half precision, so that the exported file is exact.
 
     Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) divides the logits by
     one number; the last layer has no bias, so its weights carry it.
 
     Args:
         labels: how many of the outputs are the labels', the first ones.
-        temperature: 0: the one that suits the validation split best.
 
     Returns:
         the temperature.
     """
-    if not temperature:
-        with learner.no_bar(), learner.no_logging():
-            logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
-        temperature = best_temperature(logits[:, :labels], targets[:, :labels])
+    with learner.no_bar(), learner.no_logging():
+        logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
+    temperature = best_temperature(logits[:, :labels], targets[:, :labels])
     model = learner.model
     [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
     last.weight /= temperature

@@ -119,9 +119,6 @@ class ClassifierSettings:
     """How many texts of `training.augmentation` are trained on with the tweets."""
 
     batch_size: int = 64
-    temperature: float = 0.0
-    """What the logits are divided by. 0: what suits the validation split best, which makes its calibration error a
-    little too good. The mean of what suited the folds of a cross-validation rests on nine times as many tweets."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def load(folder: Path | None = None) -> tuple[Any, Any]:
     """
     folder = folder or model_folder()
     try:
-        tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Weights kept in half precision would be trained in it, and most of Adam's steps round away.
+        network = AutoModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise TrainingError(f"{folder} holds no transformer that `transformers` can load: {reason}") from error

@@ -11,7 +11,7 @@ import torch
 from fastai.text.all import Learner
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training import cli
+from training import augmentation, cli
 from training.augmentation import OPINIONS, WORDS
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
@@ -215,6 +215,17 @@ def test_other_settings_do_not_mix_into_a_run(toy_run: Path, capfd: pytest.Captu
     assert "epochs was 1, is 7" in capfd.readouterr().err
 
 
+def test_other_made_up_texts_do_not_mix_into_a_run(
+    toy_run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", toy_run / "run")
+    assert run(*command) == 0
+    assert "already done" in capfd.readouterr().out
+    monkeypatch.setitem(augmentation.SENTENCES, "neutral", ["{I} can't say."])
+    assert run(*command) == 1
+    assert "made_up_texts was" in capfd.readouterr().err
+
+
 def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, tmp_path: Path) -> None:
     general = Path(shutil.copytree(toy_run / "run" / "general", tmp_path / "elsewhere"))
     command = (
@@ -289,21 +300,6 @@ def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
     assert torch.equal(wider[words.index("admired")], (embeddings[1] + embeddings[2]) / 2)
     assert torch.equal(wider[words.index("detested")], embeddings.mean(0))  # none of its like is known
     assert with_opinions(wider, words)[1] == words
-
-
-def test_a_temperature_can_be_given(toy_run: Path, tmp_path: Path) -> None:
-    """Nothing else of the classifier depends on it."""
-    from fastai.text.all import load_learner
-
-    weights = []
-    for name, more in (("fitted", ()), ("given", ("--set", "classifier.temperature=2"))):
-        shutil.copytree(toy_run / "run" / "language-model", tmp_path / name / "language-model")
-        options = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path / name)
-        assert run("classifier", *options, *more) == 0
-        head = load_learner(tmp_path / name / "classifier" / "learner.pkl").model[1]
-        weights.append(head.layers[-1][-1].weight * record_of(tmp_path / name / "classifier")["temperature"])
-    assert record_of(tmp_path / "given" / "classifier")["temperature"] == 2
-    torch.testing.assert_close(*weights, rtol=2e-3, atol=1e-4)  # half precision
 
 
 def test_the_classifier_knows_the_made_up_texts_words(toy_run: Path) -> None:

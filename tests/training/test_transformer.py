@@ -11,7 +11,7 @@ from tests.paths import ROOT, TOY_LABELLED, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
 from training.run import record_of
-from training.teacher import load_teacher
+from training.teacher import WEIGHTS_FILE, load_teacher
 from training.transformer import TransformerClassifier, load, to_plain_text, word_vectors
 
 
@@ -62,13 +62,15 @@ def test_a_teacher_begins_with_another_transformer(
     tokenizer = MPNetTokenizer(vocab={word: index for index, word in enumerate(words)})
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     folder = tmp_path / "transformer"
-    MPNetModel(MPNetConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    MPNetModel(MPNetConfig(vocab_size=len(words), **sizes)).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copytree(toy_run / "run" / "general-teacher", tmp_path / "general-teacher")
     command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     assert cli.main([*command, "--transformer", str(folder)]) == 0
     inputs = record_of(tmp_path / "teacher")["inputs"]
     assert inputs.keys() == {"tweets", "transformer"}
+    trained = torch.load(tmp_path / "teacher" / WEIGHTS_FILE, weights_only=True)
+    assert {value.dtype for value in trained.values() if value.is_floating_point()} == {torch.float32}
     elsewhere = ["general-teacher", *command[1:-1], str(tmp_path / "elsewhere"), "--labelled-texts", str(TOY_LABELLED)]
     assert cli.main([*elsewhere, "--transformer", str(folder)]) == 0
     general = load_teacher(tmp_path / "elsewhere" / "general-teacher", ["negative", "neutral", "positive"])
