@@ -289,11 +289,26 @@ def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert renewed._spacy is not first
 
 
-@pytest.mark.parametrize("unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA"])
+@pytest.mark.parametrize(
+    "unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA", "1:@", "a:b@", ": ) "]
+)
 def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: str) -> None:
     """With fastai's and spaCy's own searches, quadratic in the length, some of these take minutes."""
     text = (unit * Limits().max_text_characters)[: Limits().max_text_characters - 1] + "a"
     assert len(tokenizer.tokens(text)) > 1
+
+
+URL_PARTS = ("http://", "a", "b.co", ".", ":", "@", "user:word@", "10.0.0.1", "8.8.8.8", ":80", "/x?y=z", "#", "é", "-")
+
+
+@given(st.lists(st.sampled_from(URL_PARTS), max_size=8).map("".join))
+@example("http://user:word@b.co:80/x")
+@example("a:b:c@d@b.co")
+def test_the_same_urls_are_found(text: str) -> None:
+    spacys = spacy.blank("en").Defaults.url_match
+    ours = handler.tokens._without_backtracking(spacys)
+    assert ours.__self__.pattern != spacys.__self__.pattern, "spaCy's pattern is another than the one made faster"
+    assert bool(ours(text)) == bool(spacys(text))
 
 
 @pytest.mark.parametrize(
