@@ -78,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `sentiment predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:  # a file's: for connections there are errors of the client's own
+        file = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {file}{error.strerror}")
+        return FAILED
     except KeyboardInterrupt:
         _say("Interrupted.")
         return INTERRUPTED
@@ -308,11 +312,7 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
 
 @contextmanager
 def _lines(path: Path) -> Iterator[Iterable[str]]:
-    try:
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    with file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         yield (line.rstrip("\r\n") for line in file)
 
 

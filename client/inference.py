@@ -32,6 +32,7 @@ _ABOUT_A_TEXT = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.INSUFFICIENT_STORAGE,  # TorchServe's answer where a worker died with the request
+    HTTPStatus.GATEWAY_TIMEOUT,  # a load balancer's, where a worker hangs with the request
 }
 """What a request is answered when the fault may lie with one of its texts alone."""
 
@@ -73,7 +74,7 @@ class InferenceClient(Client):
             version: of the model; the server's default if None.
             token: sent as `Authorization: Bearer`.
             connections: at once, at most.
-            retries: after a 503 or a failed connection.
+            retries: after a 502, a 503 or a failed connection.
             backoff_s: before the first of them; doubled before each further one.
         """
         self.connections = connections
@@ -131,7 +132,7 @@ class InferenceClient(Client):
         if isinstance(result, RefusedError) and len(texts) > 1:
             middle = len(texts) // 2
             return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
-        if isinstance(result, RefusedError) and result.type == _LOST:
+        if isinstance(result, RefusedError) and (result.type == _LOST or result.status == HTTPStatus.GATEWAY_TIMEOUT):
             # A text that was lost with its worker need not have been what ended it.
             result = self._attempt(texts)
         return [result] if isinstance(result, RefusedError) else list(result)

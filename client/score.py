@@ -48,8 +48,10 @@ def score(
         progress: called with the rows that are done and all rows.
 
     Raises:
-        InputError: the input cannot be read, the output is not to be written, or a journal of another run is there.
+        InputError: the input is not what its format says, the output is not to be written, or a journal of another run
+            is there.
         ClientError: what is not about a text; what is done is kept.
+        OSError: a file cannot be read or written; what is done is kept.
     """
     table = open_table(source, text_column)
     if output.suffix != source.suffix:

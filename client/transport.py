@@ -84,7 +84,8 @@ class Transport:
         parameters: Mapping[str, str | int] | None = None,
         repeat: bool = True,
     ) -> Answer:
-        """One request, repeated on 503 and when the connection fails, never after a read timeout.
+        """One request, repeated on 503 and when the connection fails, a load balancer's too (502); never after a read
+        timeout.
 
         Args:
             body: sent as JSON.
@@ -111,11 +112,14 @@ class Transport:
                 if not _connection_failed(error):
                     raise problem from error
             else:
-                if response.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+                if response.status_code not in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY):
                     return _answer(response)
                 asked_s = _retry_after_s(response)
-                problem = OverloadedError(f"{self.url} is overloaded: {_refusal(response)}", asked_s)
                 pause_s = max(pause_s, asked_s or 0)
+                if response.status_code == HTTPStatus.BAD_GATEWAY:
+                    problem = UnreachableError(f"{self.url} has lost its server: {_refusal(response)}")
+                else:
+                    problem = OverloadedError(f"{self.url} is overloaded: {_refusal(response)}", asked_s)
             if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S:
                 raise problem
             time.sleep(pause_s)

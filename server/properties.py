@@ -27,7 +27,8 @@ class Address:
 
     def url(self) -> str:
         """For a client on this machine."""
-        return f"http://{self.reachable_host}:{self.port}"
+        host = self.reachable_host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Properties:
     def archives(self) -> list[Path]:
         """The archives that are loaded at the start."""
         names = self.values.get("load_models", "")
+        if names.strip() == "all":
+            return sorted(self.model_store.glob("*.mar"))
         return [self.model_store / name.rpartition("=")[2].strip() for name in names.split(",") if name.strip()]
 
     def _http(self, setting: str, default: str) -> Address:

@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-PREFIX = "torchserve-"
+PREFIX = "fastai-sentiment-server-"
+"""No one else's: what is left of the name is removed."""
 NEW_S = 60
 """A folder younger than this may be one whose server has not locked it yet."""
 

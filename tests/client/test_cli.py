@@ -206,6 +206,24 @@ def test_a_scored_file_without_errors_is_0_and_an_output_that_exists_is_1(
     assert main([*command, "--overwrite"]) == 0
 
 
+def test_an_output_that_cannot_be_written_is_1(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
+    source = tmp_path / "tweets.csv"
+    source.write_text("text\nlate\n")
+    assert main(["score", str(source), "--output", str(tmp_path / "missing" / "out.csv")]) == 1
+    assert "out.csv.journal: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_and_not_a_traceback(
+    answering: Scripted, capsys: Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tweets.csv").write_text("text\nlate\n")
+    Path("tweets.scored.csv.partial").symlink_to("/dev/full")
+    assert main(["score", "tweets.csv"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
 def test_a_server_that_goes_while_a_file_is_scored_is_3_and_the_same_command_goes_on(
     answering: Scripted, nobody: str, capsys: Out, tmp_path: Path
 ) -> None:

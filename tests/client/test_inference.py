@@ -102,8 +102,10 @@ def test_what_is_lost_with_a_worker_is_sent_again_in_halves() -> None:
         assert client.predict_each(texts) == list(map(expected, texts))
 
 
-def test_a_text_that_is_lost_alone_is_sent_once_more() -> None:
-    lost = iter([error(507, "InternalServerException")])
+@pytest.mark.parametrize("failure", [error(507, "InternalServerException"), Reply(504)], ids=["507", "504"])
+def test_a_text_that_is_lost_alone_is_sent_once_more(failure: Reply) -> None:
+    """A load balancer may give up on a worker that hangs before TorchServe does."""
+    lost = iter([failure])
     with scripted(lambda request: next(lost, None) or model(request)) as server, InferenceClient(server.url) as client:
         assert client.predict_each(["late"]) == [expected("late")]
 

@@ -21,6 +21,8 @@ from tests.e2e.server_process import free_ports
 
 RETRIES = 3
 OVERLOADED = error(503, "ServiceUnavailableException")
+LOST = Reply(502, b"<html>")
+"""A load balancer's answer where its own connection was dropped."""
 DROPPED = Reply(drop=True)
 
 
@@ -38,7 +40,7 @@ def ask(script: Script, repeat: bool = True, **settings: float) -> tuple[Answer 
             transport.close()
 
 
-@pytest.mark.parametrize("failure", [OVERLOADED, DROPPED], ids=["503", "dropped connection"])
+@pytest.mark.parametrize("failure", [OVERLOADED, LOST, DROPPED], ids=["503", "502", "dropped connection"])
 def test_what_may_pass_is_asked_again(failure: Reply) -> None:
     answer, requests = ask(in_turn(failure, failure, Reply(body=b'{"label": "x"}')))
     assert isinstance(answer, Answer), answer
@@ -47,8 +49,8 @@ def test_what_may_pass_is_asked_again(failure: Reply) -> None:
 
 @pytest.mark.parametrize(
     ("failure", "kind"),
-    [(OVERLOADED, OverloadedError), (DROPPED, UnreachableError)],
-    ids=["503", "dropped connection"],
+    [(OVERLOADED, OverloadedError), (LOST, UnreachableError), (DROPPED, UnreachableError)],
+    ids=["503", "502", "dropped connection"],
 )
 def test_retries_end(failure: Reply, kind: type[ClientError]) -> None:
     problem, requests = ask(lambda _: failure)
@@ -56,7 +58,7 @@ def test_retries_end(failure: Reply, kind: type[ClientError]) -> None:
     assert requests == RETRIES + 1
 
 
-@pytest.mark.parametrize("failure", [OVERLOADED, DROPPED], ids=["503", "dropped connection"])
+@pytest.mark.parametrize("failure", [OVERLOADED, LOST, DROPPED], ids=["503", "502", "dropped connection"])
 def test_what_must_not_happen_twice_is_asked_once(failure: Reply) -> None:
     problem, requests = ask(lambda _: failure, repeat=False)
     assert isinstance(problem, ClientError)

@@ -40,6 +40,17 @@ def test_values_are_read(tmp_path: Path) -> None:
     assert properties.jvm_arguments == ["-Xmx1g", "-ea"]
 
 
+def test_all_are_those_of_the_model_store(tmp_path: Path) -> None:
+    for name in ("y.mar", "x.mar", "notes.txt"):
+        (tmp_path / name).touch()
+    properties = write(tmp_path, "model_store=.\nload_models=all\n")
+    assert [path.name for path in properties.archives] == ["x.mar", "y.mar"]
+
+
+def test_an_ipv6_address_has_brackets(tmp_path: Path) -> None:
+    assert write(tmp_path, "inference_address=http://[::1]:8080\n").inference.url() == "http://[::1]:8080"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.workspace import NEW_S, Workspace
+from server.workspace import NEW_S, PREFIX, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,11 @@ def test_what_a_killed_server_left_goes_at_the_next_start(temporary: Path) -> No
     running = Workspace()
     assert not left.exists()
     old(running.path)
-    (temporary / "torchserve-of-nobody").write_text("no folder")
+    (temporary / f"{PREFIX}of-nobody").write_text("no folder")
     another = Workspace()
     assert running.path.exists(), "its server runs"
     assert another.path != running.path
-    new = Path(tempfile.mkdtemp(prefix="torchserve-"))
+    new = Path(tempfile.mkdtemp(prefix=PREFIX))
     third = Workspace()
     assert new.exists(), "its server may be about to lock it"
     for workspace in (running, another, third):
