@@ -60,6 +60,8 @@ class Durations:
     engine_s: float
     """Without what explanations compute."""
 
+    explanations_s: float = 0.0
+
 
 def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits: Limits) -> list[Job]:
     """Read a batch's requests.
@@ -103,7 +105,8 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
                 explanations = [classifier.explain(text) for text in job.request.texts]
                 job.results = list(map(reply.explained, job.results, explanations))
     texts = sum(len(job.ids) for job in going)
-    return Durations(texts, tokenizer_s=tokenized - started, engine_s=predicted - tokenized)
+    explanations_s = time.perf_counter() - predicted if any(job.kind is Kind.EXPLAIN for job in going) else 0.0
+    return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
 
 
 def write(jobs: Sequence[Job], description: Mapping[str, Any]) -> list[tuple[HTTPStatus, bytes]]:

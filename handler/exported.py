@@ -6,7 +6,6 @@ Reading it runs no code from it. Everything is checked before it is used, and wh
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -276,10 +275,28 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
         raise ExportedModelError(f"{path}: {error} is missing.") from error
     except TypeError as error:
         raise ExportedModelError(f"{path}: {error}.") from error
+    _check_sizes(fields["network"], path)
     return ModelConfig(**fields)
 
 
-def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+def _check_sizes(network: NetworkConfig, path: Path) -> None:
+    sizes: dict[str, object] = asdict(network)
+    head, epsilon = network.head_sizes, sizes.pop("normalization_epsilon")
+    if not isinstance(head, tuple) or len(head) < 2:
+        raise ExportedModelError(f"{path}: `head_sizes` is {head}; expected at least two sizes.")
+    del sizes["head_sizes"]
+    if network.pooled_tokens is None:
+        del sizes["pooled_tokens"]
+    for name, size in [*sizes.items(), *(("head_sizes", size) for size in head)]:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ExportedModelError(f"{path}: `{name}` has {size!r}; expected a whole number from 1 on.")
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise ExportedModelError(f"{path}: `normalization_epsilon` is {epsilon!r}; expected a number above 0.")
+
+
+def _tuples(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, not {value!r:.40}")
     return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
 
 

@@ -31,7 +31,7 @@ UNKNOWN: Final = "unknown"
 
 TEXTS_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 128, 1_024)
 TOKENS_BOUNDS: Final = (8, 16, 24, 32, 48, 64, 128, 256, 512, 1_440)
-SECONDS_BOUNDS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.512, 2.048)
+SECONDS_BOUNDS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.512, 2.048, 8.192, 32.768)
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class Metrics:
         self._text_tokens = _Histogram(f"{PREFIX}text_tokens", TOKENS_BOUNDS)
         self._tokenizer_seconds = _Histogram(f"{PREFIX}tokenizer_seconds", SECONDS_BOUNDS)
         self._engine_seconds = _Histogram(f"{PREFIX}engine_seconds", SECONDS_BOUNDS)
+        self._explanations_seconds = _Histogram(f"{PREFIX}explanations_seconds", SECONDS_BOUNDS)
         self._unknown_tokens = 0
         self._long_texts = 0
         self._announced = False
@@ -146,6 +147,8 @@ class Metrics:
                 self._batch_texts.observe(durations.texts)
                 self._tokenizer_seconds.observe(durations.tokenizer_s)
                 self._engine_seconds.observe(durations.engine_s)
+            if durations.explanations_s:
+                self._explanations_seconds.observe(durations.explanations_s)
         if not self._changed.is_set():
             self._changed.set()
 
@@ -161,6 +164,7 @@ class Metrics:
                 *self._text_tokens.take(),
                 *self._tokenizer_seconds.take(),
                 *self._engine_seconds.take(),
+                *self._explanations_seconds.take(),
                 Sample(f"{PREFIX}unknown_tokens_total", "COUNTER", {}, self._unknown_tokens),
                 Sample(f"{PREFIX}long_texts_total", "COUNTER", {}, self._long_texts),
             ]

@@ -61,13 +61,15 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, str], limit
     content_type, charset = _content_type(headers)
     if charset not in ("", "utf-8", "utf8", "us-ascii", "ascii"):
         raise NotUtf8Error(f"Expected UTF-8, not the charset {charset[:40]!a} that Content-Type names.")
-    if "body" in fields and "text" not in fields:
+    is_form = content_type in ("application/x-www-form-urlencoded", "multipart/form-data")
+    # TorchServe adds the address' parameters to the fields: one named `text` is not what a body says.
+    if "body" in fields and not (is_form and "text" in fields):
         request = _read_body(fields["body"], content_type)
     elif "text" in fields and content_type:
         request = Request((_decoded(fields["text"]),), Form.SINGLE)
     elif not content_type and (value := (fields.get("data") or fields.get("text"))):
         request = _read_untyped(value)
-    elif content_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
+    elif is_form:
         raise WrongShapeError(f"The form has no field `text`. {_EXPECTED}")
     else:
         raise BlankTextError(f"The body is empty. {_EXPECTED}")

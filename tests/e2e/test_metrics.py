@@ -120,6 +120,7 @@ def test_the_counts_are_those_of_what_was_sent(own: Server, served: TextClassifi
     assert total(samples, "classifier_engine_seconds_count") == batches
     assert total(samples, "classifier_engine_seconds_bucket", le="+Inf") == batches
     assert total(samples, "classifier_tokenizer_seconds_count") == batches
+    assert total(samples, "classifier_explanations_seconds_count") == 1
     assert total(samples, "QueueTime_count") == total(samples, "ts_inference_requests_total") == 3 + 1 + LISTS + 5 + 1
     assert "ERROR" not in own.log
 

@@ -56,6 +56,14 @@ def change_config(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def change_network(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        network = json.loads((folder / "config.json").read_text())["network"]
+        change_config(network=network | changes)(folder)
+
+    return change
+
+
 def change_reference(**changes: object) -> Callable[[Path], None]:
     """Change the card's `reference`; `...` takes a key out."""
 
@@ -121,6 +129,14 @@ def test_seen_tokens_are_those_of_the_longest_text_that_is_pooled_from_its_begin
         (change_config(labels=["a", "b"]), "expected 3 labels"),
         (change_config(labels=["a", "a", "b"]), "all different"),
         (change_config(network={}), "missing"),
+        (change_config(network=[]), "expected an object, not"),
+        (change_config(tokenizer=[]), "expected an object, not"),
+        (change_network(layers="3"), "`layers` has '3'; expected a whole number"),
+        (change_network(chunk_tokens=0), "`chunk_tokens` has 0"),
+        (change_network(pooled_tokens=True), "`pooled_tokens` has True"),
+        (change_network(head_sizes=[]), "expected at least two sizes"),
+        (change_network(head_sizes=[1.5, 3]), "`head_sizes` has 1.5"),
+        (change_network(normalization_epsilon=0), "`normalization_epsilon` is 0"),
         (
             change_config(tokenizer={"language": "en", "rules": ["swap"], "token_rules": [], "special_tokens": []}),
             "swap",

@@ -90,6 +90,8 @@ def test_a_batch_is_counted(classifier: TextClassifier) -> None:
     assert (found["request_texts_count",], found["request_texts_sum",]) == (3, 4)
     assert (found["batch_texts_count",], found["batch_texts_sum",]) == (1, 4)
     assert found["tokenizer_seconds_count",] == found["engine_seconds_count",] == 1
+    assert found["explanations_seconds_count",] == 1
+    assert found["explanations_seconds_sum",] > 0
     assert 0 < found["tokenizer_seconds_sum",] < found["engine_seconds_sum",] < 10
 
 

@@ -53,6 +53,12 @@ def test_json_bodies(value: object, expected: Request, content_type: str) -> Non
     assert read(as_json(value), {"content-type": content_type}) == expected
 
 
+@pytest.mark.parametrize(("body", "headers"), [(b"late", TEXT), (b"late", {}), (b'{"text": "late"}', JSON)])
+def test_an_address_parameter_is_not_taken_for_the_body(body: bytes, headers: dict[str, str]) -> None:
+    """TorchServe adds those of `POST /predictions/sentiment?text=early` to the fields."""
+    assert read_request({"body": body, "text": b"early"}, headers, LIMITS).texts == ("late",)
+
+
 def test_json_that_torchserve_has_decoded_reads_alike() -> None:
     assert read({"text": "a"}, JSON) == read(as_json({"text": "a"}), JSON)
     assert read(["a", "b"], JSON) == read(as_json(["a", "b"]), JSON)

@@ -305,7 +305,7 @@ URL_PARTS = ("http://", "a", "b.co", ".", ":", "@", "user:word@", "10.0.0.1", "8
 @example("http://user:word@b.co:80/x")
 @example("a:b:c@d@b.co")
 def test_the_same_urls_are_found(text: str) -> None:
-    spacys = spacy.blank("en").Defaults.url_match
+    spacys: Any = spacy.blank("en").Defaults.url_match
     ours = handler.tokens._without_backtracking(spacys)
     assert ours.__self__.pattern != spacys.__self__.pattern, "spaCy's pattern is another than the one made faster"
     assert bool(ours(text)) == bool(spacys(text))
