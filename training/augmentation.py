@@ -3,7 +3,9 @@ pieces of tweets for the teacher to label.
 
 Tweets hold little negation, change of mind, question and answer, and few neutral statements with an opinion's
 shape, so a classifier of tweets need not learn them (Ribeiro et al., ACL 2020, found that it does not). The
-sentences and the adjectives here are others than those of `training.behaviour`, which measures.
+sentences and the adjectives here are others than those of `training.behaviour`, which measures; some are near to
+those that a classifier failed ("I wouldn't say we liked it" to "I can't say I liked the seat"), and the words for
+groups of people are largely the same.
 """
 
 import random

@@ -32,6 +32,9 @@ PRODUCTS: Final = {
 }
 """What stages after it are made from, of each stage, in their order."""
 
+LABELS_STAGES: Final = ("teacher", "classifier")
+"""That are trained on the tweets' labels."""
+
 
 def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, Any]:
     """A card, without metrics, of what a stage of a run made.
@@ -99,6 +102,14 @@ def trained_on(card: Mapping[str, Any]) -> str | None:
     return last["inputs"].get("tweets") if last else None
 
 
+def began_with_other_tweets(card: Mapping[str, Any]) -> bool:
+    """Whether labels of another file than the last one were trained on at an earlier stage."""
+    seen = {
+        record["inputs"].get("tweets") for name, record in card["stages"].items() if name.split()[-1] in LABELS_STAGES
+    }
+    return bool(seen - {None, trained_on(card)})
+
+
 def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes: int) -> str:
     """The card for people."""
     lines = [f"# Model card: {name}", ""]
@@ -107,6 +118,12 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
         lines += [card["notes"], ""]
     lines += ["## How good", "", *_metrics(card["metrics"]), *_cross_validation(card["cross_validation"])]
     lines += _behaviour(card["behaviour"])
+    if began_with_other_tweets(card):
+        lines += [
+            "The model that it began with was trained on the labels of another file of tweets. Of tweets that are in "
+            "both, the figures above are too good.",
+            "",
+        ]
     lines += ["## How it was made", "", *_stages(card["stages"])]
     made = card["exported"]
     lines += [

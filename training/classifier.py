@@ -68,17 +68,11 @@ def train_classifier(
     Raises:
         TrainingError: blank labels, or no encoder.
     """
-    encoder = existing(encoder_folder / ENCODER_FILE, ": run `python -m training language-model` first.")
-    vocabulary_file = encoder_folder / VOCABULARY_FILE
-    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": sha256_of(vocabulary_file)}
+    inputs = inputs_of(csv_sha256, encoder_folder, teacher_folder, settings)
     if teacher_folder:
         check_teachers_tweets(teacher_folder, csv_sha256)
-        inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     labels = labels_of(tweets)
     check_made_up_texts(settings, labels)
-    if settings.made_up_texts:
-        their_texts, _ = made_up(settings.made_up_texts, settings.seed)
-        inputs["made_up_texts"] = hashlib.sha256("\n".join(their_texts).encode()).hexdigest()
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
@@ -86,7 +80,7 @@ def train_classifier(
     if teacher_folder is None:
         print(f"{folder}: the run has no teacher, so it learns from the labels alone")
     texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
-    vocabulary = load_pickle(vocabulary_file)
+    encoder, vocabulary = encoder_folder / ENCODER_FILE, load_pickle(encoder_folder / VOCABULARY_FILE)
     if settings.made_up_texts:
         encoder, vocabulary = _widened(encoder, vocabulary, folder / WIDENED_FILE)
     data = loaders(
@@ -103,6 +97,25 @@ def train_classifier(
     temperature = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)
     stage.finish(temperature=temperature)
+
+
+def inputs_of(
+    csv_sha256: str, encoder_folder: Path, teacher_folder: Path | None, settings: ClassifierSettings
+) -> dict[str, str]:
+    """What decides a classifier beside its settings, by hashes; see `train_classifier`.
+
+    Raises:
+        TrainingError: no encoder.
+    """
+    encoder = existing(encoder_folder / ENCODER_FILE, ": run `python -m training language-model` first.")
+    vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
+    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
+    if teacher_folder:
+        inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
+    if settings.made_up_texts:
+        texts, _ = made_up(settings.made_up_texts, settings.seed)
+        inputs["made_up_texts"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return inputs
 
 
 def train_targets(

@@ -161,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="of the run; distil: a classifier that has seen no label of the tweets, to begin others with "
-        "(default: %(default)s)",
+        help="of the run; distil: a classifier that has seen no label of the tweets, unless it began with one that "
+        "had, to begin others with (default: %(default)s)",
     )
     _to_option(command)
     _notes_option(command)
@@ -282,10 +282,12 @@ def _all(options: argparse.Namespace) -> None:
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
     from training.language_model import read_lines
     from training.teacher import beginning_of
+    from training.transformer import load
 
     # What is wrong with a file is told before hours of training, not after.
     _notes(options)
     beginning_of(None, options.transformer)
+    load(options.transformer)
     tweets = read_tweets(options.data)
     for split in ("train", "validation"):
         labelled(tweets, split)
@@ -360,7 +362,7 @@ def _teacher(options: argparse.Namespace) -> None:
 
     tweets = read_tweets(options.data)
     settings = _settings(options).teacher
-    general = _unless_left_out(options, options.run / "general-teacher")
+    general = None if options.transformer else _unless_left_out(options, options.run / "general-teacher")
     train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher", options.transformer)
 
 
@@ -404,7 +406,9 @@ def _cross_validate(options: argparse.Namespace) -> None:
         raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
     start = unpack(options.start, options.run) if options.start else None
     if options.recipe == "run" and options.name is None:
-        cross_validation.check_it_is_the_runs(options.run, _settings(options), start, options.transformer)
+        cross_validation.check_it_is_the_runs(
+            options.run, sha256_of(options.data), _settings(options), start, options.transformer
+        )
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = baseline or cross_validation.recipe(

@@ -20,6 +20,9 @@ TEXT_COLUMN = "text"
 LABEL_COLUMN = "airline_sentiment"
 CONFIDENCE_COLUMN = "airline_sentiment_confidence"
 
+FEWEST_LABELLED_TEXTS = 10
+"""A tenth of them is held out, to see how training goes."""
+
 _HOW_TO_DOWNLOAD = """\
 Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
 `airline_sentiment` among them). To download it (needs a Kaggle account and its API token):
@@ -113,7 +116,7 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
     """Texts of `label<TAB>text` lines, as a table with the columns `label` and `text`.
 
     Raises:
-        TrainingError: no such file, a line of another form, or other labels than `labels`.
+        TrainingError: no such file, too few lines, a line of another form, or other labels than `labels`.
     """
     existing(path, "; expected UTF-8 lines of `label<TAB>text`.")
     try:
@@ -127,6 +130,8 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
         raise TrainingError(
             f"{path}: expected UTF-8 lines of `label<TAB>text`, labels {', '.join(labels)}; found {example}."
         )
+    if len(rows) < FEWEST_LABELLED_TEXTS:
+        raise TrainingError(f"{path}: expected at least {FEWEST_LABELLED_TEXTS} lines; found {len(rows)}.")
     return rows
 
 

@@ -3,7 +3,8 @@
 For each text it learns the teacher's probabilities (Hinton, Vinyals and Dean, 2015) and the direction of the
 teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which says more of a text than three probabilities.
 
-What comes of it is an encoder for the classifier, and a classifier of its own that has seen no label of the tweets.
+What comes of it is an encoder for the classifier, and a classifier of its own that has seen no label of the tweets,
+unless it began with a model that had.
 """
 
 from pathlib import Path

@@ -37,13 +37,18 @@ def train_general_teacher(
         texts: a line a text, `label<TAB>text`.
         labels: those of the tweets; the file must have the same.
         transformer: in a folder as `transformers` loads it. None: all-MiniLM-L6-v2.
+
+    Raises:
+        TrainingError: the texts or the transformer are not what they should be.
     """
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
-    stage = Stage(folder, settings, {texts.name: sha256_of(texts)} | beginning_of(None, transformer))
+    inputs = {texts.name: sha256_of(texts)} | beginning_of(None, transformer)
+    tokenizer, network = load(transformer)  # what is none leaves no record of a stage that was begun
+    stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
     held_out = min(HELD_OUT, len(rows) // 10)
-    teacher = TransformerClassifier(len(labels), *load(transformer))
+    teacher = TransformerClassifier(len(labels), tokenizer, network)
     train, validation = rows[held_out:], rows[:held_out]
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
@@ -66,10 +71,12 @@ def train_teacher(
     general = None if transformer else general
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    stage = Stage(folder, settings, {"tweets": csv_sha256} | beginning_of(general, transformer))
+    inputs = {"tweets": csv_sha256} | beginning_of(general, transformer)
+    tokenizer, network = (None, None) if general else load(transformer)
+    stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
-    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels), *load(transformer))
+    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels), tokenizer, network)
     _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 

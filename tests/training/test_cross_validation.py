@@ -114,9 +114,25 @@ def test_a_recipe_is_cross_validated(
     assert found == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
     assert set(found) == {*FIGURES, "command", "commit"}
     assert len(found["accuracy"]["folds"]) == 2
-    trained = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
+    folders = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
+    trained = {"teacher" if folder.startswith("teacher-") else folder for folder in folders}
     others = {"run": {"teacher", "run"}, "teachers": {"teacher"}, "majority": set(), "tfidf": set()}
     assert trained == others.get(recipe, {recipe})
+
+
+def test_teachers_of_two_recipes_do_not_meet(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.tfidf.FOLDS", 2)
+    (tmp_path / "general-teacher").symlink_to(toy_run / "run" / "general-teacher")
+    command = ["cross-validate", "--data", str(TOY_TWEETS), "--run", str(tmp_path), "--preset", "tiny"]
+    command += ["--recipe", "teacher"]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--name", "another", "--set", "teacher.seed=2"]) == 0
+    capfd.readouterr()
+    assert cli.main([*command, "--name", "again"]) == 0
+    assert capfd.readouterr().err.count("already done") == 2
+    assert len(list(tmp_path.glob("cross-validation/teacher-*"))) == 2
 
 
 def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFrame) -> None:

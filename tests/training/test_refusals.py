@@ -97,6 +97,25 @@ def test_a_runs_card_has_no_figures_of_another_recipe(
     assert not (toy_run / "run" / "cross-validation").exists()
 
 
+def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the run's classifier did without, the folds would be trained with: stages from before, or from after."""
+    (tmp_path / "language-model").symlink_to(toy_run / "run" / "language-model")
+    command = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
+    assert run("classifier", *command) == 0
+    for stage, difference in (("teacher", "teacher was None, is"), ("distil", "encoder was")):
+        (tmp_path / stage).symlink_to(toy_run / "run" / stage)
+        assert run("cross-validate", *command) == 1
+        assert difference in capfd.readouterr().err
+        (tmp_path / stage).unlink()
+    other = tmp_path / "other.csv"
+    other.write_text(TOY_TWEETS.read_text() + "\n")
+    assert run("cross-validate", *command, "--data", other) == 1
+    assert "tweets was" in capfd.readouterr().err
+    assert not (tmp_path / "cross-validation").exists()
+
+
 def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blank = pd.read_csv(TOY_TWEETS, dtype=str).assign(airline_sentiment=lambda rows: rows["airline_sentiment"].head(9))
     blank.to_csv(tmp_path / "Blank.csv", index=False)
@@ -145,11 +164,13 @@ def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
         (["distil", "--texts", "cut.txt.gz"], "cut.txt.gz: expected UTF-8 text"),
         (["general-teacher", "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
         (["general-teacher", "--labelled-texts", "no_text.tsv"], r"found 'neutral\t'"),
+        (["all", "--labelled-texts", "few.tsv"], "few.tsv: expected at least 10 lines; found 9"),
         (["general", "--texts", "short.txt"], "Too little text for a language model: 2 documents"),
         (["general", "--run", "short.txt"], "Not a directory: 'short.txt/general'"),
         (["teacher", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
         (["all", "--notes", "nowhere.md"], "--notes nowhere.md: no such file"),
         (["all", "--transformer", "nowhere"], "expected a transformer's folder"),
+        (["all", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
         (["all", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -165,6 +186,7 @@ def test_wrong_files_are_told_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     Path("cut.txt.gz").write_bytes(gzip.compress(b"some text\n" * 999)[:-9])
     Path("no_text.tsv").write_text("neutral\t\n")
+    Path("few.tsv").write_text("neutral\ta text\n" * 9)
     Path("short.txt").write_text("one two\nthree\n")
     transformer = Path("pointer")
     for part in load():
@@ -183,6 +205,9 @@ def test_wrong_files_are_told_before_anything_is_trained(
     monkeypatch.setattr(Stage, "fit", None)
     assert run(command, "--preset", "tiny", "--run", ".", *defaults[command], *own) == 1
     assert message in capfd.readouterr().err
+    assert not (Path(command) / "record.json").exists() or command not in ("teacher", "general-teacher"), (
+        "others would wait for a stage that cannot be finished"
+    )
 
 
 @pytest.mark.parametrize("missing", ["language-model", "general-teacher"])

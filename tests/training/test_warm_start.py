@@ -49,6 +49,18 @@ def test_a_classifier_begins_with_it_and_its_card_tells_so(
     assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path), "other starts leave this one as it was"
 
 
+def test_a_card_tells_of_labels_of_other_tweets_that_were_trained_on_before(toy_run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
+    card = json.loads((other / "card.json").read_text())
+    card["stages"]["teacher"]["inputs"]["tweets"] = "0" * 64
+    (other / "card.json").write_text(json.dumps(card))
+    for start, told in ((toy_run / "model", False), (other, True)):
+        options = ("--run", tmp_path / str(told))
+        assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, *options, "--start", start) == 0
+        assert run("export", *options, "--to", tmp_path / "model") == 0
+        assert ("labels of another file" in (tmp_path / "model" / "README.md").read_text()) == told
+
+
 def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_path: Path) -> None:
     """So others may begin with it, and be cross-validated."""
     assert run("export", "--run", toy_run / "run", "--stage", "distil", "--to", tmp_path / "general") == 0
