@@ -89,7 +89,7 @@ def test_the_labels_part_of_a_distilled_head_answers_as_before() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5, bias=False))
     before = model(torch.ones(2, 4))
     keep_outputs(model, 3)
-    assert torch.equal(model(torch.ones(2, 4)), before[:, :3])
+    torch.testing.assert_close(model(torch.ones(2, 4)), before[:, :3])  # of other sizes, so summed in another order
 
 
 def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame) -> None:

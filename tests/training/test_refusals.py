@@ -101,7 +101,8 @@ def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
     toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the run's classifier did without, the folds would be trained with: stages from before, or from after."""
-    (tmp_path / "language-model").symlink_to(toy_run / "run" / "language-model")
+    for stage in ("language-model", "general-teacher"):
+        (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
     assert run("classifier", *command) == 0
     for stage, difference in (("teacher", "teacher was None, is"), ("distil", "encoder was")):
