@@ -22,10 +22,11 @@ from training.data import labelled, read_tweets, split_of_rows
 from training.evaluate import evaluate, figures, model_answer, reliability
 from training.metrics import best_temperature, to_targets
 
-VALIDATION_ACCURACY = 0.845
-VALIDATION_MACRO_F1 = 0.79
+VALIDATION_ACCURACY = 0.85
+VALIDATION_MACRO_F1 = 0.8
 VALIDATION_CALIBRATION_ERROR = 0.03
 INT8_ACCURACY_LOST = 0.002
+INT8_CALIBRATION_LOST = 0.003
 
 
 def test_whoever_has_read_enough_sees_no_traceback() -> None:
@@ -123,7 +124,7 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     assert sum(of["n"] for of in found["per_airline"].values()) == found["n"]
     through_the_server = run(capfd, *arguments, "--url", server.project.inference)
     assert through_the_server["accuracy"] >= found["accuracy"] - INT8_ACCURACY_LOST
-    assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
+    assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR + INT8_CALIBRATION_LOST
     card = json.loads((MODEL / "card.json").read_text())
     assert card["metrics"]["validation"] == approximately(found)
 
