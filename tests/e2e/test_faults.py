@@ -60,6 +60,13 @@ def labels(served: TextClassifier) -> dict[str, str]:
     return labels_of(TEXTS, served)
 
 
+def ready(server: Server) -> set[int]:
+    """The workers that have loaded the model, by process: one that hangs before has two minutes until TorchServe ends
+    it (`startupTimeout`)."""
+    [version] = requests.get(f"{server.project.management}/models/sentiment", timeout=10).json()
+    return {worker["pid"] for worker in version["workers"] if worker["status"] == "READY"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_dead_or_hung_worker_costs_what_it_held_alone(
@@ -76,7 +83,7 @@ def test_a_dead_or_hung_worker_costs_what_it_held_alone(
                 worker.send_signal(number)
                 ended.add(worker)
             traffic.wait_for_answers(100)
-            wait_until(lambda: len(set(faulty.workers()) - ended) == 2, "two workers again")
+            wait_until(lambda: len(ready(faulty) - {worker.pid for worker in ended}) == 2, "two workers again")
         traffic.wait_for_answers(100)
     # What the workers held, and what came while there was none.
     refused = traffic.refusals()
