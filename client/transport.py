@@ -112,14 +112,14 @@ class Transport:
                 if not _connection_failed(error):
                     raise problem from error
             else:
-                if response.status_code not in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY):
-                    return _answer(response)
                 asked_s = _retry_after_s(response)
-                pause_s = max(pause_s, asked_s or 0)
                 if response.status_code == HTTPStatus.BAD_GATEWAY:
                     problem = UnreachableError(f"{self.url} has lost its server: {_refusal(response)}")
-                else:
+                elif response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
                     problem = OverloadedError(f"{self.url} is overloaded: {_refusal(response)}", asked_s)
+                else:
+                    return _answer(response)
+                pause_s = max(pause_s, asked_s or 0)
             if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S:
                 raise problem
             time.sleep(pause_s)

@@ -280,14 +280,14 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
 
 
 def _check_sizes(network: NetworkConfig, path: Path) -> None:
-    sizes: dict[str, object] = asdict(network)
-    head, epsilon = network.head_sizes, sizes.pop("normalization_epsilon")
+    head, epsilon = network.head_sizes, network.normalization_epsilon
     if not isinstance(head, tuple) or len(head) < 2:
         raise ExportedModelError(f"{path}: `head_sizes` is {head}; expected at least two sizes.")
-    del sizes["head_sizes"]
-    if network.pooled_tokens is None:
-        del sizes["pooled_tokens"]
-    for name, size in [*sizes.items(), *(("head_sizes", size) for size in head)]:
+    names = ("vocabulary_size", "embedding_size", "hidden_size", "layers", "chunk_tokens", "pooled_tokens")
+    sizes = [(name, getattr(network, name)) for name in names] + [("head_sizes", size) for size in head]
+    for name, size in sizes:
+        if (name, size) == ("pooled_tokens", None):
+            continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ExportedModelError(f"{path}: `{name}` has {size!r}; expected a whole number from 1 on.")
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:

@@ -404,15 +404,14 @@ def _cross_validate(options: argparse.Namespace) -> None:
     baseline = {"majority": cross_validation.majority, "tfidf": cross_validation.tfidf}.get(options.recipe)
     if baseline and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
+    csv_sha256, settings = sha256_of(options.data), _settings(options)
     start = unpack(options.start, options.run) if options.start else None
     if options.recipe == "run" and options.name is None:
-        cross_validation.check_it_is_the_runs(
-            options.run, sha256_of(options.data), _settings(options), start, options.transformer
-        )
+        cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, options.transformer)
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = baseline or cross_validation.recipe(
-        options.recipe, sha256_of(options.data), options.run, _settings(options), folder, start, options.transformer
+        options.recipe, csv_sha256, options.run, settings, folder, start, options.transformer
     )
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
         found = cross_validation.cross_validate(tweets, predict)

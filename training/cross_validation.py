@@ -138,7 +138,7 @@ def recipe(
         )
 
     with_teacher = name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher") is not None)
-    general = None if transformer else finished_stage(run / "general-teacher")
+    general = _general_teacher_of(run, transformer)
     kind = json.dumps([asdict(settings.teacher), beginning_of(general, transformer) if with_teacher else {}])
     teachers = folder.parent / f"teacher-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
@@ -174,6 +174,11 @@ def recipe(
     return trained
 
 
+def _general_teacher_of(run: Path, transformer: Path | None) -> Path | None:
+    """Where the folds' teachers begin; None: at a transformer as published."""
+    return None if transformer else finished_stage(run / "general-teacher")
+
+
 def _encoder_of(run: Path) -> Path:
     """Where the folds' classifiers begin, if they are not told."""
     return finished_stage(run / "distil") or run / "language-model"
@@ -193,8 +198,7 @@ def check_it_is_the_runs(
             continue
         record = record_of(run / name)
         if name == "teacher":
-            general = None if transformer else finished_stage(run / "general-teacher")
-            inputs = {"tweets": csv_sha256} | beginning_of(general, transformer)
+            inputs = {"tweets": csv_sha256} | beginning_of(_general_teacher_of(run, transformer), transformer)
         else:
             encoder = start or start_of(run) or _encoder_of(run)
             inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)

@@ -64,11 +64,11 @@ def train_teacher(
     """Fine-tune a transformer on the train split.
 
     Args:
-        general: where `train_general_teacher` left one, to go on with; None, if it was not run.
-        transformer: another to begin with, in a folder as `transformers` loads it. None: the general teacher, or
+        general: where `train_general_teacher` left one, to go on with; None, if it was not run, or is not to be gone on
+            with.
+        transformer: to begin with where there is no `general`, in a folder as `transformers` loads it. None:
             all-MiniLM-L6-v2.
     """
-    general = None if transformer else general
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     inputs = {"tweets": csv_sha256} | beginning_of(general, transformer)
