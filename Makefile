@@ -11,6 +11,7 @@ DATA ?= Tweets.csv
 
 SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
+TRAIN := $(VENV)/train.installed
 BENCH := .venv-benchmarks
 
 # The command `sentiment`, from this folder.
@@ -51,8 +52,11 @@ lint: $(TEST) ## ruff and strict mypy
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
 
 .PHONY: train
-train: $(TEST) ## set up what training needs, and show its command line
-	$(BIN)/python -m training --help
+train: $(TRAIN) ## set up what training needs, and train the embedded model anew
+	$(BIN)/python -m training all --data $(DATA) --notes $(MODEL)-notes.md $(TRAIN_ARGS)
+
+.PHONY: train-setup
+train-setup: $(TRAIN) ## set up what training needs
 
 .PHONY: bench
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers, and write the results
@@ -74,7 +78,7 @@ sbom: $(TEST) ## sbom.json: what Python packages the image is made with (Cyclone
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in serve test benchmarks; do \
+	for name in serve test teacher benchmarks; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
@@ -100,6 +104,10 @@ $(TEST): requirements/test.lock requirements/test.txt requirements/train.txt req
 	requirements/install $(VENV) requirements/test.lock
 	$(INSTALL_CLIENT)
 	@touch $@ $(SERVE)
+
+$(TRAIN): requirements/teacher.lock requirements/teacher.txt requirements/install $(TEST)
+	requirements/install $(VENV) requirements/teacher.lock
+	@touch $@
 
 # Other servers' packages stay out of the product's environment.
 $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/train.txt requirements/install | $(VENV)/python

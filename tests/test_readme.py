@@ -3,7 +3,8 @@
 - `console` blocks are a command after `$ ` and its answer. The server's addresses are those of the tests' server,
   `Tweets.csv` is the real one. Answers are compared as JSON where they are JSON, else as text, with numbers to 0.005:
   on another processor, sums are rounded in another order, and int8 makes of a last digit a step.
-- `sh` blocks of training are run with the tests' own tweets and texts, and with the preset `tiny`.
+- `sh` blocks of training are run with the tests' own tweets and texts, and with the preset `tiny`, and so is
+  `make train`, where `make train-setup` was run.
 - `make serve` and `make test` are run by `tests/e2e/test_lifecycle.py` and by whoever runs this; `make bench` takes too
   long, `make fault-test` is some of these tests at length, and `make image` needs podman or docker.
 """
@@ -15,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ import pytest
 from handler.limits import ENVIRONMENT_PREFIX, Limits
 from tests.approximately import approximately
 from tests.e2e.server_process import Server
-from tests.paths import REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import GENERAL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
+from training.settings import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = ".venv/bin/python"
 SENTIMENT = ".venv/bin/sentiment"
 NUMBERS_WITHIN = 0.005
-NOT_RUN_HERE = {"serve", "test", "fault-test", "bench", "image", "image-test"}
+NOT_RUN_HERE = {"serve", "test", "train", "train-setup", "fault-test", "bench", "image", "image-test"}
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,14 @@ def test_every_training_command_runs(
     shutil.copy(toy_run / "run" / "classifier" / "learner.pkl", tmp_path / "my_learner.pkl")
     # Stands in for fastai's download, where fastai looks for it before it asks the network.
     shutil.copytree(toy_run / "run" / "general", fastai_home / "models" / "wt103-fwd")
+    monkeypatch.setitem(PRESETS, "ulmfit", replace(PRESETS["tiny"], start=PRESETS["ulmfit"].start))
+    (tmp_path / "model_store").mkdir()
+    (tmp_path / "model_store" / "general").symlink_to(GENERAL)
     monkeypatch.chdir(tmp_path)
-    assert len(TRAINING_COMMANDS) == 15
+    assert len(TRAINING_COMMANDS) == 16
     for line in TRAINING_COMMANDS:
-        command = shlex.split(line.removeprefix(f"{PYTHON} -m training ").replace("--preset ulmfit", ""))
-        if command[0] in {"all", "general", "language-model", "general-teacher", "distil", "teacher", "classifier"}:
+        command = shlex.split(line.removeprefix(f"{PYTHON} -m training "))
+        if "--preset" not in command and command[0] in {"all", "general", "language-model", "general-teacher", "distil", "teacher", "classifier"}:
             command += ["--preset", "tiny"]
         if command[0] in {"all", "general"}:  # where each of the README's ways begins
             shutil.rmtree("runs", ignore_errors=True)
@@ -136,6 +141,17 @@ def test_a_make_target_runs(target: str) -> None:
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         pytest.skip("the tests were not started by `make test`")
     assert run(f"make {target}", ROOT)
+
+
+def test_make_train_trains(tmp_path: Path) -> None:
+    if not (ROOT / ".venv" / "train.installed").is_file():
+        assert os.environ.get("CI") != "true"
+        pytest.skip("`make train-setup` was not run")
+    arguments = f"--preset tiny --run {tmp_path} --to {tmp_path}/model"
+    assert run(f"make train DATA={TOY_TWEETS} TRAIN_ARGS='{arguments}'", ROOT)
+    assert (tmp_path / "model.mar").is_file()
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert card["notes"] == (ROOT / "model_store" / "sentiment-notes.md").read_text().strip()
 
 
 def test_the_configuration_table_is_the_codes() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from handler.exported import CARD_FILE, ExportedModelError, read_description
 from training.errors import TrainingError
 from training.graph import PRECISIONS
-from training.settings import PRESET_HELP, PRESETS, Settings, with_changes
+from training.settings import MINILM, MPNET, PRESET_HELP, PRESETS, WT103, Settings, with_changes
 from training.splits import SPLITS
 
 MODEL = Path("model_store/sentiment")
@@ -32,10 +32,12 @@ RECIPES = {
 
 _EXAMPLES = """\
 examples:
-  all of it, with fastai's WikiText-103 language model (needs a network, wants a GPU):
-    python -m training all --data Tweets.csv --preset ulmfit
-  all of it, from texts of your own:
+  the embedded model anew:
+    python -m training all --data Tweets.csv
+  from texts of your own, before the classifier a language model and distillation:
     python -m training all --data Tweets.csv --texts tweets.txt labelled.tsv --labelled-texts labelled.tsv
+  from fastai's WikiText-103 language model (needs a network, wants a GPU):
+    python -m training all --data Tweets.csv --preset ulmfit
   one stage after the other (each goes on where it stopped):
     python -m training general --texts tweets.txt
     python -m training language-model --data Tweets.csv --general runs/default/general
@@ -51,7 +53,7 @@ examples:
     python -m training export --data Mine.csv --run runs/mine --to my_model
   five-fold cross-validation of what is in the run, of the last two stages alone, and of a baseline:
     python -m training cross-validate --data Tweets.csv
-    python -m training cross-validate --data Tweets.csv --start model_store/general --name from-general
+    python -m training cross-validate --data Tweets.csv --start model_store/general --name last-two-stages
     python -m training cross-validate --data Tweets.csv --recipe tfidf
   figures of the exported model, and of the running server:
     python -m training evaluate --data Tweets.csv --split validation
@@ -90,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, "all", _all, "every stage, then export and archive")
+    command = _add(commands, "all", _all, "the teacher, the classifier and what they need, then export and archive")
     _data_option(command)
-    _general_options(command)
+    _beginning_options(command)
     _labelled_texts_option(command, required=False)
     _transformer_option(command)
     _run_options(command)
@@ -105,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
 
     command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the tweets")
     _data_option(command)
-    command.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
+    command.add_argument("--general", default=WT103, metavar="wt103|FOLDER", help=f"{_GENERAL_HELP} ({_DEFAULT})")
     _run_options(command)
 
     command = _add(
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     )
     _data_option(command)
     _labelled_texts_option(command)
-    _transformer_option(command)
+    _transformer_option(command, f"default: {MINILM}")
     _run_options(command)
 
     command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
@@ -189,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     return parser
 
 
+_DEFAULT = "default: %(default)s"
 _GENERAL_HELP = (
-    "the general language model: wt103 (fastai's download, the default), or a folder with one "
-    ".pth and one .pkl file as fastai's own"
+    "the general language model: wt103 (fastai's download), or a folder with one .pth and one .pkl file as fastai's own"
 )
 _TEXTS_HELP = "UTF-8 text, one document a line, .xz and .gz too; in a .tsv, what is behind the last tab"
 
@@ -206,10 +208,19 @@ def _data_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv")
 
 
-def _general_options(command: argparse.ArgumentParser) -> None:
+def _beginning_options(command: argparse.ArgumentParser) -> None:
     choice = command.add_mutually_exclusive_group()
-    choice.add_argument("--general", default="wt103", metavar="wt103|FOLDER", help=_GENERAL_HELP)
-    choice.add_argument("--texts", type=Path, nargs="+", metavar="FILE", help=f"train it here from {_TEXTS_HELP}")
+    starts = ", ".join(f"{settings.start} for the preset {name}" for name, settings in PRESETS.items())
+    choice.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help=f"begin with this exported model's encoder, without a language model (default: {starts})",
+    )
+    choice.add_argument("--general", metavar="wt103|FOLDER", help=f"begin with {_GENERAL_HELP}")
+    choice.add_argument(
+        "--texts", type=Path, nargs="+", metavar="FILE", help=f"begin with a general language model of {_TEXTS_HELP}"
+    )
 
 
 def _texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
@@ -217,7 +228,8 @@ def _texts_option(command: argparse.ArgumentParser, required: bool = True) -> No
 
 
 def _labelled_texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
-    what = "lines of label<TAB>text, with the tweets' labels" + ("" if required else "; none: no distillation")
+    what = "lines of label<TAB>text, with the tweets' labels"
+    what += "" if required else "; with --general or --texts: distillation"
     command.add_argument("--labelled-texts", type=Path, required=required, metavar="FILE.tsv", help=what)
 
 
@@ -232,13 +244,12 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _transformer_option(command: argparse.ArgumentParser) -> None:
+def _transformer_option(command: argparse.ArgumentParser, default: str = f"default: {MPNET}") -> None:
     command.add_argument(
         "--transformer",
-        type=Path,
-        metavar="FOLDER",
-        help="a transformer like BERT, MPNet or RoBERTa to begin the first teacher with, as `transformers` saves them "
-        "(default: what the run has of a general teacher, or the package's all-MiniLM-L6-v2)",
+        metavar="NAME|FOLDER",
+        help=f"what the teacher begins with: {MINILM}, {MPNET}, or the folder of another one like BERT, MPNet or "
+        f"RoBERTa, as `transformers` saves them ({default}; of the preset tiny: {MINILM})",
     )
 
 
@@ -281,36 +292,49 @@ def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
     from training.language_model import read_lines
-    from training.teacher import beginning_of
     from training.transformer import load
+    from training.warm_start import unpack
 
+    settings = _settings(options)
+    if not (options.start or options.general or options.texts):
+        options.start, options.general = (None, WT103) if settings.start == WT103 else (Path(settings.start), None)
     # What is wrong with a file is told before hours of training, not after.
     _notes(options)
-    beginning_of(None, options.transformer)
-    load(options.transformer)
+    if options.start and options.labelled_texts:
+        raise TrainingError(
+            "--labelled-texts are for the distillation of a language model: give --texts or --general, too."
+        )
     tweets = read_tweets(options.data)
     for split in ("train", "validation"):
         labelled(tweets, split)
-    check_made_up_texts(_settings(options).classifier, labels_of(tweets))
+    check_made_up_texts(settings.classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     for path in options.texts or []:
         next(read_lines(path))
-    if options.texts:
-        _general(options)
-        options.general = str(options.run / "general")
-    options.start = options.learner = None
-    _language_model(options)
-    if options.labelled_texts:
-        _general_teacher(options)
-        _distil(options)
-        options.transformer = None  # the teacher goes on with the general one, which began with it
+    load(_transformer(options))
+    if options.start:
+        unpack(options.start, options.run)
+    else:
+        _before_the_classifier(options)
     _teacher(options)
-    options.stage = "classifier"
+    options.stage, options.learner = "classifier", None
     _classifier(options)
     _export(options)
     options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
     _archive(options)
+
+
+def _before_the_classifier(options: argparse.Namespace) -> None:
+    """The language model's stages and the distillation, as far as there are texts for them."""
+    if options.texts:
+        _general(options)
+        options.general = str(options.run / "general")
+    _language_model(options)
+    if options.labelled_texts:
+        # --transformer is for the tweets' teacher.
+        _general_teacher(argparse.Namespace(**(vars(options) | {"transformer": None})))
+        _distil(options)
 
 
 def _general(options: argparse.Namespace) -> None:
@@ -334,9 +358,10 @@ def _general_teacher(options: argparse.Namespace) -> None:
     from training.teacher import train_general_teacher
 
     labels = labels_of(read_tweets(options.data))
-    settings = _settings(options).general_teacher
+    settings = _settings(options)
+    transformer = options.transformer or settings.general_transformer
     folder = options.run / "general-teacher"
-    train_general_teacher(options.labelled_texts, labels, settings, folder, options.transformer)
+    train_general_teacher(options.labelled_texts, labels, settings.general_teacher, folder, transformer)
 
 
 def _distil(options: argparse.Namespace) -> None:
@@ -360,10 +385,14 @@ def _teacher(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.teacher import train_teacher
 
-    tweets = read_tweets(options.data)
-    settings = _settings(options).teacher
-    general = None if options.transformer else _unless_left_out(options, options.run / "general-teacher")
-    train_teacher(tweets, sha256_of(options.data), general, settings, options.run / "teacher", options.transformer)
+    tweets, settings = read_tweets(options.data), _settings(options).teacher
+    train_teacher(tweets, sha256_of(options.data), settings, options.run / "teacher", _transformer(options))
+
+
+def _transformer(options: argparse.Namespace) -> str:
+    """What the tweets' teacher begins with."""
+    name: str = options.transformer or _settings(options).transformer
+    return name
 
 
 def _classifier(options: argparse.Namespace) -> None:
@@ -376,7 +405,10 @@ def _classifier(options: argparse.Namespace) -> None:
     if options.start:
         encoder = unpack(options.start, options.run)
     else:
-        encoder = _unless_left_out(options, options.run / "distil") or options.run / "language-model"
+        # Without labelled texts `all` has no distillation, whatever an earlier command left.
+        left_out = options.command is _all and options.labelled_texts is None
+        distilled = None if left_out else finished_stage(options.run / "distil")
+        encoder = distilled or options.run / "language-model"
     train_classifier(
         tweets,
         sha256_of(options.data),
@@ -385,14 +417,6 @@ def _classifier(options: argparse.Namespace) -> None:
         settings=_settings(options).classifier,
         folder=options.run / "classifier",
     )
-
-
-def _unless_left_out(options: argparse.Namespace, folder: Path) -> Path | None:
-    """A stage that labelled texts are for: none, where `all` was given none, whatever an earlier command left."""
-    from training.run import finished_stage
-
-    left_out = options.command is _all and options.labelled_texts is None
-    return None if left_out else finished_stage(folder)
 
 
 def _cross_validate(options: argparse.Namespace) -> None:
@@ -407,11 +431,11 @@ def _cross_validate(options: argparse.Namespace) -> None:
     csv_sha256, settings = sha256_of(options.data), _settings(options)
     start = unpack(options.start, options.run) if options.start else None
     if options.recipe == "run" and options.name is None:
-        cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, options.transformer)
+        cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, _transformer(options))
     name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = baseline or cross_validation.recipe(
-        options.recipe, csv_sha256, options.run, settings, folder, start, options.transformer
+        options.recipe, csv_sha256, options.run, settings, folder, _transformer(options), start
     )
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
         found = cross_validation.cross_validate(tweets, predict)

@@ -113,8 +113,8 @@ def recipe(
     run: Path,
     settings: Settings,
     folder: Path,
+    transformer: str,
     start: Path | None = None,
-    transformer: Path | None = None,
 ) -> Recipe:
     """A recipe that trains the teacher, the classifier, or both on each fold, from what the run has of stages before.
 
@@ -122,9 +122,9 @@ def recipe(
         name: one of the command line's recipes.
         folder: where each fold's stages write, and go on if they were stopped. The teachers of the folds are beside
             it, shared by all recipes whose teachers are the same.
+        transformer: that the teachers begin with.
         start: what `training.warm_start` unpacked, in place of the run's own encoder; None: what the run's classifier
             began with.
-        transformer: of the teachers; see `train_teacher`.
 
     Raises:
         TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.
@@ -138,8 +138,7 @@ def recipe(
         )
 
     with_teacher = name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher") is not None)
-    general = _general_teacher_of(run, transformer)
-    kind = json.dumps([asdict(settings.teacher), beginning_of(general, transformer) if with_teacher else {}])
+    kind = json.dumps([asdict(settings.teacher), beginning_of(transformer) if with_teacher else {}])
     teachers = folder.parent / f"teacher-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
@@ -149,7 +148,7 @@ def recipe(
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
         if with_teacher:
             teacher = teachers / str(index)
-            train_teacher(fold, sha256, general, settings.teacher, teacher, transformer)
+            train_teacher(fold, sha256, settings.teacher, teacher, transformer)
             minutes += _minutes(teacher)
         if teacher and name != "run":
             network = load_teacher(teacher, labels)
@@ -174,19 +173,12 @@ def recipe(
     return trained
 
 
-def _general_teacher_of(run: Path, transformer: Path | None) -> Path | None:
-    """Where the folds' teachers begin; None: at a transformer as published."""
-    return None if transformer else finished_stage(run / "general-teacher")
-
-
 def _encoder_of(run: Path) -> Path:
     """Where the folds' classifiers begin, if they are not told."""
     return finished_stage(run / "distil") or run / "language-model"
 
 
-def check_it_is_the_runs(
-    run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformer: Path | None
-) -> None:
+def check_it_is_the_runs(run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformer: str) -> None:
     """Whether the folds would be trained as the run's own last two stages were; stages that it does not have do not
     count. The figures stand on the card of the run's model.
 
@@ -198,7 +190,7 @@ def check_it_is_the_runs(
             continue
         record = record_of(run / name)
         if name == "teacher":
-            inputs = {"tweets": csv_sha256} | beginning_of(_general_teacher_of(run, transformer), transformer)
+            inputs = {"tweets": csv_sha256} | beginning_of(transformer)
         else:
             encoder = start or start_of(run) or _encoder_of(run)
             inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)

@@ -37,10 +37,9 @@ from fastai.text.all import (
 from training.data import existing, sha256_of
 from training.errors import TrainingError
 from training.run import Phase, Stage
-from training.settings import GeneralSettings, LanguageModelSettings
+from training.settings import WT103, GeneralSettings, LanguageModelSettings
 from training.transformer import fast_in_bfloat16, word_vectors
 
-WT103 = "wt103"
 GENERAL_FILE = "language_model.pth"
 ENCODER_FILE = "encoder.pth"
 VOCABULARY_FILE = "vocabulary.pkl"

@@ -79,7 +79,6 @@ class Stage:
     _clock: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         relevant = {"settings": asdict(self.settings), "inputs": self.inputs}
         if self._record_path.exists():
             self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
@@ -102,7 +101,6 @@ class Stage:
             "epochs": [],
             "finished": None,
         }
-        self._write_record()
 
     def _has_begun(self) -> bool:
         """Whether there is anything that other settings or inputs would mix into: a stage that was refused its data
@@ -110,11 +108,19 @@ class Stage:
         told = self.record["finished"] or self.record["epochs"]
         return bool(told) or self._kept_path.exists() or self._checkpoint_path.exists()
 
-    def begin(self) -> bool:
-        """Seed everything; False, saying so, if the stage is done already."""
-        if self.record["finished"] is not None:
+    def is_done(self) -> bool:
+        """Whether an earlier run finished the stage, saying so."""
+        done = self.record["finished"] is not None
+        if done:
             print(f"{self.folder}: already done")
+        return done
+
+    def begin(self) -> bool:
+        """Write the record and seed everything; False if the stage is done already."""
+        if self.is_done():
             return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_record()
         set_seed(self.settings.seed, reproducible=True)
         if torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's LSTMs do by default

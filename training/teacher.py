@@ -19,7 +19,7 @@ from training.language_model import callbacks
 from training.metrics import METRICS, soft_cross_entropy, to_targets
 from training.run import Phase, Stage, record_of
 from training.settings import TeacherSettings
-from training.transformer import TransformerClassifier, load
+from training.transformer import TransformerClassifier, load, weights_sha256
 
 WEIGHTS_FILE = "teacher.pth"
 TRANSFORMER_FOLDER = "transformer"
@@ -29,55 +29,38 @@ HELD_OUT = 2_000
 
 
 def train_general_teacher(
-    texts: Path, labels: list[str], settings: TeacherSettings, folder: Path, transformer: Path | None = None
+    texts: Path, labels: list[str], settings: TeacherSettings, folder: Path, transformer: str
 ) -> None:
     """Fine-tune a transformer on labelled texts from elsewhere.
 
     Args:
         texts: a line a text, `label<TAB>text`.
         labels: those of the tweets; the file must have the same.
-        transformer: in a folder as `transformers` loads it. None: all-MiniLM-L6-v2.
+        transformer: see `training.transformer.load`.
 
     Raises:
         TrainingError: the texts or the transformer are not what they should be.
     """
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
-    inputs = {texts.name: sha256_of(texts)} | beginning_of(None, transformer)
-    tokenizer, network = load(transformer)  # what is none leaves no record of a stage that was begun
-    stage = Stage(folder, settings, inputs)
-    if not stage.begin():
-        return
     held_out = min(HELD_OUT, len(rows) // 10)
-    teacher = TransformerClassifier(len(labels), tokenizer, network)
-    train, validation = rows[held_out:], rows[:held_out]
-    _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
+    stage = Stage(folder, settings, {texts.name: sha256_of(texts)} | beginning_of(transformer))
+    _train(
+        transformer, train=rows[held_out:], validation=rows[:held_out], labels=labels, settings=settings, stage=stage
+    )
 
 
 def train_teacher(
-    tweets: pd.DataFrame,
-    csv_sha256: str,
-    general: Path | None,
-    settings: TeacherSettings,
-    folder: Path,
-    transformer: Path | None = None,
+    tweets: pd.DataFrame, csv_sha256: str, settings: TeacherSettings, folder: Path, transformer: str
 ) -> None:
     """Fine-tune a transformer on the train split.
 
     Args:
-        general: where `train_general_teacher` left one, to go on with; None, if it was not run, or is not to be gone on
-            with.
-        transformer: to begin with where there is no `general`, in a folder as `transformers` loads it. None:
-            all-MiniLM-L6-v2.
+        transformer: see `training.transformer.load`.
     """
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    inputs = {"tweets": csv_sha256} | beginning_of(general, transformer)
-    tokenizer, network = (None, None) if general else load(transformer)
-    stage = Stage(folder, settings, inputs)
-    if not stage.begin():
-        return
-    teacher = load_teacher(general, labels) if general else TransformerClassifier(len(labels), tokenizer, network)
-    _train(teacher, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
+    stage = Stage(folder, settings, {"tweets": csv_sha256} | beginning_of(transformer))
+    _train(transformer, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
@@ -117,7 +100,7 @@ def check_teachers_tweets(folder: Path, csv_sha256: str) -> None:
 
 
 def _train(
-    teacher: TransformerClassifier,
+    transformer: str,
     *,
     train: pd.DataFrame,
     validation: pd.DataFrame,
@@ -125,6 +108,11 @@ def _train(
     settings: TeacherSettings,
     stage: Stage,
 ) -> None:
+    if stage.is_done():
+        return
+    tokenizer, network = load(transformer)  # what is none leaves no record of a stage that was begun
+    stage.begin()
+    teacher = TransformerClassifier(len(labels), tokenizer, network)
     loaders = [
         _loader(teacher, rows, labels, settings.batch_size, shuffle=rows is train) for rows in (train, validation)
     ]
@@ -176,15 +164,6 @@ def _batch(
     return teacher.pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
 
 
-def beginning_of(general: Path | None, transformer: Path | None) -> dict[str, str]:
-    """What tells a teacher's beginning from another's, for its record.
-
-    Raises:
-        TrainingError: no weights where the transformer should be.
-    """
-    if transformer is None:
-        return {"general": sha256_of(general / WEIGHTS_FILE)} if general else {}
-    weights = transformer / "model.safetensors"
-    if not weights.is_file():
-        raise TrainingError(f"No {weights}; expected a transformer's folder, with config, tokenizer and weights in it.")
-    return {"transformer": sha256_of(weights)}
+def beginning_of(transformer: str) -> dict[str, str]:
+    """What tells a teacher's beginning from another's, for its record; see `weights_sha256`."""
+    return {"transformer": weights_sha256(transformer)}

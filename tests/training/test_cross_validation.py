@@ -73,8 +73,9 @@ def test_nothing_outside_the_train_split_is_trained_on(
 
 def test_targets_are_distributions(tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
-    texts, targets = train_targets(train, labels_of(tweets), None, ClassifierSettings(made_up_texts=9))
-    assert texts == [*train["text"], *made_up(9, 1)[0]]
+    settings = ClassifierSettings(made_up_texts=9)
+    texts, targets = train_targets(train, labels_of(tweets), None, settings)
+    assert texts == [*train["text"], *made_up(9, settings.seed)[0]]
     assert targets.shape == (len(texts), 3)
     assert targets.sum(1) == pytest.approx(1, abs=1e-6)
 
@@ -167,7 +168,7 @@ def test_the_two_teachers_answers_are_mixed_by_weight(toy_run: Path, tweets: pd.
     train = tweets[tweets["split"] == "train"]
 
     def rest(weight: float) -> NDArray[np.float32]:
-        settings = ClassifierSettings(label_weight=0, tfidf_weight=weight, pieces=1, made_up_texts=0)
+        settings = ClassifierSettings(seed=1, label_weight=0, tfidf_weight=weight, pieces=1, made_up_texts=0)
         return train_targets(train, labels_of(tweets), toy_run / "run" / "teacher", settings)[1]
 
     texts = list(train["text"])

@@ -1,8 +1,10 @@
 """Training's stages: what they write, and that they go on where they stopped."""
 
 import copy
+import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import pytest
 import torch
 from fastai.text.all import Learner
 
-from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import GENERAL, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import augmentation, cli
 from training.augmentation import OPINIONS, WORDS
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
 from training.run import Stage, record_of
 from training.settings import PRESETS, Settings, with_changes
+from training.transformer import PACKAGED
 
+TEXTS = ("--texts", str(TOY_TEXTS))
 STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
 
 
@@ -30,7 +34,7 @@ def test_every_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
         folder = toy_run / "run" / name
         record = record_of(folder)
         assert record["finished"] >= record["started"]
-        assert record["settings"]["seed"] == 1
+        assert record["settings"] == asdict(getattr(PRESETS["tiny"], name.replace("-", "_")))
         assert record["versions"]["fastai"]
         assert record["command"].startswith("python -m training all --preset tiny")
         assert "/" not in record["command"], "a record names no one's folders"
@@ -359,12 +363,15 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
             ["general-teacher", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_TEXTS)],
             "expected UTF-8 lines of `label<TAB>text`, labels negative, neutral, positive",
         ),
-        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
+        (["all", "--data", str(TOY_TWEETS), *TEXTS, "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
+        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_LABELLED)], "give --texts or --general, too"),
+        (["all", "--preset", "tiny", "--data", str(TOY_TWEETS), "--start", "nowhere"], "config.json is missing"),
         (["archive", "--to", "model.zip"], "ends in .mar"),
         (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "should hold one .pth file"),
         (["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"], "Is the server up"),
-        (["general", "--texts", str(TOY_TEXTS), "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
-        (["general", "--texts", str(TOY_TEXTS), "--set", "general.epochs=many"], "takes a value of type int"),
+        (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
+        (["general", *TEXTS, "--set", "transformer=9"], "expected STAGE.NAME=VALUE"),
+        (["general", *TEXTS, "--set", "general.epochs=many"], "takes a value of type int"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -382,3 +389,17 @@ def test_settings_change_by_name() -> None:
     assert (changed.classifier.epochs, changed.general.learning_rate) == (9, 0.5)
     assert changed.language_model == PRESETS["tiny"].language_model
     assert PRESETS["default"] == Settings()
+
+
+def test_the_embedded_model_is_made_by_the_defaults() -> None:
+    stages = json.loads((MODEL / "card.json").read_text())["stages"]
+    assert [name.removeprefix("earlier ") for name in stages] == list(STAGES)
+    for name, record in stages.items():
+        stage = name.removeprefix("earlier ").replace("-", "_")
+        assert record["settings"] == asdict(getattr(Settings(), stage)), name
+    assert stages["teacher"]["inputs"]["transformer"] == PACKAGED[Settings().transformer].sha256
+    texts, _ = augmentation.made_up(Settings().classifier.made_up_texts, Settings().classifier.seed)
+    assert stages["classifier"]["inputs"]["made_up_texts"] == hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    assert ROOT / Settings().start == GENERAL
+    of_start = json.loads((GENERAL / "card.json").read_text())["stages"]
+    assert {f"earlier {name}": record for name, record in of_start.items()}.items() <= stages.items()

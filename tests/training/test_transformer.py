@@ -1,5 +1,6 @@
 """The transformer that helps in training: words, texts, and that it stays out of what is served."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
 from tests.paths import ROOT, TOY_LABELLED, TOY_TWEETS
 from training import cli
+from training.data import sha256_of
 from training.errors import TrainingError
 from training.run import record_of
+from training.settings import MINILM, MPNET
 from training.teacher import WEIGHTS_FILE, load_teacher
-from training.transformer import TransformerClassifier, load, to_plain_text, word_vectors
+from training.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
 
 
 def test_words_of_like_meaning_are_near() -> None:
@@ -36,7 +39,7 @@ def test_emoji_are_written_as_their_names() -> None:
 
 
 def test_a_texts_features_do_not_depend_on_its_neighbours() -> None:
-    teacher = TransformerClassifier(3, *load())
+    teacher = TransformerClassifier(3, *load(MINILM))
     texts = ["late", "Thank you so much for the quick help with my lost bag!", "Which gate?"]
     probabilities, together = teacher.predict(texts)
     alone = torch.cat([teacher.predict([text])[1] for text in texts])
@@ -49,22 +52,73 @@ def test_a_texts_features_do_not_depend_on_its_neighbours() -> None:
 def test_it_is_not_served() -> None:
     served = (ROOT / "requirements" / "serve.lock").read_text()
     assert "transformers" not in served
-    assert "minilm" not in served
+    for packaged in PACKAGED.values():
+        assert not [package for package in packaged.packages if package in served]
     for path in (ROOT / "handler").glob("*.py"):
         assert "transformers" not in path.read_text()
 
 
-def test_a_teacher_begins_with_another_transformer(
-    tmp_path: Path, toy_run: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Of another build, with another id for padding, and not from where the general teacher is."""
+def toy_mpnet(folder: Path) -> Path:
     words = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "the", "flight", "was", "late", "thanks"]
-    tokenizer = MPNetTokenizer(vocab={word: index for index, word in enumerate(words)})
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    folder = tmp_path / "transformer"
     MPNetModel(MPNetConfig(vocab_size=len(words), **sizes)).half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shutil.copytree(toy_run / "run" / "general-teacher", tmp_path / "general-teacher")
+    MPNetTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+def install(package: str, file: str, content: bytes, site: Path) -> None:
+    """What pip leaves of a package with one file."""
+    (site / file).parent.mkdir(parents=True, exist_ok=True)
+    (site / file).write_bytes(content)
+    information = site / f"{package.replace('-', '_')}-0.0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
+    (information / "RECORD").write_text(f"{file},,\n{information.name}/METADATA,,\n")
+
+
+def test_a_transformer_in_parts_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = toy_mpnet(tmp_path / "a-transformer")
+    whole = Path(shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path, folder.name)).read_bytes()
+    packages = tuple(f"a-transformer-part-{part}" for part in range(3))
+    third = len(whole) // 3 + 1
+    for index, package in enumerate(packages):
+        part = whole[index * third : (index + 1) * third]
+        install(package, f"{package}/input/a-transformer.zip.{index + 1:03}", part, tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    its_own = sha256_of(folder / "model.safetensors")
+    monkeypatch.setitem(PACKAGED, "a-transformer", Packaged(packages, its_own))
+    tokenizer, network = load("a-transformer")
+    expected_tokenizer, expected = load(str(folder))
+    torch.testing.assert_close(network.state_dict(), expected.state_dict(), atol=0, rtol=0)
+    assert tokenizer("thanks, late")["input_ids"] == expected_tokenizer("thanks, late")["input_ids"]
+    monkeypatch.setitem(PACKAGED, "a-transformer", Packaged(packages, "0" * 64))
+    with pytest.raises(TrainingError, match="the weights are not those of a-transformer"):
+        load("a-transformer")
+    monkeypatch.setitem(PACKAGED, "a-transformer", Packaged((*packages, "a-transformer-part-3"), its_own))
+    with pytest.raises(TrainingError, match="a-transformer-part-3 is missing: `make train-setup` installs"):
+        load("a-transformer")
+
+
+def test_the_teachers_weights_are_the_hubs() -> None:
+    """Of the default teacher."""
+    try:
+        tokenizer, network = load(MPNET)
+    except TrainingError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 109_486_464
+    teacher = TransformerClassifier(3, tokenizer, network)
+    late, later, thanks = teacher.predict(["The flight was late", "Our plane was delayed", "Thank you for your help"])[
+        1
+    ]
+    near = torch.nn.functional.cosine_similarity(late, later, dim=0)
+    assert near > 0.5 > torch.nn.functional.cosine_similarity(late, thanks, dim=0)
+
+
+def test_a_teacher_begins_with_another_transformer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of another build, with another id for padding."""
+    folder = toy_mpnet(tmp_path / "transformer")
     command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     assert cli.main([*command, "--transformer", str(folder)]) == 0
     inputs = record_of(tmp_path / "teacher")["inputs"]

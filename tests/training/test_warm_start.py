@@ -14,7 +14,7 @@ from training.cross_validation import folds, recipe
 from training.data import read_tweets
 from training.language_model import ENCODER_FILE, sizes_of
 from training.run import record_of
-from training.settings import PRESETS
+from training.settings import MINILM, PRESETS
 from training.warm_start import saw_labels, start_of, unpack
 
 
@@ -70,7 +70,7 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
     assert run("classifier", *options, "--start", tmp_path / "general") == 0
     [fold, *_] = folds(read_tweets(TOY_TWEETS))
     settings = PRESETS["tiny"]
-    trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run")(0, fold)
+    trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run", MINILM)(0, fold)
     assert trained.predict(["the flight was late"]).shape == (1, 3)
     inputs = [
         record_of(folder)["inputs"] for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
