@@ -150,13 +150,13 @@ def read(folder: Path) -> ExportedModel:
     # Not at the top: whoever serves reads the weights from the archive's graph, and has no need of it.
     import safetensors.numpy
 
-    description = read_description(folder)
+    description = _read_description(folder)
     try:
         weights = safetensors.numpy.load_file(_existing(folder / WEIGHTS_FILE))
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportedModelError(f"{folder / WEIGHTS_FILE}: expected a safetensors file: {error}") from error
     model = ExportedModel(description.config, description.vocabulary, description.card, weights)
-    _check_weights(model, folder)
+    check(model, folder)
     return model
 
 
@@ -166,6 +166,13 @@ def read_description(folder: Path) -> Description:
     Raises:
         ExportedModelError: as `read`.
     """
+    description = _read_description(folder)
+    _check(description, folder)
+    return description
+
+
+def _read_description(folder: Path) -> Description:
+    """Each part of the form it should have; whether they fit one another is for `_check`."""
     config = _config_from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     vocabulary = _read_json(folder / VOCABULARY_FILE)
     if not isinstance(vocabulary, list) or not all(token is None or isinstance(token, str) for token in vocabulary):
@@ -173,9 +180,7 @@ def read_description(folder: Path) -> Description:
     card = _read_json(folder / CARD_FILE)
     if not isinstance(card, dict):
         raise ExportedModelError(f"{folder / CARD_FILE}: expected a JSON object.")
-    description = Description(config, tuple(vocabulary), card)
-    _check(description, folder)
-    return description
+    return Description(config, tuple(vocabulary), card)
 
 
 def write(model: ExportedModel, folder: Path) -> None:

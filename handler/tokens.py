@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 import spacy
 from spacy.symbols import ORTH
 from spacy.tokenizer import Tokenizer as SpacyTokenizer
+from spacy.vocab import create_vocab
 
 UNKNOWN: Final = "xxunk"
 PADDING: Final = "xxpad"
@@ -171,7 +172,7 @@ class Tokenizer:
         # A user may type `xxpad`. To fastai it is padding, which depends on the neighbours in the batch; it is
         # a word nobody taught the network, like any other.
         self._ids[PADDING] = self.unknown_id
-        self._config = config
+        self._new_spacy = _spacy_tokenizers(config)
         self._start_spacy()
         # Languages without spaces between words have tokenizers of their own.
         self._splits_at_spaces = isinstance(self._spacy, SpacyTokenizer)
@@ -237,12 +238,7 @@ class Tokenizer:
 
     def _start_spacy(self) -> None:
         """A tokenizer of spaCy's with fresh tables."""
-        language = spacy.blank(self._config.language)
-        tokenizer: Any = language.tokenizer
-        for token in self._config.special_tokens:
-            tokenizer.add_special_case(token, [{ORTH: token}])
-        _search_only_where_a_match_can_be(tokenizer, language.Defaults)
-        tokenizer.url_match = _without_backtracking(language.Defaults.url_match)
+        tokenizer = self._new_spacy()
         # Outside a zone they stay in the tables; in every zone, spaCy would have to look at them anew.
         for token in islice(self._ids, COMMON_WORDS):
             tokenizer(token)
@@ -258,7 +254,7 @@ MAX_WORD_CHARACTERS = 24
 COMMON_WORDS = 2_000
 
 MAX_SPACY_TOKENS = 100_000
-"""Before spaCy's tokenizer is made anew, which takes 0.2 s. A table of spaCy's (preshed's `PreshMap`) keeps the places
+"""Before spaCy's tokenizer is made anew, which takes 0.1 s. A table of spaCy's (preshed's `PreshMap`) keeps the places
 of the strings that a zone has freed and doubles when they have filled it: some 50 bytes for every new word, for ever.
 So many tokens take 5 MB."""
 
@@ -296,9 +292,42 @@ def _pairs_in_special_cases(tokenizer: SpacyTokenizer) -> dict[tuple[str, str], 
 
 AFFIX_WINDOW = 64
 
+_Search = Callable[[str], re.Match[str] | None]
 
-def _search_only_where_a_match_can_be(tokenizer: SpacyTokenizer, defaults: Any) -> None:
-    """Replace spaCy's affix searches by ones that give the same lengths sooner.
+
+def _spacy_tokenizers(config: TokenizerConfig) -> Callable[[], Any]:
+    """What makes spaCy's tokenizers of a language, each with fresh tables.
+
+    As `spacy.language.create_tokenizer` does, but with special tokens and searches from the beginning: spaCy takes all
+    special cases in anew after each change, three quarters of the time.
+    """
+    language = spacy.blank(config.language)
+    defaults = language.Defaults
+    special_cases = {token: [{ORTH: token}] for token in config.special_tokens}
+    own: Any = language.tokenizer
+    if type(own) is not SpacyTokenizer:
+
+        def with_special_cases() -> Any:
+            tokenizer: Any = spacy.blank(config.language).tokenizer
+            for token, parts in special_cases.items():
+                tokenizer.add_special_case(token, parts)
+            return tokenizer
+
+        return with_special_cases
+    prefix_search, suffix_search = _affix_searches(defaults)
+    options = {
+        "rules": {**defaults.tokenizer_exceptions, **special_cases},
+        "prefix_search": prefix_search,
+        "suffix_search": suffix_search,
+        "infix_finditer": spacy.util.compile_infix_regex(defaults.infixes).finditer if defaults.infixes else None,
+        "token_match": defaults.token_match,
+        "url_match": _without_backtracking(defaults.url_match),
+    }
+    return lambda: SpacyTokenizer(create_vocab(language.lang, defaults), **options)
+
+
+def _affix_searches(defaults: Any) -> tuple[_Search, _Search]:
+    """Searches for a prefix and a suffix that give the lengths spaCy's own do, sooner.
 
     spaCy takes a prefix's and a suffix's length from these functions, and its patterns are anchored (`^`, `$`).
     """
@@ -312,8 +341,7 @@ def _search_only_where_a_match_can_be(tokenizer: SpacyTokenizer, defaults: Any) 
         # A match that begins in the window's first half may be the rest of a longer one.
         return suffix.search(string) if found and found.start() < AFFIX_WINDOW // 2 else found
 
-    tokenizer.prefix_search = prefix.match
-    tokenizer.suffix_search = search_suffix
+    return prefix.match, search_suffix
 
 
 _URLS_USER: Final = r"(?:\S+(?::\S*)?@)?"
