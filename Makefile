@@ -14,6 +14,9 @@ TEST := $(VENV)/test.installed
 TRAIN := $(VENV)/train.installed
 BENCH := .venv-benchmarks
 
+# Two processes with a thread each, a whole file in one of them: its tests may share a server.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 # The command `sentiment`, from this folder.
 INSTALL_CLIENT = @$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
 
@@ -36,7 +39,7 @@ serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and ser
 
 .PHONY: test
 test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: fault-test
 fault-test: $(TEST) $(ARCHIVE) ## what goes wrong in operation, at length; writes the table in k8s/README.md
