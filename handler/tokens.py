@@ -298,32 +298,35 @@ _Search = Callable[[str], re.Match[str] | None]
 def _spacy_tokenizers(config: TokenizerConfig) -> Callable[[], Any]:
     """What makes spaCy's tokenizers of a language, each with fresh tables.
 
-    As `spacy.language.create_tokenizer` does, but with special tokens and searches from the beginning: spaCy takes all
+    What a language has of spaCy's own kind is made with special tokens and searches from the beginning: spaCy takes all
     special cases in anew after each change, three quarters of the time.
     """
     language = spacy.blank(config.language)
-    defaults = language.Defaults
+    code, defaults = language.lang, language.Defaults  # not the language itself, which has tables of its own
     special_cases = {token: [{ORTH: token}] for token in config.special_tokens}
+    prefix_search, suffix_search = _affix_searches(defaults)
+    url_match = _without_backtracking(defaults.url_match)
     own: Any = language.tokenizer
     if type(own) is not SpacyTokenizer:
 
-        def with_special_cases() -> Any:
+        def changed() -> Any:
             tokenizer: Any = spacy.blank(config.language).tokenizer
             for token, parts in special_cases.items():
                 tokenizer.add_special_case(token, parts)
+            tokenizer.prefix_search, tokenizer.suffix_search = prefix_search, suffix_search
+            tokenizer.url_match = url_match
             return tokenizer
 
-        return with_special_cases
-    prefix_search, suffix_search = _affix_searches(defaults)
+        return changed
     options = {
-        "rules": {**defaults.tokenizer_exceptions, **special_cases},
+        "rules": {**own.rules, **special_cases},
         "prefix_search": prefix_search,
         "suffix_search": suffix_search,
-        "infix_finditer": spacy.util.compile_infix_regex(defaults.infixes).finditer if defaults.infixes else None,
-        "token_match": defaults.token_match,
-        "url_match": _without_backtracking(defaults.url_match),
+        "infix_finditer": own.infix_finditer,
+        "token_match": own.token_match,
+        "url_match": url_match,
     }
-    return lambda: SpacyTokenizer(create_vocab(language.lang, defaults), **options)
+    return lambda: SpacyTokenizer(create_vocab(code, defaults), **options)
 
 
 def _affix_searches(defaults: Any) -> tuple[_Search, _Search]:

@@ -107,7 +107,10 @@ def inputs_of(
     Raises:
         TrainingError: no encoder.
     """
-    encoder = existing(encoder_folder / ENCODER_FILE, ": run `python -m training language-model` first.")
+    encoder = existing(
+        encoder_folder / ENCODER_FILE,
+        ": begin with --start model_store/general, or run `python -m training language-model` first.",
+    )
     vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
     inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
     if teacher_folder:

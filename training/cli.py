@@ -35,25 +35,20 @@ examples:
   the embedded model anew:
     python -m training all --data Tweets.csv
   from texts of your own, before the classifier a language model and distillation:
-    python -m training all --data Tweets.csv --texts tweets.txt labelled.tsv --labelled-texts labelled.tsv
+    python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
   from fastai's WikiText-103 language model (needs a network, wants a GPU):
-    python -m training all --data Tweets.csv --preset ulmfit
+    python -m training all --data Tweets.csv --run runs/ulmfit --preset ulmfit
   one stage after the other (each goes on where it stopped):
-    python -m training general --texts tweets.txt
-    python -m training language-model --data Tweets.csv --general runs/default/general
-    python -m training general-teacher --data Tweets.csv --labelled-texts labelled.tsv
-    python -m training distil --data Tweets.csv --texts tweets.txt --labelled-texts labelled.tsv
     python -m training teacher --data Tweets.csv
-    python -m training classifier --data Tweets.csv
+    python -m training classifier --data Tweets.csv --start model_store/general
     python -m training export --data Tweets.csv
     python -m training archive
   a classifier of your own tweets that begins where the embedded one ended:
     python -m training teacher --data Mine.csv --run runs/mine
     python -m training classifier --data Mine.csv --run runs/mine --start model_store/sentiment
     python -m training export --data Mine.csv --run runs/mine --to my_model
-  five-fold cross-validation of what is in the run, of the last two stages alone, and of a baseline:
+  five-fold cross-validation of what is in the run, and of a baseline:
     python -m training cross-validate --data Tweets.csv
-    python -m training cross-validate --data Tweets.csv --start model_store/general --name last-two-stages
     python -m training cross-validate --data Tweets.csv --recipe tfidf
   figures of the exported model, and of the running server:
     python -m training evaluate --data Tweets.csv --split validation
@@ -248,8 +243,9 @@ def _transformer_option(command: argparse.ArgumentParser, default: str = f"defau
     command.add_argument(
         "--transformer",
         metavar="NAME|FOLDER",
-        help=f"what the teacher begins with: {MINILM}, {MPNET}, or the folder of another one like BERT, MPNet or "
-        f"RoBERTa, as `transformers` saves them ({default}; of the preset tiny: {MINILM})",
+        help=f"what the teacher begins with: {MINILM}, {MPNET}, or the folder (./NAME, "
+        f"here) of another one like BERT, MPNet or RoBERTa, as `transformers` saves them ({default}; of the preset "
+        f"tiny: {MINILM})",
     )
 
 
@@ -292,8 +288,7 @@ def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
     from training.language_model import read_lines
-    from training.transformer import load
-    from training.warm_start import unpack
+    from training.warm_start import start_of, unpack
 
     settings = _settings(options)
     if not (options.start or options.general or options.texts):
@@ -312,12 +307,15 @@ def _all(options: argparse.Namespace) -> None:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     for path in options.texts or []:
         next(read_lines(path))
-    load(_transformer(options))
-    if options.start:
-        unpack(options.start, options.run)
-    else:
+    start = unpack(options.start, options.run) if options.start else None
+    if (options.run / "classifier" / "record.json").exists() and start_of(options.run) != start:
+        raise TrainingError(
+            f"The classifier in {options.run} began otherwise than this one would: choose another folder with --run, "
+            f"or remove {options.run / 'classifier'}."
+        )
+    _teacher(options)  # first of all stages: they share nothing with it, and its transformer is the user's
+    if not start:
         _before_the_classifier(options)
-    _teacher(options)
     options.stage, options.learner = "classifier", None
     _classifier(options)
     _export(options)

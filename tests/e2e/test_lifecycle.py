@@ -77,7 +77,10 @@ def test_a_start_after_kill_9_works(project: Project) -> None:
     assert second.stop() == 0
 
 
-def test_there_is_a_worker_for_each_core_and_none_has_pytorch(project: Project) -> None:
+def test_there_is_a_worker_for_each_core_and_none_has_pytorch(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # `make test` has set it
     server = Server(project)
     server.wait_for(READY)
     found = server.workers()

@@ -114,6 +114,19 @@ def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
     assert not (tmp_path / "cross-validation").exists()
 
 
+def test_all_is_not_begun_where_another_beginning_was_trained(
+    toy_run: Path, own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else the classifier, the last stage, would be refused after hours of the others."""
+    options = ("all", "--preset", "tiny", "--data", TOY_TWEETS, "--to", tmp_path / "model")
+    assert run(*options, "--run", tmp_path / "other", "--start", toy_run / "model") == 0
+    monkeypatch.setattr(Stage, "begin", None)
+    texts = ("--texts", TOY_TEXTS, "--labelled-texts", TOY_LABELLED)
+    for command in ((own_run, "--start", toy_run / "model"), (tmp_path / "other", *texts)):
+        assert run(*options, "--run", *command) == 1
+        assert "began otherwise than this one would" in capfd.readouterr().err
+
+
 def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blank = pd.read_csv(TOY_TWEETS, dtype=str).assign(airline_sentiment=lambda rows: rows["airline_sentiment"].head(9))
     blank.to_csv(tmp_path / "Blank.csv", index=False)

@@ -354,7 +354,7 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
         (["general", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
         (
             ["classifier", "--data", str(TOY_TWEETS), "--run", "nowhere"],
-            "run `python -m training language-model` first",
+            "begin with --start model_store/general, or run `python -m training language-model` first",
         ),
         (["export", "--run", "nowhere"], "no finished classifier"),
         (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),

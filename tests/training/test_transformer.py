@@ -91,9 +91,10 @@ def test_a_transformer_in_parts_is_put_together(tmp_path: Path, monkeypatch: pyt
     expected_tokenizer, expected = load(str(folder))
     torch.testing.assert_close(network.state_dict(), expected.state_dict(), atol=0, rtol=0)
     assert tokenizer("thanks, late")["input_ids"] == expected_tokenizer("thanks, late")["input_ids"]
-    monkeypatch.setitem(PACKAGED, "a-transformer", Packaged(packages, "0" * 64))
-    with pytest.raises(TrainingError, match="the weights are not those of a-transformer"):
-        load("a-transformer")
+    for damaged in (Packaged(packages, "0" * 64), Packaged(packages[:2], its_own), Packaged(("pytest",), its_own)):
+        monkeypatch.setitem(PACKAGED, "a-transformer", damaged)
+        with pytest.raises(TrainingError, match="the weights are not those of a-transformer"):
+            load("a-transformer")
     monkeypatch.setitem(PACKAGED, "a-transformer", Packaged((*packages, "a-transformer-part-3"), its_own))
     with pytest.raises(TrainingError, match="a-transformer-part-3 is missing: `make train-setup` installs"):
         load("a-transformer")
@@ -104,7 +105,7 @@ def test_the_teachers_weights_are_the_hubs() -> None:
     try:
         tokenizer, network = load(MPNET)
     except TrainingError as error:
-        if os.environ.get("CI") == "true":
+        if os.environ.get("CI") == "true" or "is missing" not in str(error):
             raise
         pytest.skip(str(error))
     assert sum(parameter.numel() for parameter in network.parameters()) == 109_486_464
