@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def train_targets(
     labels: list[str],
     teacher_folder: Path | None,
     settings: ClassifierSettings,
-    keep: Callable[[Callable[[], Tensor]], Tensor] = lambda compute: compute(),
+    keep: Callable[[Sequence[str], Callable[[Sequence[str]], Tensor]], Tensor] = lambda texts, compute: compute(texts),
 ) -> tuple[list[str], NDArray[np.float32]]:
     """The texts to train on, and for each a probability of every label.
 
@@ -134,15 +134,19 @@ def train_targets(
     for the rest; without a teacher, the rest is `label_smoothing`. A piece of a tweet has the teacher's answer alone.
 
     Args:
-        keep: `Stage.keep`, for the teachers' answers, which take minutes.
+        keep: `Stage.keep`, for the transformer's answers, which take minutes.
     """
     texts = list(train["text"])
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     more_texts: list[str] = []
     if teacher_folder:
         versions = [texts, *(pieces(texts, settings.seed + copy) for copy in range(settings.pieces))]
-        asked = partial(_teachers_answers, train, versions, labels, teacher_folder, settings.tfidf_weight)
-        answers = keep(asked).numpy()
+        teacher = cache(lambda: load_teacher(teacher_folder, labels))
+        found = keep([text for version in versions for text in version], lambda texts: teacher().predict(texts)[0])
+        if settings.tfidf_weight:
+            words = torch.from_numpy(tfidf.answers(train, versions, labels)).reshape(found.shape)
+            found = (1 - settings.tfidf_weight) * found + settings.tfidf_weight * words
+        answers = found.numpy()
         more_texts = [text for version in versions[1:] for text in version]
         share, rest = settings.label_weight, answers[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
@@ -183,17 +187,6 @@ def _widened(encoder: Path, vocabulary: list[str], to: Path) -> tuple[Path, list
     state["encoder.weight"] = state["encoder_dp.emb.weight"] = wider
     torch.save(state, to)
     return to, vocabulary
-
-
-def _teachers_answers(
-    train: pd.DataFrame, versions: Sequence[list[str]], labels: list[str], teacher_folder: Path, tfidf_weight: float
-) -> Tensor:
-    """The mean of the transformer's and of TF-IDF's probabilities, (len(versions) * len(train), C)."""
-    found = load_teacher(teacher_folder, labels).predict([text for texts in versions for text in texts])[0]
-    if tfidf_weight:
-        words = torch.from_numpy(tfidf.answers(train, versions, labels)).reshape(found.shape)
-        found = (1 - tfidf_weight) * found + tfidf_weight * words
-    return found
 
 
 def check_made_up_texts(settings: ClassifierSettings, labels: list[str]) -> None:

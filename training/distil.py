@@ -7,6 +7,8 @@ What comes of it is an encoder for the classifier, and a classifier of its own t
 unless it began with a model that had.
 """
 
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from training.run import Phase, Stage
 from training.settings import DistilSettings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher
+from training.transformer import TransformerClassifier
 
 HELD_OUT = 2_000
 
@@ -69,7 +72,9 @@ def distil(
     if not stage.begin():
         return
     documents = [*known["text"], *unlabelled]
-    targets: NDArray[np.float32] = stage.keep(lambda: _answers(documents, labels, teacher)).numpy()
+    answers = stage.keep(documents, partial(_answers, cache(lambda: load_teacher(teacher, labels))))
+    answers[:, len(labels) :] -= answers[:, len(labels) :].mean(0)
+    targets: NDArray[np.float32] = answers.numpy()
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
@@ -124,7 +129,6 @@ def keep_outputs(model: nn.Module, outputs: int) -> None:
     last.out_features = outputs
 
 
-def _answers(texts: list[str], labels: list[str], teacher: Path) -> Tensor:
-    """The teacher's probabilities and centred pooled outputs, (texts, C + D)."""
-    probabilities, features = load_teacher(teacher, labels).predict(texts)
-    return torch.cat([probabilities, features - features.mean(0)], 1)
+def _answers(teacher: Callable[[], TransformerClassifier], texts: Sequence[str]) -> Tensor:
+    """The teacher's probabilities and pooled outputs, (texts, C + D)."""
+    return torch.cat(teacher().predict(texts), 1)

@@ -4,8 +4,8 @@ A run is a folder; each stage has a folder in it, with
 
 - `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
 - `curves.png`: the same metrics as a picture, drawn after every epoch of over a minute, and at the end
-- `checkpoint.pth`: weights and optimizer, written after each epoch and every `CHECKPOINT_MINUTES`, and `kept.pth`:
-  what was computed before the first batch; both are removed when the stage is done
+- `checkpoint.pth`: weights and optimizer, written after each epoch, and `answers.pth`: what was computed of texts
+  before the first batch; both are written every `CHECKPOINT_MINUTES`, too, and removed when the stage is done
 - the stage's products, written when it is done
 """
 
@@ -28,6 +28,7 @@ import matplotlib
 import torch
 from fastai.text.all import Callback, CancelBatchException, Learner, set_seed
 from torch import Tensor
+from tqdm import tqdm
 
 from training.errors import TrainingError
 
@@ -38,7 +39,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MEBIBYTE = 1 << 20
 
 CHECKPOINT_MINUTES = 3
-"""What a kill costs of an epoch at most, beside reading the texts anew. What `Stage.keep` computes is begun anew."""
+"""What a kill costs at most, beside reading the texts anew."""
+
+KEPT_AT_ONCE = 2_048
+"""Texts that are computed together; the time is looked at between them."""
 
 LONG_EPOCH_SECONDS = 60
 """Somebody may look at the curves before the stage is done."""
@@ -106,7 +110,7 @@ class Stage:
         """Whether there is anything that other settings or inputs would mix into: a stage that was refused its data
         left a record alone."""
         told = self.record["finished"] or self.record["epochs"]
-        return bool(told) or self._kept_path.exists() or self._checkpoint_path.exists()
+        return bool(told) or self._answers_path.exists() or self._checkpoint_path.exists()
 
     def is_done(self) -> bool:
         """Whether an earlier run finished the stage, saying so."""
@@ -133,20 +137,28 @@ class Stage:
         if self.record["epochs"]:
             self._draw_curves()
         self._checkpoint_path.unlink(missing_ok=True)
-        self._kept_path.unlink(missing_ok=True)
+        self._answers_path.unlink(missing_ok=True)
 
-    def keep(self, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` returns, computed once: a run that goes on after a kill reads it.
+    def keep(self, texts: Sequence[str], compute: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """What `compute` makes of the texts, (texts, ...), with a progress bar on a terminal.
 
-        Seeds everything anew, so that both go on with the same random numbers.
+        A run that goes on after a kill reads what was made before. Seeds everything anew, so that both go on with the
+        same random numbers.
         """
-        if self._kept_path.exists():
-            kept: Tensor = torch.load(self._kept_path, weights_only=True)
-        else:
-            kept = compute()
-            _save_whole(kept, self._kept_path)
+        kept = [torch.load(self._answers_path, weights_only=True)] if self._answers_path.exists() else []
+        done = sum(map(len, kept))
+        saved = time.monotonic()
+        with tqdm(total=len(texts), initial=done, unit="text", disable=None) as progress:
+            for start in range(done, len(texts), KEPT_AT_ONCE):
+                kept.append(compute(texts[start : start + KEPT_AT_ONCE]))
+                progress.update(len(kept[-1]))
+                is_last = start + KEPT_AT_ONCE >= len(texts)
+                if is_last or time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES:
+                    kept = [torch.cat(kept)]
+                    _save_whole(kept[0], self._answers_path)
+                    saved = time.monotonic()
         set_seed(self.settings.seed, reproducible=True)
-        return kept
+        return torch.cat(kept)
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
         """Train `learner` through `phases`, from the last checkpoint if there is one.
@@ -223,8 +235,8 @@ class Stage:
         return self.folder / "checkpoint.pth"
 
     @property
-    def _kept_path(self) -> Path:
-        return self.folder / "kept.pth"
+    def _answers_path(self) -> Path:
+        return self.folder / "answers.pth"
 
     def _write_record(self) -> None:
         now = time.monotonic()

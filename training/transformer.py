@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
@@ -191,7 +190,7 @@ class TransformerClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Probabilities (texts, C) and pooled outputs (texts, D), with a progress bar on a terminal."""
+        """Probabilities (texts, C) and pooled outputs (texts, D)."""
         self.eval()
         pieces = self.pieces(texts)
         # Texts of a length together, so that little is computed on padding.
@@ -199,14 +198,12 @@ class TransformerClassifier(nn.Module):
         device = self.head.weight.device
         probabilities = torch.empty(len(texts), self.head.out_features)
         features = torch.empty(len(texts), self.head.in_features)
-        with tqdm(total=len(texts), unit="text", disable=None) as progress:
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16()):
-                    found = self.features(self.pad([pieces[row] for row in rows]).to(device)).float()
-                features[rows] = found.cpu()
-                probabilities[rows] = self.head(found).softmax(1).cpu()
-                progress.update(len(rows))
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16()):
+                found = self.features(self.pad([pieces[row] for row in rows]).to(device)).float()
+            features[rows] = found.cpu()
+            probabilities[rows] = self.head(found).softmax(1).cpu()
         return probabilities, features
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def test_every_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
         for epoch in record["epochs"]:
             assert {"phase", "seconds", "train_loss", "valid_loss", "accuracy"} <= set(epoch)
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert not list(folder.glob("checkpoint.*")) + list(folder.glob("kept.*"))
+        assert not list(folder.glob("checkpoint.*")) + list(folder.glob("answers.*"))
     assert [e["phase"] for e in record["epochs"]] == ["head", "last two", "last three", "all", "all"]
 
 
@@ -91,7 +92,7 @@ def test_every_stage_resumes(
         stop_after(patch, 1)
         assert run(*command) == 130
     before = record_of(tmp_path / stage)
-    assert (tmp_path / stage / "kept.pth").exists() == (stage == "distil")
+    assert (tmp_path / stage / "answers.pth").exists() == (stage == "distil")
     assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == (
         stage != "general-teacher"
     )
@@ -167,6 +168,32 @@ def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
     )
     assert len(whole) > 3
     torch.testing.assert_close(trained_on, whole[3:], atol=0, rtol=0)
+
+
+def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.KEPT_AT_ONCE", 3)
+    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)
+    texts = [str(number) for number in range(10)]
+    asked: list[str] = []
+
+    def compute(some: Sequence[str]) -> torch.Tensor:
+        asked.extend(some)
+        if asked == texts[:9]:
+            raise KeyboardInterrupt
+        return torch.tensor([[float(text)] for text in some])
+
+    for expected in (texts[:9], texts[6:], []):
+        asked.clear()
+        stage = Stage(tmp_path / "stage", PRESETS["tiny"].distil, {})
+        assert stage.begin()
+        if expected == texts[:9]:
+            with pytest.raises(KeyboardInterrupt):
+                stage.keep(texts, compute)
+        else:
+            assert stage.keep(texts, compute).flatten().tolist() == list(range(10))
+        assert asked == expected
 
 
 def test_a_stage_killed_after_its_last_epoch_is_finished(
