@@ -188,11 +188,23 @@ PRESET_HELP = {
 }
 
 
+AT_LEAST_ONE = {
+    "embedding_size",
+    "hidden_size",
+    "layers",
+    "min_frequency",
+    "max_vocabulary",
+    "batch_size",
+    "sequence_length",
+    "decay_per_group",
+}
+
+
 def with_changes(settings: Settings, changes: list[str]) -> Settings:
     """Apply changes of the form `STAGE.NAME=VALUE`.
 
     Raises:
-        TrainingError: an unknown name, or a value that is not of the setting's type.
+        TrainingError: an unknown name, or a value that is not of the setting's type, or less than it can be.
     """
     for change in changes:
         key, _, value = change.partition("=")
@@ -209,8 +221,11 @@ def with_changes(settings: Settings, changes: list[str]) -> Settings:
             raise TrainingError(f"--set {change}: expected STAGE.NAME=VALUE, STAGE.NAME one of {known}.")
         kind: Any = types[name]
         try:
-            changed = replace(stage, **{name: kind(value)})
+            number = kind(value)
         except ValueError as error:
             raise TrainingError(f"--set {change}: {key} takes a value of type {kind.__name__}.") from error
-        settings = replace(settings, **{stage_name: changed})
+        least = 1 if name in AT_LEAST_ONE else 0
+        if not least <= number < float("inf"):
+            raise TrainingError(f"--set {change}: {key} takes a number of at least {least}.")
+        settings = replace(settings, **{stage_name: replace(stage, **{name: number})})
     return settings

@@ -399,6 +399,9 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
         (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
         (["general", *TEXTS, "--set", "transformer=9"], "expected STAGE.NAME=VALUE"),
         (["general", *TEXTS, "--set", "general.epochs=many"], "takes a value of type int"),
+        (["general", *TEXTS, "--set", "general.epochs=-1"], "general.epochs takes a number of at least 0"),
+        (["general", *TEXTS, "--set", "general.batch_size=0"], "general.batch_size takes a number of at least 1"),
+        (["general", *TEXTS, "--set", "general.learning_rate=nan"], "takes a number of at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
