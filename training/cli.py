@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     )
     _data_option(command)
     _labelled_texts_option(command)
-    _transformer_option(command, f"default: {MINILM}")
+    _transformer_option(command, MINILM)
     _run_options(command)
 
     command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
@@ -205,12 +205,12 @@ def _data_option(command: argparse.ArgumentParser) -> None:
 
 def _beginning_options(command: argparse.ArgumentParser) -> None:
     choice = command.add_mutually_exclusive_group()
-    starts = ", ".join(f"{settings.start} for the preset {name}" for name, settings in PRESETS.items())
     choice.add_argument(
         "--start",
         type=Path,
         metavar="FOLDER",
-        help=f"begin with this exported model's encoder, without a language model (default: {starts})",
+        help="begin with this exported model's encoder, without a language model (default: "
+        f"{PRESETS['default'].start}; of the preset ulmfit: --general {PRESETS['ulmfit'].start})",
     )
     choice.add_argument("--general", metavar="wt103|FOLDER", help=f"begin with {_GENERAL_HELP}")
     choice.add_argument(
@@ -239,13 +239,14 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _transformer_option(command: argparse.ArgumentParser, default: str = f"default: {MPNET}") -> None:
+def _transformer_option(
+    command: argparse.ArgumentParser, default: str = f"{MPNET}; of the preset tiny: {MINILM}"
+) -> None:
     command.add_argument(
         "--transformer",
         metavar="NAME|FOLDER",
         help=f"what the teacher begins with: {MINILM}, {MPNET}, or the folder (./NAME, "
-        f"here) of another one like BERT, MPNet or RoBERTa, as `transformers` saves them ({default}; of the preset "
-        f"tiny: {MINILM})",
+        f"here) of another one like BERT, MPNet or RoBERTa, as `transformers` saves them (default: {default})",
     )
 
 
