@@ -110,9 +110,8 @@ def test_the_teachers_weights_are_the_hubs() -> None:
         pytest.skip(str(error))
     assert sum(parameter.numel() for parameter in network.parameters()) == 109_486_464
     teacher = TransformerClassifier(3, tokenizer, network)
-    late, later, thanks = teacher.predict(["The flight was late", "Our plane was delayed", "Thank you for your help"])[
-        1
-    ]
+    texts = ["The flight was late", "Our plane was delayed", "Thank you for your help"]
+    late, later, thanks = teacher.predict(texts)[1]
     near = torch.nn.functional.cosine_similarity(late, later, dim=0)
     assert near > 0.5 > torch.nn.functional.cosine_similarity(late, thanks, dim=0)
 
