@@ -196,7 +196,7 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Texts together",
         "",
-        "Milliseconds a tweet by how many arrive together (the engine takes them four at a time, alike in length), and "
+        "Milliseconds a tweet by how many arrive together (the engine takes those of like length together), and "
         "how far a probability is from that of the tweet alone. Ordinary dynamic quantization takes its scales from "
         "whatever is computed together; here they are constant.",
         "",

@@ -19,9 +19,6 @@ LENGTHS: Final = "lengths"
 STARTS: Final = "starts"
 PROBABILITIES: Final = "probabilities"
 
-MAX_BATCH_TEXTS: Final = 4
-"""Enough for a core's arithmetic to be busy; more would be more padding."""
-
 _ERRORS_ONLY = 3
 
 
@@ -66,7 +63,7 @@ class Engine:
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
         results = np.empty((len(ids), self._config.head_sizes[-1]), dtype=np.float32)
-        for rows in batches([len(row) for row in ids], MAX_BATCH_TEXTS):
+        for rows in batches([len(row) for row in ids]):
             padded, lengths = pad([ids[row] for row in rows])
             starts = np.array([self._config.pooling_start(length) for length in lengths.tolist()])
             inputs = {IDS: np.ascontiguousarray(padded.T), LENGTHS: lengths, STARTS: starts}

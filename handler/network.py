@@ -24,9 +24,6 @@ from torch import Tensor, nn
 from handler.exported import ExportedModel, NetworkConfig, Probabilities
 from handler.padding import batches, pad
 
-MAX_BATCH_TEXTS = 32
-"""More texts at a time are not faster on a CPU."""
-
 
 class HeadBlock(nn.Module):
     """BatchNorm with fixed statistics and a linear layer without bias (fastai.layers, `LinBnDrop`)."""
@@ -70,7 +67,7 @@ class TextNetwork(nn.Module):
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
         """The labels' probabilities, (N, C), of N texts given as ids."""
         results = np.empty((len(ids), self.config.head_sizes[-1]), dtype=np.float32)
-        for rows in batches([len(row) for row in ids], MAX_BATCH_TEXTS):
+        for rows in batches([len(row) for row in ids]):
             padded, lengths = pad([ids[row] for row in rows])
             results[rows] = self(torch.from_numpy(padded), torch.from_numpy(lengths)).numpy()
         return results

@@ -253,10 +253,10 @@ MAX_WORD_CHARACTERS = 24
 
 COMMON_WORDS = 2_000
 
-MAX_SPACY_TOKENS = 100_000
+MAX_SPACY_TOKENS = 50_000
 """Before spaCy's tokenizer is made anew, which takes 0.1 s. A table of spaCy's (preshed's `PreshMap`) keeps the places
 of the strings that a zone has freed and doubles when they have filled it: some 50 bytes for every new word, for ever.
-So many tokens take 5 MB."""
+So many tokens take some 3 MB."""
 
 
 class _Pair(NamedTuple):

@@ -1,7 +1,7 @@
 """One text, one answer: whatever the neighbours, the place in the batch, and what came before."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
-from handler.padding import MAX_BATCH_TOKENS, batches
+from handler.padding import MAX_BATCH_TEXTS, MAX_BATCH_TOKENS, STEP_COST, batches
 
 TOLERANCE = 1e-5
 
 LENGTHS = [1, 2, 3, 25, 71, 72, 73, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1600, 2000]
+ANY_LENGTH = st.integers(1, 60) | st.integers(1, 20_000)
 
 
 @pytest.fixture(scope="module", params=["the reference", "the engine"])
@@ -78,13 +79,39 @@ def test_no_texts_have_no_answers(classifier: TextClassifier) -> None:
     assert classifier.predict([]).shape == (0, len(classifier.labels))
 
 
-@given(st.lists(st.integers(1, 5_000), max_size=100), st.integers(1, 40))
-def test_batches_hold_every_text_once_within_the_limits(lengths: list[int], max_texts: int) -> None:
-    found = list(batches(lengths, max_texts))
+def within_limits(lengths: Sequence[int], batch: Sequence[int]) -> bool:
+    padded = len(batch) * max(lengths[index] for index in batch)
+    return len(batch) == 1 or (len(batch) <= MAX_BATCH_TEXTS and padded <= MAX_BATCH_TOKENS)
+
+
+@given(st.lists(ANY_LENGTH, max_size=100))
+def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> None:
+    found = batches(lengths)
     assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        assert len(batch) <= max_texts
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS
+    assert all(within_limits(lengths, batch) for batch in found)
+
+
+@given(st.lists(ANY_LENGTH, max_size=6))
+def test_no_other_batches_cost_less(lengths: list[int]) -> None:
+    def cost(partition: Sequence[Sequence[int]]) -> int:
+        return sum(max(lengths[i] for i in batch) * (STEP_COST + len(batch)) for batch in partition)
+
+    def partitions(indexes: Sequence[int]) -> Iterator[list[list[int]]]:
+        if not indexes:
+            yield []
+            return
+        for rest in partitions(indexes[1:]):
+            yield [[indexes[0]], *rest]
+            for place, batch in enumerate(rest):
+                yield [*rest[:place], [indexes[0], *batch], *rest[place + 1 :]]
+
+    possible = [one for one in partitions(range(len(lengths))) if all(within_limits(lengths, batch) for batch in one)]
+    assert cost(batches(lengths)) == min(map(cost, possible))
+
+
+def test_texts_alike_in_length_go_together_and_a_long_one_alone() -> None:
+    assert batches([20, 1_000, 22, 21]) == [[0, 3, 2], [1]]
+    assert [len(batch) for batch in batches([20] * 100)] == [32, 32, 32, 4]
 
 
 def test_an_explanation_has_a_weight_for_each_token(classifier: TextClassifier) -> None:
