@@ -6,11 +6,15 @@ One text, one answer: a text's probabilities depend neither on its neighbours no
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from handler import exported
 from handler.engine import GRAPH_FILE, Engine
 from handler.exported import Description, Probabilities
+
+WARM_UP_BATCH: Final = ["of many words " * 20] * 16
+"""As many texts as TorchServe hands over at once (`batchSize` in `config.properties`), as long as tweets get: after it
+the engine's memory grows for longer texts only."""
 
 
 class Network(Protocol):
@@ -66,9 +70,9 @@ class TextClassifier:
         return cls(model, Engine(folder / GRAPH_FILE, model.config.network, threads))
 
     def warm_up(self) -> None:
-        """Do what would make the first texts slower than those after them."""
+        """Do what would make the first texts slower than those after them, and take the memory that they would take."""
         self._tokenizer.warm_up()
-        self.predict(["a first text"])
+        self.predict(["a first text", *WARM_UP_BATCH])
 
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text, in its own order."""

@@ -9,6 +9,7 @@ tokenizer, without importing fastai: that takes 3 s and brings a process to 390 
   is quadratic too (4,000 emoji without a space: 2 s). Here they look only where a match can be. Its pattern for
   URLs is quadratic in the number of colons (20,000 characters of "1:@": 5 s); here an equal one is not.
 - spaCy splits a text at its spaces and then each word by itself, so the tokens of words seen lately are kept.
+- spaCy works out a new word's shape, whether it is like a number, and more, in half of its time. No token needs it.
 """
 
 import gc
@@ -173,6 +174,7 @@ class Tokenizer:
         # a word nobody taught the network, like any other.
         self._ids[PADDING] = self.unknown_id
         self._new_spacy = _spacy_tokenizers(config)
+        self._spacy: Any = None
         self._start_spacy()
         # Languages without spaces between words have tokenizers of their own.
         self._splits_at_spaces = isinstance(self._spacy, SpacyTokenizer)
@@ -226,9 +228,11 @@ class Tokenizer:
         return any(part in word for part in self._parts_of_special_cases)
 
     def _spacy_tokens(self, text: str) -> tuple[str, ...]:
-        if self._tokens_made > MAX_SPACY_TOKENS:
+        if self._spacy is None or self._tokens_made > MAX_SPACY_TOKENS:
+            # The one before first: with both of them, memory would be larger from then on.
+            self._spacy = None
+            gc.collect()  # its parts refer to each other
             self._start_spacy()
-            gc.collect()  # the one before, whose parts refer to each other
         # The zone frees the strings that this text adds to spaCy's tables: without it, memory grows with every
         # word never seen before.
         with self._spacy.vocab.memory_zone():
@@ -326,7 +330,13 @@ def _spacy_tokenizers(config: TokenizerConfig) -> Callable[[], Any]:
         "token_match": own.token_match,
         "url_match": url_match,
     }
-    return lambda: SpacyTokenizer(create_vocab(code, defaults), **options)
+
+    def made() -> Any:
+        vocabulary: Any = create_vocab(code, defaults)
+        vocabulary.lex_attr_getters = {}  # what spaCy works out for every new word besides its tokens
+        return SpacyTokenizer(vocabulary, **options)
+
+    return made
 
 
 def _affix_searches(defaults: Any) -> tuple[_Search, _Search]:

@@ -290,6 +290,22 @@ def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert renewed._spacy is not first
 
 
+def test_tables_that_could_not_be_made_are_made_for_the_next_text(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokenizer.tokens("a word")
+
+    def fail() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizer, "_tokens_made", handler.tokens.MAX_SPACY_TOKENS + 1)
+        patched.setattr(tokenizer, "_new_spacy", fail)
+        with pytest.raises(MemoryError):
+            tokenizer.tokens("unmade")
+    assert tokenizer.tokens("unmade a word")[-2:] == expected[-2:]
+
+
 @pytest.mark.parametrize(
     "unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA", "1:@", "a:b@", ": ) "]
 )
