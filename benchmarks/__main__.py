@@ -8,7 +8,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -120,11 +120,14 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     compared = [side for side in all_sides if side.name not in (FLASK, FLASK_ALL, UNBATCHED)]
 
     found: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
-    with _progress(options.rounds * (len(all_sides) + len(compared)) + 5) as done:
+    alone: dict[str, list[Any]] = {}
+    with _progress(options.rounds * (len(all_sides) + len(compared) + 2) + 4) as done:
         for _ in range(options.rounds):
             for side in all_sides:
                 _closed_loop(side, asked, options.seconds, log, found[side.name])
                 done(side.name)
+            _alone(unpacked, asked, workers, options.seconds / 2, alone)
+            done("the engine alone")
         checked = texts[:CHECKED_TEXTS]
         labels = {side.name: _label_check(side, checked, classifier, reference, log) for side in all_sides}
         capacity = {side.name: statistics.median(found[side.name]["throughput"]) for side in compared}
@@ -141,11 +144,11 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
         plain = measure.plain_engine(unpacked, model.config.network, workspace)
         steps = measure.steps(classifier, sample)
         without_server: dict[str, Any] = {
-            "alone": measure.engine_alone(unpacked, asked[:ALONE_TEXTS], workers, options.seconds),
+            "alone": _medians(alone),
             "steps_ms": steps,
             "roofline": measure.roofline(model, ids, steps["engine"]),
         }
-        done("the engine alone")
+        done("steps")
         without_server |= {
             "lengths": measure.lengths(classifier),
             "batches": measure.batches(classifier, plain, ids),
@@ -153,8 +156,7 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
             "int8": measure.largest_differences(classifier, reference, texts),
         }
         done("lengths and batches")
-        larger = _larger(model, options, asked, workers, workspace, log)
-        done("the larger network")
+        larger = _larger(model, options, asked, workers, workspace, log, done)
         memory = _memory(all_sides[0], texts, options.requests, log)
         done("memory")
         profile = _profile(all_sides[0], asked, options.seconds, log)
@@ -248,26 +250,33 @@ def _larger(
     workers: int,
     workspace: Path,
     log: Path,
+    done: Callable[[str], None],
 ) -> dict[str, float]:
-    """The share of the engine's throughput that a server has with a 400/1152/3 network."""
+    """The engine's and a server's throughput with a 400/1152/3 network, in turns."""
     folder, store = workspace / "larger", workspace / "store"
     exported.write(measure.larger_model(model), folder)
     store.mkdir()
     archive(folder, store / ARCHIVE.name, "1.0", "int8")
     larger = _unpacked(store / ARCHIVE.name, workspace / "larger-archive")
-    alone = measure.engine_alone(larger, asked[:ALONE_TEXTS], workers, 5)
     config = _config(workspace / "larger.properties", store, measure.SERVED_BATCH)
     side = torchserve(options.product, config, workers)
-    requests = side.requests(asked)
-    with running(side, log):
-        load(side.url, requests, CONNECTIONS, WARM_UP_S)
-        one = _all_answered(load(side.url, requests, 1, options.seconds), side)
-        many = _all_answered(load(side.url, requests, CONNECTIONS, options.seconds), side)
+    alone: dict[str, list[Any]] = {}
+    served: dict[str, list[Any]] = {}
+    for _ in range(options.rounds):
+        _alone(larger, asked, workers, options.seconds / 2, alone)
+        _closed_loop(side, asked, options.seconds, log, served)
+        done("the larger network")
+    found = _medians(served)
     return {
-        "engine_texts_a_second": round(alone["engine_in_batches"], 1),
-        "throughput": round(many.throughput, 1),
-        "p50_ms": round(one.percentile(50), 2),
+        "engine_texts_a_second": round(_medians(alone)["engine_in_batches"], 1),
+        "throughput": round(found["throughput"], 1),
+        "p50_ms": round(found["p50_ms"], 2),
     }
+
+
+def _alone(model: Path, asked: Sequence[str], workers: int, seconds: float, found: dict[str, list[Any]]) -> None:
+    for name, value in measure.engine_alone(model, asked[:ALONE_TEXTS], workers, seconds).items():
+        found.setdefault(name, []).append(value)
 
 
 def _memory(side: Side, texts: Sequence[str], count: int, log: Path) -> dict[str, Any]:
