@@ -197,8 +197,7 @@ def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, fo
             "loaded_p99_ms": many.percentile(99),
             "worker_megabytes": server.worker_megabytes(),
         }
-    for name, value in figures.items():
-        found.setdefault(name, []).append(value)
+    _add(figures, found)
 
 
 def _equal_load(
@@ -211,8 +210,7 @@ def _equal_load(
             # Before it counts: batching that learns from the load learns from this one.
             load(side.url, requests, EQUAL_LOAD_CONNECTIONS, 2, rate)
             result = _all_answered(load(side.url, requests, EQUAL_LOAD_CONNECTIONS, seconds, rate), side)
-            found.setdefault(f"{name}_p50_ms", []).append(result.percentile(50))
-            found.setdefault(f"{name}_p99_ms", []).append(result.percentile(99))
+            _add({f"{name}_p50_ms": result.percentile(50), f"{name}_p99_ms": result.percentile(99)}, found)
 
 
 def _all_answered(result: Load, side: Side) -> Load:
@@ -268,15 +266,14 @@ def _larger(
         done("the larger network")
     found = _medians(served)
     return {
-        "engine_texts_a_second": round(_medians(alone)["engine_in_batches"], 1),
-        "throughput": round(found["throughput"], 1),
-        "p50_ms": round(found["p50_ms"], 2),
+        "engine_texts_a_second": _medians(alone)["engine_in_batches"],
+        "throughput": found["throughput"],
+        "p50_ms": found["p50_ms"],
     }
 
 
 def _alone(model: Path, asked: Sequence[str], workers: int, seconds: float, found: dict[str, list[Any]]) -> None:
-    for name, value in measure.engine_alone(model, asked[:ALONE_TEXTS], workers, seconds).items():
-        found.setdefault(name, []).append(value)
+    _add(measure.engine_alone(model, asked[:ALONE_TEXTS], workers, seconds), found)
 
 
 def _memory(side: Side, texts: Sequence[str], count: int, log: Path) -> dict[str, Any]:
@@ -337,6 +334,12 @@ def _config(path: Path, model_store: Path, batch_size: int) -> Path:
 def _unpacked(mar: Path, folder: Path) -> Path:
     shutil.unpack_archive(mar, folder, "zip")
     return folder / MODEL_FOLDER
+
+
+def _add(figures: Mapping[str, Any], found: dict[str, list[Any]]) -> None:
+    """A round's figures to those of the rounds before."""
+    for name, value in figures.items():
+        found.setdefault(name, []).append(value)
 
 
 def _medians(found: dict[str, list[float]]) -> dict[str, Any]:
