@@ -14,10 +14,15 @@ from handler import batch
 from handler.batch import Job
 from handler.classifier import TextClassifier
 from handler.limits import THREADS_VARIABLE, Limits, whole_number
+from handler.memory import give_freed_memory_back
 from handler.metrics import Metrics
 
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
+LARGE_BLOCK_MIB, HEAP_END_MIB = 4, 1
+"""With glibc's defaults the classifier begins with 165 MB and grows by 4 to 6 between 1,000 and 20,000 texts of new
+words; with these it begins with 160, grows by 1 to 2, and takes no longer."""
+
 RETRY_AFTER_S = 1
 """What a request is told that came with too much text at once; most batches are done within milliseconds, the
 longest within seconds."""
@@ -31,6 +36,7 @@ class TextClassifierHandler:
         # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
         # whether the body was not UTF-8 or not JSON.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
         # TorchServe's worker logs a line for every batch.
         logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()

@@ -9,7 +9,6 @@ A run is a folder; each stage has a folder in it, with
 - the stage's products, written when it is done
 """
 
-import ctypes
 import json
 import os
 import platform
@@ -30,13 +29,11 @@ from fastai.text.all import Callback, CancelBatchException, Learner, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from handler.memory import give_freed_memory_back
 from training.errors import TrainingError
 
 matplotlib.use("Agg")  # a server has no screen
 import matplotlib.pyplot as plt
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_MEBIBYTE = 1 << 20
 
 CHECKPOINT_MINUTES = 3
 """What a kill costs at most, beside reading the texts anew."""
@@ -46,6 +43,20 @@ KEPT_AT_ONCE = 2_048
 
 LONG_EPOCH_SECONDS = 60
 """Somebody may look at the curves before the stage is done."""
+
+LARGE_BLOCK_MIB = 16
+"""With glibc's defaults a language model's 2,884 steps on two cores grew to 22.5 GB. Where every block of a MiB comes
+from the system, a third of the classifier's time goes into that. A step of it, on one core, and what a language model
+of 300/600/2 takes:
+
+| blocks from | ms a step | language model, MB after 25 and 100 steps |
+|---|---|---|
+| 1 MiB | 357 | |
+| 16 MiB | 249 | 930, 942 |
+| 64 MiB | 234 | 1,067, 1,164 |
+"""
+
+HEAP_END_MIB = 128
 
 VERSIONED_PACKAGES = (
     "torch",
@@ -166,7 +177,7 @@ class Stage:
         Batches come in the order in which an uninterrupted run has them; the dropout of an epoch that was interrupted
         differs.
         """
-        give_freed_memory_back()
+        give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
         checkpoint = self._load_checkpoint(learner)
         done_epochs = len(self.record["epochs"])
         first_epoch = 0
@@ -328,26 +339,6 @@ def record_of(folder: Path) -> dict[str, Any]:
     """What `record.json` of a stage's folder says."""
     record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     return record
-
-
-def give_freed_memory_back() -> None:
-    """Let glibc take blocks of 16 MiB and more from the system and give them back when they are freed.
-
-    By default it raises the size from which it does so up to 32 MB, keeps smaller blocks in heaps, and the heaps
-    fragment: a language model's 2,884 steps on two cores grew to 22.5 GB. Where every block of a MiB comes from the
-    system, a third of the classifier's time goes into that. A step of it, on one core, and what a language model of
-    300/600/2 takes:
-
-    | blocks from | ms a step | language model, MB after 25 and 100 steps |
-    |---|---|---|
-    | 1 MiB | 357 | |
-    | 16 MiB | 249 | 930, 942 |
-    | 64 MiB | 234 | 1,067, 1,164 |
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 16 * _MEBIBYTE)
-        libc.mallopt(_M_TRIM_THRESHOLD, 128 * _MEBIBYTE)  # of free memory at the heap's end, what may stay
 
 
 def plot_curves(record: dict[str, Any], picture: Path) -> None:
