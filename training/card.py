@@ -116,7 +116,8 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
     lines += ["Made by `python -m training export` from `card.json`; edit that command's `--notes`, not this file.", ""]
     if card["notes"]:
         lines += [card["notes"], ""]
-    lines += ["## How good", "", *_metrics(card["metrics"]), *_cross_validation(card["cross_validation"])]
+    lines += ["## How good", "", *_metrics(card["metrics"])]
+    lines += [*_calibrated_apart(card["stages"]), *_cross_validation(card["cross_validation"])]
     lines += _behaviour(card["behaviour"])
     if began_with_other_tweets(card):
         lines += [
@@ -167,14 +168,26 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _calibrated_apart(stages: Mapping[str, Any]) -> list[str]:
+    apart = stages.get("classifier", {}).get("apart")
+    if not apart:
+        return []
+    return [
+        f"A temperature and a bias for each label were fitted on the validation split. With those of every fifth tweet "
+        f"fitted on the others, its accuracy is {apart['accuracy']:.4f}, its macro-F1 {apart['macro_f1']:.4f} and its "
+        f"calibration error {apart['expected_calibration_error']:.3f}.",
+        "",
+    ]
+
+
 def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
     if not recipes:
         return []
     lines = [
         "Five-fold cross-validation over the train and validation splits (mean and standard deviation over the folds; "
-        "the temperature of this project's classifiers is fitted on the fold itself; minutes of training a fold, "
-        "without the stages that folds share; milliseconds for one tweet alone, of a classifier of this project in "
-        "float32):",
+        "a classifier of this project is calibrated, for each fifth of a fold, on the other four; minutes of training "
+        "a fold, without the stages that folds share; milliseconds for one tweet alone, of a classifier of this "
+        "project in float32):",
         "",
         "| recipe | accuracy | macro-F1 | calibration error | minutes | MB | ms |",
         "|---|---|---|---|---|---|---|",

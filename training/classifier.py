@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from training import tfidf
 from training.augmentation import OPINIONS, WORDS, made_up, pieces
 from training.behaviour import LABELS
+from training.calibration import calibrate_and_round
 from training.data import existing, labelled, labels_of, sha256_of
 from training.errors import TrainingError
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
-from training.metrics import METRICS, best_temperature, soft_cross_entropy, to_targets
+from training.metrics import METRICS, soft_cross_entropy, to_targets
 from training.run import Phase, Stage
 from training.settings import ClassifierSettings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
@@ -94,9 +95,9 @@ def train_classifier(
     learner.add_cb(GradientClip(settings.max_gradient_norm))
     (folder / WIDENED_FILE).unlink(missing_ok=True)
     stage.fit(learner, phases(settings))
-    temperature = calibrate_and_round(learner, len(labels))
+    calibration = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)
-    stage.finish(temperature=temperature)
+    stage.finish(**calibration)
 
 
 def inputs_of(
@@ -253,32 +254,6 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
     )
     learner.load_encoder(encoder.stem)
     return learner
-
-
-@torch.no_grad()
-def calibrate_and_round(learner: Learner, labels: int) -> float:
-    """Calibrate on the validation split and round to half precision, so that the exported file is exact.
-
-    Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) divides the logits by
-    one number; the last layer has no bias, so its weights carry it.
-
-    Args:
-        labels: how many of the outputs are the labels', the first ones.
-
-    Returns:
-        the temperature.
-    """
-    with learner.no_bar(), learner.no_logging():
-        logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
-    temperature = best_temperature(logits[:, :labels], targets[:, :labels])
-    model = learner.model
-    [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    last.weight /= temperature
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if not isinstance(module, nn.BatchNorm1d):  # its few numbers can stay as they are
-                parameter.copy_(parameter.half())
-    return temperature
 
 
 def export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: list[str], folder: Path) -> None:

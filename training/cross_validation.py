@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
+from training.calibration import calibrated_apart
 from training.classifier import LEARNER_FILE, inputs_of, train_classifier
 from training.data import labelled, labels_of
 from training.errors import TrainingError
 from training.evaluate import figures
 from training.export import export_file
+from training.metrics import to_targets
 from training.run import command_line, differences, finished_stage, record_of, source_commit
 from training.settings import Settings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
@@ -31,6 +33,8 @@ from training.tfidf import FOLDS, held_out_fifths, new_classifier
 from training.warm_start import saw_labels, start_of
 
 TIMED_TEXTS = 200
+SMALLEST = 1e-12
+"""Whose logarithm is still a number."""
 FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
 
 
@@ -45,6 +49,9 @@ class Trained:
     """That training took, without the stages that all folds share."""
 
     megabytes: float
+
+    calibrated: bool = False
+    """On the labels that the fold holds out, which its figures then undo."""
 
 
 Recipe = Callable[[int, pd.DataFrame], Trained]
@@ -73,7 +80,11 @@ def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
         trained = recipe(index, fold)
         held_out = labelled(fold, "validation")
         texts = list(held_out["text"])
-        of_fold = figures(list(held_out["label"]), trained.predict(texts), labels_of(fold))
+        probabilities = trained.predict(texts)
+        if trained.calibrated:
+            targets = to_targets(held_out["label"], labels_of(fold))
+            probabilities = calibrated_apart(np.log(np.maximum(probabilities, SMALLEST)), targets)
+        of_fold = figures(list(held_out["label"]), probabilities, labels_of(fold))
         of_fold |= {"minutes": trained.minutes, "megabytes": trained.megabytes}
         of_fold["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
         for name in FIGURES:
@@ -168,7 +179,7 @@ def recipe(
         minutes += _minutes(folder / str(index))
         export_file(folder / str(index) / LEARNER_FILE, run, None, "", folder / str(index) / "model")
         classifier = TextClassifier.load(folder / str(index) / "model")
-        return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE))
+        return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE), True)
 
     return trained
 

@@ -19,7 +19,8 @@ from fastai.text.all import AccumMetric, load_pickle, save_pickle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.classifier import calibrate_and_round, classifier_learner, export, loaders
+from training.calibration import calibrate_and_round
+from training.classifier import classifier_learner, export, loaders
 from training.data import existing, labels_of, read_labelled_texts, sha256_of
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
 from training.metrics import accuracy as accuracy_of
@@ -110,10 +111,10 @@ def distil(
     )
     torch.save(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
     save_pickle(folder / VOCABULARY_FILE, vocabulary)
-    temperature = calibrate_and_round(learner, len(labels))
+    calibration = calibrate_and_round(learner, len(labels))
     keep_outputs(learner.model, len(labels))
     export(learner.model, known, labels, vocabulary, folder)
-    stage.finish(documents=len(documents), temperature=temperature)
+    stage.finish(documents=len(documents), **calibration)
 
 
 def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: float) -> None:

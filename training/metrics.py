@@ -1,7 +1,6 @@
 """Losses and metrics over distributions: a target is a probability for each label, of which a plain label is the
 simplest kind, a smoothed one and a teacher's answer others."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from fastai.text.all import AccumMetric
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import f1_score
 from torch import Tensor
 
@@ -32,14 +30,6 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def macro_f1(logits: Tensor, targets: Tensor) -> float:
     return float(f1_score(targets.argmax(1).cpu(), logits.argmax(1).cpu(), average="macro", zero_division=0))
-
-
-def best_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The number that logits (B, C) are best divided by, for the likelihood of targets (B, C)."""
-    found = minimize_scalar(
-        lambda log: float(soft_cross_entropy(logits / math.exp(log), targets)), bounds=(-2, 2), method="bounded"
-    )
-    return math.exp(found.x)
 
 
 METRICS: list[Any] = [AccumMetric(accuracy, flatten=False), AccumMetric(macro_f1, flatten=False)]

@@ -1,0 +1,107 @@
+"""Calibration: what it undoes, what it may see, and that the exported network carries it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.text.all import DataLoaders, Learner
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from torch import nn
+
+from training.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
+from training.cross_validation import FIGURES, Recipe, Trained, cross_validate
+from training.metrics import soft_cross_entropy
+
+Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+LABELS = ("negative", "neutral", "positive")
+BIASES = np.array([0.5, -0.3, -0.2])
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Drawn:
+    """Logits, and labels drawn from the probabilities that they stand for."""
+    dice = np.random.default_rng(0)
+    logits = log_softmax(dice.normal(size=(20_000, 3)), axis=1)
+    labels = [dice.choice(3, p=row) for row in np.exp(logits)]
+    return logits, np.eye(3)[labels]
+
+
+def test_the_best_calibration_undoes_one(drawn: Drawn) -> None:
+    logits, targets = drawn
+    temperature, biases = best_calibration(3 * (logits - BIASES), targets)
+    assert temperature == pytest.approx(3, rel=0.05)
+    assert biases == pytest.approx(BIASES, abs=0.06)
+
+
+def test_a_few_targets_of_one_label_do_not_move_it_without_bounds() -> None:
+    temperature, biases = best_calibration(np.zeros((4, 3)), np.eye(3)[[0, 0, 0, 0]])
+    assert np.isfinite(temperature)
+    assert np.ptp(biases) <= 2 * LARGEST_BIAS
+
+
+def test_no_row_is_calibrated_by_its_own_target(drawn: Drawn) -> None:
+    logits, targets = drawn[0][:50], drawn[1][:50]
+    before = calibrated_apart(logits, targets)
+    for row in range(len(logits)):
+        others = targets.copy()
+        others[row] = np.roll(others[row], 1)
+        after = calibrated_apart(logits, others)
+        assert after[row] == pytest.approx(before[row], abs=1e-12)
+        assert not np.allclose(after, before, atol=1e-4)
+
+
+def test_what_a_calibration_before_saw_does_not_matter(drawn: Drawn) -> None:
+    logits, targets = drawn[0][:2_000], drawn[1][:2_000]
+    calibrated = np.log(softmax(logits / 1.7 + BIASES, axis=1))
+    assert calibrated_apart(calibrated, targets) == pytest.approx(calibrated_apart(logits, targets), abs=1e-4)
+
+
+def test_the_network_carries_its_calibration() -> None:
+    """Labels are drawn from what the layers say, half as sure and shifted: that is what they say afterwards."""
+    torch.manual_seed(0)
+    last = nn.Linear(8, 5, bias=False)
+    layers = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), last).eval()
+    features = torch.randn(4_000, 8)
+    with torch.no_grad():
+        wanted = (layers(features)[:, :3] / 2 + torch.tensor(BIASES)).softmax(1)
+    targets = torch.eye(3)[torch.multinomial(wanted, 1)[:, 0]]
+    rows = list(zip(features, targets, strict=True))
+    learner = Learner(
+        DataLoaders.from_dsets(rows[:10], rows, bs=500),
+        layers,
+        loss_func=lambda outputs, targets: soft_cross_entropy(outputs[:, :3], targets),
+    )
+    found = calibrate_and_round(learner, labels=3)
+    assert found["temperature"] == pytest.approx(2, rel=0.15)
+    assert found["biases"] == pytest.approx(BIASES, abs=0.1)
+    assert found["apart"]["accuracy"] == pytest.approx(
+        float((wanted.argmax(1) == targets.argmax(1)).float().mean()), abs=0.01
+    )
+    with torch.no_grad():
+        outputs = layers.eval()(features)[:, :3]
+    temperature, biases = best_calibration(outputs.numpy(), targets.numpy())
+    assert temperature == pytest.approx(1, abs=1e-3)
+    assert biases == pytest.approx(0, abs=1e-3)
+    assert torch.equal(last.weight, last.weight.half().float())
+
+
+def test_cross_validations_figures_are_those_of_labels_not_seen(drawn: Drawn) -> None:
+    """A recipe that leans to one label, and the same without: as good, as both are calibrated on other rows."""
+    logits, targets = drawn[0][:2_000], drawn[1][:2_000]
+    texts = [f"text {row}" for row in range(len(logits))]
+    tweets = pd.DataFrame({"text": texts, "label": [LABELS[row] for row in targets.argmax(1)], "split": "train"})
+    tweets.loc[::5, "split"] = "validation"
+    of_text = dict(zip(texts, logits, strict=True))
+
+    def leaning_by(lean: float) -> Recipe:
+        def predict(texts: list[str]) -> NDArray[np.float64]:
+            leaning: NDArray[np.float64] = softmax([of_text[text] + lean * np.eye(3)[0] for text in texts], axis=1)
+            return leaning
+
+        return lambda _index, _fold: Trained(predict, minutes=0, megabytes=0, calibrated=True)
+
+    upright, leaning = (cross_validate(tweets, leaning_by(lean)) for lean in (0, 0.7))
+    for figure in FIGURES[:3]:
+        assert leaning[figure]["folds"] == pytest.approx(upright[figure]["folds"], abs=1e-3)
