@@ -1,7 +1,7 @@
 """What is fitted on the validation split after training: bias-corrected temperature scaling.
 
-The network leans to the label that most of its tweets have. One number added to each label's logit, beside the
-temperature, makes its cross-validated accuracy, macro-F1 and cross-entropy better (`training/README.md`).
+The network takes too few tweets for the rarer labels. One number added to each label's logit, beside the temperature,
+makes its cross-validated accuracy, macro-F1 and cross-entropy better (`training/README.md`).
 """
 
 import math
@@ -21,8 +21,9 @@ Floats = NDArray[np.floating[Any]]
 
 PARTS = 5
 TEMPERATURES = (math.exp(-2), math.exp(2))
-LARGEST_BIAS = 1.0
-"""Of log odds: a validation split of a few dozen texts says little of how many of a label there are."""
+LARGEST_BIAS = 0.5
+"""Before their mean is taken away: no odds between two labels change by more than a factor of e. A validation split of
+a few dozen texts says little of how many texts of a label there are, and one without a label nothing."""
 
 
 def best_calibration(logits: Floats, targets: Floats) -> tuple[float, Floats]:
@@ -90,8 +91,8 @@ def calibrate_and_round(learner: Learner, labels: int) -> dict[str, Any]:
         logits, targets = learner.get_preds(dl=learner.dls.valid, act=nn.Identity())
     of_labels, wanted = logits[:, :labels].numpy(), targets[:, :labels].numpy()
     temperature, biases = best_calibration(of_labels, wanted)
-    order = [str(label) for label in range(labels)]
-    apart = figures([order[label] for label in wanted.argmax(1)], calibrated_apart(of_labels, wanted), order)
+    names = [str(label) for label in range(labels)]
+    apart = figures([names[label] for label in wanted.argmax(1)], calibrated_apart(of_labels, wanted), names)
     modules = list(learner.model.modules())
     [*_, last] = [module for module in modules if isinstance(module, nn.Linear)]
     [*_, before] = [module for module in modules if isinstance(module, nn.BatchNorm1d)]
@@ -100,7 +101,7 @@ def calibrate_and_round(learner: Learner, labels: int) -> dict[str, Any]:
         for parameter in module.parameters(recurse=False):
             if not isinstance(module, nn.BatchNorm1d):  # its few numbers can stay as they are
                 parameter.copy_(parameter.half())
-    before.bias.add_(torch.linalg.pinv(last.weight[:labels]) @ torch.from_numpy(biases).float())
+    before.bias.add_(torch.linalg.pinv(last.weight[:labels]) @ torch.from_numpy(biases).to(last.weight))
     return {
         "temperature": temperature,
         "biases": [round(bias, 6) for bias in biases.tolist()],

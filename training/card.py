@@ -185,9 +185,8 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "Five-fold cross-validation over the train and validation splits (mean and standard deviation over the folds; "
-        "a classifier of this project is calibrated, for each fifth of a fold, on the other four; minutes of training "
-        "a fold, without the stages that folds share; milliseconds for one tweet alone, of a classifier of this "
-        "project in float32):",
+        "minutes of training a fold, without the stages that folds share; milliseconds for one tweet alone, of a "
+        "classifier of this project in float32):",
         "",
         "| recipe | accuracy | macro-F1 | calibration error | minutes | MB | ms |",
         "|---|---|---|---|---|---|---|",
@@ -198,6 +197,8 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         cost = [f"{of[figure]['mean']:.1f}" for figure in ("minutes", "megabytes", "milliseconds")]
         error = f"{of['expected_calibration_error']['mean']:.3f}"
         lines.append(f"| {' | '.join([name, *spread, error, *cost])} |")
+    if apart := [name for name, of in ascending if of.get("calibrated_apart")]:
+        lines += ["", f"Each fifth of a fold's tweets was calibrated on the other four: {', '.join(apart)}."]
     lines += ["", *(f"- {name}: `{of['command']}`" for name, of in ascending)]
     return [*lines, ""]
 

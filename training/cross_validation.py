@@ -33,8 +33,8 @@ from training.tfidf import FOLDS, held_out_fifths, new_classifier
 from training.warm_start import saw_labels, start_of
 
 TIMED_TEXTS = 200
-SMALLEST = 1e-12
-"""Whose logarithm is still a number."""
+SMALLEST = np.finfo(np.float32).tiny
+"""Of a probability, so that its logarithm is a number."""
 FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
 
 
@@ -51,7 +51,7 @@ class Trained:
     megabytes: float
 
     calibrated: bool = False
-    """On the labels that the fold holds out, which its figures then undo."""
+    """On the labels that the fold holds out. Its figures are of a calibration apart, then."""
 
 
 Recipe = Callable[[int, pd.DataFrame], Trained]
@@ -73,7 +73,8 @@ def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         accuracy, macro_f1, expected_calibration_error, minutes (of training), megabytes, and milliseconds (the median
-        for one text alone), each with mean, deviation and folds.
+        for one text alone), each with mean, deviation and folds; and calibrated_apart: whether each fifth of a fold was
+        calibrated on the others.
     """
     found: dict[str, list[float]] = {}
     for index, fold in enumerate(tqdm(folds(tweets), total=FOLDS, unit="fold", disable=None)):
@@ -89,7 +90,8 @@ def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
         of_fold["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
         for name in FIGURES:
             found.setdefault(name, []).append(round(of_fold[name], 6))
-    return {"command": command_line(), "commit": source_commit()} | {
+    described = {"command": command_line(), "commit": source_commit(), "calibrated_apart": trained.calibrated}
+    return described | {
         name: {
             "mean": round(float(np.mean(values)), 4),
             "deviation": round(float(np.std(values, ddof=1)), 4),
@@ -179,7 +181,8 @@ def recipe(
         minutes += _minutes(folder / str(index))
         export_file(folder / str(index) / LEARNER_FILE, run, None, "", folder / str(index) / "model")
         classifier = TextClassifier.load(folder / str(index) / "model")
-        return Trained(classifier.predict, minutes, _megabytes(folder / str(index) / "model" / WEIGHTS_FILE), True)
+        size = _megabytes(folder / str(index) / "model" / WEIGHTS_FILE)
+        return Trained(classifier.predict, minutes, size, calibrated=True)
 
     return trained
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from training.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
 from training.cross_validation import FIGURES, Recipe, Trained, cross_validate
+from training.distil import keep_outputs
 from training.metrics import soft_cross_entropy
 
 Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -35,10 +36,13 @@ def test_the_best_calibration_undoes_one(drawn: Drawn) -> None:
     assert biases == pytest.approx(BIASES, abs=0.06)
 
 
-def test_a_few_targets_of_one_label_do_not_move_it_without_bounds() -> None:
-    temperature, biases = best_calibration(np.zeros((4, 3)), np.eye(3)[[0, 0, 0, 0]])
-    assert np.isfinite(temperature)
-    assert np.ptp(biases) <= 2 * LARGEST_BIAS
+@pytest.mark.parametrize("rows", range(7))
+def test_few_targets_or_a_label_without_any_move_it_within_bounds(rows: int) -> None:
+    logits, targets = np.zeros((rows, 3)), np.eye(3)[[0, 1] * rows][:rows]
+    _, biases = best_calibration(logits, targets)
+    assert np.ptp(biases) <= 2 * LARGEST_BIAS + 1e-9
+    assert biases.sum() == pytest.approx(0)
+    assert calibrated_apart(logits, targets).sum(1) == pytest.approx(1)
 
 
 def test_no_row_is_calibrated_by_its_own_target(drawn: Drawn) -> None:
@@ -85,6 +89,9 @@ def test_the_network_carries_its_calibration() -> None:
     assert temperature == pytest.approx(1, abs=1e-3)
     assert biases == pytest.approx(0, abs=1e-3)
     assert torch.equal(last.weight, last.weight.half().float())
+    keep_outputs(layers, 3)
+    with torch.no_grad():
+        assert layers(features).numpy() == pytest.approx(outputs.numpy(), abs=1e-5)
 
 
 def test_cross_validations_figures_are_those_of_labels_not_seen(drawn: Drawn) -> None:

@@ -113,7 +113,8 @@ def test_a_recipe_is_cross_validated(
     assert cli.main(command) == 0
     found = json.loads(capfd.readouterr().out)
     assert found == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
-    assert set(found) == {*FIGURES, "command", "commit"}
+    assert set(found) == {*FIGURES, "command", "commit", "calibrated_apart"}
+    assert found["calibrated_apart"] == (recipe in {"language-model", "run"})
     assert len(found["accuracy"]["folds"]) == 2
     folders = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
     trained = {"teacher" if folder.startswith("teacher-") else folder for folder in folders}
