@@ -20,6 +20,7 @@ from training.evaluate import figures
 Floats = NDArray[np.floating[Any]]
 
 PARTS = 5
+"""Every fifth row is one: `training.tfidf.held_out_fifths` wants five rows of a label, and a split may have less."""
 TEMPERATURES = (math.exp(-2), math.exp(2))
 LARGEST_BIAS = 0.5
 """Before their mean is taken away: no odds between two labels change by more than a factor of e. A validation split of

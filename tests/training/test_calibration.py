@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from torch import nn
 
+from training.behaviour import LABELS
 from training.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
 from training.cross_validation import FIGURES, Recipe, Trained, cross_validate
 from training.distil import keep_outputs
@@ -16,7 +17,6 @@ from training.metrics import soft_cross_entropy
 
 Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-LABELS = ("negative", "neutral", "positive")
 BIASES = np.array([0.3, -0.2, -0.1])
 
 
