@@ -39,7 +39,8 @@ from handler.service import HEAP_END_MIB, LARGE_BLOCK_MIB
 give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
 classifier = TextClassifier.load_archived(Path(sys.argv[1]), threads=1)
 texts = [f"flight {number} was the best of them all, and we will tell everybody we know! " * 2 for number in range(32)]
-classifier.predict(texts)
+for _ in range(10):  # the heap grows as far as it will
+    classifier.predict(texts)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     classifier.predict(texts)
@@ -57,7 +58,7 @@ def test_freed_blocks_go_back(way: str, least: int, most: int) -> None:
 
 @glibc
 def test_a_batch_of_tweets_takes_no_memory_from_the_system_anew(unpacked: Path) -> None:
-    assert _printed(TAKEN, str(unpacked)) < 1_000  # pages in ten batches; if all were taken anew, over 20,000
+    assert _printed(TAKEN, str(unpacked)) < 5_000  # pages in ten batches; if all were taken anew, over 40,000
 
 
 def _printed(program: str, argument: str) -> int:
