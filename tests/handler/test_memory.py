@@ -10,6 +10,10 @@ import pytest
 
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's is left as it is"
+)
+
 KEPT = """
 import sys
 import psutil
@@ -47,16 +51,12 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's is left as it is")
 
-
-@glibc
 @pytest.mark.parametrize(("way", "least", "most"), [("default", 40, 60), ("given back", 0, 10)])
 def test_freed_blocks_go_back(way: str, least: int, most: int) -> None:
     assert least <= _printed(KEPT, way) <= most
 
 
-@glibc
 def test_a_batch_of_tweets_takes_no_memory_from_the_system_anew(unpacked: Path) -> None:
     assert _printed(TAKEN, str(unpacked)) < 5_000  # pages in ten batches; if all were taken anew, over 40,000
 
