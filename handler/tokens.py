@@ -135,6 +135,23 @@ TOKEN_RULES: Final[dict[str, Rule]] = {replace_space.__name__: replace_space}
 
 
 @dataclass(frozen=True)
+class SpacyRules:
+    """Rules of a spaCy tokenizer. A regular expression is empty where the tokenizer has none of its kind."""
+
+    prefix: str
+    suffix: str
+    infix: str
+    token: str
+    """What it matches is one token, like spaCy's `token_match`."""
+
+    url: str
+    """The same, but after prefixes and suffixes, like spaCy's `url_match`."""
+
+    special_cases: dict[str, tuple[str, ...]]
+    """Words with their tokens."""
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """What of a learner's tokenizer decides its tokens."""
 
@@ -149,6 +166,9 @@ class TokenizerConfig:
 
     special_tokens: tuple[str, ...]
     """Tokens that spaCy must not split."""
+
+    spacy_rules: SpacyRules | None = None
+    """In place of the language's own, which differ between versions of spaCy; None: those of the installed spaCy."""
 
 
 class Tokenizer:
@@ -305,7 +325,7 @@ def _spacy_tokenizers(config: TokenizerConfig) -> Callable[[], Any]:
     What a language has of spaCy's own kind is made with special tokens and searches from the beginning: spaCy takes all
     special cases in anew after each change, three quarters of the time.
     """
-    language = spacy.blank(config.language)
+    language = _language(config)
     code, defaults = language.lang, language.Defaults  # not the language itself, which has tables of its own
     special_cases = {token: [{ORTH: token}] for token in config.special_tokens}
     prefix_search, suffix_search = _affix_searches(defaults)
@@ -337,6 +357,35 @@ def _spacy_tokenizers(config: TokenizerConfig) -> Callable[[], Any]:
         return SpacyTokenizer(vocabulary, **options)
 
     return made
+
+
+def _language(config: TokenizerConfig) -> Any:
+    """spaCy's blank pipeline with the configured rules.
+
+    Raises:
+        ValueError: the rules are not of the form that `SpacyRules` has, or the language takes none.
+    """
+    language: Any = spacy.blank(config.language)
+    rules = config.spacy_rules
+    if rules is None:
+        return language
+    if type(language.tokenizer) is not SpacyTokenizer:
+        raise ValueError(f"`spacy_rules`: spaCy's tokenizer for {config.language!r} takes none.")
+    try:
+        settings = {
+            "prefixes": [rules.prefix] if rules.prefix else [],
+            "suffixes": [rules.suffix] if rules.suffix else [],
+            "infixes": [rules.infix] if rules.infix else [],
+            "token_match": re.compile(rules.token).match if rules.token else None,
+            "url_match": re.compile(rules.url).match if rules.url else None,
+            "tokenizer_exceptions": {
+                word: [{ORTH: part} for part in parts] for word, parts in rules.special_cases.items()
+            },
+        }
+        defaults = type("Defaults", (language.Defaults,), settings)
+        return type("Language", (type(language),), {"Defaults": defaults})()
+    except (re.error, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"`spacy_rules`: {error}") from error
 
 
 def _affix_searches(defaults: Any) -> tuple[_Search, _Search]:
