@@ -26,7 +26,7 @@ def answer(
 ) -> list[tuple[HTTPStatus, Any]]:
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD)]
+    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD, limits)]
 
 
 def text_row(text: str) -> Row:
