@@ -90,8 +90,8 @@ def environment(properties: Properties) -> dict[str, str]:
     allowed = variables[REPLY_LIMIT].strip()
     if allowed.isdecimal() and int(allowed) > limit:
         raise ConfigurationError(
-            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe would end "
-            "the worker that sends such a reply. Lower the one or raise the other."
+            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe would "
+            "end the worker that sends such a reply. Lower the one or raise the other."
         )
     return variables
 
