@@ -17,7 +17,7 @@ from handler import reply
 from handler.classifier import TextClassifier
 from handler.errors import InternalError, OverloadedError, RequestError, TooLargeError
 from handler.limits import Limits
-from handler.request import Request, read_request
+from handler.request import Request, has_form, read_request
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ _TOO_MANY_TOKENS = {
     Kind.EXPLAIN: "To explain a text takes reading it once more for each of its tokens; for this request, these are "
     "more than {} tokens. Send its texts one by one, or shorter ones.",
 }
+_TOO_LARGE_A_REPLY = (
+    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; at most {} leave the server at "
+    "once. Expected at most {} such texts in one request."
+)
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
 
 
@@ -63,7 +67,7 @@ class Durations:
     explanations_s: float = 0.0
 
 
-def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits: Limits) -> list[Job]:
+def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limits: Limits) -> list[Job]:
     """Read a batch's requests.
 
     Args:
@@ -88,6 +92,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
+    jobs = _with_small_replies(jobs, classifier.labels, limits.max_batch_reply_bytes)
     _tokenize(jobs, classifier, limits.max_batch_tokens)
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
@@ -109,28 +114,64 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
     return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
 
 
-def write(jobs: Sequence[Job], description: Mapping[str, Any]) -> list[tuple[HTTPStatus, bytes]]:
-    """The status and the JSON body of each request's reply, in the requests' order."""
+def write(jobs: Sequence[Job], description: Mapping[str, Any], limits: Limits) -> list[tuple[HTTPStatus, bytes]]:
+    """The status and the JSON body of each request's reply, in the requests' order.
+
+    Whatever was estimated before, no more bytes leave the worker than TorchServe reads.
+    """
     replies = []
+    admitted_bytes = 0
     for job in jobs:
-        if job.error is not None:
-            replies.append((job.error.status, reply.error(job.error)))
-        elif job.request is None:
-            replies.append((HTTPStatus.OK, reply.to_json(description)))
-        else:
-            replies.append((HTTPStatus.OK, reply.reply(job.results, job.request.form)))
+        status, body = _reply(job, description)
+        if status is HTTPStatus.OK and admitted_bytes + len(body) > limits.max_batch_reply_bytes:
+            logger.error("A reply has %d bytes after %d of the same batch.", len(body), admitted_bytes)
+            error = InternalError("The reply has more bytes than the server can send.")
+            status, body = error.status, reply.error(error)
+        admitted_bytes += len(body)
+        replies.append((status, body))
     return replies
 
 
-def _kind(fields: Mapping[str, object], headers: Mapping[str, str]) -> Kind:
+def _reply(job: Job, description: Mapping[str, Any]) -> tuple[HTTPStatus, bytes]:
+    if job.error is not None:
+        return job.error.status, reply.error(job.error)
+    if job.request is None:
+        return HTTPStatus.OK, reply.to_json(description)
+    return HTTPStatus.OK, reply.reply(job.results, job.request.form)
+
+
+def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
     """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
 
-    It hands on a client's headers too, but what it has described has no fields, and no `explain`.
+    It hands on a client's headers too, but what it has described has no fields, and no `explain`. A form can have no
+    fields either.
     """
     explain = headers.get(Kind.EXPLAIN.value)
-    if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields:
+    if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields and not has_form(headers):
         return Kind.DESCRIBE
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
+
+
+def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes: int) -> list[Job]:
+    """Those of the jobs whose replies fit into `max_bytes` together. The others get an error."""
+    fitting = []
+    admitted = 0
+    for job in jobs:
+        if job.request is None:
+            continue
+        with _guard(job):
+            texts = job.request.texts
+            size = reply.max_bytes(texts, labels, job.kind is Kind.EXPLAIN)
+            if size > max_bytes:
+                count = len(texts)
+                raise TooLargeError(
+                    _TOO_LARGE_A_REPLY.format(count, len(labels), size, max_bytes, count * max_bytes // size)
+                )
+            if admitted + size > max_bytes:
+                raise OverloadedError(_TOO_MUCH_AT_ONCE)
+            admitted += size
+            fitting.append(job)
+    return fitting
 
 
 def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_tokens: int) -> None:

@@ -41,6 +41,11 @@ class Limits:
     of them. A request over it by itself gets 413; one that is too much beside others, 503. Prose has a token for every
     four or five characters, symbols can have one each."""
 
+    max_batch_reply_bytes: int = 6_553_500
+    """Of the replies to one batch, without their headers. TorchServe ends a worker whose reply has more bytes than
+    `max_response_size`, and reads many replies of one batch again and again until the last of them is there. A request
+    over it by itself gets 413; one that is too much beside others, 503."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
         """Defaults, with `CLASSIFIER_MAX_TEXTS` and so on in their place where set.

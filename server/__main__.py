@@ -12,6 +12,8 @@ from server.properties import ConfigurationError, Properties
 from server.torchserve import StartError, TorchServe
 
 DRAIN_TIMEOUT_S = 30
+REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
+"""The handler's limit for what TorchServe reads from a worker at once."""
 
 
 def main() -> int:
@@ -47,7 +49,7 @@ def main() -> int:
 
 def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event, force: threading.Event) -> int:
     """Run TorchServe until `stop` is set; returns the exit code."""
-    server = TorchServe(properties, environment())
+    server = TorchServe(properties, environment(properties))
     try:
         if not server.wait_until_ready(stop):
             return 0
@@ -76,10 +78,22 @@ def say(line: str, stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def environment() -> dict[str, str]:
+def environment(properties: Properties) -> dict[str, str]:
     """The workers' environment: there is a worker for each core, so each has one thread unless the variable says
-    otherwise."""
-    return {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    otherwise. A worker sends no more bytes than TorchServe reads.
+
+    Raises:
+        ConfigurationError: the environment allows replies that TorchServe does not read.
+    """
+    limit = properties.max_response_size
+    variables = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)} | dict(os.environ)
+    allowed = variables[REPLY_LIMIT].strip()
+    if allowed.isdecimal() and int(allowed) > limit:
+        raise ConfigurationError(
+            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe would "
+            "end the worker that sends such a reply. Lower the one or raise the other."
+        )
+    return variables
 
 
 def welcome(properties: Properties) -> str:

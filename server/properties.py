@@ -87,6 +87,18 @@ class Properties:
         return self.path.parent / "key_file.json"
 
     @property
+    def max_response_size(self) -> int:
+        """The most bytes of a worker's reply that TorchServe reads.
+
+        Raises:
+            ConfigurationError: the setting is not a number.
+        """
+        value = self.values.get("max_response_size", "6553500")
+        if not value.isdecimal():
+            raise ConfigurationError(f"{self.path}: max_response_size={value}; expected a number of bytes.")
+        return int(value)
+
+    @property
     def jvm_arguments(self) -> list[str]:
         return self.values.get("vmargs", "").split()
 

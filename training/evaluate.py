@@ -146,7 +146,7 @@ def model_answer(folder: Path) -> Answer:
     def answer(body: bytes) -> bytes:
         jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
         batch.infer(jobs, classifier, limits)
-        [(status, reply)] = batch.write(jobs, classifier.card)
+        [(status, reply)] = batch.write(jobs, classifier.card, limits)
         if status is not HTTPStatus.OK:
             raise TrainingError(f"The model does not read a text of the split: {reply.decode()}")
         return reply

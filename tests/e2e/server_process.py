@@ -154,10 +154,13 @@ def serving(project: Project, **environment: str) -> Iterator[Server]:
         assert server.stop() == 0, server.log
 
 
-def run_module(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+) -> subprocess.CompletedProcess[str]:
     """`python -m` with these arguments, to its end."""
+    command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
     )
 
 

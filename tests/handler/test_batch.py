@@ -2,19 +2,23 @@
 
 import json
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from handler import batch
-from handler.classifier import TextClassifier
+from handler import batch, reply
+from handler.classifier import Explanation, TextClassifier
 from handler.limits import Limits
+from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 CARD = {"card": "a card"}
 DEFAULT_LIMITS = Limits()
 
@@ -26,7 +30,7 @@ def answer(
 ) -> list[tuple[HTTPStatus, Any]]:
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD)]
+    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD, limits)]
 
 
 def text_row(text: str) -> Row:
@@ -34,7 +38,11 @@ def text_row(text: str) -> Row:
 
 
 def json_row(value: object) -> Row:
-    return {"body": json.dumps(value).encode()}, JSON
+    return {"body": as_json(value)}, JSON
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value).encode()
 
 
 def test_every_form_gets_the_reply_of_its_form(classifier: TextClassifier) -> None:
@@ -126,6 +134,99 @@ def test_any_text_of_a_tweets_length_can_be_explained(classifier: TextClassifier
     assert answer([explained_row(b"!?" * 140)], classifier)[0][0] is HTTPStatus.OK
 
 
+LABELS = tuple(f"label {number:019}" for number in range(400))
+
+
+class ManyLabels:
+    """The classifier with other labels, which share the probability of its own."""
+
+    def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
+        self._classifier = classifier
+        self.labels = labels
+        self.texts = 0
+        """That were tokenized."""
+
+    def ids(self, text: str) -> list[int]:
+        self.texts += 1
+        return self._classifier.ids(text)
+
+    def probabilities(self, ids: list[list[int]]) -> Any:
+        rows = self._classifier.probabilities(ids)
+        return np.resize(rows, (len(ids), len(self.labels))) / len(self.labels)
+
+    def explain(self, text: str) -> Explanation:
+        return self._classifier.explain(text)
+
+
+def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed(classifier: TextClassifier) -> None:
+    labelled: Any = ManyLabels(classifier)
+    many = as_json(["late"] * 1_000)
+    for headers in (JSON, JSON | {"explain": "True"}):
+        [(status, refused)] = answer([({"body": many}, headers)], labelled)
+        assert (status.value, refused["type"]) == (413, "TooLargeError")
+        assert labelled.texts == 0
+        assert "1000 texts" in refused["message"]
+    [(_, refused)] = answer([({"body": many}, JSON)], labelled)
+    [fitting] = map(int, re.findall(r"at most (\d+) such texts", refused["message"]))
+    assert fitting > 300
+    [(status, predictions)] = answer([json_row(["late"] * fitting)], labelled)
+    assert (status.value, len(predictions)) == (200, fitting)
+
+
+def test_replies_that_are_too_much_together_are_left_for_later_batches(classifier: TextClassifier) -> None:
+    labelled: Any = ManyLabels(classifier)
+    rows = [json_row(["late"] * 100)] * 6 + [text_row("late again")]
+    jobs = batch.read(rows, DEFAULT_LIMITS)
+    batch.infer(jobs, labelled, DEFAULT_LIMITS)
+    replies = batch.write(jobs, CARD, DEFAULT_LIMITS)
+    assert [status.value for status, _ in replies] == [200] * 4 + [503] * 2 + [200]
+    assert sum(len(body) for _, body in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
+    assert labelled.texts == 401
+
+
+anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(anything.filter(lambda text: text.replace("\ufeff", "").strip()), min_size=1, max_size=4),
+    st.lists(anything, min_size=1, max_size=5, unique=True),
+    st.booleans(),
+)
+@example(["A"], ["a"], True)
+@example(["\x00"], ["\x00"], True)
+@example(["İ \u1e9e"], ["é"], True)
+@example(["A B AB A-B"], ["a"], True)
+@example(["aaaa bbbb a a a a"], ["a"], True)
+def test_no_reply_has_more_bytes_than_was_estimated(
+    classifier: TextClassifier, texts: list[str], labels: list[str], is_explained: bool
+) -> None:
+    labelled: Any = ManyLabels(classifier, tuple(labels))
+    headers = JSON | ({"explain": "True"} if is_explained else {})
+    jobs = batch.read([({"body": as_json({"instances": texts})}, headers)], DEFAULT_LIMITS)
+    batch.infer(jobs, labelled, DEFAULT_LIMITS)
+    [(status, body)] = batch.write(jobs, CARD, DEFAULT_LIMITS)
+    assert status is HTTPStatus.OK
+    assert jobs[0].request is not None
+    assert len(body) <= reply.max_bytes(jobs[0].request.texts, labelled.labels, is_explained)
+
+
+def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even a model's own card."""
+    limits = Limits(max_batch_reply_bytes=200)
+    jobs = batch.read([({}, {"describe": "True"})], limits)
+    batch.infer(jobs, classifier, limits)
+    [(status, body)] = batch.write(jobs, {"card": "a" * 200}, limits)
+    assert (status.value, json.loads(body)["type"]) == (500, "InternalError")
+    assert "bytes" in caplog.text
+
+
+def test_the_limit_of_a_reply_is_what_torchserve_reads() -> None:
+    """`org.pytorch.serve.util.codec.CodecUtils.readLength`: a reply of as many bytes is read."""
+    properties = (ROOT / "config.properties").read_text(encoding="utf-8").splitlines()
+    assert f"max_response_size={DEFAULT_LIMITS.max_batch_reply_bytes}" in properties
+
+
 def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
     assert answer([text_row("a" * 90)], classifier, Limits(max_batch_characters=10))[0][0] is HTTPStatus.OK
 
@@ -151,8 +252,9 @@ def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
     for headers in (described, described | {"explain": "False"}):
         [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
         assert (status, set(body)) == (HTTPStatus.OK, {"label", "score", "scores"})
-    [(status, body)] = answer([({}, described | {"explain": "False"})], classifier)
-    assert status is HTTPStatus.BAD_REQUEST
+    for headers in (described | {"explain": "False"}, FORM | {"describe": "True"}):
+        [(status, body)] = answer([({}, headers)], classifier)
+        assert status is HTTPStatus.BAD_REQUEST
 
 
 class Defective:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from server.__main__ import REPLY_LIMIT, environment
 from server.properties import ConfigurationError, Properties
 from tests.paths import ROOT
 
@@ -28,6 +29,20 @@ def test_defaults_are_torchserves(tmp_path: Path) -> None:
     assert [address.port for address in properties.addresses] == [8080, 8081, 8082, 7070, 7071]
     assert properties.archives == []
     assert properties.jvm_arguments == []
+
+
+def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = write(tmp_path, "max_response_size=1000")
+    monkeypatch.delenv(REPLY_LIMIT, raising=False)
+    assert environment(properties)[REPLY_LIMIT] == "1000"
+    assert environment(write(tmp_path, ""))[REPLY_LIMIT] == "6553500"
+    monkeypatch.setenv(REPLY_LIMIT, "999")
+    assert environment(properties)[REPLY_LIMIT] == "999"
+    monkeypatch.setenv(REPLY_LIMIT, "1001")
+    with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
+        environment(properties)
+    with pytest.raises(ConfigurationError, match="a number of bytes"):
+        environment(write(tmp_path, "max_response_size=1k"))
 
 
 def test_values_are_read(tmp_path: Path) -> None:
