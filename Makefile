@@ -35,7 +35,7 @@ help: ## this list
 
 .PHONY: serve
 serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
-	@exec $(BIN)/python -m server --config $(CONFIG)
+	@exec $(BIN)/python -E -s -m server --config $(CONFIG)
 
 .PHONY: test
 test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
@@ -119,4 +119,4 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	@touch $@
 
 $(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
-	$(BIN)/python -m training archive --model $(MODEL) --to $@
+	$(BIN)/python -E -s -m training archive --model $(MODEL) --to $@

@@ -1,6 +1,6 @@
 """A batch of requests through all the steps. What goes wrong with one request stays with it.
 
-`read`, `infer` and `write` are called in this order, on the same jobs.
+`read` (or `refuse`), `infer` and `write` are called in this order, on the same jobs.
 """
 
 import logging
@@ -40,6 +40,7 @@ _TOO_LARGE_A_REPLY = (
     "once. Expected at most {} such texts in one request."
 )
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
+_ENDING = "The server is about to end. Send the request again in a moment, to the server that takes its place."
 
 
 @dataclass
@@ -87,6 +88,12 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
             admitted_characters += request.characters
             job.request = request
     return jobs
+
+
+def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]]) -> list[Job]:
+    """Refuse every request of a batch but descriptions, for a server that is about to end. Arguments as `read`."""
+    kinds = [_kind(fields, headers) for fields, headers in rows]
+    return [Job(kind, error=None if kind is Kind.DESCRIBE else OverloadedError(_ENDING)) for kind in kinds]
 
 
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:

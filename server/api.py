@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Literal
+from urllib.parse import quote
 
 from server.properties import Address, Properties
 
@@ -37,25 +38,45 @@ def get(properties: Properties, kind: Kind, path: str) -> Any:
 
 
 def versions(properties: Properties) -> list[dict[str, Any]]:
-    """All versions of all models, as the management API describes them.
+    """All versions of all models that have an address, as the management API describes them.
 
     Raises:
         ERRORS: it does not answer as it should.
     """
-    return [version for name in _models(properties) for version in get(properties, "management", f"/models/{name}/all")]
+    paths = [f"/models/{quote(name, safe='')}/all" for name in names(properties)]
+    return [version for path in paths for version in get(properties, "management", path)]
 
 
 def defaults(properties: Properties) -> list[dict[str, Any]]:
-    """Each model's default version, as the management API describes it.
+    """The default version of each model that has an address, as the management API describes it.
 
     Raises:
         ERRORS: it does not answer as it should.
     """
-    return [version for name in _models(properties) for version in get(properties, "management", f"/models/{name}")]
+    paths = [f"/models/{quote(name, safe='')}" for name in names(properties)]
+    return [version for path in paths for version in get(properties, "management", path)]
 
 
-def _models(properties: Properties) -> list[str]:
-    return [model["modelName"] for model in get(properties, "management", "/models")["models"]]
+def has_address(name: str) -> bool:
+    """Whether a model of this name can be asked for over HTTP: TorchServe decodes a path before it splits it at its
+    slashes."""
+    return "/" not in name
+
+
+def names(properties: Properties) -> list[str]:
+    """The names of all models that have an address.
+
+    Raises:
+        ERRORS: the management API does not answer as it should.
+    """
+    found: list[str] = []
+    page = ""
+    while True:
+        answer = get(properties, "management", f"/models{page}")
+        found += [model["modelName"] for model in answer["models"]]
+        if "nextPageToken" not in answer:
+            return [name for name in found if has_address(name)]
+        page = f"?next_page_token={quote(answer['nextPageToken'], safe='')}"
 
 
 def _token(properties: Properties, kind: Kind) -> str:

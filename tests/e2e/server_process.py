@@ -63,6 +63,7 @@ class Project:
         shutil.copy(mar, folder / "model_store" / "sentiment.mar")
         self.inference, self.management, self.metrics = (values[name] for name in PORT_SETTINGS)
         self.grpc = f"127.0.0.1:{values['grpc_inference_port']}"
+        self.worker_port = int(values["initial_worker_port"])
         self.predictions = f"{self.inference}/predictions/sentiment"
 
 
