@@ -1,7 +1,7 @@
-"""What kubectl needs of a cluster to list pods and to forward ports to them: a stand-in for Kubernetes' API server.
+"""A stand-in for Kubernetes' API server, which the real kubectl asks: it keeps objects, and forwards ports to pods.
 
-The real kubectl asks it. The pods are servers on this machine. A port-forward is SPDY/3.1 over an upgraded HTTP
-connection; for each forwarded TCP connection kubectl opens one stream for data and one for errors.
+It has no controllers and validates nothing. The pods are servers on this machine. A port-forward is SPDY/3.1 over an
+upgraded HTTP connection; for each forwarded TCP connection kubectl opens one stream for data and one for errors.
 """
 
 import contextlib
@@ -18,11 +18,15 @@ from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
+from tests.k8s.rendered import Manifest
+
 NAMESPACE = "sentiment"
-LABELS = "app.kubernetes.io/name=sentiment"
+LABELS = {"app.kubernetes.io/name": "sentiment"}
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
 class Forward(Enum):
@@ -47,9 +51,8 @@ class StandInPod:
     ending: bool = False
     forward: Forward = Forward.WORKS
 
-    def manifest(self) -> dict[str, Any]:
-        name, _, value = LABELS.partition("=")
-        metadata = {"name": self.name, "namespace": NAMESPACE, "labels": {name: value}}
+    def manifest(self) -> Manifest:
+        metadata = {"name": self.name, "namespace": NAMESPACE, "labels": LABELS}
         ending = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if self.ending else {}
         ready = {"type": "Ready", "status": "True" if self.ready else "False"}
         return {
@@ -61,16 +64,74 @@ class StandInPod:
         }
 
 
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object, and where the API has it."""
+
+    version: str
+    kind: str
+    plural: str
+
+    @property
+    def root(self) -> str:
+        return f"/api/{self.version}" if self.version == "v1" else f"/apis/{self.version}"
+
+    @property
+    def namespaced(self) -> bool:
+        return self.kind != "Namespace"
+
+    def described(self) -> Manifest:
+        verbs = ["create", "delete", "get", "list", "patch"]
+        return {"name": self.plural, "kind": self.kind, "namespaced": self.namespaced, "verbs": verbs}
+
+
+RESOURCES = [
+    Resource("v1", "ConfigMap", "configmaps"),
+    Resource("v1", "Namespace", "namespaces"),
+    Resource("v1", "Pod", "pods"),
+    Resource("v1", "Service", "services"),
+    Resource("v1", "ServiceAccount", "serviceaccounts"),
+    Resource("apps/v1", "Deployment", "deployments"),
+    Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+    Resource("gateway.networking.k8s.io/v1", "Gateway", "gateways"),
+    Resource("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes"),
+    Resource("monitoring.googleapis.com/v1", "PodMonitoring", "podmonitorings"),
+    Resource("monitoring.googleapis.com/v1", "Rules", "rules"),
+    Resource("networking.gke.io/v1", "GCPBackendPolicy", "gcpbackendpolicies"),
+    Resource("networking.gke.io/v1", "HealthCheckPolicy", "healthcheckpolicies"),
+    Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+    Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+]
+
+
 class ApiServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Requests)
         self.pods: list[StandInPod] = []
+        self.objects: dict[str, Manifest] = {}
+        """All other objects, by their path."""
         self.may_list = True
         self.stopped = threading.Event()
         self.forwards: list[socket.socket] = []
         """The connections of all port-forwards so far."""
+
+    def get(self, path: str) -> Manifest | None:
+        return next((pod.manifest() for pod in self.pods if path == f"{PODS}/{pod.name}"), self.objects.get(path))
+
+    def list(self, collection: str, query: str) -> list[Manifest]:
+        """The objects of a collection that the query selects: by equality of labels, or by name."""
+        everything = [pod.manifest() for pod in self.pods] if collection == PODS else []
+        everything += [value for path, value in self.objects.items() if path.rpartition("/")[0] == collection]
+        parameters = dict(parse_qsl(query))
+        wanted = dict(part.split("=") for part in parameters.get("labelSelector", "").split(",") if part)
+        name = parameters.get("fieldSelector", "").removeprefix("metadata.name=")
+        return [
+            each
+            for each in everything
+            if wanted.items() <= each["metadata"].get("labels", {}).items() and name in ("", each["metadata"]["name"])
+        ]
 
     def lose_forwards(self) -> None:
         """End all port-forwards, as an API server that restarts."""
@@ -113,30 +174,49 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
-        pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
-        if path == "/api":
-            self._answer(200, {"kind": "APIVersions", "versions": ["v1"]})
-        elif path == "/apis":
-            self._answer(200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": []})
-        elif path == "/api/v1":
-            resource = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod"}
-            resources = [resource | {"verbs": ["get", "list"]}]
-            self._answer(200, {"kind": "APIResourceList", "groupVersion": "v1", "resources": resources})
+        if discovered := _discovery(path):
+            self._answer(200, discovered)
         elif path.endswith("/portforward"):
             # Over a WebSocket, which newer clients try first and older servers do not have.
             self._fail(400, "BadRequest", "Upgrade request required")
-        elif not self.server.may_list:
+        elif path == PODS and not self.server.may_list:
             self._fail(403, "Forbidden", 'pods is forbidden: User "somebody" cannot list resource "pods"')
-        elif path == pods:
-            shown = self.server.pods if LABELS.replace("/", "%2F").replace("=", "%3D") in query else []
-            self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": [pod.manifest() for pod in shown]})
-        elif found := [pod for pod in self.server.pods if path == f"{pods}/{pod.name}"]:
-            self._answer(200, found[0].manifest())
+        elif found := self.server.get(path):
+            self._answer(200, found)
+        elif kinds := [each for each in RESOURCES if path.startswith(each.root) and path.endswith(f"/{each.plural}")]:
+            items = self.server.list(path, query)
+            self._answer(200, {"kind": f"{kinds[0].kind}List", "apiVersion": kinds[0].version, "items": items})
         else:
-            self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": []})
+            self._fail(404, "NotFound", f"{path} not found")
 
     def do_POST(self) -> None:
-        [pod] = [pod for pod in self.server.pods if f"/pods/{pod.name}/portforward" in self.path]
+        path = self.path.partition("?")[0]
+        if path.endswith("/portforward"):
+            self._forward(next(pod for pod in self.server.pods if path == f"{PODS}/{pod.name}/portforward"))
+            return
+        created = self._body()
+        self._store(f"{path}/{created['metadata']['name']}", created)
+
+    def do_PATCH(self) -> None:
+        path = self.path.partition("?")[0]
+        self._store(path, _merged(self.server.objects[path], self._body()))
+
+    def do_DELETE(self) -> None:
+        self._body()
+        self._answer(200, self.server.objects.pop(self.path.partition("?")[0]))
+
+    def _store(self, path: str, value: Manifest) -> None:
+        if value["kind"] == "Deployment":
+            value["spec"].setdefault("replicas", 1)  # the API server's default
+        value["metadata"].setdefault("uid", path)
+        self.server.objects[path] = value
+        self._answer(200, value)
+
+    def _body(self) -> Manifest:
+        value: Manifest = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        return value
+
+    def _forward(self, pod: StandInPod) -> None:
         if pod.forward is Forward.SILENT:
             self.server.stopped.wait()
             self.close_connection = True
@@ -167,6 +247,40 @@ class _Requests(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _discovery(path: str) -> Manifest | None:
+    """What the API has, as kubectl asks before anything else."""
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        versions = sorted({each.version for each in RESOURCES} - {"v1"})
+        groups = []
+        for version in versions:
+            group, _, number = version.partition("/")
+            described = {"groupVersion": version, "version": number}
+            groups.append({"name": group, "versions": [described], "preferredVersion": described})
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if found := [each for each in RESOURCES if path == each.root]:
+        resources = [each.described() for each in found]
+        return {"kind": "APIResourceList", "groupVersion": found[0].version, "resources": resources}
+    return None
+
+
+def _merged(value: Any, patch: Any) -> Any:
+    """A JSON merge patch (RFC 7396), in which lists of objects with names are merged by name."""
+    if isinstance(patch, dict):
+        merged = dict(value) if isinstance(value, dict) else {}
+        for name, change in patch.items():
+            if change is None:
+                merged.pop(name, None)
+            elif not name.startswith("$"):
+                merged[name] = _merged(merged.get(name), change)
+        return merged
+    if isinstance(patch, list) and patch and all(isinstance(each, dict) and "name" in each for each in patch):
+        by_name = {each["name"]: each for each in value or []}
+        return list((by_name | {each["name"]: _merged(by_name.get(each["name"]), each) for each in patch}).values())
+    return patch
 
 
 SYN_STREAM, SYN_REPLY, PING = 1, 2, 6
