@@ -260,7 +260,8 @@ def _pod_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--every-pod",
         action="store_true",
-        help="run status, scale, register, unregister, rollout or rollback on every pod, through kubectl port-forward",
+        help="run status, scale, register, unregister, rollout or rollback on every pod, through kubectl port-forward; "
+        "with --json it prints an object for each pod",
     )
     group.add_argument("--namespace", help=f"of the pods; default: {pods.NAMESPACE}")
     group.add_argument("--selector", help=f"the pods' labels; default: {pods.SELECTOR}")

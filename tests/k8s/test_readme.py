@@ -20,6 +20,7 @@ README = (K8S / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 SENTIMENT = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")]
 
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")})
 BLOCKING = re.compile(
     r"^(kubectl port-forward|kubectl .*(--watch|--follow)|make serve"
     r"|\S*python -m server|(podman|docker) run (?!.*--detach))"
@@ -92,7 +93,7 @@ def commands(block: str) -> list[str]:
     return re.sub(r"(\\|&&)\n", " ", block).splitlines()
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[a-z]*/**/*.md")), ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_command_that_blocks_is_alone_in_its_block(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE):
