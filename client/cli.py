@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client import inference, management
+from client import inference, management, pods
 from client.errors import ClientError, InputError, OverloadedError, RefusedError, RolloutError, UnreachableError
 from client.inference import InferenceClient, split
 from client.management import ManagementClient
@@ -55,18 +55,21 @@ examples:
   sentiment status
   sentiment scale 4
   sentiment rollout sentiment-2.mar
+  sentiment --every-pod status
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_pod_options(parser, options)
     # What the terminal's encoding lacks is shown by its code; half a surrogate pair no encoding has.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code: int = options.command(options)
+        code: int = _on_every_pod(options) if options.every_pod else options.command(options)
         sys.stdout.flush()
         return code
     except (UnreachableError, OverloadedError) as error:
@@ -94,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join([_EXAMPLES, _ENVIRONMENT, _EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _pod_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _add(commands, "predict", _predict, "labels of texts", _PREDICT_EXAMPLES)
@@ -249,6 +253,26 @@ def _drain_option(command: argparse.ArgumentParser) -> None:
         help="that the version to remove is left for what its workers still hold; default: its response timeout, the "
         "longest that they may hold it",
     )
+
+
+def _pod_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on Kubernetes, before COMMAND")
+    group.add_argument(
+        "--every-pod",
+        action="store_true",
+        help="run status, scale, register, unregister, rollout or rollback on every pod, through kubectl port-forward; "
+        "with --json it prints an object for each pod",
+    )
+    group.add_argument("--namespace", help=f"of the pods; default: {pods.NAMESPACE}")
+    group.add_argument("--selector", help=f"the pods' labels; default: {pods.SELECTOR}")
+    group.add_argument("--context", help="of kubectl's configuration; default: the current one")
+
+
+def _check_pod_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.every_pod and "management_url" not in options:
+        parser.error("--every-pod goes with status, scale, register, unregister, rollout and rollback")
+    if not options.every_pod and (options.namespace or options.selector or options.context):
+        parser.error("--namespace, --selector and --context need --every-pod")
 
 
 def _positive(value: str) -> int:
@@ -426,12 +450,25 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
             outcome = switched(Switch(client, partial(_inference, options), sample, options.drain, say))
     finally:
         signal.signal(signal.SIGTERM, before)
-    back = "sentiment rollback" if outcome.old_kept else f"sentiment rollback {outcome.old_archive}"
+    back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
+    back += "" if outcome.old_kept else f" {outcome.old_archive}"
     say(f"Back to version {outcome.old}: {back}")
     say("A server that starts anew serves what its config.properties says.")
     if options.json:
         print(json.dumps(asdict(outcome) | {"rollback": back}))
     return OK
+
+
+def _on_every_pod(options: argparse.Namespace) -> int:
+    def command(inference_url: str, management_url: str) -> int:
+        addresses = {"url": inference_url, "management_url": management_url}
+        code: int = options.command(argparse.Namespace(**vars(options) | addresses))
+        return code
+
+    deployment = pods.Deployment(
+        options.namespace or pods.NAMESPACE, options.selector or pods.SELECTOR, options.context
+    )
+    return OK if pods.on_every_pod(deployment, command, _say, as_json=options.json) else FAILED
 
 
 def _inference(options: argparse.Namespace, version: str | None, connections: int = CONNECTIONS) -> InferenceClient:

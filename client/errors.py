@@ -8,6 +8,7 @@ ClientError
 ├── UnexpectedAnswerError  an answer, but not the JSON that was expected
 ├── NotReadyError          a version's workers end while they load, or take too long
 ├── RolloutError           a version was not put in another's place
+├── PodError               kubectl cannot list the pods, or cannot forward to one
 └── InputError             a file that cannot be read, or must not be written
 """
 
@@ -50,6 +51,10 @@ class NotReadyError(ClientError):
 
 
 class RolloutError(ClientError):
+    pass
+
+
+class PodError(ClientError):
     pass
 
 

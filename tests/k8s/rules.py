@@ -424,10 +424,11 @@ def _memory(limit: Decimal, cores: Decimal) -> Decimal:
 
 
 def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
-    """One autoscaler for a Deployment at most, which then does not say how many pods it wants itself."""
+    """At most one autoscaler for a Deployment. No Deployment sets its number of pods: each apply would set it back."""
     autoscalers = [each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"]
-    problems = []
-    for name in (each["metadata"]["name"] for each in manifests if each["kind"] == "Deployment"):
+    deployments = [each for each in manifests if each["kind"] == "Deployment"]
+    problems = [f"{_title(each)}: sets the number of pods" for each in deployments if "replicas" in each["spec"]]
+    for name in (each["metadata"]["name"] for each in deployments):
         own = [each for each in autoscalers if each["spec"]["scaleTargetRef"]["name"] == name]
         if len(own) > 1:
             problems.append(f"Deployment/{name}: {len(own)} autoscalers")
@@ -435,13 +436,6 @@ def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
         spec = autoscaler["spec"]
         if not 1 < spec["minReplicas"] < spec["maxReplicas"]:
             problems.append(f"{_title(autoscaler)}: from {spec['minReplicas']} to {spec['maxReplicas']} pods")
-        problems += [
-            f"{_title(each)}: every apply sets the number of pods back"
-            for each in manifests
-            if each["kind"] == spec["scaleTargetRef"]["kind"]
-            and each["metadata"]["name"] == spec["scaleTargetRef"]["name"]
-            and "replicas" in each["spec"]
-        ]
     return problems
 
 

@@ -244,7 +244,7 @@ def resources() -> list[Broken]:
 def autoscalers() -> list[Broken]:
     check = rules.autoscaler_problems
     return [
-        Broken(check, "Deployment", ("spec", "replicas"), 2, "sets the number of pods back"),
+        Broken(check, "Deployment", ("spec", "replicas"), 2, "sets the number of pods"),
         Broken(check, "HorizontalPodAutoscaler", ("spec", "minReplicas"), 1, "from 1 to 10 pods"),
         Broken(check, "HorizontalPodAutoscaler", ("spec", "maxReplicas"), 2, "from 2 to 2 pods"),
     ]

@@ -1,10 +1,8 @@
 """`k8s/README.md`: what it says of the manifests is so, and what can be run without a cluster is run."""
 
 import json
-import os
 import re
 import shutil
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,25 +10,22 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, sentiment, serving
+from tests.e2e.server_process import Project, Server, run_module, serving
+from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
 from training.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-[ON_EVERY_POD] = [block for block in BLOCKS if block.startswith("on_every_pod()")]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if re.match("on_every_pod [A-Z]", line)]
 SENTIMENT = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")]
 
-# What the function needs of a cluster with one pod. The server listens where the forward would lead.
-KUBECTL = """#!/bin/sh
-case "$1" in
-  get) echo pod/sentiment-1 ;;
-  port-forward) exec sleep 60 ;;
-  *) exit 1 ;;
-esac
-"""
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")})
+BLOCKING = re.compile(
+    r"^(kubectl port-forward|kubectl .*(--watch|--follow)|make serve"
+    r"|\S*python -m server|(podman|docker) run (?!.*--detach))"
+)
+"""Commands that run until somebody ends them."""
 
 
 @pytest.fixture(scope="module")
@@ -44,59 +39,79 @@ def live(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server
         yield running
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    kubectl = tmp_path / "kubectl"
-    kubectl.write_text(KUBECTL)
-    kubectl.chmod(kubectl.stat().st_mode | stat.S_IEXEC)
-    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-
-
-def test_the_management_commands_do_what_is_said(live: Server, environment: dict[str, str]) -> None:
-    """In the order of the page: look, scale, register, shift the default and back, unregister."""
-    assert len(COMMANDS) == 8
+def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the page's order: look, scale, register and unregister a version, put it in the first's place, go back."""
+    ports = {8080: live.project.inference, 8081: live.project.management}
     seen = []
-    for command in COMMANDS:
-        script = (ON_EVERY_POD + command).replace("http://127.0.0.1:18081", live.project.management)
-        result = subprocess.run(
-            ["bash", "-c", f"set -e -o pipefail\n{script}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert "pod/sentiment-1" in result.stdout, f"{command}\n{result.stderr}"
-        assert '"code"' not in result.stdout, f"{command}\n{result.stdout}"
-        described = requests.get(f"{live.project.management}/models/sentiment/all", timeout=10).json()
-        default = requests.get(f"{live.project.management}/models/sentiment", timeout=10).json()
-        seen.append((default[0]["modelVersion"], {each["modelVersion"]: each["minWorkers"] for each in described}))
-        assert all(worker["status"] == "READY" for each in described for worker in each["workers"]), command
-    assert seen[2:] == [
+    with cluster(tmp_path, monkeypatch) as api:
+        api.pods.append(StandInPod("sentiment-1", {port: int(url.rpartition(":")[2]) for port, url in ports.items()}))
+        for line in SENTIMENT:
+            result = run_module("client", *line.split()[1:])
+            assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+            assert result.stdout.startswith("sentiment-1:\n"), line
+            described = requests.get(f"{live.project.management}/models/sentiment/all", timeout=10).json()
+            default = requests.get(f"{live.project.management}/models/sentiment", timeout=10).json()
+            seen.append((default[0]["modelVersion"], {each["modelVersion"]: each["minWorkers"] for each in described}))
+            assert all(worker["status"] == "READY" for each in described for worker in each["workers"]), line
+    assert seen[1:] == [
         ("1.0", {"1.0": 1}),
         ("1.0", {"1.0": 2}),
         ("1.0", {"1.0": 2, "2.0": 1}),
-        ("2.0", {"1.0": 2, "2.0": 1}),
-        ("1.0", {"1.0": 2, "2.0": 1}),
+        ("1.0", {"1.0": 2}),
+        ("2.0", {"2.0": 2}),
         ("1.0", {"1.0": 2}),
     ]
 
 
 def test_the_digest_goes_into_the_overlay(tmp_path: Path) -> None:
-    """The page's `sed`, on a copy, and what kustomize makes of it."""
+    """The page's block, on a copy, and what kustomize makes of it; the registry's commands say what they would."""
     command = kustomize()
     if command is None:
         render("gke")  # skips or fails
         return
     shutil.copytree(K8S, tmp_path / "k8s")
-    [line] = [line for block in BLOCKS for line in block.splitlines() if line.startswith("sed ")]
-    image, digest = "europe-west1-docker.pkg.dev/my-project/sentiment/sentiment", f"sha256:{'0123456789abcdef' * 4}"
-    environment = os.environ | {"IMAGE": image, "DIGEST": digest}
-    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=True)
-    rendered = subprocess.run(
-        [*command, str(tmp_path / "k8s" / "overlays" / "gke")], capture_output=True, text=True, check=True
-    )
-    assert f"image: {image}@{digest}\n" in rendered.stdout
+    overlay = tmp_path / "k8s" / "overlays" / "gke"
+    before = overlay.joinpath("kustomization.yaml").read_text(encoding="utf-8")
+    [block] = [block for block in BLOCKS if "\n  sed " in block]
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+
+    def run(docker: str, gcloud: str) -> None:
+        programs = f"docker() {{ {docker}; }}; gcloud() {{ {gcloud}; }}; git() {{ :; }}; export REGION=r PROJECT=p"
+        subprocess.run(["bash", "-c", f"{programs}\n{block}"], cwd=tmp_path, check=False, timeout=60)
+
+    for docker, gcloud in [("false", f"echo {digest}"), ("true", "false"), ("true", "true")]:
+        run(docker, gcloud)
+        assert overlay.joinpath("kustomization.yaml").read_text(encoding="utf-8") == before, (docker, gcloud)
+    run("true", f"echo {digest}")
+    rendered = subprocess.run([*command, str(overlay)], capture_output=True, text=True, check=True)
+    assert f"image: r-docker.pkg.dev/p/sentiment/sentiment@{digest}\n" in rendered.stdout
+    assert {path.name for path in overlay.iterdir()} == {path.name for path in (K8S / "overlays" / "gke").iterdir()}
+
+
+def commands(block: str) -> list[str]:
+    """A block's commands, each with its continuation lines."""
+    return re.sub(r"(\\|&&)\n", " ", block).splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_that_blocks_is_alone_in_its_block(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE):
+        blocking = [command for command in commands(block) if BLOCKING.search(command.strip())]
+        assert not blocking or len(commands(block)) == 1, f"{blocking[0]} is followed by others:\n{block}"
+
+
+def test_nothing_waits_for_ever() -> None:
+    lines = [line for block in BLOCKS for command in commands(block) for line in command.split("  ")]
+    lines += re.findall(r"`(kubectl delete [^`]+)`", README)
+    waiting = [line for line in lines if re.match(r"kubectl (rollout status|wait|delete)", line.strip())]
+    assert len(waiting) >= 7
+    assert [line for line in waiting if "--timeout" not in line] == []
+
+
+def test_no_variable_hides_a_failure() -> None:
+    """`export X="$(false)"` succeeds, and X is empty from then on."""
+    assert not re.findall(r"^.*\bexport \w+=\S*\$\(.*$", README, flags=re.MULTILINE)
 
 
 def test_every_command_is_one_that_a_shell_can_read() -> None:
@@ -114,8 +129,8 @@ def test_every_folder_is_in_the_table() -> None:
 def test_files_that_are_named_exist() -> None:
     for name in re.findall(r"`((?:components|overlays|base)/[a-z/.-]+)`", README):
         assert (K8S / name).exists(), name
-    for folder in re.findall(r"-k (\S+)", README):
-        assert (ROOT / folder.rstrip("`") / "kustomization.yaml").is_file(), folder
+    for folder in re.findall(r"-k ([a-z0-9/]+)", README):
+        assert (ROOT / folder / "kustomization.yaml").is_file(), folder
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (K8S / link).exists(), link
 
@@ -148,14 +163,3 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource"]
-
-
-def test_the_command_line_does_what_is_said(live: Server) -> None:
-    assert len(SENTIMENT) == 4
-    said = []
-    for line in SENTIMENT:
-        result = sentiment(live, *line.split()[1:])
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        said.append(result.stdout)
-    assert "Version 2.0 is the default." in said[2]
-    assert "Version 1.0 is the default." in said[3]

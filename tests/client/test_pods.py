@@ -1,0 +1,255 @@
+"""`sentiment --every-pod`: the real kubectl, a stand-in for Kubernetes' API server, and servers as pods."""
+
+import contextlib
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from client import pods
+from client.cli import main
+from tests.client.fake_torchserve import FakeTorchServe, serving
+from tests.k8s.api_server import ApiServer, Forward, StandInPod, cluster
+from tests.paths import ROOT
+
+Out = pytest.CaptureFixture[str]
+Add = Callable[..., FakeTorchServe]
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    for name in ("SENTIMENT_URL", "SENTIMENT_MANAGEMENT_URL", "SENTIMENT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(random, "uniform", lambda *_: 0)  # no pauses before retries
+    with cluster(tmp_path, monkeypatch) as server:
+        yield server
+    assert _forwards() == [], "a port-forward outlived its command"
+
+
+@pytest.fixture
+def add(api: ApiServer) -> Iterator[Add]:
+    """Add a pod with a server of its own."""
+    started = []
+
+    def add(name: str, **changes: object) -> FakeTorchServe:
+        fake = FakeTorchServe()
+        context = serving(fake)
+        port = urlsplit(context.__enter__().url).port
+        started.append(context)
+        assert port is not None
+        api.pods.append(StandInPod(name, {8080: port, 8081: port}, **changes))  # type: ignore[arg-type]
+        return fake
+
+    yield add
+    for context in started:
+        context.__exit__(None, None, None)
+
+
+def _forwards(pid: int | None = None, command: str = "") -> list[psutil.Process]:
+    """The processes of kubectl that a process, by default this one, has started and not ended."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if "kubectl" in child.name() and command in " ".join(child.cmdline())]
+
+
+def test_a_command_runs_on_every_pod(add: Add, capsys: Out) -> None:
+    first, second = add("sentiment-a"), add("sentiment-b")
+    assert main(["--every-pod", "scale", "3"]) == 0
+    line = "Version 1.0 of sentiment (sentiment.mar) has 3 READY."
+    output = capsys.readouterr()
+    assert output.out == f"sentiment-a:\n{line}\n\nsentiment-b:\n{line}\n\n"
+    assert output.err == ""
+    assert [fake.versions["1.0"].workers for fake in (first, second)] == [3, 3]
+
+
+def test_json_has_an_object_for_each_pod(add: Add, capsys: Out) -> None:
+    add("sentiment-a")
+    add("sentiment-b", forward=Forward.REFUSED)
+    assert main(["--every-pod", "status", "--json"]) == 1
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (good["pod"], good["done"], good["error"]) == ("sentiment-a", True, None)
+    assert good["result"]["versions"][0]["version"] == "1.0"
+    assert (bad["pod"], bad["done"], bad["result"]) == ("sentiment-b", False, None)
+    assert "cannot create portforward" in bad["error"]
+
+
+def test_pods_that_are_ending_are_skipped(add: Add, capsys: Out) -> None:
+    add("sentiment-a")
+    ending = [add("sentiment-b", ending=True), add("sentiment-c", phase="Failed", ready=False)]
+    assert main(["--every-pod", "scale", "3"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "Skipped sentiment-b: it is ending.\nSkipped sentiment-c: it is ending.\n"
+    assert "sentiment-a:\n" in output.out
+    assert [fake.versions["1.0"].workers for fake in ending] == [2, 2]
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_a_pod_that_is_not_ready_is_no_success(add: Add, capsys: Out, phase: str) -> None:
+    starting = add("sentiment-a", phase=phase, ready=False)
+    add("sentiment-b")
+    assert main(["--every-pod", "scale", "3"]) == 1
+    assert capsys.readouterr().err == (
+        "Skipped sentiment-a: it is not ready.\nerror: not done on sentiment-a; done on sentiment-b.\n"
+    )
+    assert starting.versions["1.0"].workers == 2
+
+
+def test_a_forward_that_fails_is_told_and_the_others_go_on(add: Add, capsys: Out) -> None:
+    refused, other = add("sentiment-a", forward=Forward.REFUSED), add("sentiment-b")
+    assert main(["--every-pod", "scale", "3"]) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("sentiment-a:\n\nsentiment-b:\nVersion 1.0 ")
+    assert "error: kubectl port-forward failed: " in output.err
+    assert 'User "somebody" cannot create portforward' in output.err
+    assert output.err.endswith("error: not done on sentiment-a; done on sentiment-b.\n")
+    assert (refused.versions["1.0"].workers, other.versions["1.0"].workers) == (2, 3)
+
+
+def test_nobody_else_is_asked_where_a_forward_fails(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of the user's own, at the addresses that commands have by default."""
+    add("sentiment-a", forward=Forward.REFUSED)
+    own = FakeTorchServe()
+    with serving(own) as server:
+        monkeypatch.setenv("SENTIMENT_URL", server.url)
+        monkeypatch.setenv("SENTIMENT_MANAGEMENT_URL", server.url)
+        assert main(["--every-pod", "scale", "3"]) == 1
+        assert server.requests == []
+
+
+def test_a_forward_that_breaks_is_told(add: Add, capsys: Out) -> None:
+    add("sentiment-a", forward=Forward.BREAKS)
+    add("sentiment-b")
+    assert main(["--every-pod", "scale", "3"]) == 1
+    output = capsys.readouterr()
+    assert "does not answer" in output.err
+    assert "kubectl port-forward stopped: " in output.err
+    assert "lost connection to pod" in output.err
+    assert output.err.endswith("error: not done on sentiment-a; done on sentiment-b.\n")
+
+
+def test_a_command_that_outlives_its_forward_has_failed(api: ApiServer, add: Add, capsys: Out) -> None:
+    """Another program may have taken the local port, and answered."""
+    add("sentiment-a")
+
+    def answered_by_another_program(_: str, management_url: str) -> int:
+        address = urlsplit(management_url)
+        api.lose_forwards()
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection((address.hostname, address.port or 0)).close()
+        return 0
+
+    said: list[str] = []
+    assert not pods.on_every_pod(pods.Deployment(), answered_by_another_program, said.append, as_json=False)
+    stopped, summary = said
+    assert stopped.startswith("error: kubectl port-forward stopped: ")
+    assert stopped.endswith("error: lost connection to pod")
+    assert summary == "error: not done on sentiment-a; done on no pod."
+
+
+def test_a_forward_that_never_comes_is_not_waited_for(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pods, "FORWARD_TIMEOUT_S", 1.0)
+    add("sentiment-a", forward=Forward.SILENT)
+    assert main(["--every-pod", "status"]) == 1
+    assert "error: kubectl port-forward was not ready within 1 s: it gave no reason." in capsys.readouterr().err
+
+
+def test_a_pod_whose_server_is_not_there_fails(api: ApiServer, add: Add, capsys: Out) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        api.pods.append(StandInPod("sentiment-a", {8080: port, 8081: port}))
+        assert main(["--every-pod", "scale", "3"]) == 1
+    output = capsys.readouterr()
+    assert "Connection refused" in output.err, output.err
+
+
+def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sentiment-a", "sentiment-b", "sentiment-c"):
+        add(name)
+    run: list[str] = []
+
+    def second_is_interrupted(inference_url: str, _: str) -> int:
+        run.append(inference_url)
+        if len(run) == 2:
+            raise KeyboardInterrupt
+        return 0
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        pods.on_every_pod(pods.Deployment(), second_is_interrupted, said.append, as_json=False)
+    assert said == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int) -> None:
+    add("sentiment-a", forward=Forward.SILENT)
+    command = [sys.executable, "-m", "client", "--every-pod", "status"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not (forwards := _forwards(running.pid, "port-forward")):
+            time.sleep(0.05)
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors == "error: not done on sentiment-a; done on no pod.\nInterrupted.\n"
+    assert not any(forward.is_running() for forward in forwards)
+
+
+def test_no_pods(api: ApiServer, add: Add, capsys: Out) -> None:
+    assert main(["--every-pod", "status"]) == 1
+    message = "No pod has the label app.kubernetes.io/name=sentiment in the namespace sentiment."
+    assert capsys.readouterr().err == f"error: {message}\n"
+    add("sentiment-a")
+    assert main(["--every-pod", "--namespace", "other", "--selector", "app=other", "status"]) == 1
+    assert capsys.readouterr().err == "error: No pod has the label app=other in the namespace other.\n"
+    api.pods[0].ending = True
+    assert main(["--every-pod", "status"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: All pods with the label app.kubernetes.io/name=sentiment are ending.\n"
+    )
+
+
+def test_permission_denied(api: ApiServer, capsys: Out) -> None:
+    api.may_list = False
+    assert main(["--every-pod", "status"]) == 1
+    assert capsys.readouterr().err == (
+        'error: kubectl get pods failed: Error from server (Forbidden): pods is forbidden: User "somebody" cannot list '
+        'resource "pods"\n'
+    )
+
+
+def test_a_context_that_is_not_there(api: ApiServer, capsys: Out) -> None:
+    assert main(["--every-pod", "--context", "other", "status"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: kubectl get pods failed: ")
+    assert "other" in error
+
+
+def test_no_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Out) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--every-pod", "status"]) == 1
+    assert capsys.readouterr().err.startswith("error: kubectl is not on the PATH. Install it: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--every-pod", "predict", "late"], "--every-pod goes with status, scale, "),
+        (["--every-pod", "score", "tweets.csv"], "--every-pod goes with status, scale, "),
+        (["--namespace", "other", "scale", "2"], "need --every-pod"),
+        (["--selector", "a=b", "status"], "need --every-pod"),
+        (["--context", "other", "status"], "need --every-pod"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], problem: str, capsys: Out) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert problem in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""Components come and go on a live cluster, and the pods stay: the real kubectl, a stand-in for the API server."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.api_server import ApiServer, cluster
+from tests.k8s.rendered import K8S, Manifest, find, render
+from tests.paths import ROOT
+
+DEPLOYMENT = "/apis/apps/v1/namespaces/sentiment/deployments/sentiment"
+README = (K8S / "README.md").read_text(encoding="utf-8")
+[APPLY] = set(re.findall(r"`(kubectl apply -k k8s/overlays/gke)`", README[README.index("### Add or remove") :]))
+DELETE = dict(re.findall(r"^\| (\w+) \| `(kubectl delete .*)` \|$", README, flags=re.MULTILINE))
+[FORGET_REPLICAS] = re.findall(r"^KUBE_EDITOR=.*$", README, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    render("gke")  # skips the test, or fails it, where nothing renders
+    with cluster(tmp_path, monkeypatch) as server:
+        yield server
+
+
+def kubectl(command: str, folder: Path = ROOT, manifest: Manifest | None = None) -> str:
+    """Run a command line of the page's; what it applies is not validated, as the stand-in has no schemas."""
+    command = re.sub(r"kubectl apply( edit-last-applied)?", r"\g<0> --validate=false", command)
+    standard_input = None if manifest is None else json.dumps(manifest)
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        input=standard_input,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def without(component: str, folder: Path) -> Path:
+    """A copy of the project's manifests whose overlay `gke` has one line less."""
+    shutil.copytree(K8S, folder / "k8s")
+    kustomization = folder / "k8s" / "overlays" / "gke" / "kustomization.yaml"
+    lines = kustomization.read_text(encoding="utf-8").splitlines(keepends=True)
+    left = [line for line in lines if line.strip() != f"- ../../components/{component}"]
+    assert len(left) == len(lines) - 1
+    kustomization.write_text("".join(left), encoding="utf-8")
+    return folder
+
+
+def names(manifests: Iterable[Manifest]) -> set[tuple[str, str]]:
+    return {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
+
+
+def rendered(folder: Path) -> list[Manifest]:
+    result = subprocess.run(
+        ["kubectl", "kustomize", "k8s/overlays/gke"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return list(yaml.safe_load_all(result.stdout))
+
+
+def test_every_component_can_be_removed() -> None:
+    assert DELETE.keys() == {path.name for path in (K8S / "components").iterdir()}
+
+
+@pytest.mark.parametrize("component", sorted(DELETE))
+def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, component: str) -> None:
+    """By the page's commands: none of its objects is left, no other is gone, and the number of pods stays."""
+    kubectl(APPLY)
+    assert names(api.objects.values()) == names(render("gke"))
+    api.objects[DEPLOYMENT]["spec"]["replicas"] = 5  # as the autoscaler would
+
+    folder = without(component, tmp_path)
+    kubectl(APPLY, folder)
+    kubectl(DELETE[component])
+    assert names(api.objects.values()) == names(rendered(folder))
+    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 5
+
+    kubectl(APPLY)
+    assert names(api.objects.values()) == names(render("gke"))
+    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 5
+
+
+@pytest.mark.parametrize("overlay", ["gke", "local"])
+def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> None:
+    deployment = find(render(overlay), "Deployment", "sentiment")
+    kubectl("kubectl apply -f -", manifest=deployment)
+    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 1, "the API server's default"
+    api.objects[DEPLOYMENT]["spec"]["replicas"] = 5
+    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = "sentiment:next"
+    kubectl("kubectl apply -f -", manifest=deployment)
+    live = api.objects[DEPLOYMENT]["spec"]
+    assert live["template"]["spec"]["containers"][0]["image"] == "sentiment:next"
+    assert live["replicas"] == 5
+
+
+def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServer) -> None:
+    """By the page's command. Without it `kubectl apply` takes the number out, and one pod is left."""
+    new = find(render("gke"), "Deployment", "sentiment")
+    old = copy.deepcopy(new)
+    old["spec"]["replicas"] = 2
+    kubectl("kubectl apply -f -", manifest=old)
+    before = copy.deepcopy(api.objects)
+    kubectl("kubectl apply -f -", manifest=new)
+    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 1
+
+    api.objects.update(before)
+    said = kubectl(FORGET_REPLICAS)
+    assert said == "deployment.apps/sentiment edited\n"
+    kubectl("kubectl apply -f -", manifest=new)
+    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 2
+
+
+def test_apply_after_an_undo_has_no_trace_of_it(api: ApiServer) -> None:
+    """`kubectl rollout undo` puts the old pod template back, and leaves the annotation as the last apply wrote it."""
+    old = find(render("gke"), "Deployment", "sentiment")
+    new = copy.deepcopy(old)
+    [container] = new["spec"]["template"]["spec"]["containers"]
+    container["image"] = "sentiment:next"
+    container["envFrom"] = [{"configMapRef": {"name": "sentiment-limits-next"}}]
+    for manifest in (old, new):
+        kubectl("kubectl apply -f -", manifest=manifest)
+    api.objects[DEPLOYMENT]["spec"]["template"] = copy.deepcopy(old["spec"]["template"])
+    kubectl("kubectl apply -f -", manifest=new)
+    assert api.objects[DEPLOYMENT]["spec"]["template"] == new["spec"]["template"]
