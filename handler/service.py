@@ -4,6 +4,7 @@ The archive has this file in its root, the package `handler` and the model, `mod
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
