@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationValueError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidChunkLength, LocationValueError, ReadTimeoutError
 from urllib3.util import Retry
 
 from client import address
@@ -48,9 +48,10 @@ MAX_WORDS_CHARACTERS = 1_000
 """Of what is kept of an error's message, its type, or a version's name."""
 
 _BLOCK_BYTES = 65_536
-_FAILURES = (requests.RequestException, HTTPError, HTTPException, OSError, UnicodeError, TooLargeError)
-"""What requests, urllib3 and the layers below them raise where a request has no answer."""
-_NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError)
+_FAILURES = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError, TooLargeError)
+"""What requests, urllib3 and the layers below them raise where a request has no answer. ValueError is what some broken
+answers give: a chunk of negative length."""
+_NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError, UnicodeError)
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         if isinstance(cause, BaseException) and id(cause) not in seen:
             seen.add(id(cause))
             yield cause
-            left += [*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__]
+            left += [*cause.args, getattr(cause, "reason", None), cause.__cause__]
 
 
 def _broken(causes: Sequence[BaseException]) -> str | None:
@@ -275,7 +276,8 @@ def _broken(causes: Sequence[BaseException]) -> str | None:
     for cause in causes:
         if isinstance(cause, TooLargeError):
             return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, which no answer of TorchServe has."
-        if isinstance(cause, HTTPException) and not isinstance(cause, RemoteDisconnected | IncompleteRead):
+        dropped = isinstance(cause, RemoteDisconnected | IncompleteRead) and not isinstance(cause, InvalidChunkLength)
+        if isinstance(cause, HTTPException | ValueError) and not dropped:
             return f"does not speak HTTP: {type(cause).__name__}: {shown(str(cause))}"
     return None
 
