@@ -62,7 +62,7 @@ class Project:
         (folder / "model_store").mkdir(exist_ok=True)
         shutil.copy(mar, folder / "model_store" / "sentiment.mar")
         self.inference, self.management, self.metrics = (values[name] for name in PORT_SETTINGS)
-        self.grpc = f"127.0.0.1:{values['grpc_inference_port']}"
+        self.grpc, self.grpc_management = (f"127.0.0.1:{values[name]}" for name in GRPC_SETTINGS)
         self.worker_port = int(values["initial_worker_port"])
         self.predictions = f"{self.inference}/predictions/sentiment"
 
