@@ -17,6 +17,7 @@ from handler import reply
 from handler.classifier import TextClassifier
 from handler.errors import InternalError, OverloadedError, RequestError, TooLargeError
 from handler.limits import Limits
+from handler.padding import cost
 from handler.request import Request, has_form, read_request
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,18 @@ class Kind(Enum):
 
 
 _TOO_MANY_TOKENS = {
-    Kind.PREDICT: "The request has more than {} tokens, which is what is read at once. Send its texts in several.",
-    Kind.EXPLAIN: "To explain a text takes reading it once more for each of its tokens; for this request, these are "
-    "more than {} tokens. Send its texts one by one, or shorter ones.",
+    Kind.PREDICT: "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send "
+    "its texts in several requests, or shorter texts.",
+    Kind.EXPLAIN: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
+    "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
 }
 _TOO_LARGE_A_REPLY = (
     "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; at most {} leave the server at "
     "once. Expected at most {} such texts in one request."
 )
+TOKENIZER_COST = 0.25
+"""Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
+
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
 _ENDING = "The server is about to end. Send the request again in a moment, to the server that takes its place."
 
@@ -100,7 +105,7 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
     jobs = _with_small_replies(jobs, classifier.labels, limits.max_batch_reply_bytes)
-    _tokenize(jobs, classifier, limits.max_batch_tokens)
+    _tokenize(jobs, classifier, limits.max_token_reads)
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
     try:
@@ -181,32 +186,38 @@ def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes:
     return fitting
 
 
-def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_tokens: int) -> None:
-    """Fill in the token ids, of as many requests as the network may read at once."""
-    made = admitted = 0
+def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: int) -> None:
+    """Fill in the token ids of as many requests as the limit allows."""
+    tokenized, admitted = 0, 0.0
     for job in jobs:
         if job.request is None:
             continue
         with _guard(job):
-            read = 0
+            least = 0.0
             for text in job.request.texts:
-                # Long runs of symbols cost the tokenizer as much as the network. One request that is refused for
-                # them leaves time for its neighbours, many would not.
-                if made > 2 * max_tokens:
+                # One request that is refused for its tokens leaves time for its neighbours, many would not.
+                if tokenized > max_token_reads:
                     raise OverloadedError(_TOO_MUCH_AT_ONCE)
                 job.ids.append(classifier.ids(text))
-                made += len(job.ids[-1])
-                read += _tokens_read(len(job.ids[-1]), job.kind)
-                if read > max_tokens:
-                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_tokens))
-            if admitted + read > max_tokens:
+                length = len(job.ids[-1])
+                tokenized += length
+                least += length * (length + 1 if job.kind is Kind.EXPLAIN else 1)
+                if least > max_token_reads:
+                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+            token_reads = _token_reads([len(ids) for ids in job.ids], job.kind)
+            if token_reads > max_token_reads:
+                raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+            if admitted + token_reads > max_token_reads:
                 raise OverloadedError(_TOO_MUCH_AT_ONCE)
-            admitted += read
+            admitted += token_reads
 
 
-def _tokens_read(length: int, kind: Kind) -> int:
-    """By the network, for a text of so many tokens; see `TextClassifier.explain`."""
-    return length * (length + 1) if kind is Kind.EXPLAIN else length
+def _token_reads(lengths: Sequence[int], kind: Kind) -> float:
+    """Work for texts of these lengths, in token reads; see `handler.padding.cost` and `TextClassifier.explain`."""
+    token_reads = cost(lengths) + TOKENIZER_COST * sum(lengths)
+    if kind is Kind.EXPLAIN:
+        token_reads += sum(cost([length] * (length + 1)) for length in lengths)
+    return token_reads
 
 
 def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:

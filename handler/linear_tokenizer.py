@@ -112,17 +112,22 @@ class LinearTokenizer:
         prefixes: list[str] = []
         suffixes: list[str] = []
         begin, end, size_before = 0, len(word), 0
+        no_prefix, no_suffix = -1, -1  # where none was found; it need not be looked for again, but in a short rest
         while begin < end and end - begin != size_before:
             size_before = end - begin
             if self._is_token(word, begin, end) or self._is_special_case(word, begin, end, cases):
                 break
-            prefix = self._prefix_length(word, begin, end)
+            is_short = size_before <= self._affix_characters + CONTEXT_CHARACTERS
+            prefix = self._prefix_length(word, begin, end) if is_short or begin != no_prefix else 0
+            no_prefix = -1 if prefix else begin
             if prefix:
                 prefixes.append(word[begin : begin + prefix])
                 if self._is_special_case(word, begin + prefix, end, cases):
                     begin += prefix
                     break
-            suffix = self._suffix_length(word, begin + prefix, end)
+            is_short = size_before - prefix <= self._affix_characters + CONTEXT_CHARACTERS
+            suffix = self._suffix_length(word, begin + prefix, end) if is_short or end != no_suffix else 0
+            no_suffix = -1 if suffix else end
             if suffix:
                 suffixes.append(word[end - suffix : end])
                 if self._is_special_case(word, begin, end - suffix, cases):

@@ -246,6 +246,22 @@ def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Serv
     assert refused.headers["Retry-After"] == "1"
 
 
+def test_texts_made_to_take_the_tokenizer_long_hurt_no_neighbour(ask: Client, expected: Expected) -> None:
+    """Each as many characters as are allowed in a request; with spaCy's own tokenizer two of the first kind took a
+    worker 27 s, and it was ended as if it hung."""
+    symbols = json.dumps(["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10)
+    brackets = json.dumps(["()" * 10_000] * 10)
+    with ThreadPoolExecutor(12) as pool:
+        attacks = [pool.submit(ask, body, JSON) for body in [symbols, brackets] * 2]
+        neighbours = [pool.submit(ask.scores, "late again") for _ in range(8)]
+    for attack in attacks:
+        reply = attack.result()
+        assert (reply.status_code, reply.json()["type"]) in ((413, "TooLargeError"), (503, "OverloadedError"))
+    for neighbour in neighbours:
+        assert neighbour.result() == pytest.approx(expected("late again"), abs=TOLERANCE)
+    assert ask("()" * 10_000, TEXT).status_code == 200
+
+
 def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
     texts = [*AWKWARD.values(), *read_tweets(TOY_TWEETS)["text"]]
     texts = [text for text in texts if len(text) < 500]
