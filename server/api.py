@@ -6,6 +6,7 @@ new ones (TorchServe's documentation, `token_authorization_api.md`).
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -27,14 +28,14 @@ ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError)
 """What the functions here raise where TorchServe does not answer as it should."""
 
 
-def get(properties: Properties, kind: Kind, path: str) -> Any:
+def get(properties: Properties, kind: Kind, path: str, timeout_s: float = TIMEOUT_S) -> Any:
     """JSON from one of TorchServe's two addresses.
 
     Raises:
         ERRORS: it does not answer, or not with status 200 and JSON.
     """
     token = _token(properties, kind) if properties.token_authorization else None
-    return json.loads(_get(getattr(properties, kind), path, token))
+    return json.loads(_get(getattr(properties, kind), path, token, timeout_s))
 
 
 def versions(properties: Properties) -> list[dict[str, Any]]:
@@ -63,6 +64,19 @@ def has_address(name: str) -> bool:
     return "/" not in name
 
 
+def pass_through_queue(properties: Properties, version: Mapping[str, Any], timeout_s: float) -> None:
+    """Return when all requests that a described version had in its queue have gone to its workers.
+
+    To describe a model with what its handler says of it, TorchServe puts a request of its own into the queue, which is
+    first in, first out; a worker gets it alone (`Model.pollBatch`).
+
+    Raises:
+        ERRORS: the queue is full, there is no worker, or it took longer.
+    """
+    path = f"/models/{quote(version['modelName'], safe='')}/{quote(version['modelVersion'], safe='')}?customized=true"
+    get(properties, "management", path, timeout_s)
+
+
 def names(properties: Properties) -> list[str]:
     """The names of all models that have an address.
 
@@ -87,8 +101,8 @@ def _token(properties: Properties, kind: Kind) -> str:
     return str(keys[kind]["key"])
 
 
-def _get(address: Address, path: str, token: str | None) -> bytes:
-    connection = HTTPConnection(address.reachable_host, address.port, timeout=TIMEOUT_S)
+def _get(address: Address, path: str, token: str | None, timeout_s: float = TIMEOUT_S) -> bytes:
+    connection = HTTPConnection(address.reachable_host, address.port, timeout=timeout_s)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()

@@ -155,18 +155,13 @@ class TorchServe:
             Whether everything was answered.
         """
         deadline = time.monotonic() + timeout_s
-        delay_s = 0.0
-        # The queue is first in, first out: when it has been empty once, whatever was in it is with a worker, or will be
-        # within `maxBatchDelay`, for which TorchServe gathers a batch.
-        while self.running and time.monotonic() < deadline - timeout_s / 2 and not force.is_set():
-            models = self._models()
-            delay_s = max((model["maxBatchDelay"] / 1_000 for model in models or []), default=delay_s)
-            if models is not None and not _queued(models):
-                force.wait(POLL_S + delay_s)
-                break
-            time.sleep(POLL_S)
+        waiting = threading.Thread(target=self._wait_for_queues, args=[deadline - timeout_s / 4], daemon=True)
+        waiting.start()
+        while waiting.is_alive() and not force.is_set():
+            waiting.join(POLL_S)
         self._refuse_file.touch()
-        quiet_s = QUIET_S + delay_s
+        # TorchServe gathers a batch for `maxBatchDelay`, and what it has gathered is nowhere to be seen.
+        quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
         quiet_since, before = time.monotonic(), None
         while self.running and time.monotonic() < deadline and not force.is_set():
             time.sleep(POLL_S)
@@ -176,6 +171,19 @@ class TorchServe:
             elif time.monotonic() - quiet_since >= quiet_s:
                 return True
         return not self.running
+
+    def _wait_for_queues(self, deadline: float) -> None:
+        """Return when the requests that are queued now are with the workers, or at `deadline` (monotonic seconds)."""
+        for model in self._models() or []:
+            while self.running and (left_s := deadline - time.monotonic()) > 0:
+                try:
+                    api.pass_through_queue(self._properties, model, left_s)
+                    break
+                except api.ERRORS:
+                    if not _queued(self._models() or []):
+                        break
+                    time.sleep(POLL_S)
+        time.sleep(POLL_S)  # what a worker is sent it begins with at once
 
     def stop(self) -> None:
         """End Java and the workers; returns when they are gone."""
