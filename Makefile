@@ -80,7 +80,7 @@ sbom: $(TEST) ## sbom.json: what Python packages the image is made with (Cyclone
 
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
-	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
 	for name in serve test teacher benchmarks; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
