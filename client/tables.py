@@ -213,7 +213,9 @@ class ParquetTable:
         """Parquet's metadata may be whole, and its pages not."""
         try:
             yield
-        except (self._arrow.ArrowException, UnicodeDecodeError) as error:
+        except (self._arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the content's
+                raise
             raise InputError(f"{self._path} cannot be read to its end: {error}.") from error
 
 

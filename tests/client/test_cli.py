@@ -221,6 +221,7 @@ def test_a_full_disk_is_told_and_not_a_traceback(
     Path("tweets.csv").write_text("text\nlate\n")
     Path("tweets.scored.csv.partial").symlink_to("/dev/full")
     assert main(["score", "tweets.csv"]) == 1
+    assert not Path("tweets.scored.csv").exists()
     assert "No space left on device" in capsys.readouterr().err
 
 
@@ -283,6 +284,18 @@ def test_register(fake: FakeTorchServe, capsys: Out) -> None:
     assert fake.versions["3.0"].workers == 2
     assert main(["register", "none.mar"]) == 1
     assert "model store" in capsys.readouterr().err
+
+
+def test_what_is_registered_already_is_not_registered_again(fake: FakeTorchServe, capsys: Out) -> None:
+    """The server unpacks an archive, and keeps what it unpacked, before it answers 409."""
+    fake.versions["2.0"] = Registered("sentiment-2.mar", 1, polls_until_ready=2)
+    assert main(["register", "sentiment-2.mar"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "Version 2.0 of sentiment (sentiment-2.mar) has 1 READY.\n"
+    assert "is registered from sentiment-2.mar already" in output.err
+    assert main(["register", "sentiment-2.mar", "--workers", "3"]) == 0
+    assert fake.versions["2.0"].workers == 3
+    assert "POST /models" not in fake.log
 
 
 def test_unregister(fake: FakeTorchServe, capsys: Out) -> None:

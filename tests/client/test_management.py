@@ -102,12 +102,34 @@ def test_the_card_is_read(client: ManagementClient) -> None:
     assert client.card()["exported"] == {"commit": "c" * 40}
 
 
+def test_a_change_that_takes_effect_later_is_waited_for(fake: FakeTorchServe, client: ManagementClient) -> None:
+    """The connection breaks at once, and the server is still at work."""
+    fake.versions["2.0"] = Registered("other.mar", 1)
+    polls = 0
+
+    def before(line: str) -> Reply | None:
+        nonlocal polls
+        if line.startswith("DELETE"):
+            return Reply(drop=True)
+        polls += line == "GET /models/sentiment/all"
+        if polls == 4:
+            fake.versions.pop("2.0", None)
+        return None
+
+    fake.before = before
+    client.unregister("2.0")
+    assert polls == 4
+
+
 def test_no_such_version(client: ManagementClient) -> None:
     with pytest.raises(RefusedError, match=r"No version 7.0 of sentiment"):
         client.version("7.0")
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'[{"modelVersion": "1.0"}]'])
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"[]", b"[1]", b'[{"modelVersion": "1.0"}]', b'[{"modelVersion": ["1.0"]}]', b'"1.0"', b"{", b"[[]]"],
+)
 def test_descriptions_of_another_shape_are_told(body: bytes) -> None:
     with (
         scripted(lambda _: Reply(body=body)) as server,

@@ -376,6 +376,89 @@ def test_two_runs_at_once_are_not_let(answering: Scripted, folder: Path) -> None
         run(source, answering)
 
 
+def test_a_run_that_never_succeeded_stands_in_nobodys_way(answering: Scripted, folder: Path) -> None:
+    """Neither what it leaves, nor what an older version of this program left, hinders a run of other settings."""
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    with scripted(lambda _: error(404, "ModelNotFoundException")) as server, pytest.raises(RefusedError):
+        run(source, server, name="elsewhere")
+    assert [path.name for path in folder.iterdir()] == ["in.csv"]
+    header = {"input": "in.csv", "bytes": 1, "modified_ns": 1, "text column": "tweet", "server": "elsewhere"}
+    (folder / "out.csv.journal").write_text(json.dumps(header) + "\n")
+    run(source, answering)
+    assert sorted(path.name for path in folder.iterdir()) == ["in.csv", "out.csv"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"notes\n", b"notes", b"[1]\n[2]\n", b'{"text": "late"}\n', b"\x00\xff\n", b"[" * 100_000 + b"\n"],
+    ids=repr,
+)
+def test_a_file_of_somebodys_own_is_not_taken_for_a_journal(answering: Scripted, folder: Path, content: bytes) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    (folder / "out.csv.journal").write_bytes(content)
+    with pytest.raises(InputError, match="is not a journal of this program"):
+        run(source, answering)
+    assert (folder / "out.csv.journal").read_bytes() == content
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"\xff\n", b"5\n"])
+def test_a_broken_line_of_a_journal_is_told(answering: Scripted, folder: Path, line: bytes) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+    with pytest.raises(Killed):
+        run(source, answering, kill_after=4)
+    journal = folder / "out.csv.journal"
+    header, _, *rest = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(header + line + b"".join(rest))
+    with pytest.raises(InputError, match=r"out\.csv\.journal, line 2, is not a result"):
+        run(source, answering)
+
+
+def test_a_folder_in_the_place_of_the_journal_or_the_output_is_told(answering: Scripted, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    write_csv(source, MANY)
+    (tmp_path / "out.csv.journal").mkdir()
+    with pytest.raises(InputError, match="is not a regular file"):
+        run(source, answering)
+    (tmp_path / "out.csv.journal").rmdir()
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        run(source, answering, overwrite=True)
+
+
+def test_a_run_whose_output_cannot_be_written_keeps_its_journal_alone(
+    answering: Scripted, folder: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fresh(folder, ".csv")
+    write_csv(source, MANY)
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_module, "sync", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(source, answering)
+    assert sorted(path.name for path in folder.iterdir()) == ["in.csv", "out.csv.journal"]
+    run(source, answering)
+    assert (folder / "out.csv").read_bytes() == undisturbed
+
+
+def test_parquet_with_broken_pages_is_told(answering: Scripted, folder: Path) -> None:
+    """Its metadata, at its end, is whole."""
+    import pandas as pd
+
+    source = fresh(folder, ".parquet")
+    pd.DataFrame({"text": [f"flight {number}" for number in range(500)]}).to_parquet(source, compression="gzip")
+    content = bytearray(source.read_bytes())
+    content[10:400] = b"\xff" * 390
+    source.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read to its end"):
+        run(source, answering)
+
+
 def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)

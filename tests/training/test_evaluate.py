@@ -14,12 +14,13 @@ import pytest
 from handler import exported
 from handler.classifier import TextClassifier
 from tests.approximately import approximately
-from tests.e2e.server_process import Server
+from tests.client.scripted import Reply, scripted
+from tests.e2e.server_process import Server, free_ports
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.calibration import best_calibration
 from training.data import labelled, read_tweets, split_of_rows
-from training.evaluate import evaluate, figures, model_answer, reliability
+from training.evaluate import evaluate, figures, model_answer, reliability, server_answer
 from training.metrics import to_targets
 
 VALIDATION_ACCURACY = 0.85
@@ -141,3 +142,19 @@ def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixt
     url = f"{server.project.inference}/predictions/nobody"
     assert cli.main(["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--url", url]) == 1
     assert "answered 404" in capfd.readouterr().err
+
+
+def test_a_server_on_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    [closed] = free_ports(1)
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{closed}")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable)
+    with scripted(lambda _: Reply(body=b'{"label": "x"}')) as server:
+        assert json.loads(server_answer(server.url)(b'["late"]')) == {"label": "x"}
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://[::1", "ftp://127.0.0.1"])
+def test_an_address_that_cannot_be_one_is_told(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--url", url]) == 1
+    assert "--url: " in capfd.readouterr().err
