@@ -31,8 +31,6 @@ FORWARD_TIMEOUT_S = 30.0
 """How long kubectl may take to list pods, and to start a port-forward."""
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.05
-REASON_LINES = 2
-"""Lines of kubectl's that are shown: the error that ended it, and the one before."""
 
 _FORWARDED = re.compile(r"^Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)$", re.MULTILINE)
 _LOG_PREFIX = re.compile(r"^[IWEF]\d{4} \S+ +\d+ \S+\] ")
@@ -248,6 +246,8 @@ def _end(forward: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(errors: str) -> str:
-    """The end of what kubectl wrote to standard error."""
-    lines = [_LOG_PREFIX.sub("", one_line(line)).strip() for line in errors.splitlines() if line.strip()]
-    return " ".join(lines[-REASON_LINES:]) or "it gave no reason."
+    """What kubectl wrote to standard error: its message, and the last line of its log in brackets."""
+    lines = [one_line(line).strip() for line in errors.splitlines()]
+    messages = [line for line in lines if line and not _LOG_PREFIX.match(line)]
+    logged = [f"({_LOG_PREFIX.sub('', line)})" for line in lines if _LOG_PREFIX.match(line)]
+    return " ".join(messages[-1:] + logged[-1:]) or "it gave no reason."
