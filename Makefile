@@ -35,7 +35,7 @@ help: ## this list
 
 .PHONY: serve
 serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
-	@exec $(BIN)/python -m server --config $(CONFIG)
+	@exec $(BIN)/python -E -s -m server --config $(CONFIG)
 
 .PHONY: test
 test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
@@ -80,7 +80,7 @@ sbom: $(TEST) ## sbom.json: what Python packages the image is made with (Cyclone
 
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
-	$(BIN)/python -m pip install --quiet $$(sed -n 's/^uv=/uv==/p' requirements/install)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
 	for name in serve test teacher benchmarks; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
@@ -119,4 +119,4 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	@touch $@
 
 $(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
-	$(BIN)/python -m training archive --model $(MODEL) --to $@
+	$(BIN)/python -E -s -m training archive --model $(MODEL) --to $@

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from handler.classifier import TextClassifier
-from handler.engine import GRAPH_FILE, Engine
+from handler.engine import GRAPH_FILE, Engine, open_session
 from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
 from handler.reply import prediction, to_json
@@ -184,12 +183,15 @@ def _multiply_rate() -> float:
     generator = np.random.default_rng(0)
     node = helper.make_node("MatMulInteger", ["a", "b"], ["c"])
     b = onnx.numpy_helper.from_array(generator.integers(-63, 63, (k, n), dtype=np.int8), "b")
-    session = _session(
+    graph = helper.make_graph(
         [node],
+        "measured",
         [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
         [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
         [b],
     )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    session = open_session(made.SerializeToString(), threads=1)
     a = generator.integers(0, 255, (m, k), dtype=np.uint8)
     times = [milliseconds(lambda _: session.run(None, {"a": a}), range(5)) for _ in range(5)]
     return m * k * n / min(times) / 1e6
@@ -200,14 +202,6 @@ def _read_rate(size: int) -> float:
     numbers = np.ones(size // 8, dtype=np.int64)
     times = [milliseconds(lambda _: numbers.max(), range(50)) for _ in range(5)]
     return numbers.nbytes / min(times) / 1e6
-
-
-def _session(nodes: Any, inputs: Any, outputs: Any, constants: Any) -> onnxruntime.InferenceSession:
-    graph = helper.make_graph(nodes, "measured", inputs, outputs, constants)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def largest_differences(classifier: TextClassifier, reference: TextClassifier, texts: Sequence[str]) -> dict[str, Any]:

@@ -7,19 +7,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from client import inference, management, pods
+from client import address, inference, management, pods
 from client.errors import ClientError, InputError, OverloadedError, RefusedError, RolloutError, UnreachableError
-from client.inference import InferenceClient, split
-from client.management import ManagementClient
+from client.inference import MAX_CONNECTIONS, InferenceClient, split
+from client.management import MAX_WORKERS, ManagementClient
 from client.rollout import MAX_CHANGED, Outcome, Switch, old_stays, remove
 from client.sample import TEXTS
 from client.score import score
@@ -27,24 +27,36 @@ from client.status import status
 from client.terminal import coloured, cut, line_width, one_line
 from client.transport import CONNECTIONS
 
-OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED = 0, 1, 3, 4, 130
+OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
+
+MAX_LINE_CHARACTERS = 1_000_000
+"""Of a line of texts. The server takes 20,000 of a text; a file without line ends must not fill the memory."""
+MAX_DRAIN_S = 86_400.0
+
+T = TypeVar("T")
 
 _EXIT_CODES = """\
 exit codes:
-  0    all right
-  1    the server refused, or something failed
+  0    success
+  1    the server refused the request, or something failed
   2    wrong usage
   3    the server is not reachable, or overloaded, after all retries
   4    done, but some texts have errors
-  130  interrupted
+  130  interrupted (Ctrl-C)
+  143  terminated (SIGTERM)
 """
 
 _ENVIRONMENT = """\
-environment variables, the first three each in its flag's place:
+environment variables (an empty one counts as not set):
   SENTIMENT_URL, SENTIMENT_MANAGEMENT_URL, SENTIMENT_MODEL
+                   defaults of --url, --management-url and --model
   SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN
-                   sent as `Authorization: Bearer` to either address; without
-                   a flag, as everybody on the machine sees arguments
+                   sent as `Authorization: Bearer` to the two addresses. There is
+                   no option for a token: everybody on the machine can see those
+  http_proxy, https_proxy, all_proxy, no_proxy
+                   proxies, for servers on other machines only
+  REQUESTS_CA_BUNDLE
+                   certificates to trust, for https
   NO_COLOR         no colours
 """
 
@@ -59,103 +71,158 @@ examples:
 """
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which is handled as Ctrl-C is."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _check_pod_options(parser, options)
+    """Run the command line; returns the exit code.
+
+    Raises:
+        SystemExit: help was asked for, or the usage is wrong.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _prepare_streams()
+        parser = _parser()
+        options = parser.parse_args(arguments)
+        _check_pod_options(parser, options)
+        code: int = _on_every_pod(options) if options.every_pod else options.command(options)
+        sys.stdout.flush()
+        return code
+    except (ClientError, OSError, KeyboardInterrupt) as error:
+        message, code = _told(error)
+        with suppress(OSError):  # nobody may be left to read it
+            if message:
+                _say(message)
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _finish_output()
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """An error's message and exit code."""
+    match error:
+        case UnreachableError() | OverloadedError():
+            return f"error: {error}", UNREACHABLE
+        case ClientError():
+            return f"error: {error}", FAILED
+        case BrokenPipeError():  # `sentiment predict ... | head`
+            return "", FAILED
+        case OSError():  # a file's: for connections there are errors of the client's own
+            file = f"{error.filename}: " if error.filename else ""
+            return f"error: {file}{error.strerror or error}", FAILED
+        case _TerminatedError():
+            return "Terminated.", TERMINATED
+    return "Interrupted.", INTERRUPTED
+
+
+def _prepare_streams() -> None:
+    """
+    Raises:
+        InputError: standard output is closed.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+    if sys.stdout is None:
+        raise InputError("Standard output is closed.")
     # What the terminal's encoding lacks is shown by its code; half a surrogate pair no encoding has.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code: int = _on_every_pod(options) if options.every_pod else options.command(options)
-        sys.stdout.flush()
-        return code
-    except (UnreachableError, OverloadedError) as error:
-        _say(f"error: {error}")
-        return UNREACHABLE
-    except ClientError as error:
-        _say(f"error: {error}")
-        return FAILED
-    except BrokenPipeError:  # `sentiment predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except OSError as error:  # a file's: for connections there are errors of the client's own
-        file = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {file}{error.strerror}")
-        return FAILED
-    except KeyboardInterrupt:
-        _say("Interrupted.")
-        return INTERRUPTED
+
+
+def _finish_output() -> None:
+    """Write what is left, or drop it: Python's own attempt at its end would print an error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sentiment",
-        description="Ask and run a text classifier behind TorchServe.\n`sentiment COMMAND --help` has more.",
+        description="Use and operate a text classifier that TorchServe serves.\n`sentiment COMMAND --help` shows more.",
         epilog="\n".join([_EXAMPLES, _ENVIRONMENT, _EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _pod_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, "predict", _predict, "labels of texts", _PREDICT_EXAMPLES)
+    command = _add(commands, "predict", _predict, "classify texts", _PREDICT_EXAMPLES)
     texts = command.add_mutually_exclusive_group()
-    texts.add_argument("text", nargs="*", default=[], metavar="TEXT", help="none, or -: standard input, a text a line")
-    texts.add_argument("--file", type=Path, help="a text a line")
+    texts.add_argument(
+        "text",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="without any, or with -: one text per line of standard input",
+    )
+    texts.add_argument("--file", type=Path, help="a file with one text per line")
     _inference_options(command)
 
-    command = _add(commands, "score", _score, "labels of a whole file's texts, as a copy of the file", _SCORE_EXAMPLES)
-    command.add_argument("file", type=Path, metavar="FILE", help="*.csv, *.jsonl or *.parquet; of any size")
+    command = _add(commands, "score", _score, "classify the texts of a file, into a copy of it", _SCORE_EXAMPLES)
+    command.add_argument("file", type=Path, metavar="FILE", help="*.csv, *.jsonl or *.parquet, of any size")
     command.add_argument("--text-column", default="text", metavar="NAME", help="default: %(default)s")
     command.add_argument("--output", type=Path, metavar="OUT", help="default: FILE's name with .scored in it")
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     command.add_argument(
         "--connections",
-        type=_positive,
+        type=_whole(MAX_CONNECTIONS, "each connection has a thread of this program"),
         default=CONNECTIONS,
         metavar="N",
-        help="requests at once (default: %(default)s)",
+        help=f"concurrent requests, at most {MAX_CONNECTIONS} (default: %(default)s)",
     )
     _inference_options(command)
 
-    command = _add(commands, "status", _status, "what is there, and whether it answers", _STATUS_EXAMPLES)
+    command = _add(commands, "status", _status, "show versions, workers and the model's card", _STATUS_EXAMPLES)
     _url_option(command)
     _management_options(command)
 
     command = _add(commands, "scale", _scale, "set the number of workers, and wait for them", _SCALE_EXAMPLES)
-    command.add_argument("workers", type=_positive, metavar="N", help="one for each core is best")
-    command.add_argument("--version", metavar="V", help="of the model; default: the server's default")
+    command.add_argument(
+        "workers", type=_WORKERS, metavar="N", help=f"one for each core is best; at most {MAX_WORKERS}"
+    )
+    _version_option(command)
     _management_options(command)
 
-    command = _add(commands, "register", _register, "register a version beside those there are", _REGISTER_EXAMPLES)
-    command.add_argument("archive", metavar="FILE.mar", help="in the server's model store")
-    command.add_argument("--workers", type=_positive, metavar="N", help="default: as many as the default version has")
+    command = _add(commands, "register", _register, "register a version beside the others", _REGISTER_EXAMPLES)
+    command.add_argument("archive", metavar="FILE.mar", help="an archive in the server's model store")
+    command.add_argument("--workers", type=_WORKERS, metavar="N", help="default: as many as the default version has")
     _management_options(command)
 
     command = _add(
         commands, "unregister", _unregister, "remove a version that is not the default", _UNREGISTER_EXAMPLES
     )
-    command.add_argument("version", metavar="V", help="as `sentiment status` names it")
+    command.add_argument("version", type=_checked(address.name), metavar="V", help="as `sentiment status` names it")
     _drain_option(command)
     _management_options(command)
 
-    command = _add(commands, "rollout", _rollout, "put a new version in the default's place", _ROLLOUT_EXAMPLES)
-    command.add_argument("archive", metavar="NEW.mar", help="in the server's model store, with a version of its own")
+    command = _add(commands, "rollout", _rollout, "replace the default version by a new one", _ROLLOUT_EXAMPLES)
+    command.add_argument(
+        "archive", metavar="NEW.mar", help="an archive in the server's model store, with a version of its own"
+    )
     command.add_argument(
         "--max-changed",
         type=_share,
         default=MAX_CHANGED,
         metavar="SHARE",
-        help="of the sample's labels that may change (default: %(default)s)",
+        help="largest share of the sample's texts whose label may change (default: %(default)s)",
     )
     command.add_argument("--keep-old", action="store_true", help="leave the old version registered")
     _switch_options(command)
 
     command = _add(commands, "rollback", _rollback, "go back to another version", _ROLLBACK_EXAMPLES)
     command.add_argument(
-        "archive", nargs="?", metavar="OLD.mar", help="default: the one other version that is registered"
+        "archive", nargs="?", metavar="OLD.mar", help="default: the only other version that is registered"
     )
     _switch_options(command)
     return parser
@@ -170,8 +237,9 @@ _SCORE_EXAMPLES = """\
   sentiment score tweets.csv
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
 
-The copy has the columns label, score and error behind the file's own. A run
-that ends too early keeps what is done in OUT.journal; the same command goes on.
+The copy has the columns label, score and error after the file's own columns. If
+a run is interrupted, the rows that are done stay in OUT.journal. The same
+command continues from there.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -180,24 +248,29 @@ _STATUS_EXAMPLES = """\
 _SCALE_EXAMPLES = """\
   sentiment scale 4
 
-Fewer workers: what one that goes is at work on is answered with status 500.
+If N is lower than before, TorchServe ends workers at once. Requests that they
+hold are answered with status 500.
 """
 _REGISTER_EXAMPLES = """\
   sentiment register sentiment-2.mar --workers 1
   sentiment predict --version 2.0 'Late again'
+
+If a version from this archive is registered already, it is not registered
+again. With --workers it is scaled.
 """
 _UNREGISTER_EXAMPLES = """\
   sentiment unregister 2.0
 
-It waits until nothing waits for the version. Who asks for that very version
-afterwards is answered 404.
+The version is removed when no request waits for it. Requests that name this
+version are then answered with status 404.
 """
 _ROLLOUT_EXAMPLES = """\
   sentiment rollout sentiment-2.mar
 
-The new version is registered, warmed and compared with the old one on a sample;
-then it becomes the default, and the old one is removed when nothing waits for
-it. Whatever fails before leaves the old one as it was. No request is lost.
+The new version is registered, warmed and compared with the old one on a sample.
+Then it becomes the default. The old version is removed when no request waits
+for it. No request is lost. If any step before the switch fails, the old version
+stays the default. If the command is killed, run it again: it finishes.
 """
 _ROLLBACK_EXAMPLES = """\
   sentiment rollback sentiment.mar
@@ -216,8 +289,9 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(command=function)
-    command.add_argument("--model", default=os.environ.get("SENTIMENT_MODEL", inference.MODEL), help=_DEFAULT)
-    command.add_argument("--json", action="store_true", help="for programs")
+    model = os.environ.get("SENTIMENT_MODEL") or inference.MODEL
+    command.add_argument("--model", type=_checked(address.name), default=model, help=_DEFAULT)
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return command
 
 
@@ -225,21 +299,28 @@ _DEFAULT = "default: %(default)s"
 
 
 def _url_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", default=os.environ.get("SENTIMENT_URL", inference.URL), help=_DEFAULT)
+    url = os.environ.get("SENTIMENT_URL") or inference.URL
+    command.add_argument("--url", type=_checked(address.address), default=url, help=_DEFAULT)
+
+
+def _version_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--version", type=_checked(address.name), metavar="V", help="the model's version; default: the server's default"
+    )
 
 
 def _inference_options(command: argparse.ArgumentParser) -> None:
     _url_option(command)
-    command.add_argument("--version", metavar="V", help="of the model; default: the server's default")
+    _version_option(command)
 
 
 def _management_options(command: argparse.ArgumentParser) -> None:
-    url = os.environ.get("SENTIMENT_MANAGEMENT_URL", management.URL)
-    command.add_argument("--management-url", default=url, metavar="URL", help=_DEFAULT)
+    url = os.environ.get("SENTIMENT_MANAGEMENT_URL") or management.URL
+    command.add_argument("--management-url", type=_checked(address.address), default=url, metavar="URL", help=_DEFAULT)
 
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sample", type=Path, metavar="FILE", help="texts to warm with and to compare by, one a line")
+    command.add_argument("--sample", type=Path, metavar="FILE", help="texts to warm and to compare with, one per line")
     _drain_option(command)
     _url_option(command)
     _management_options(command)
@@ -250,8 +331,8 @@ def _drain_option(command: argparse.ArgumentParser) -> None:
         "--drain",
         type=_seconds,
         metavar="SECONDS",
-        help="that the version to remove is left for what its workers still hold; default: its response timeout, the "
-        "longest that they may hold it",
+        help="time between the last waiting request and the removal, for the requests that workers still hold; "
+        "default: the version's response timeout, the longest time that a worker may hold one",
     )
 
 
@@ -275,24 +356,49 @@ def _check_pod_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error("--namespace, --selector and --context need --every-pod")
 
 
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number above 0")
-    return int(value)
+def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
+    """An argument's type, from a function that raises `InputError`."""
+
+    def checked(value: str) -> T:
+        try:
+            return check(value)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def _whole(most: int, why: str) -> Callable[[str], int]:
+    """The type of a whole number from 1 to `most`."""
+
+    def whole(value: str) -> int:
+        number = int(value) if value.isascii() and value.isdecimal() and len(value) <= len(str(most)) else 0
+        if not 1 <= number <= most:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 to {most}: {why}")
+        return number
+
+    return whole
+
+
+_WORKERS = _whole(MAX_WORKERS, "one worker for each core is best, and many more need more servers")
 
 
 def _share(value: str) -> float:
-    share = float(value)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return share
+    return _number(value, 1, "a number from 0 to 1")
 
 
 def _seconds(value: str) -> float:
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a number of seconds")
-    return seconds
+    return _number(value, MAX_DRAIN_S, f"a number of seconds from 0 to {MAX_DRAIN_S:.0f}, a day")
+
+
+def _number(value: str, most: float, expected: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= most:
+        raise argparse.ArgumentTypeError(f"{value!r} is not {expected}")
+    return number
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -313,7 +419,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _line(label: str, score: str, text: str) -> str:
-    start = f"{label:<8}  {score:<6}  "
+    start = f"{one_line(label):<8}  {score:<6}  "
     width = line_width()
     shown = one_line(text)
     return coloured(start, label) + (shown if width is None else cut(shown, width - len(start)))
@@ -326,22 +432,49 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
         with _lines(options.file) as lines:
             yield lines, inference.MAX_TEXTS
     elif options.text in ([], ["-"]):
-        # What is not UTF-8 gets the server's error, in its own line.
+        if sys.stdin is None:
+            raise InputError("Standard input is closed. Name a text, or a file by --file.")
         if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-        yield (line.rstrip("\r\n") for line in sys.stdin), 1 if sys.stdin.isatty() else inference.MAX_TEXTS
+            sys.stdin.reconfigure(**_TEXTS_FORMAT)
+        yield _texts_of(sys.stdin, "standard input"), 1 if sys.stdin.isatty() else inference.MAX_TEXTS
     else:
         yield options.text, inference.MAX_TEXTS
 
 
+_TEXTS_FORMAT: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
+"""UTF-8, with or without a byte-order mark. A text that is not UTF-8 gets the server's error, in its own line."""
+
+
 @contextmanager
 def _lines(path: Path) -> Iterator[Iterable[str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        yield (line.rstrip("\r\n") for line in file)
+    with path.open(**_TEXTS_FORMAT) as file:
+        yield _texts_of(file, str(path))
+
+
+def _texts_of(file: TextIO, name: str) -> Iterator[str]:
+    """One text per line.
+
+    Raises:
+        InputError: a line is longer than `MAX_LINE_CHARACTERS`, or the file cannot be read.
+    """
+    while True:
+        try:
+            line = file.readline(MAX_LINE_CHARACTERS + 1)
+        except OSError as error:
+            raise InputError(f"{name}: {error.strerror or error}") from error
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise InputError(
+                f"{name} has a line of more than {MAX_LINE_CHARACTERS:,} characters. Expected one text per line."
+            )
+        if not line:
+            return
+        yield line.rstrip("\r\n")
 
 
 def _score(options: argparse.Namespace) -> int:
     source: Path = options.file
+    if not source.name:  # `.` and `/` have none
+        raise InputError(f"{source} is a folder. Expected the name of a file.")
     output: Path = options.output or source.with_name(f"{source.stem}.scored{source.suffix}")
     server = "/".join(filter(None, [options.url.rstrip("/"), options.model, options.version]))
     started = time.monotonic()
@@ -364,14 +497,15 @@ def _score(options: argparse.Namespace) -> int:
             server,
             overwrite=options.overwrite,
             progress=progress,
-            say=lambda line: tqdm.write(line, file=sys.stderr),
+            say=lambda line: tqdm.write(one_line(line), file=sys.stderr),
         )
     seconds = round(time.monotonic() - started, 2)
     if options.json:
         print(json.dumps({"output": str(output), "seconds": seconds} | asdict(summary)))
     else:
         versions = f", by version {' and '.join(summary.model_versions)}" if summary.model_versions else ""
-        print(f"{output}: {summary.rows:,} rows, {summary.errors:,} with errors, in {seconds:g} s{versions}")
+        rows = f"{summary.rows:,} rows, {summary.errors:,} with errors"
+        print(one_line(f"{output}: {rows}, in {seconds:g} s{versions}"))
     return ROW_ERRORS if summary.errors else OK
 
 
@@ -392,11 +526,19 @@ def _scale(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> int:
     with _management(options) as client:
-        default = client.default()
-        settings = replace(default.settings, workers=options.workers or default.settings.workers)
-        with old_stays(client, default, options.archive, _say):
-            version = client.register(options.archive, settings)
-            client.wait_until_ready(version)
+        versions = client.versions()
+        default = next(version for version in versions if version.default)
+        named = [version for version in versions if version.archive == options.archive]
+        if len(named) == 1 and not named[0].default:
+            # Not sent to the server: it would unpack the archive before it refuses it.
+            version = named[0].name
+            _say(f"Version {version} is registered from {options.archive} already.")
+            client.scale(options.workers or named[0].settings.workers, version)
+        else:
+            settings = replace(default.settings, workers=options.workers or default.settings.workers)
+            with old_stays(client, default, options.archive, _say):
+                version = client.register(options.archive, settings)
+                client.wait_until_ready(version)
         _tell_version(client, version, options.json)
     return OK
 
@@ -420,7 +562,7 @@ def _tell_version(client: ManagementClient, name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"version": name, "default": version.default, "workers": version.settings.workers}))
     else:
-        print(f"Version {name} of {client.model} ({version.archive}) has {version.workers()}.")
+        print(one_line(f"Version {name} of {client.model} ({version.archive}) has {version.workers()}."))
 
 
 def _rollout(options: argparse.Namespace) -> int:
@@ -435,7 +577,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]) -> int:
-    say = _say if options.json else partial(print, flush=True)
+    say = _say if options.json else _tell
     sample: Sequence[str] = TEXTS
     if options.sample is not None:
         with _lines(options.sample) as lines:
@@ -443,17 +585,14 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
         if not sample:
             raise InputError(f"{options.sample} has no text.")
 
-    # Whoever ends this program lets it put things back first.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _management(options) as client:
-            outcome = switched(Switch(client, partial(_inference, options), sample, options.drain, say))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
-    back += "" if outcome.old_kept else f" {outcome.old_archive}"
-    say(f"Back to version {outcome.old}: {back}")
-    say("A server that starts anew serves what its config.properties says.")
+    with _management(options) as client:
+        outcome = switched(Switch(client, partial(_inference, options), sample, options.drain, say))
+    back = None
+    if outcome.old is not None:
+        back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
+        back += "" if outcome.old_kept else f" {outcome.old_archive}"
+        say(f"Back to version {outcome.old}: {back}")
+    say("If the server is restarted, it serves the version that its config.properties names.")
     if options.json:
         print(json.dumps(asdict(outcome) | {"rollback": back}))
     return OK
@@ -472,14 +611,25 @@ def _on_every_pod(options: argparse.Namespace) -> int:
 
 
 def _inference(options: argparse.Namespace, version: str | None, connections: int = CONNECTIONS) -> InferenceClient:
-    token = os.environ.get("SENTIMENT_TOKEN")
+    token = _token("SENTIMENT_TOKEN")
     return InferenceClient(options.url, options.model, version, token=token, connections=connections)
 
 
 def _management(options: argparse.Namespace) -> ManagementClient:
-    token = os.environ.get("SENTIMENT_MANAGEMENT_TOKEN")
+    token = _token("SENTIMENT_MANAGEMENT_TOKEN")
     return ManagementClient(options.management_url, options.model, token=token)
 
 
+def _token(variable: str) -> str | None:
+    try:
+        return address.token(os.environ.get(variable))
+    except InputError as error:
+        raise InputError(f"{variable}: {error}") from None
+
+
+def _tell(line: str) -> None:
+    print(one_line(line), flush=True)
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)

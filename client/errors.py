@@ -5,16 +5,17 @@ ClientError
 ├── OverloadedError        503, still after all retries
 ├── NotAuthorizedError     the server wants a token, or another one
 ├── RefusedError           any other 4xx or 5xx
-├── UnexpectedAnswerError  an answer, but not the JSON that was expected
+├── UnexpectedAnswerError  an answer, but not the JSON that was expected, or too much of it
 ├── NotReadyError          a version's workers end while they load, or take too long
 ├── RolloutError           a version was not put in another's place
 ├── PodError               kubectl cannot list the pods, or cannot forward to one
-└── InputError             a file that cannot be read, or must not be written
+└── InputError             a file that cannot be read or must not be written; an address, a name, a token or a number
+                           that cannot be one
 """
 
 
 class ClientError(Exception):
-    """Base of all. The message is for the person who asked."""
+    """Base of all. The message is for the person who asked. It may quote the server: escape it before printing it."""
 
 
 class UnreachableError(ClientError):

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
-from client.errors import RefusedError, UnexpectedAnswerError
+from client.address import quoted
+from client.errors import InputError, RefusedError, UnexpectedAnswerError
+from client.fields import field, is_unicode, label, probability
 from client.transport import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
@@ -17,6 +18,8 @@ from client.transport import (
     Answer,
     Client,
     Transport,
+    shown,
+    words,
 )
 
 URL = "http://127.0.0.1:8080"
@@ -24,6 +27,8 @@ MODEL = "sentiment"
 
 MAX_TEXTS = 64
 """In one request. The server takes 1,000; but it batches requests, and spreads them over its workers."""
+MAX_CONNECTIONS = 256
+"""Each has a thread here. The server's queue of a model holds fewer requests."""
 MAX_CHARACTERS = 50_000
 """Of all texts of one request. The server takes 200,000, and 20,000 of one text."""
 
@@ -73,14 +78,20 @@ class InferenceClient(Client):
         Args:
             version: of the model; the server's default if None.
             token: sent as `Authorization: Bearer`.
-            connections: at once, at most.
+            connections: at once, at most; from 1 to `MAX_CONNECTIONS`.
+            read_timeout_s: for a whole request and its whole answer.
             retries: after a 502, a 503 or a failed connection.
             backoff_s: before the first of them; doubled before each further one.
+
+        Raises:
+            InputError: the address, the model's name, the version, the token or the number of connections cannot be.
         """
+        if not 1 <= connections <= MAX_CONNECTIONS:
+            raise InputError(f"Expected 1 to {MAX_CONNECTIONS} connections, not {connections}.")
         self.connections = connections
-        self._path = f"/predictions/{quote(model, safe='')}"
+        self._path = f"/predictions/{quoted(model)}"
         if version is not None:
-            self._path += f"/{quote(version, safe='')}"
+            self._path += f"/{quoted(version)}"
         super().__init__(
             Transport(
                 url,
@@ -100,7 +111,7 @@ class InferenceClient(Client):
             ClientError: see `Transport.send`.
         """
         answer = self._transport.send("GET", "/ping")
-        return str(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
+        return words(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
 
     def predict(self, text: str) -> Prediction:
         """
@@ -110,14 +121,20 @@ class InferenceClient(Client):
         return self._predict([text])[0]
 
     def predict_many(self, texts: Iterable[str]) -> list[Prediction]:
-        """Predictions in the texts' order. Long lists become several requests, sent over all connections.
+        """Predictions in the texts' order. Long lists become several requests, sent over all connections. If it is
+        interrupted (`KeyboardInterrupt`), the client is closed.
 
         Raises:
             RefusedError: the server did not take a text; `predict_each` tells which.
             ClientError: see `Transport.send`.
         """
         with ThreadPoolExecutor(self.connections) as pool:
-            return [prediction for part in pool.map(self._predict, split(texts)) for prediction in part]
+            try:
+                return [prediction for part in pool.map(self._predict, split(texts)) for prediction in part]
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.close()  # or whoever interrupts this waits for all answers that are under way
+                raise
 
     def predict_each(self, texts: Sequence[str]) -> list[Prediction | RefusedError]:
         """What `split` gave, in one request; where that is refused for a text's sake, in halves, down to that text.
@@ -151,7 +168,7 @@ class InferenceClient(Client):
         answer = self._transport.send("POST", self._path, body={"text": texts[0]} if len(texts) == 1 else list(texts))
         values = [answer.value] if len(texts) == 1 else answer.value
         if not isinstance(values, list) or len(values) != len(texts):
-            raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {str(answer.value)[:100]}.")
+            raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {shown(answer.value)}.")
         return [_prediction(value, answer) for value in values]
 
 
@@ -176,8 +193,9 @@ def split(
 
 
 def _prediction(value: Any, answer: Answer) -> Prediction:
-    try:
-        scores = {str(label): float(score) for label, score in value["scores"].items()}
-        return Prediction(str(value["label"]), float(value["score"]), scores, answer.model_version)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UnexpectedAnswerError(f"Expected a prediction, not {str(value)[:100]}.") from None
+    scores = {}
+    for name, score in field(value, "scores", dict).items():
+        if not is_unicode(name):
+            raise UnexpectedAnswerError(f"A label is not Unicode: {shown(name)}.")
+        scores[name] = probability(score, "a label's score")
+    return Prediction(label(value, "label"), probability(value.get("score"), "the score"), scores, answer.model_version)

@@ -8,20 +8,26 @@ with this one until the workers are there, for seconds. So this client asks for 
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
-from client.errors import NotReadyError, RefusedError, UnexpectedAnswerError
+from client.address import quoted
+from client.errors import ClientError, InputError, NotReadyError, RefusedError, UnexpectedAnswerError, UnreachableError
+from client.fields import field, is_unicode
 from client.inference import MODEL
-from client.transport import Client, Transport
+from client.transport import Client, Transport, shown
 
 URL = "http://127.0.0.1:8081"
 READ_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
+CHANGE_TIMEOUT_S = 5.0
+"""How long a change whose request got no answer, or status 500, may still take effect."""
+MAX_WORKERS = 128
+"""Of a version. TorchServe starts as many processes as it is asked for, and counts in 32 bits."""
 LOAD_RETRIES = 2
 """How often TorchServe may start a worker anew before its version counts as one that does not load."""
 
@@ -53,11 +59,17 @@ class Version:
 
     worker_states: tuple[str, ...]
     worker_pids: frozenset[int]
+    worker_starts: tuple[str, ...]
+    """When each worker was started: `2026-11-28T22:59:58.517Z`, so that the order of the strings is that of time."""
 
     @property
     def ready(self) -> bool:
         """Whether all its workers answer, and it has any."""
         return len(self.worker_states) == self.settings.workers > 0 and set(self.worker_states) == {"READY"}
+
+    def older_than(self, other: "Version") -> bool:
+        """Whether all workers of this version were started before all workers of the other."""
+        return max(self.worker_starts, default="~") < min(other.worker_starts, default="")
 
     def workers(self) -> str:
         """`2 READY, 1 UNLOADING`"""
@@ -77,7 +89,7 @@ class ManagementClient(Client):
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model
-        self._path = f"/models/{quote(model, safe='')}"
+        self._path = f"/models/{quoted(model)}"
         super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s))
 
     def versions(self) -> list[Version]:
@@ -86,9 +98,10 @@ class ManagementClient(Client):
         Raises:
             RefusedError: with status 404, there is no such model.
         """
-        [default] = self._list(self._path)
-        described = self._list(f"{self._path}/all")
-        found = [_version(value, value["modelVersion"] == default["modelVersion"]) for value in described]
+        default = field(self._list(self._path)[0], "modelVersion", str)
+        found = [_version(value, default) for value in self._list(f"{self._path}/all")]
+        if [version.name for version in found].count(default) != 1:
+            raise UnexpectedAnswerError(f"The default version {default} is not one of those that are registered.")
         return sorted(found, key=lambda version: _by_numbers(version.name))
 
     def default(self) -> Version:
@@ -106,9 +119,9 @@ class ManagementClient(Client):
 
     def card(self) -> Mapping[str, Any]:
         """The default version's card: where the model comes from, and how good it is. A worker answers it."""
-        [described] = self._list(f"{self._path}?customized=true")
-        card: Mapping[str, Any] = described.get("customizedMetadata") or {}
-        return card
+        described = self._list(f"{self._path}?customized=true")[0]
+        card = described.get("customizedMetadata") if isinstance(described, dict) else None
+        return card if isinstance(card, dict) else {}
 
     def scale(self, workers: int, version: str) -> None:
         """Set a version's number of workers, and wait until they answer.
@@ -116,30 +129,41 @@ class ManagementClient(Client):
         Where they become fewer, TorchServe ends them at once: what they were at work on is answered 500.
 
         Raises:
+            InputError: more than `MAX_WORKERS`.
             NotReadyError: see `wait_until_ready`.
         """
-        parameters: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
-        self._transport.send("PUT", self._version_path(version), parameters=parameters, repeat=False)
+        parameters: dict[str, str | int] = {
+            "min_worker": whole_workers(workers),
+            "max_worker": workers,
+            "synchronous": "false",
+        }
+        with self._unless(lambda: self.version(version).settings.workers == workers):
+            self._transport.send("PUT", self._version_path(version), parameters=parameters, repeat=False)
         self.wait_until_ready(version)
 
     def register(self, archive: str, settings: Settings) -> str:
         """Register an archive of the server's model store; returns its version, whose workers are then started.
 
         Raises:
-            RefusedError: the server lets nobody register; no such archive; its version is registered already.
+            InputError: `archive` is not Unicode, or there are too many workers.
+            RefusedError: the server lets nobody register; no such archive; its version is registered already, with
+                status 409.
         """
+        if not archive or not is_unicode(archive):
+            raise InputError(f"{archive!r} cannot be an archive's name.")
         before = {version.name for version in self.versions()}
         parameters: dict[str, str | int] = {
             "url": archive,
             "model_name": self.model,
-            "initial_workers": settings.workers,
+            "initial_workers": whole_workers(settings.workers),
             "synchronous": "false",
             "batch_size": settings.batch_size,
             "max_batch_delay": settings.max_batch_delay_ms,
             "response_timeout": settings.response_timeout_s,
         }
         try:
-            self._transport.send("POST", "/models", parameters=parameters, repeat=False)
+            with self._unless(lambda: self.added(archive, before) is not None):
+                self._transport.send("POST", "/models", parameters=parameters, repeat=False)
         except RefusedError as error:
             way_out = _WAYS_OUT.get(error.status, "")
             raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {way_out}".strip()) from error
@@ -170,7 +194,8 @@ class ManagementClient(Client):
 
     def set_default(self, version: str) -> None:
         """Have a version answer `/predictions/NAME`. Requests that wait for the one before are still answered by it."""
-        self._transport.send("PUT", f"{self._version_path(version)}/set-default", repeat=False)
+        with self._unless(lambda: self.default().name == version):
+            self._transport.send("PUT", f"{self._version_path(version)}/set-default", repeat=False)
 
     def unregister(self, version: str) -> None:
         """Remove a version at once: what waits for it, or is with its workers, is lost.
@@ -178,15 +203,34 @@ class ManagementClient(Client):
         Raises:
             RefusedError: with status 403, it is the default.
         """
-        self._transport.send("DELETE", self._version_path(version), repeat=False)
+        with self._unless(lambda: version not in {left.name for left in self.versions()}):
+            self._transport.send("DELETE", self._version_path(version), repeat=False)
+
+    @contextmanager
+    def _unless(self, done: Callable[[], bool]) -> Iterator[None]:
+        """Let a change's request fail if the change itself takes effect.
+
+        A port-forward or a load balancer may drop the connection while the server goes on, and TorchServe answers
+        500 where only the end of a worker failed. What the server then has decides.
+        """
+        try:
+            yield
+        except (UnreachableError, RefusedError) as error:
+            if isinstance(error, RefusedError) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            deadline = time.monotonic() + (CHANGE_TIMEOUT_S if isinstance(error, UnreachableError) else 0)
+            while not _holds(done):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
 
     def _version_path(self, version: str) -> str:
-        return f"{self._path}/{quote(version, safe='')}"
+        return f"{self._path}/{quoted(version)}"
 
     def _list(self, path: str) -> list[Any]:
         value = self._transport.send("GET", path).value
         if not isinstance(value, list) or not value:
-            raise UnexpectedAnswerError(f"Expected descriptions of {self.model}, not {str(value)[:100]}.")
+            raise UnexpectedAnswerError(f"Expected descriptions of {self.model}, not {shown(value)}.")
         return value
 
 
@@ -205,22 +249,42 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _version(value: Mapping[str, Any], default: bool) -> Version:
-    try:
-        workers = value["workers"]
-        return Version(
-            name=value["modelVersion"],
-            archive=value["modelUrl"],
-            default=default,
-            settings=Settings(
-                workers=value["minWorkers"],
-                batch_size=value["batchSize"],
-                max_batch_delay_ms=value["maxBatchDelay"],
-                response_timeout_s=value["responseTimeout"],
-            ),
-            pending_requests=value["jobQueueStatus"]["pendingRequests"],
-            worker_states=tuple(worker["status"] for worker in workers),
-            worker_pids=frozenset(worker["pid"] for worker in workers if worker["pid"] > 0),
+def whole_workers(number: int) -> int:
+    """A version's number of workers.
+
+    Raises:
+        InputError: it is not from 1 to `MAX_WORKERS`.
+    """
+    if not 1 <= number <= MAX_WORKERS:
+        raise InputError(
+            f"{number} is not from 1 to {MAX_WORKERS} workers. One for each core is best; for more than {MAX_WORKERS}, "
+            "start more servers."
         )
-    except (KeyError, TypeError) as error:
-        raise UnexpectedAnswerError(f"A version's description lacks {error}: {str(value)[:100]}.") from error
+    return number
+
+
+def _holds(done: Callable[[], bool]) -> bool:
+    try:
+        return done()
+    except ClientError:
+        return False
+
+
+def _version(value: object, default: str) -> Version:
+    workers = field(value, "workers", list)
+    name = field(value, "modelVersion", str)
+    return Version(
+        name=name,
+        archive=field(value, "modelUrl", str),
+        default=name == default,
+        settings=Settings(
+            workers=field(value, "minWorkers", int),
+            batch_size=field(value, "batchSize", int),
+            max_batch_delay_ms=field(value, "maxBatchDelay", int),
+            response_timeout_s=field(value, "responseTimeout", int),
+        ),
+        pending_requests=field(field(value, "jobQueueStatus", dict), "pendingRequests", int),
+        worker_states=tuple(field(worker, "status", str) for worker in workers),
+        worker_pids=frozenset(pid for worker in workers if (pid := field(worker, "pid", int)) > 0),
+        worker_starts=tuple(field(worker, "startTime", str) for worker in workers),
+    )

@@ -1,11 +1,15 @@
-"""A new version in the old one's place without a lost request, and back.
+"""Replace the default version without a lost request, and go back.
 
 The new version is registered beside the old one, waited for, warmed and compared; only then it becomes the default. The
-old one goes when nothing can wait for it any more. Whatever fails before leaves the old one as it was.
+old version is removed when no request can wait for it any more. If any step before fails, the old version stays the
+default.
+
+A rollout that was killed is finished by the same command. It takes over the version that is registered from the same
+archive, or, if that is the default already, removes the old version.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -49,11 +53,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is now the default, what was, and whether that is still registered."""
+    """The default version now, the one before, and whether that is still registered."""
 
     new: str
-    old: str
-    old_archive: str
+    old: str | None
+    """None: the new version was the default already, and which one it replaced is not known."""
+
+    old_archive: str | None
     old_kept: bool
     comparison: Comparison | None
 
@@ -72,7 +78,7 @@ class Switch:
     say: Say
 
     def rollout(self, archive: str, max_changed: float = MAX_CHANGED, keep_old: bool = False) -> Outcome:
-        """Register `archive`, of the server's model store, and make it the default.
+        """Make the version in `archive`, of the server's model store, the default.
 
         Args:
             max_changed: more than this share of the sample's labels changed is a failure.
@@ -83,18 +89,32 @@ class Switch:
             NotReadyError: the new version does not load.
             ClientError: see `Transport.send`. In every case the default is as it was, if nobody else changed it.
         """
-        old = self.management.default()
-        with old_stays(self.management, old, archive, self.say):
-            new = self._register(archive, old)
-            self._warm(new)
-            comparison = self.compare(old.name, new)
-            self._report(comparison)
-            changed = len(comparison.changes) / comparison.texts
-            if changed > max_changed:
-                raise RolloutError(
-                    f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed)."
-                )
-            self._set_default(new, instead_of=old.name)
+        versions = self.management.versions()
+        old = next(version for version in versions if version.default)
+        others = [version for version in versions if not version.default]
+        # If several versions came from files of this name, the file has been replaced: then the server has to say
+        # which version is in it now.
+        named = [version for version in versions if version.archive == archive]
+        if named == [old] and others:
+            return self._finish(old, others, keep_old)
+        self.say(f"The default is version {old.name} ({old.archive}): {old.workers()}.")
+        adopted = named[0] if len(named) == 1 and named != [old] else None
+        if adopted is None:
+            try:
+                with old_stays(self.management, old, archive, self.say):
+                    new = self._register(archive, old)
+                    comparison = self._switch(old, new, max_changed)
+            except RefusedError as error:
+                adopted = self._conflicting(error, archive)
+                if adopted is None:
+                    raise
+                if adopted.default:
+                    return self._finish(old, others, keep_old)
+        if adopted is not None:
+            new = adopted.name
+            with old_stays(self.management, old, archive, self.say, adopted=new):
+                self._adopt(adopted, old)
+                comparison = self._switch(old, new, max_changed)
         old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
         return Outcome(new, old.name, old.archive, old_kept, comparison)
 
@@ -105,19 +125,29 @@ class Switch:
             archive: of the other version, registered if need be. None: the one other version that is registered.
 
         Raises:
-            RolloutError: there is no other version, or more than one; another became the default meanwhile.
+            RolloutError: there is no other version, or more than one, or the only one is newer than the default, as
+                after a rollback that was killed; another became the default meanwhile.
             ClientError: as `rollout`.
         """
         versions = self.management.versions()
         present = next(version for version in versions if version.default)
-        others = [version for version in versions if not version.default and archive in (None, version.archive)]
-        if archive is None and len(others) != 1:
-            names = ", ".join(version.name for version in others) or "no other"
+        others = [version for version in versions if not version.default]
+        targets = [version for version in others if archive in (None, version.archive)]
+        if archive is None and len(targets) != 1:
+            names = ", ".join(version.name for version in targets) or "no other"
             raise RolloutError(f"Beside {present.name}, {names} is registered. Name the archive to go back to.")
-        if others:
-            target = others[0].name
-            self.say(f"Version {target} ({others[0].archive}) is registered; waiting for its workers ...")
-            self.management.scale(max(present.settings.workers, others[0].settings.workers), target)
+        if archive is None and present.older_than(targets[0]):
+            newer = targets[0]
+            raise RolloutError(
+                f"Version {present.name} is the default, and version {newer.name} was started after it. "
+                f"`sentiment unregister {newer.name}` finishes a rollback from {newer.name}; "
+                f"`sentiment rollback {newer.archive}` makes it the default."
+            )
+        if not targets and others and present.archive == archive:
+            return self._finish(present, others, keep_old=True)
+        if targets:
+            target = targets[0].name
+            self._adopt(targets[0], present)
             self._warm(target)
             self._set_default(target, instead_of=present.name)
         else:
@@ -145,13 +175,59 @@ class Switch:
         medians_ms = [median(times_s[version]) * 1e3 for version in (old, new)]
         return Comparison(len(self.sample), tuple(changes), max(differences), *medians_ms)
 
+    def _switch(self, old: Version, new: str, max_changed: float) -> Comparison:
+        """Warm a version, compare it with the default, and make it the default."""
+        self._warm(new)
+        comparison = self.compare(old.name, new)
+        self._report(comparison)
+        changed = len(comparison.changes) / comparison.texts
+        if changed > max_changed:
+            raise RolloutError(f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed).")
+        self._set_default(new, instead_of=old.name)
+        return comparison
+
     def _register(self, archive: str, like: Version) -> str:
         """Register an archive, with another version's settings; returns its version when its workers answer."""
-        self.say(f"The default is version {like.name} ({like.archive}): {like.workers()}.")
         new = self.management.register(archive, like.settings)
         self.say(f"Registered {archive} as version {new}; waiting for {like.settings.workers} workers ...")
         self.management.wait_until_ready(new)
         return new
+
+    def _conflicting(self, error: RefusedError, archive: str) -> Version | None:
+        """The version that stands in the way of a registration, if it came from the same archive.
+
+        A rollout that was killed may have asked for it a moment before, or another one that goes on.
+        """
+        if error.status != HTTPStatus.CONFLICT:
+            return None
+        for version in self.management.versions():
+            # TorchServe: "Model version 2.0 is already registered for model sentiment"
+            if version.archive == archive and f" {version.name} is already registered" in error.message:
+                return version
+        return None
+
+    def _adopt(self, version: Version, like: Version) -> None:
+        """Take over a version that is registered already: give it as many workers as another has, and wait."""
+        self.say(
+            f"Version {version.name} is registered from {version.archive} already; waiting for its workers ... (If the "
+            f"file has been replaced since, interrupt this and run `sentiment unregister {version.name}` first.)"
+        )
+        self.management.scale(max(like.settings.workers, version.settings.workers), version.name)
+
+    def _finish(self, new: Version, others: Sequence[Version], keep_old: bool) -> Outcome:
+        """End a rollout that had switched already: remove the version that `new` replaced.
+
+        That is the only other version, if it was started before. Any other version may be wanted: it is only named.
+        """
+        self.say(f"Version {new.name} ({new.archive}) is the default already.")
+        self.management.wait_until_ready(new.name)
+        if len(others) == 1 and others[0].older_than(new):
+            [old] = others
+            old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
+            return Outcome(new.name, old.name, old.archive, old_kept, None)
+        for other in others:
+            self.say(f"Version {other.name} stays registered; `sentiment unregister {other.name}` removes it.")
+        return Outcome(new.name, None, None, bool(others), None)
 
     def _warm(self, version: str) -> None:
         with self.ask(version) as client:
@@ -172,6 +248,9 @@ class Switch:
 
     def _set_default(self, version: str, instead_of: str) -> None:
         default = self.management.default().name
+        if default == version:
+            self.say(f"Version {version} is the default: another rollout of it has switched.")
+            return
         if default != instead_of:
             raise RolloutError(f"Version {default} has become the default meanwhile: another rollout is going on.")
         self.management.set_default(version)
@@ -198,7 +277,13 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
         time.sleep(drain_s)
         management.unregister(version)
     except KeyboardInterrupt:
-        say(f"{stays}: interrupted.")
+        say(f"{stays}: interrupted. The same command removes it, or `sentiment unregister {version}`.")
+        raise
+    except RefusedError as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            say(f"Version {version} has been removed meanwhile.")
+            return True
+        say(f"{stays}: {error}")
         return False
     except ClientError as error:
         say(f"{stays}: {error}")
@@ -208,32 +293,47 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
 
 
 @contextmanager
-def old_stays(management: ManagementClient, old: Version, archive: str, say: Say) -> Iterator[None]:
-    """Whatever goes wrong, have the old version as the default, and what came from `archive` removed."""
+def old_stays(
+    management: ManagementClient, old: Version, archive: str, say: Say, adopted: str | None = None
+) -> Iterator[None]:
+    """If anything fails, have the old version as the default, and remove the version that came from `archive`.
+
+    Args:
+        adopted: the version from `archive` that was registered before. It stays registered.
+    """
     before = {version.name for version in management.versions()}
     try:
         yield
     except BaseException as problem:
         try:
-            # Refused as registered already, it is another's: somebody else's rollout was first.
-            anothers = isinstance(problem, RefusedError) and problem.status == HTTPStatus.CONFLICT
-            added = None if anothers else management.added(archive, before)
-            # An interrupted registration may still go on.
-            answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
-            deadline = time.monotonic() + REGISTRATION_S
-            while added is None and not answered and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-                added = management.added(archive, before)
-            if added is not None:
-                if management.version(added).default:
+            new = adopted or _added(management, archive, before, problem)
+            if new is not None:
+                if management.version(new).default:
                     management.set_default(old.name)
-                management.unregister(added)
-                say(f"Removed version {added}.")
+                if adopted is None:
+                    management.unregister(new)
+                    say(f"Removed version {new}.")
+                else:
+                    say(f"Version {new} stays registered; `sentiment unregister {new}` removes it.")
             default = management.default().name
             say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
         except ClientError as error:
             say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
         raise
+
+
+def _added(management: ManagementClient, archive: str, before: Set[str], problem: BaseException) -> str | None:
+    """The version that a failed rollout registered; None if it registered none."""
+    if isinstance(problem, RefusedError) and problem.status == HTTPStatus.CONFLICT:
+        return None  # it is registered already
+    added = management.added(archive, before)
+    # An interrupted registration may still go on.
+    answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
+    deadline = time.monotonic() + REGISTRATION_S
+    while added is None and not answered and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        added = management.added(archive, before)
+    return added
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

@@ -44,6 +44,7 @@ def score(
     """Write a copy of `source` with the columns `label`, `score` and `error`.
 
     Args:
+        client: it is closed if the run fails.
         server: which server and model `client` asks; results of another are not gone on with.
         progress: called with the rows that are done and all rows.
 
@@ -54,6 +55,8 @@ def score(
         OSError: a file cannot be read or written; what is done is kept.
     """
     table = open_table(source, text_column)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder. Expected the name of a file.")
     if output.suffix != source.suffix:
         raise InputError(f"The output has the input's format: name it *{source.suffix}, not {output.name}.")
     if output.exists() and (not overwrite or output.samefile(source)):
@@ -66,15 +69,22 @@ def score(
         try:
             _ask(table, client, journal, lambda: progress(journal.rows, rows))
         except BaseException:
-            kept = f"{journal.rows:,} of {rows:,} rows are done, and kept in {journal.path}."
-            say(f"{kept} The same command goes on from there.")
+            if journal.rows:
+                kept = f"{journal.rows:,} of {rows:,} rows are done, and kept in {journal.path}."
+                say(f"{kept} The same command goes on from there.")
+            else:
+                say(f"None of {rows:,} rows is done.")
             raise
         if _header(source, text_column, server) != header:
             raise InputError(f"{source} has changed meanwhile. Delete {journal.path} to begin anew.")
         partial = output.with_name(f"{output.name}.partial")
-        table.write(partial, journal.results())
-        sync(partial)
-        partial.replace(output)
+        try:
+            table.write(partial, journal.results())
+            sync(partial)
+            partial.replace(output)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         summary = _summary(journal)
         journal.remove()
     return summary
@@ -104,8 +114,10 @@ def _ask(table: Table, client: InferenceClient, journal: Journal, progress: Call
                     _keep(under_way.popleft().result(), journal, progress)
             while under_way:
                 _keep(under_way.popleft().result(), journal, progress)
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            client.close()  # or the end of this run waits for all answers that are under way
+            raise
 
 
 def _keep(answers: Sequence[Prediction | RefusedError], journal: Journal, progress: Callable[[], None]) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.errors import ClientError, NotAuthorizedError
+from client.errors import ClientError, NotAuthorizedError, UnexpectedAnswerError
+from client.fields import field, probability
 from client.inference import InferenceClient
 from client.management import ManagementClient, Version
 from client.terminal import WIDTH, cut, one_line, table
@@ -88,14 +89,28 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
 
 def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A card's key facts, those that it has: what it is, how good, from where. A line each."""
-    exported = card.get("exported", {})
+    exported = _part(card, "exported")
     found = [("model", str(card.get("notes", "")).partition("\n\n")[0].replace("\n", " "))]
-    for split, figures in card.get("metrics", {}).items():
+    for split, figures in _part(card, "metrics").items():
         if split != "train":
-            accuracy = f"{figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}"
-            found.append(("accuracy", f"{accuracy} ({split}, {figures['n']:,} texts)"))
+            found.append(("accuracy", _accuracy(split, figures)))
     found.append(("exported", str(exported.get("at", ""))))
     found.append(("commit", str(exported.get("commit") or "")[:COMMIT_DIGITS]))
     found.append(("command", str(exported.get("command", ""))))
-    found.append(("precision", str(card.get("archive", {}).get("precision", ""))))
+    found.append(("precision", str(_part(card, "archive").get("precision", ""))))
     return [(name, one_line(what)) for name, what in found if what]
+
+
+def _part(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = card.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _accuracy(split: str, figures: object) -> str:
+    """A split's figures; empty where the card has others."""
+    try:
+        accuracy = probability(field(figures, "accuracy", float), "accuracy")
+        macro_f1 = probability(field(figures, "macro_f1", float), "macro_f1")
+        return f"{accuracy:.3f}, macro-F1 {macro_f1:.3f} ({split}, {field(figures, 'n', int):,} texts)"
+    except UnexpectedAnswerError:
+        return ""

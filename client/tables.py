@@ -6,6 +6,7 @@ A table's copy has all its rows and columns as they were, and `label`, `score` a
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -38,10 +39,12 @@ def open_table(path: Path, text_column: str) -> Table:
     Raises:
         InputError: no such file, none of the three kinds, or no package to read it.
     """
+    if not path.exists():
+        raise InputError(f"No file at {path}.")
     if path.suffix not in _KINDS:
         raise InputError(f"{path} is none of {', '.join(_KINDS)}, by its name.")
-    if not path.is_file():
-        raise InputError(f"No file at {path}.")
+    if not path.is_file():  # it is read more than once, so a pipe will not do either
+        raise InputError(f"{path} is not a regular file.")
     return _KINDS[path.suffix](path, text_column)
 
 
@@ -171,7 +174,7 @@ class ParquetTable:
         try:
             with self._open() as file:
                 self._schema = file.schema_arrow
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not Parquet: {error}.") from error
 
     def check(self) -> int:
@@ -184,7 +187,7 @@ class ParquetTable:
             return int(file.metadata.num_rows)
 
     def texts(self) -> Iterator[str]:
-        with self._open() as file:
+        with self._reading(), self._open() as file:
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[self._text_column]):
                 for text in batch.column(0).to_pylist():
                     yield text or ""
@@ -194,7 +197,7 @@ class ParquetTable:
         schema = self._schema
         for name, kind in zip(COLUMNS, kinds, strict=True):
             schema = schema.append(self._arrow.field(name, kind))
-        with self._open() as file, self._arrow.parquet.ParquetWriter(destination, schema) as writer:
+        with self._reading(), self._open() as file, self._arrow.parquet.ParquetWriter(destination, schema) as writer:
             for batch in file.iter_batches(PARQUET_BATCH_ROWS):
                 rows = [(row.label, row.score, row.error) for row in islice(results, batch.num_rows)]
                 added = [
@@ -204,6 +207,14 @@ class ParquetTable:
 
     def _open(self) -> Any:
         return self._arrow.parquet.ParquetFile(self._path)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Parquet's metadata may be whole, and its pages not."""
+        try:
+            yield
+        except (self._arrow.ArrowException, UnicodeDecodeError) as error:
+            raise InputError(f"{self._path} cannot be read to its end: {error}.") from error
 
 
 _KINDS: Mapping[str, Callable[[Path, str], Table]] = {
@@ -218,5 +229,7 @@ def _check_names(path: Path, names: list[str], text_column: str) -> None:
         raise InputError(
             f"{path} has no column {text_column!r}; it has {', '.join(names) or 'none'}. Name one by --text-column."
         )
+    if names.count(text_column) > 1:
+        raise InputError(f"{path} has more than one column {text_column!r}. Rename or drop the others first.")
     if taken := [name for name in COLUMNS if name in names]:
         raise InputError(f"{path} has a column {taken[0]!r} already, which the results need. Rename or drop it first.")

@@ -42,7 +42,8 @@ def line_width() -> int | None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, lines cut to 80. The first row is the header."""
+    """Columns side by side, lines cut to 80 and free of control characters. The first row is the header."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(cut(line, WIDTH) for line in lines)

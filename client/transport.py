@@ -1,22 +1,27 @@
-"""Requests to one of TorchServe's addresses: pooled connections, timeouts, and a repeat where a repeat can help."""
+"""Requests to one of TorchServe's addresses: pooled connections, time limits, and a retry where a retry can help."""
 
+import json
+import math
 import random
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from itertools import count
+from reprlib import Repr
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from urllib3.exceptions import InvalidHeader, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidChunkLength, LocationValueError, ReadTimeoutError
 from urllib3.util import Retry
 
+from client import address
+from client.bounds import MAX_ANSWER_BYTES, BoundedAdapter, Bounds, TooLargeError
 from client.errors import (
     ClientError,
+    InputError,
     NotAuthorizedError,
     OverloadedError,
     RefusedError,
@@ -27,7 +32,8 @@ from client.errors import (
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 40.0
-"""Longer than the server's own 30 s (`responseTimeout`), so that the server's answer comes first."""
+"""For a whole request and its whole answer. Longer than the server's own 30 s (`responseTimeout`), so that the server's
+answer comes first."""
 RETRIES = 6
 BACKOFF_S = 0.1
 """Before the first retry; doubled before each further one: 6 s in all."""
@@ -38,18 +44,57 @@ VERSION_HEADER = "X-Model-Version"
 INVALID_KEY = "InvalidKeyException"
 """What TorchServe, with status 400, calls a token that is missing, wrong or expired."""
 
+MAX_WORDS_CHARACTERS = 1_000
+"""Of what is kept of an error's message, its type, or a version's name."""
+
+_BLOCK_BYTES = 65_536
+_FAILURES = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError, TooLargeError)
+"""What requests, urllib3 and the layers below them raise where a request has no answer. ValueError is what some broken
+answers give: a chunk of negative length."""
+_NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError, UnicodeError)
+
 
 @dataclass(frozen=True)
 class Answer:
     value: Any
-    """The body's JSON."""
+    """The body's JSON. All its numbers are finite."""
 
     model_version: str | None
     """Of the model that answered; None where nothing says so."""
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """A whole HTTP answer."""
+
+    request: str
+    """`GET http://127.0.0.1:8080/ping`"""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def start(self) -> str:
+        """The start of the body, for messages."""
+        return self.body[:200].decode(errors="replace")
+
+    def json(self) -> Any:
+        """
+        Raises:
+            ValueError: the body is not JSON, or has a number that is not finite.
+            RecursionError: it is nested too deep.
+        """
+        return json.loads(self.body, parse_float=_finite, parse_constant=_finite)
+
+
 class Transport:
-    """Safe to use from several threads."""
+    """Safe to use from several threads.
+
+    A server on this machine is never asked through a proxy; for others the environment's proxy is used (`http_proxy`,
+    `https_proxy`, `all_proxy`, `no_proxy`), and `REQUESTS_CA_BUNDLE`. `~/.netrc` is not read.
+    """
 
     def __init__(
         self,
@@ -62,17 +107,38 @@ class Transport:
         retries: int = RETRIES,
         backoff_s: float = BACKOFF_S,
     ) -> None:
-        self.url = url.rstrip("/")
+        """
+        Raises:
+            InputError: `url` is not an address, or `token` has characters that no token has.
+        """
+        self.url = address.address(url)
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
         self._retries = retries
         self._backoff_s = backoff_s
         self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections, pool_block=True))
-        if token:
-            self._session.auth = Bearer(token)
+        self._session.trust_env = False
+        self._session.mount("http://", BoundedAdapter(pool_maxsize=connections, pool_block=True))
+        self._session.mount("https://", BoundedAdapter(pool_maxsize=connections, pool_block=True))
+        # Uncompressed, so that the bytes that arrive are the bytes that are kept.
+        self._session.headers["Accept-Encoding"] = "identity"
+        if checked := address.token(token):
+            self._session.headers["Authorization"] = f"Bearer {checked}"
+        self._peer = self.url
+        if proxy := address.proxy(self.url):
+            self._session.proxies = {"http": proxy, "https": proxy}
+            self._peer = f"{self.url}, asked through the proxy {proxy.rpartition('@')[2]},"
+        if self.url.startswith("https"):
+            self._session.verify = address.certificates()
+        self._closed = Event()
+        self._under_way: set[Bounds] = set()
+        self._lock = Lock()
 
     def close(self) -> None:
+        """Close all connections. Requests that other threads have under way end with an error."""
+        self._closed.set()
+        with self._lock:
+            for bounds in self._under_way:
+                bounds.end()
         self._session.close()
 
     def send(
@@ -84,8 +150,8 @@ class Transport:
         parameters: Mapping[str, str | int] | None = None,
         repeat: bool = True,
     ) -> Answer:
-        """One request, repeated on 503 and when the connection fails, a load balancer's too (502); never after a read
-        timeout.
+        """Send one request. It is sent again on 503, and when the connection fails, a load balancer's too (502); never
+        when its time is up.
 
         Args:
             body: sent as JSON.
@@ -94,36 +160,70 @@ class Transport:
         Raises:
             UnreachableError, OverloadedError, NotAuthorizedError, RefusedError, UnexpectedAnswerError: see
                 `client.errors`.
+            InputError: the address cannot be asked at all.
         """
         for attempt in count():
             problem: ClientError
             pause_s = self._backoff_s * 2**attempt * random.uniform(0.5, 1)
             try:
-                response = self._session.request(
+                reply = self._send_once(method, path, body, parameters)
+            except _FAILURES as error:
+                problem, may_pass = self._problem(error)
+                if not may_pass:
+                    raise problem from error
+            else:
+                asked_s = _retry_after_s(reply)
+                if reply.status == HTTPStatus.BAD_GATEWAY:
+                    problem = UnreachableError(f"{self._peer} has lost its server: {_refusal(reply)}")
+                elif reply.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                    problem = OverloadedError(f"{self._peer} is overloaded: {_refusal(reply)}", asked_s)
+                else:
+                    return _answer(reply)
+                pause_s = max(pause_s, asked_s or 0)
+            if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S or self._closed.wait(pause_s):
+                raise problem
+        raise AssertionError("unreachable")
+
+    def _send_once(self, method: str, path: str, body: object, parameters: Mapping[str, str | int] | None) -> _Reply:
+        bounds = Bounds(self._timeouts_s[1])
+        with self._lock:
+            self._under_way.add(bounds)
+        try:
+            with (
+                bounds,
+                self._session.request(
                     method,
                     self.url + path,
                     json=body,
                     params=parameters,
                     timeout=self._timeouts_s,
                     allow_redirects=False,
-                )
-            except requests.RequestException as error:
-                problem = UnreachableError(f"{self.url} does not answer: {_reason(error)}")
-                if not _connection_failed(error):
-                    raise problem from error
-            else:
-                asked_s = _retry_after_s(response)
-                if response.status_code == HTTPStatus.BAD_GATEWAY:
-                    problem = UnreachableError(f"{self.url} has lost its server: {_refusal(response)}")
-                elif response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-                    problem = OverloadedError(f"{self.url} is overloaded: {_refusal(response)}", asked_s)
-                else:
-                    return _answer(response)
-                pause_s = max(pause_s, asked_s or 0)
-            if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S:
-                raise problem
-            time.sleep(pause_s)
-        raise AssertionError("unreachable")
+                    stream=True,
+                ) as response,
+            ):
+                content = b"".join(response.raw.stream(_BLOCK_BYTES, decode_content=False))
+        finally:
+            with self._lock:
+                self._under_way.discard(bounds)
+        request = f"{method} {response.url}"
+        return _Reply(request, response.status_code, response.reason or "", response.headers, content)
+
+    def _problem(self, error: Exception) -> tuple[ClientError, bool]:
+        """What to raise for a failure, and whether asking again may help."""
+        causes = list(_causes(error))
+        if self._closed.is_set():
+            return UnreachableError(f"{self._peer} was asked over a transport that has been closed."), False
+        if any(isinstance(cause, _NO_ADDRESS) for cause in causes):
+            return InputError(f"{self._peer} cannot be asked: {_reason(error)}"), False
+        if why := _broken(causes):
+            return UnexpectedAnswerError(f"{self._peer} {why}"), False
+        # No connection in time is not an answer that comes too late.
+        connected = not any(isinstance(cause, ConnectTimeoutError) for cause in causes)
+        if connected and any(isinstance(cause, TimeoutError | ReadTimeoutError) for cause in causes):
+            late = f"timed out, no whole answer after {self._timeouts_s[1]:g} s"
+            return UnreachableError(f"{self._peer} does not answer: {late}"), False
+        may_pass = not isinstance(error, requests.exceptions.SSLError)
+        return UnreachableError(f"{self._peer} does not answer: {_reason(error)}"), may_pass
 
 
 class Client:
@@ -144,28 +244,45 @@ class Client:
         self._transport.close()
 
 
-class Bearer(AuthBase):
-    """As `auth`, not as a header: requests would put an entry of ~/.netrc in a header's place."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+def shown(value: object) -> str:
+    """The start of any JSON, for messages: neither its length nor its depth matters."""
+    return _REPR.repr(value)
 
 
-def _connection_failed(error: requests.RequestException) -> bool:
-    """Whether there was no connection or it was dropped: asking again may help, and asks nothing twice at once."""
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return True
-    if not isinstance(error, requests.ConnectionError) or isinstance(error, requests.exceptions.SSLError):
-        return False
-    # A read timeout within a body comes as a ConnectionError.
-    return not any(isinstance(cause, ReadTimeoutError) for cause in error.args)
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 
-def _reason(error: requests.RequestException) -> str:
+def words(value: object) -> str:
+    """What a server says, as Unicode that every file and every terminal's encoding can hold, and not too much of it."""
+    text = value if isinstance(value, str) else shown(value)
+    return text[:MAX_WORDS_CHARACTERS].encode(errors="replace").decode()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and the errors within it: requests and urllib3 each put their own around the first."""
+    left: list[object] = [error]
+    seen: set[int] = set()
+    while left:
+        cause = left.pop()
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            left += [*cause.args, getattr(cause, "reason", None), cause.__cause__]
+
+
+def _broken(causes: Sequence[BaseException]) -> str | None:
+    """Why what the server sends is no answer to be read; None if that is not what failed."""
+    for cause in causes:
+        if isinstance(cause, TooLargeError):
+            return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, which no answer of TorchServe has."
+        dropped = isinstance(cause, RemoteDisconnected | IncompleteRead) and not isinstance(cause, InvalidChunkLength)
+        if isinstance(cause, HTTPException | ValueError) and not dropped:
+            return f"does not speak HTTP: {type(cause).__name__}: {shown(str(cause))}"
+    return None
+
+
+def _reason(error: Exception) -> str:
     """urllib3's own words, without the pool and the path around them."""
     cause: object = error.args[0] if error.args else error
     cause = getattr(cause, "reason", None) or cause
@@ -173,38 +290,48 @@ def _reason(error: requests.RequestException) -> str:
     return text or type(error).__name__
 
 
-def _answer(response: requests.Response) -> Answer:
-    if response.status_code >= HTTPStatus.BAD_REQUEST:
-        refusal = _refusal(response)
+def _answer(reply: _Reply) -> Answer:
+    if reply.status >= HTTPStatus.BAD_REQUEST:
+        refusal = _refusal(reply)
         if refusal.type == INVALID_KEY or refusal.status == HTTPStatus.UNAUTHORIZED:
-            raise NotAuthorizedError(f"{response.url} wants another token: {refusal}")
+            raise NotAuthorizedError(f"{reply.request} wants another token: {refusal}")
         raise refusal
     try:
-        value = response.json()
-    except ValueError:
+        value = reply.json()
+    except (ValueError, RecursionError):
         value = None
-    if value is None or response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+    if value is None or reply.status >= HTTPStatus.MULTIPLE_CHOICES:
+        encoding = reply.headers.get("Content-Encoding")
+        start = f"{encoding} data, which was not asked for" if encoding else repr(reply.start[:100])
         raise UnexpectedAnswerError(
-            f"{response.request.method} {response.url} was answered {response.status_code} without the JSON that was "
-            f"expected: {response.text[:100]!r}. Is this a TorchServe's address?"
+            f"{reply.request} was answered {reply.status} without the JSON that was expected: {start}. "
+            "Is this a TorchServe's address?"
         )
-    return Answer(value, response.headers.get(VERSION_HEADER))
+    version = reply.headers.get(VERSION_HEADER)
+    return Answer(value, None if version is None else words(version))
 
 
-def _refusal(response: requests.Response) -> RefusedError:
+def _refusal(reply: _Reply) -> RefusedError:
     try:
-        error = response.json()
-        return RefusedError(response.status_code, str(error["type"]), str(error["message"]))
-    except (ValueError, KeyError, TypeError):
+        error = reply.json()
+        return RefusedError(reply.status, words(error["type"]), words(error["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
         # TorchServe itself refuses a body over `max_request_size` without a body of its own.
-        return RefusedError(response.status_code, response.reason or str(response.status_code), response.text[:200])
+        return RefusedError(reply.status, words(reply.reason or str(reply.status)), reply.start)
 
 
-def _retry_after_s(response: requests.Response) -> float | None:
-    value = response.headers.get("Retry-After")
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not a number that JSON has")
+    return value
+
+
+def _retry_after_s(reply: _Reply) -> float | None:
+    value = reply.headers.get("Retry-After")
     if value is None:
         return None
     try:
         return Retry().parse_retry_after(value)
-    except InvalidHeader:
+    except (HTTPError, ValueError, OverflowError):
         return None

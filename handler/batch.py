@@ -1,6 +1,6 @@
 """A batch of requests through all the steps. What goes wrong with one request stays with it.
 
-`read`, `infer` and `write` are called in this order, on the same jobs.
+`read` (or `refuse`), `infer` and `write` are called in this order, on the same jobs.
 """
 
 import logging
@@ -17,7 +17,8 @@ from handler import reply
 from handler.classifier import TextClassifier
 from handler.errors import InternalError, OverloadedError, RequestError, TooLargeError
 from handler.limits import Limits
-from handler.request import Request, read_request
+from handler.padding import cost
+from handler.request import Request, has_form, read_request
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,20 @@ class Kind(Enum):
 
 
 _TOO_MANY_TOKENS = {
-    Kind.PREDICT: "The request has more than {} tokens, which is what is read at once. Send its texts in several.",
-    Kind.EXPLAIN: "To explain a text takes reading it once more for each of its tokens; for this request, these are "
-    "more than {} tokens. Send its texts one by one, or shorter ones.",
+    Kind.PREDICT: "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send "
+    "its texts in several requests, or shorter texts.",
+    Kind.EXPLAIN: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
+    "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
 }
+_TOO_LARGE_A_REPLY = (
+    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; at most {} leave the server at "
+    "once. Expected at most {} such texts in one request."
+)
+TOKENIZER_COST = 0.25
+"""Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
+
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
+_ENDING = "The server is about to end. Send the request again in a moment, to the server that takes its place."
 
 
 @dataclass
@@ -63,7 +73,7 @@ class Durations:
     explanations_s: float = 0.0
 
 
-def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits: Limits) -> list[Job]:
+def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limits: Limits) -> list[Job]:
     """Read a batch's requests.
 
     Args:
@@ -85,10 +95,17 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]], limits:
     return jobs
 
 
+def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]]) -> list[Job]:
+    """Refuse every request of a batch but descriptions, for a server that is about to end. Arguments as `read`."""
+    kinds = [_kind(fields, headers) for fields, headers in rows]
+    return [Job(kind, error=None if kind is Kind.DESCRIBE else OverloadedError(_ENDING)) for kind in kinds]
+
+
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
-    _tokenize(jobs, classifier, limits.max_batch_tokens)
+    jobs = _with_small_replies(jobs, classifier.labels, limits.max_batch_reply_bytes)
+    _tokenize(jobs, classifier, limits.max_token_reads)
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
     try:
@@ -109,56 +126,98 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
     return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
 
 
-def write(jobs: Sequence[Job], description: Mapping[str, Any]) -> list[tuple[HTTPStatus, bytes]]:
-    """The status and the JSON body of each request's reply, in the requests' order."""
+def write(jobs: Sequence[Job], description: Mapping[str, Any], limits: Limits) -> list[tuple[HTTPStatus, bytes]]:
+    """The status and the JSON body of each request's reply, in the requests' order.
+
+    Whatever was estimated before, no more bytes leave the worker than TorchServe reads.
+    """
     replies = []
+    admitted_bytes = 0
     for job in jobs:
-        if job.error is not None:
-            replies.append((job.error.status, reply.error(job.error)))
-        elif job.request is None:
-            replies.append((HTTPStatus.OK, reply.to_json(description)))
-        else:
-            replies.append((HTTPStatus.OK, reply.reply(job.results, job.request.form)))
+        status, body = _reply(job, description)
+        if status is HTTPStatus.OK and admitted_bytes + len(body) > limits.max_batch_reply_bytes:
+            logger.error("A reply has %d bytes after %d of the same batch.", len(body), admitted_bytes)
+            error = InternalError("The reply has more bytes than the server can send.")
+            status, body = error.status, reply.error(error)
+        admitted_bytes += len(body)
+        replies.append((status, body))
     return replies
 
 
-def _kind(fields: Mapping[str, object], headers: Mapping[str, str]) -> Kind:
+def _reply(job: Job, description: Mapping[str, Any]) -> tuple[HTTPStatus, bytes]:
+    if job.error is not None:
+        return job.error.status, reply.error(job.error)
+    if job.request is None:
+        return HTTPStatus.OK, reply.to_json(description)
+    return HTTPStatus.OK, reply.reply(job.results, job.request.form)
+
+
+def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
     """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
 
-    It hands on a client's headers too, but what it has described has no fields, and no `explain`.
+    It hands on a client's headers too, but what it has described has no fields, and no `explain`. A form can have no
+    fields either.
     """
     explain = headers.get(Kind.EXPLAIN.value)
-    if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields:
+    if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields and not has_form(headers):
         return Kind.DESCRIBE
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
 
 
-def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_tokens: int) -> None:
-    """Fill in the token ids, of as many requests as the network may read at once."""
-    made = admitted = 0
+def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes: int) -> list[Job]:
+    """Those of the jobs whose replies fit into `max_bytes` together. The others get an error."""
+    fitting = []
+    admitted = 0
     for job in jobs:
         if job.request is None:
             continue
         with _guard(job):
-            read = 0
+            texts = job.request.texts
+            size = reply.max_bytes(texts, labels, job.kind is Kind.EXPLAIN)
+            if size > max_bytes:
+                count = len(texts)
+                raise TooLargeError(
+                    _TOO_LARGE_A_REPLY.format(count, len(labels), size, max_bytes, count * max_bytes // size)
+                )
+            if admitted + size > max_bytes:
+                raise OverloadedError(_TOO_MUCH_AT_ONCE)
+            admitted += size
+            fitting.append(job)
+    return fitting
+
+
+def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: int) -> None:
+    """Fill in the token ids of as many requests as the limit allows."""
+    tokenized, admitted = 0, 0.0
+    for job in jobs:
+        if job.request is None:
+            continue
+        with _guard(job):
+            least = 0.0
             for text in job.request.texts:
-                # Long runs of symbols cost the tokenizer as much as the network. One request that is refused for
-                # them leaves time for its neighbours, many would not.
-                if made > 2 * max_tokens:
+                # One request that is refused for its tokens leaves time for its neighbours, many would not.
+                if tokenized > max_token_reads:
                     raise OverloadedError(_TOO_MUCH_AT_ONCE)
                 job.ids.append(classifier.ids(text))
-                made += len(job.ids[-1])
-                read += _tokens_read(len(job.ids[-1]), job.kind)
-                if read > max_tokens:
-                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_tokens))
-            if admitted + read > max_tokens:
+                length = len(job.ids[-1])
+                tokenized += length
+                least += length * (length + 1 if job.kind is Kind.EXPLAIN else 1)
+                if least > max_token_reads:
+                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+            token_reads = _token_reads([len(ids) for ids in job.ids], job.kind)
+            if token_reads > max_token_reads:
+                raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+            if admitted + token_reads > max_token_reads:
                 raise OverloadedError(_TOO_MUCH_AT_ONCE)
-            admitted += read
+            admitted += token_reads
 
 
-def _tokens_read(length: int, kind: Kind) -> int:
-    """By the network, for a text of so many tokens; see `TextClassifier.explain`."""
-    return length * (length + 1) if kind is Kind.EXPLAIN else length
+def _token_reads(lengths: Sequence[int], kind: Kind) -> float:
+    """Work for texts of these lengths, in token reads; see `handler.padding.cost` and `TextClassifier.explain`."""
+    token_reads = cost(lengths) + TOKENIZER_COST * sum(lengths)
+    if kind is Kind.EXPLAIN:
+        token_reads += sum(cost([length] * (length + 1)) for length in lengths)
+    return token_reads
 
 
 def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:

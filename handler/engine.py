@@ -3,11 +3,24 @@
 What is computed for a text depends neither on the texts beside it nor on padding: see there.
 """
 
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+
+if "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
+    warnings.warn(
+        "onnxruntime was imported before handler.engine and without ORT_DISABLE_TELEMETRY=1, so this process sends "
+        "telemetry. Import handler.engine first, or set ORT_DISABLE_TELEMETRY=1 before Python starts.",
+        stacklevel=2,
+    )
+# ONNX Runtime 1.32 sends telemetry from its import on, and `onnxruntime.disable_telemetry_events()` is too late: the
+# import has queued an event. So no other module imports it (tests/privacy).
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 from handler.exported import ExportedModelError, NetworkConfig, Probabilities
@@ -35,20 +48,10 @@ class Engine:
     """
 
     def __init__(self, graph: Path, config: NetworkConfig, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # Texts have any length: a plan for each length's memory would be kept for ever, and so would an arena that has
-        # grown to the longest text.
-        options.enable_mem_pattern = False
-        options.enable_cpu_mem_arena = False
-        # A waiting thread that spins takes the core from another worker.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not graph.is_file():
             raise ExportedModelError(f"{graph} is missing; `python -m training archive` makes it.")
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(graph, threads)
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise ExportedModelError(f"{graph}: expected a graph that ONNX Runtime reads: {error}") from error
         inputs = {value.name for value in self._session.get_inputs()}
@@ -69,3 +72,18 @@ class Engine:
             inputs = {IDS: np.ascontiguousarray(padded.T), LENGTHS: lengths, STARTS: starts}
             [results[rows]] = self._session.run([PROBABILITIES], inputs)
         return results
+
+
+def open_session(graph: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session for a graph, given as a file or as its bytes, that computes on `threads` threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # Texts have any length: a plan for each length's memory would be kept for ever, and so would an arena that has
+    # grown to the longest text.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    # A waiting thread that spins takes the core from another worker.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,13 +1,14 @@
 """What a request can be refused for: one table of error types and their status codes.
 
     RequestError
-    ├── NotUtf8Error        400  the body, or a text in it, is not Unicode text in UTF-8
-    ├── NotJsonError        400  the content type says JSON and the body is not
-    ├── WrongShapeError     400  none of the API's body forms
-    ├── BlankTextError      400  an empty text, or nothing but white space
-    ├── TooLargeError       413  a text, a list or a request over its limit
-    ├── OverloadedError     503  the batch is full; the same request may pass in a moment
-    └── InternalError       500  a defect in this code, for this request alone
+    ├── NotUtf8Error          400  the body, or a text in it, is not Unicode text in UTF-8
+    ├── NotJsonError          400  the content type says JSON and the body is not
+    ├── WrongShapeError       400  none of the API's body forms
+    ├── BlankTextError        400  an empty text, or nothing but white space
+    ├── TooLargeError         413  a text, a list, a request or its reply over its limit
+    ├── ContentEncodingError  415  a compressed body
+    ├── OverloadedError       503  the batch is full; the same request may pass in a moment
+    └── InternalError         500  a defect in this code, for this request alone
 
 A message says what was wrong and what is expected. It never quotes what the user sent.
 """
@@ -39,6 +40,10 @@ class BlankTextError(RequestError):
 
 class TooLargeError(RequestError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class ContentEncodingError(RequestError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 class OverloadedError(RequestError):

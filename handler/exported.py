@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handler.drift import Reference
-from handler.tokens import Tokenizer, TokenizerConfig
+from handler.tokens import SpacyRules, Tokenizer, TokenizerConfig
 
 FORMAT: Final = "fastai-awd-lstm-classifier"
 FORMAT_VERSION: Final = 1
@@ -198,7 +198,10 @@ def write_description(model: Description, folder: Path) -> None:
     _check(model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    _write_json(header | asdict(model.config), folder / CONFIG_FILE)
+    config = asdict(model.config)
+    if model.config.tokenizer.spacy_rules is None:
+        del config["tokenizer"]["spacy_rules"]
+    _write_json(header | config, folder / CONFIG_FILE)
     _write_json(model.vocabulary, folder / VOCABULARY_FILE)
     _write_json(model.card, folder / CARD_FILE)
 
@@ -274,7 +277,7 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
     try:
         fields = {name: value[name] for name in get_type_hints(ModelConfig)}
         fields["labels"] = tuple(map(str, fields["labels"]))
-        fields["tokenizer"] = TokenizerConfig(**_tuples(fields["tokenizer"]))
+        fields["tokenizer"] = _tokenizer_from_json(fields["tokenizer"])
         fields["network"] = NetworkConfig(**_tuples(fields["network"]))
     except KeyError as error:
         raise ExportedModelError(f"{path}: {error} is missing.") from error
@@ -282,6 +285,15 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
         raise ExportedModelError(f"{path}: {error}.") from error
     _check_sizes(fields["network"], path)
     return ModelConfig(**fields)
+
+
+def _tokenizer_from_json(value: object) -> TokenizerConfig:
+    fields = _tuples(value)
+    if fields.get("spacy_rules") is not None:
+        rules = _tuples(fields["spacy_rules"])
+        rules["special_cases"] = _tuples(rules.get("special_cases"))
+        fields["spacy_rules"] = SpacyRules(**rules)
+    return TokenizerConfig(**fields)
 
 
 def _check_sizes(network: NetworkConfig, path: Path) -> None:

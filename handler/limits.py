@@ -22,7 +22,7 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (Unicode code points), tokens and texts. Over one of them is a 413 error."""
+    """Upper bounds, in characters (Unicode code points), token reads and texts. Over one of them is a 413 error."""
 
     max_text_characters: int = 20_000
     """Of one text. The longest known film review has 13,704, a tweet at most 280."""
@@ -36,10 +36,17 @@ class Limits:
     max_batch_characters: int = 400_000
     """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
 
-    max_batch_tokens: int = 80_000
-    """That the network reads for one batch: those of each text, and of a text to be explained as many again for each
-    of them. A request over it by itself gets 413; one that is too much beside others, 503. Prose has a token for every
-    four or five characters, symbols can have one each."""
+    max_token_reads: int = 90_000
+    """Work for one request, or for all requests that TorchServe hands over as one batch, in token reads. A token of a
+    short text counts 1.3, as the network reads 32 such texts together; a token of a text of more than 2,304 tokens
+    counts 2.75. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
+    itself gets 413; one that is too much beside others, 503. All of them together take a core with AVX-512 at most 2 s
+    for the embedded model. Prose has a token for every four or five characters, symbols can have one each."""
+
+    max_batch_reply_bytes: int = 6_553_500
+    """Of the replies to one batch, without their headers. TorchServe ends a worker whose reply has more bytes than
+    `max_response_size`, and reads many replies of one batch again and again until the last of them is there. A request
+    over it by itself gets 413; one that is too much beside others, 503."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":

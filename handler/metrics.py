@@ -10,6 +10,7 @@ and labelled as Prometheus names and labels a histogram's, so `histogram_quantil
 """
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
+from urllib.parse import quote
 
 from handler.batch import Durations, Job, Kind
 from handler.classifier import TextClassifier
@@ -49,14 +51,22 @@ class Sample:
 
     def line(self, hostname: str) -> str:
         """As TorchServe reads it (`org.pytorch.serve.metrics.Metric`): labels by their place, numbers in digits."""
-        labels = ",".join(f"{name}:{_readable(value)}" for name, value in self.labels.items())
+        labels = ",".join(f"{name}:{escaped(value)}" for name, value in self.labels.items())
         value = str(self.value) if isinstance(self.value, int) else f"{self.value:.9f}"
         return f"[METRICS]{self.name}.Count:{value}|#{labels}|#type:{self.kind}|#hostname:{hostname},{int(time.time())}"
 
 
-def _readable(value: str) -> str:
-    """A label's value, without the characters at which TorchServe takes a line apart."""
-    return "".join(one if one.isprintable() and one not in ",:|" else "_" for one in value) or "_"
+_NOT_IN_A_LINE: Final = re.compile("[%,:|\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+"""What separates values for TorchServe or ends a line for Java, control characters, what is not Unicode, and `%`."""
+EMPTY: Final = "%"
+
+
+def escaped(value: str) -> str:
+    """A label's value as TorchServe can read it: percent-encoded, but only the characters that are not to be in a line.
+
+    So different values stay different. An empty value is a lone `%`, as Prometheus takes an empty label for none.
+    """
+    return _NOT_IN_A_LINE.sub(lambda match: quote(match[0], safe="", errors="surrogatepass"), value) or EMPTY
 
 
 class _Counters:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from handler.classifier import Explanation
@@ -10,6 +11,13 @@ from handler.exported import Probabilities
 from handler.request import Form
 
 SCORE_DIGITS = 6
+_LONGEST_SCORE = -0.123456
+_LONGEST_CHARACTER_BYTES = 6
+"""A control character in JSON: `\\u0000`."""
+_LONGEST_SPECIAL_TOKEN = "xxwrep"
+_TOKENS_PER_CHARACTER = 2
+"""A capital letter alone is the token `xxmaj` and the letter's own."""
+_SEPARATOR_BYTES = len(", ")
 
 
 def prediction(probabilities: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
@@ -27,6 +35,35 @@ def explained(prediction: dict[str, Any], explanation: Explanation) -> dict[str,
             {"token": token, "weight": weight} for token, weight in zip(explanation.tokens, weights, strict=True)
         ]
     }
+
+
+def max_bytes(texts: Sequence[str], labels: tuple[str, ...], is_explained: bool) -> int:
+    """Upper bound of the bytes of a reply, known before anything is computed.
+
+    Args:
+        texts: of the request.
+        labels: of the model. A reply has the score of each for each text.
+        is_explained: the reply has each text's tokens with their weights.
+    """
+    size = len(reply([], Form.INSTANCES)) + len(texts) * _prediction_bytes(labels)
+    if is_explained:
+        characters = sum(map(len, texts))
+        tokens = _TOKENS_PER_CHARACTER * characters + len(texts)
+        size += tokens * _token_bytes() + characters * _LONGEST_CHARACTER_BYTES
+    return size
+
+
+@cache
+def _prediction_bytes(labels: tuple[str, ...]) -> int:
+    longest = max(labels, key=lambda label: len(to_json(label)))
+    scores = dict.fromkeys(labels, _LONGEST_SCORE)
+    return len(to_json({"label": longest, "score": _LONGEST_SCORE, "scores": scores, "tokens": []})) + _SEPARATOR_BYTES
+
+
+@cache
+def _token_bytes() -> int:
+    """Of a special token; of another, without its characters."""
+    return len(to_json({"token": _LONGEST_SPECIAL_TOKEN, "weight": _LONGEST_SCORE})) + _SEPARATOR_BYTES
 
 
 def predictions(probabilities: Probabilities, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,19 +10,24 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from handler import batch
+from handler import batch, protocol
 from handler.batch import Job
 from handler.classifier import TextClassifier
 from handler.limits import THREADS_VARIABLE, Limits, whole_number
 from handler.memory import give_freed_memory_back
 from handler.metrics import Metrics
+from handler.request import is_grpc
 
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
+STREAM_HEADER = "ts_stream_next"
 LARGE_BLOCK_MIB, HEAP_END_MIB = 16, 32
 """Enough for what 32 tweets together take, so that no batch of them takes its memory from the system anew: with 4 and
 1 sixteen tweets cost 0.79 ms each for 0.61, and a list of a thousand 0.6 ms for 0.45. Longer texts give theirs back:
 after a minute of all lengths a worker had 31 MB more than with 4 and 1, and 15 less than with glibc's own ways."""
+
+REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
+"""Names a file. While it exists, the server is about to end and every request is refused; see `server.torchserve`."""
 
 RETRY_AFTER_S = 1
 """What a request is told that came with too much text at once; most batches are done within milliseconds, the
@@ -34,13 +39,14 @@ class TextClassifierHandler:
 
     def initialize(self, context: Any) -> None:
         """Read the model, and warm everything up for the first request."""
-        # Bodies are to arrive as bytes: TorchServe's own decoding would log what it cannot decode, and hides
-        # whether the body was not UTF-8 or not JSON.
-        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        from ts.protocol import otf_message_handler  # a worker has it already; elsewhere it takes PyTorch to import
+
         give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
+        protocol.install(otf_message_handler)
         # TorchServe's worker logs a line for every batch.
         logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()
+        self._refuse_file = os.environ.get(REFUSE_VARIABLE)
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
@@ -57,7 +63,10 @@ class TextClassifierHandler:
     def preprocess(self, data: Sequence[Mapping[str, object]], context: Any) -> list[Job]:
         """Bodies to texts."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        return batch.read(list(zip(data, headers, strict=True)), self._limits)
+        rows = list(zip(data, headers, strict=True))
+        if self._refuse_file is not None and os.path.exists(self._refuse_file):
+            return batch.refuse(rows)
+        return batch.read(rows, self._limits)
 
     def inference(self, jobs: Sequence[Job]) -> None:
         """Texts to predictions, and to explanations where `/explanations` was asked."""
@@ -66,8 +75,12 @@ class TextClassifierHandler:
     def postprocess(self, jobs: Sequence[Job], context: Any) -> list[bytes]:
         """Predictions and errors to JSON."""
         bodies = []
-        for index, (status, body) in enumerate(batch.write(jobs, self.describe())):
+        for index, (status, body) in enumerate(batch.write(jobs, self.describe(), self._limits)):
             context.set_response_content_type(index, "application/json")
+            # gRPC's StreamPredictions needs the header: without it TorchServe ends the worker. An HTTP reply with it
+            # never ends.
+            if is_grpc(context.get_all_request_header(index)):
+                context.set_response_header(index, STREAM_HEADER, "false")
             context.set_response_header(index, VERSION_HEADER, self._version)
             if status is not HTTPStatus.OK:
                 context.set_response_status(code=status.value, phrase=status.phrase, idx=index)

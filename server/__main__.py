@@ -1,17 +1,21 @@
 """`python -m server`: TorchServe in the foreground, until Ctrl-C or SIGTERM."""
 
 import argparse
+import io
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote
 
 from server.properties import ConfigurationError, Properties
 from server.torchserve import StartError, TorchServe
 
 DRAIN_TIMEOUT_S = 30
+REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
+"""The handler's limit for what TorchServe reads from a worker at once."""
 
 
 def main() -> int:
@@ -27,6 +31,9 @@ def main() -> int:
         help="how long to go on answering after a signal (default: %(default)s)",
     )
     options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # paths may have what the locale has not
 
     stop = threading.Event()
     force = threading.Event()
@@ -47,17 +54,19 @@ def main() -> int:
 
 def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event, force: threading.Event) -> int:
     """Run TorchServe until `stop` is set; returns the exit code."""
-    server = TorchServe(properties, environment())
+    server = TorchServe(properties, environment(properties))
     try:
+        for note in server.notes:
+            say(note)
         if not server.wait_until_ready(stop):
             return 0
-        say(welcome(properties))
+        say(welcome(properties, quote(server.model_names[0], safe="")))
         while server.running and not stop.wait(1):
-            pass
+            server.remove_leftovers()
         if not server.running:
             say("error: TorchServe ended by itself; see its output above.", sys.stderr)
             return 1
-        say("Stopping: answering what is in flight (again to stop at once) ...")
+        say("Stopping: answering what has come, refusing what still comes (again to stop at once) ...")
         if not server.drain(drain_timeout_s, force):
             say("Some requests were not answered.", sys.stderr)
         return 0
@@ -76,14 +85,30 @@ def say(line: str, stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def environment() -> dict[str, str]:
+def environment(properties: Properties) -> dict[str, str]:
     """The workers' environment: there is a worker for each core, so each has one thread unless the variable says
-    otherwise."""
-    return {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    otherwise. A worker sends no more bytes than TorchServe reads.
+
+    Raises:
+        ConfigurationError: the environment allows replies that TorchServe does not read.
+    """
+    limit = properties.max_response_size
+    variables = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)} | dict(os.environ)
+    allowed = variables[REPLY_LIMIT].strip()
+    if allowed.isdecimal() and int(allowed) > limit:
+        raise ConfigurationError(
+            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe would "
+            "end the worker that sends such a reply. Lower the one or raise the other."
+        )
+    return variables
 
 
-def welcome(properties: Properties) -> str:
-    """What a person reads when the server is up."""
+def welcome(properties: Properties, model: str) -> str:
+    """What a person reads when the server is up.
+
+    Args:
+        model: the name of one, as it stands in an address.
+    """
     url = properties.inference.url()
     tokens, header = "", ""
     if properties.token_authorization:
@@ -91,12 +116,12 @@ def welcome(properties: Properties) -> str:
         header = " -H 'Authorization: Bearer KEY'"
     return f"""
 Ready.
-  inference   {url}/predictions/sentiment
-  management  {properties.management.url()}/models/sentiment
+  inference   {url}/predictions/{model}
+  management  {properties.management.url()}/models/{model}
   metrics     {properties.metrics.url()}/metrics
 {tokens}
 Try it:
-  curl {url}/predictions/sentiment{header} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+  curl {url}/predictions/{model}{header} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
 
 Ctrl-C stops it."""
 

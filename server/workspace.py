@@ -1,33 +1,122 @@
-"""A folder of a server's own in the temporary folder, which goes with the server, however that ends."""
+"""A folder of a server's own for temporary files, which goes with the server, however that ends."""
 
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PREFIX = "fastai-sentiment-server-"
 """No one else's: what is left of the name is removed."""
 NEW_S = 60
 """A folder younger than this may be one whose server has not locked it yet."""
+VARIABLES = ("TMPDIR", "TEMP", "TMP")
+"""The environment variables that name a folder for temporary files, in the order of their weight (`tempfile`)."""
+OTHERS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where else there may be room, in order."""
+SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""The longest path of a socket: unix(7), `sun_path` without the byte at its end."""
+RANDOM_NAME = "12345678"
+"""As `tempfile.mkdtemp` has them."""
+SOCKET_NAME = "/.ts.sock.1234567"
+"""What TorchServe adds to the folder's path; it counts up from `initial_worker_port`."""
+
+
+class NoWorkspaceError(Exception):
+    """No folder will do. The message says why of each, and what is expected."""
 
 
 class Workspace:
     """Made and locked on construction. A server that is killed cannot remove its own, so the next one that starts
-    does: the lock (flock(2)) ends with the process that holds it."""
+    does: the lock (flock(2)) ends with the process that holds it.
 
-    def __init__(self) -> None:
-        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            _remove_if_left(folder)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+    TorchServe unpacks archives and its native libraries there and has its sockets there. So the first folder is taken
+    that is writable and has room, whose path is short enough for a socket, and that is not mounted `noexec`; or else
+    the first with room alone, where TorchServe does without both and its workers listen on ports.
+    """
+
+    def __init__(self, environment: Mapping[str, str], needed_bytes: int) -> None:
+        """
+        Args:
+            needed_bytes: what will be put there.
+
+        Raises:
+            NoWorkspaceError: there is no such folder.
+        """
+        self.avoided: list[str] = []
+        """Folders that would have come first, and why they do not do."""
+
+        roots = list(_roots(environment))
+        for root in roots:
+            for folder in root.glob(f"{PREFIX}*"):
+                _remove_if_left(folder)
+        for self.has_sockets in (True, False):
+            for root in roots:
+                problem = self._take(root, needed_bytes)
+                if problem is None:
+                    self._lock = os.open(self.path, os.O_RDONLY)
+                    fcntl.flock(self._lock, fcntl.LOCK_EX)
+                    return
+                self.avoided += [f"{root}: {problem}"] if self.has_sockets else []
+        raise NoWorkspaceError(
+            f"No folder for temporary files: {'; '.join(self.avoided)}. Expected one that is writable and has "
+            f"{_mb(needed_bytes)} free; TMPDIR names it."
+        )
+
+    def _take(self, root: Path, needed_bytes: int) -> str | None:
+        """Make the folder, or say why not."""
+        problem = _problem(root, needed_bytes) or (_problem_of_sockets(root) if self.has_sockets else None)
+        if problem is None:
+            try:
+                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+            except OSError as error:
+                problem = error.strerror
+        return problem
 
     def close(self) -> None:
         """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def _roots(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Folders for temporary files, the user's choice first."""
+    chosen = [environment.get(name) for name in (*VARIABLES, "XDG_RUNTIME_DIR")]
+    names = [*chosen[:-1], *OTHERS, chosen[-1]]
+    yield from dict.fromkeys(Path(os.path.abspath(name)) for name in names if name)
+
+
+def _problem(root: Path, needed_bytes: int) -> str | None:
+    """Why a folder does not do."""
+    try:
+        str(root).encode("utf-8")
+        space = os.statvfs(root)
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    except OSError as error:
+        return error.strerror
+    free_bytes = space.f_bavail * space.f_frsize
+    if free_bytes < needed_bytes:
+        return f"{_mb(free_bytes)} are free, and {_mb(needed_bytes)} are needed"
+    return None
+
+
+def _problem_of_sockets(root: Path) -> str | None:
+    """Why TorchServe can have no sockets in a folder."""
+    length = len(str(root).encode("utf-8"))
+    longest = SOCKET_PATH_BYTES - len(f"/{PREFIX}{RANDOM_NAME}{SOCKET_NAME}")
+    if length > longest:
+        return f"its path has {length} bytes, over the {longest} that leave room for a socket's name"
+    if sys.platform == "linux" and os.statvfs(root).f_flag & os.ST_NOEXEC:
+        return "it is mounted noexec, and TorchServe's native libraries are unpacked there"
+    return None
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 def _remove_if_left(folder: Path) -> None:

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
-import requests
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client.transport import Bearer
+from client.errors import ClientError, RefusedError, UnreachableError
+from client.transport import Transport
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
@@ -146,7 +146,7 @@ def model_answer(folder: Path) -> Answer:
     def answer(body: bytes) -> bytes:
         jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
         batch.infer(jobs, classifier, limits)
-        [(status, reply)] = batch.write(jobs, classifier.card)
+        [(status, reply)] = batch.write(jobs, classifier.card, limits)
         if status is not HTTPStatus.OK:
             raise TrainingError(f"The model does not read a text of the split: {reply.decode()}")
         return reply
@@ -161,19 +161,21 @@ def server_answer(url: str) -> Answer:
         url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one. Where it
             wants a token, that is in the environment variable `SENTIMENT_TOKEN`.
     """
-    address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
-    session = requests.Session()
-    if token := os.environ.get(TOKEN_VARIABLE):
-        session.auth = Bearer(token)
+    try:
+        path = "" if urlsplit(url).path.strip("/") else PREDICTIONS_PATH
+        transport = Transport(url, token=os.environ.get(TOKEN_VARIABLE), read_timeout_s=TIMEOUT_S)
+    except (ClientError, ValueError) as error:
+        raise TrainingError(f"--url: {error}") from error
 
     def answer(body: bytes) -> bytes:
         try:
-            response = session.post(address, data=body, headers=JSON_HEADERS, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            raise TrainingError(f"No answer from {address}: {error}. Is the server up (`make serve`)?") from error
-        if response.status_code != HTTPStatus.OK:
-            raise TrainingError(f"{address} answered {response.status_code}: {response.text[:300]}")
-        return response.content
+            return json.dumps(transport.send("POST", path, body=json.loads(body)).value).encode()
+        except UnreachableError as error:
+            raise TrainingError(f"{error}. Is the server up (`make serve`)?") from error
+        except RefusedError as error:
+            raise TrainingError(f"{transport.url}{path} answered {error.status}: {error}") from error
+        except ClientError as error:
+            raise TrainingError(str(error)) from error
 
     return answer
 

@@ -6,7 +6,6 @@ All of them are read off the learner. What this project cannot serve exactly is 
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +26,10 @@ from fastai.text.all import (
     PoolingLinearClassifier,
     SentenceEncoder,
     SpacyTokenizer,
-    load_learner,
     reverse_text,
 )
 from fastai.text.all import Tokenizer as FastaiTokenizer
 from fastai.text.core import defaults
-from spacy.about import __version__ as SPACY_VERSION
-from spacy.language import Language
 from torch import Tensor, nn
 
 from handler import exported
@@ -45,8 +41,10 @@ from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
+from training.learner_file import read_learner
 from training.parity import prove
 from training.reference import reference_of
+from training.spacy_rules import own_rules
 from training.splits import SPLITS
 
 UNKNOWN_ID, PAD_ID = 0, 1
@@ -90,7 +88,7 @@ def export_file(
     if not learner_file.is_file():
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
-    model = export_learner(_load(learner_file), card)
+    model = export_learner(read_learner(learner_file), card)
     folder.mkdir(parents=True, exist_ok=True)
     # Measuring takes minutes, in which the model that was there before stays whole.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
@@ -141,24 +139,6 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     prove(learner, model)
     _tell_of_columns(tokenizer)
     return model
-
-
-def _load(file: Path) -> Learner:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
-        try:
-            learner = load_learner(file)
-        except Exception as error:  # a pickle may raise anything
-            # fastai forgets the ImportError, and then misses its own variable.
-            missing = isinstance(error, UnboundLocalError)
-            what = "a module that it names is missing" if missing else f"{type(error).__name__}: {error}"
-            raise TrainingError(
-                f"{file} does not load: {what}. Expected what fastai's `Learner.export` wrote; modules that it names, "
-                f"your own or sentencepiece, say, must be installed or on PYTHONPATH."
-            ) from error
-    if not isinstance(learner, Learner):
-        raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")
-    return learner
 
 
 def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
@@ -256,25 +236,14 @@ def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
         )
     # A bound method of the spaCy pipeline is all that fastai keeps of it.
     pipeline = tokenizer.tok.pipe.__self__
-    language = pipeline.lang
-    fresh = SpacyTokenizer(language, tokenizer.tok.special_toks).pipe.__self__
-    if _spacy_rules(pipeline) != _spacy_rules(fresh):
-        raise TrainingError(
-            f"The learner's spaCy tokenizer has rules other than those of spaCy {SPACY_VERSION} for "
-            f"{language!r}: special cases of your own, or another version's."
-        )
+    installed = SpacyTokenizer(pipeline.lang, tokenizer.tok.special_toks).pipe.__self__
     return TokenizerConfig(
-        language=language,
+        language=pipeline.lang,
         rules=_names(tokenizer.rules, RULES, "rule"),
         token_rules=_names(defaults.text_postproc_rules, TOKEN_RULES, "token rule"),
         special_tokens=tuple(tokenizer.tok.special_toks),
+        spacy_rules=own_rules(pipeline, installed),
     )
-
-
-def _spacy_rules(pipeline: Language) -> bytes:
-    tokenizer: Any = pipeline.tokenizer
-    rules: bytes = tokenizer.to_bytes(exclude=["vocab"])
-    return rules
 
 
 def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from handler.exported import ExportedModel
+from handler.tokens import TokenizerConfig
 
 SENTENCES = (
     "Thank you for the GREAT flight!!!",
@@ -23,7 +24,15 @@ def probes(model: ExportedModel) -> list[str]:
         lengths = lengths | {pooled + chunk + 1} if pooled >= chunk else {n for n in lengths if n < pooled}
     generator = random.Random(1)
     words = [token for token in model.vocabulary if token and token.isalpha() and not token.startswith("xx")]
-    return [*SENTENCES, *(" ".join(_words(words, length, generator)) for length in sorted(lengths))]
+    texts = (" ".join(_words(words, length, generator)) for length in sorted(lengths))
+    return [*SENTENCES, *texts, *_special_cases(model.config.tokenizer, max(max(lengths) // 8, 1))]
+
+
+def _special_cases(tokenizer: TokenizerConfig, words: int) -> list[str]:
+    """Texts of the words that a model's own rules split in a way of their own, each into less than eight tokens."""
+    cases = tokenizer.spacy_rules.special_cases if tokenizer.spacy_rules else ()
+    cases = [case for case in cases if case.split() == [case] and case not in tokenizer.special_tokens]
+    return [" ".join(cases[start : start + words]) for start in range(0, len(cases), words)]
 
 
 def _words(known: Sequence[str], count: int, generator: random.Random) -> list[str]:

@@ -143,9 +143,11 @@ def load(transformer: str) -> tuple[Any, Any]:
     """
     with folder_of(transformer) as folder:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            # A configuration can name code on the hub. Without the argument, `transformers` asks whoever sits at the
+            # terminal whether to download and run it.
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             # Weights kept in half precision would be trained in it, and most of Adam's steps round away.
-            network = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            network = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
             raise TrainingError(f"{transformer} holds no transformer that `transformers` can load: {reason}") from error

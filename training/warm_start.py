@@ -48,7 +48,7 @@ def unpack(model: Path, run: Path) -> Path:
     if start.config.backwards:
         raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
     its, ours = asdict(start.config.tokenizer), asdict(TRAINED_HERE)
-    if other := [f"{name} {its[name]}, not {ours[name]}" for name in ours if its[name] != ours[name]]:
+    if other := [f"{name} {its[name]!s:.200}, not {ours[name]}" for name in ours if its[name] != ours[name]]:
         raise TrainingError(
             f"--start {model}: it splits texts otherwise than a classifier trained here: {'; '.join(other)}."
         )

@@ -21,6 +21,8 @@ class Registered:
     response_timeout: int = 120
     polls_until_ready: int = 0
     pending: int = 0
+    started: int = 0
+    """The second, of one minute, in which its workers were started."""
 
 
 @dataclass
@@ -85,7 +87,8 @@ class FakeTorchServe:
             version.polls_until_ready -= not ready
         if version.pending:
             version.pending -= 1
-        worker = {"status": "READY" if ready else "UNLOADING"}
+        start = f"2026-11-28T12:00:{version.started:02}.000Z"
+        worker = {"status": "READY" if ready else "UNLOADING", "startTime": start}
         return {
             "modelVersion": name,
             "modelUrl": version.archive,
@@ -104,7 +107,9 @@ class FakeTorchServe:
             return error(404, "ModelNotFoundException", f"Model not found at: {archive}")
         version = ARCHIVES[archive]
         if version in self.versions:
-            return error(409, "ConflictStatusException")
+            return error(
+                409, "ConflictStatusException", f"Model version {version} is already registered for model sentiment"
+            )
         self.versions[version] = Registered(
             archive,
             workers=int(parameters["initial_workers"]),
@@ -112,6 +117,7 @@ class FakeTorchServe:
             max_batch_delay=int(parameters["max_batch_delay"]),
             response_timeout=int(parameters["response_timeout"]),
             polls_until_ready=self.polls_until_ready,
+            started=1 + max(version.started for version in self.versions.values()),
         )
         return Reply(202, b'{"status": "Processing worker updates..."}')
 

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -77,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.flush()
         time.sleep(reply.body_delay_s)
-        self.wfile.write(reply.body)
+        with suppress(OSError):  # a client that was interrupted has gone
+            self.wfile.write(reply.body)
 
     do_GET = do_POST = do_PUT = do_DELETE = _any  # noqa: N815  # http.server's names
 

@@ -224,14 +224,14 @@ def test_a_full_disk_is_told_and_not_a_traceback(
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_a_server_that_goes_while_a_file_is_scored_is_3_and_the_same_command_goes_on(
+def test_a_server_that_is_not_there_when_a_file_is_scored_is_3_and_leaves_no_journal(
     answering: Scripted, nobody: str, capsys: Out, tmp_path: Path
 ) -> None:
     source = tmp_path / "tweets.csv"
     source.write_text("text\nlate\n")
     assert main(["score", str(source)]) == 3
-    assert "0 of 1 rows are done" in capsys.readouterr().err
-    assert (tmp_path / "tweets.scored.csv.journal").exists()
+    assert "None of 1 rows is done" in capsys.readouterr().err
+    assert not (tmp_path / "tweets.scored.csv.journal").exists(), "a journal of nothing stands in nobody's way"
 
 
 def test_status(fake: FakeTorchServe, capsys: Out) -> None:

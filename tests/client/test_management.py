@@ -80,11 +80,15 @@ def test_scaling_waits_for_the_workers(fake: FakeTorchServe, client: ManagementC
     assert client.version("1.0").worker_states == ("READY",) * 4
 
 
-def test_what_changes_something_is_never_sent_twice(fake: FakeTorchServe, client: ManagementClient) -> None:
+def test_what_changes_something_is_never_sent_twice(
+    fake: FakeTorchServe, client: ManagementClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.management.CHANGE_TIMEOUT_S", 0.1)
+    fake.versions["2.0"] = Registered("other.mar", 1)
     fake.before = lambda line: None if line.startswith("GET") else Reply(drop=True)
     for change in (
         lambda: client.register("sentiment-2.mar", SETTINGS),
-        lambda: client.set_default("1.0"),
+        lambda: client.set_default("2.0"),
         lambda: client.unregister("1.0"),
         lambda: client.scale(1, "1.0"),
     ):

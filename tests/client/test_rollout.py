@@ -1,5 +1,7 @@
 """Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +15,8 @@ from client.rollout import Outcome, Switch
 from client.sample import TEXTS
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, error
+from tests.e2e.server_process import run_module
+from tests.paths import ROOT
 
 SAMPLE = [f"flight {number}" for number in range(10)]
 
@@ -196,19 +200,156 @@ def test_of_two_rollouts_at_once_one_gives_way() -> None:
     assert said[-1] == "Version 3.0 is the default."
 
 
-def test_who_is_first_keeps_the_version_that_two_want_to_register() -> None:
+def test_two_rollouts_of_one_archive_go_on_with_one_version() -> None:
+    """The second asks for it while the first registers it, and is answered 409."""
     fake = FakeTorchServe()
 
     def overtake(line: str) -> None:
         if line == "POST /models":
-            fake.versions["2.0"] = Registered("sentiment-2.mar", 2)
+            fake.versions["2.0"] = Registered("sentiment-2.mar", 1, started=1)
 
     fake.before = overtake
     said: list[str] = []
-    with pytest.raises(RefusedError, match="Conflict"):
+    rollout(fake, said)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+    assert fake.versions["2.0"].workers == 2
+    assert any("Version 2.0 is registered from sentiment-2.mar already" in line for line in said)
+
+
+def test_the_second_of_two_rollouts_of_one_archive_finds_it_switched_and_the_old_one_gone() -> None:
+    fake = FakeTorchServe(versions=both("1.0").versions)
+
+    def overtake() -> None:
+        fake.default = "2.0"
+        del fake.versions["1.0"]
+
+    outcome = rollout(fake, Acting("Compared", overtake))
+    assert (outcome.new, outcome.old, outcome.old_kept) == ("2.0", "1.0", False)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+
+
+def test_a_version_of_another_archive_in_the_way_is_told() -> None:
+    fake = FakeTorchServe(versions={"1.0": Registered("sentiment.mar", 1), "2.0": Registered("other.mar", 1)})
+    with pytest.raises(RefusedError, match=r"2\.0 is already registered"):
+        rollout(fake)
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", "2.0"])
+
+
+@pytest.mark.parametrize("lines", range(1, 9))
+def test_a_rollout_that_is_killed_after_any_of_its_lines_is_finished_by_the_same_command(lines: int) -> None:
+    fake = FakeTorchServe()
+    with serving(fake) as server:
+        assert len(killed_after(lines, server.url, "rollout", "sentiment-2.mar", "--drain", "0.2")) == lines
+        asked = fake.log.count("POST /models")
+        finished = finish(server.url, "rollout", "sentiment-2.mar", "--drain", "0")
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"]), finished.stdout
+        assert fake.versions["2.0"].workers == 2
+        if 1 < lines < 7:  # then it is registered, and the old version has not been removed yet
+            assert (asked, fake.log.count("POST /models")) == (1, 1)
+
+
+@pytest.mark.parametrize("arguments", [("rollback",), ("rollback", "sentiment.mar")], ids=" ".join)
+@pytest.mark.parametrize("lines", range(1, 4))
+def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int, arguments: tuple[str, ...]) -> None:
+    """The same command never goes forward again to the version that it went back from."""
+    fake = both()
+    with serving(fake) as server:
+        killed_after(lines, server.url, *arguments, "--drain", "0.5")
+        switched_before = fake.default == "1.0"
+        finished = finish(server.url, *arguments, "--drain", "0")
+        assert fake.default == "1.0", finished.stdout
+        if "2.0" in fake.versions:
+            assert switched_before
+            assert "`sentiment unregister 2.0`" in finished.stdout + finished.stderr
+            assert finish(server.url, "unregister", "2.0", "--drain", "0").returncode == 0
+        assert list(fake.versions) == ["1.0"]
+
+
+def killed_after(lines: int, url: str, *arguments: str) -> list[str]:
+    """The command line, killed when it has said so many lines; returns them."""
+    command = [sys.executable, "-m", "client", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=addresses(url), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
+        process.kill()
+    return said
+
+
+def finish(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_module("client", *arguments, env=addresses(url))
+
+
+def addresses(url: str) -> dict[str, str]:
+    return {"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url}
+
+
+def test_a_finished_rollout_leaves_versions_that_may_be_wanted() -> None:
+    """Version 3.0 was registered after version 2.0 became the default, to be looked at."""
+    fake = both()
+    fake.versions["3.0"] = Registered("sentiment-3.mar", 1, started=5)
+    said: list[str] = []
+    assert rollout(fake, said).old is None
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0", "3.0"])
+    assert "Version 3.0 stays registered; `sentiment unregister 3.0` removes it." in said
+    del fake.versions["1.0"]
+    assert rollout(fake).old is None
+    assert list(fake.versions) == ["2.0", "3.0"]
+
+
+def test_a_rollout_of_what_is_served_already_changes_nothing() -> None:
+    fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0")
+    said: list[str] = []
+    outcome = rollout(fake, said)
+    assert (outcome.new, outcome.old) == ("2.0", None)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+    assert said[-1] == "Version 2.0 (sentiment-2.mar) is the default already."
+
+
+def test_a_file_that_was_replaced_by_another_version_is_registered() -> None:
+    """Version 1.0 came from a file of this name, too, and has been kept."""
+    versions = {"1.0": Registered("sentiment-2.mar", 1), "1.1": Registered("sentiment-2.mar", 1, started=1)}
+    fake = FakeTorchServe(versions=versions, default="1.1")
+    rollout(fake, keep_old=True)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "1.1", "2.0"])
+
+
+def test_a_version_that_was_registered_before_stays_if_its_rollout_fails() -> None:
+    fake = FakeTorchServe(versions=both("1.0").versions, label=changed_in(3))
+    said: list[str] = []
+    with pytest.raises(RolloutError):
         rollout(fake, said)
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", "2.0"])
-    assert said[-1] == "Version 1.0 is the default, as before."
+    assert "Version 2.0 stays registered; `sentiment unregister 2.0` removes it." in said
+    assert "POST /models" not in fake.log
+
+
+@pytest.mark.parametrize(
+    "change", ["POST /models", "PUT /models/sentiment/2.0/set-default", "DELETE /models/sentiment/1.0"]
+)
+@pytest.mark.parametrize("failure", [Reply(drop=True), error(500, "InternalServerException")], ids=["dropped", "500"])
+def test_a_change_that_takes_effect_without_an_answer_is_gone_on_from(change: str, failure: Reply) -> None:
+    """A port-forward ends, or TorchServe answers 500, and the server has done what it was asked for."""
+    fake = FakeTorchServe()
+    done = False
+
+    def before(line: str) -> Reply | None:
+        nonlocal done
+        if line != change or done:
+            return None
+        done = True
+        if line.startswith("POST"):
+            fake.versions["2.0"] = Registered("sentiment-2.mar", 2, started=1)
+        elif line.startswith("PUT"):
+            fake.default = "2.0"
+        else:
+            del fake.versions["1.0"]
+        return failure
+
+    fake.before = before
+    rollout(fake)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
+    assert fake.log.count(change) == 1
 
 
 @pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
@@ -240,12 +381,15 @@ def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkey
     assert list(fake.versions) == ["1.0"]
 
 
-def test_ctrl_c_after_the_switch_keeps_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_after_the_switch_keeps_both_and_the_same_command_finishes() -> None:
     fake = FakeTorchServe()
     said = Acting("Nothing waits", ctrl_c)
-    assert rollout(fake, said).old_kept
+    with pytest.raises(KeyboardInterrupt):
+        rollout(fake, said)
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
-    assert said[-1] == "Version 1.0 stays registered: interrupted."
+    assert said[-1].startswith("Version 1.0 stays registered: interrupted.")
+    rollout(fake)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
 
 
 def test_a_failed_clean_up_is_told() -> None:
@@ -259,7 +403,7 @@ def test_a_failed_clean_up_is_told() -> None:
 
 
 def both(default: str = "2.0") -> FakeTorchServe:
-    versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 2)}
+    versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 2, started=1)}
     return FakeTorchServe(versions=versions, default=default)
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from server.properties import Properties
 from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
-from tests.paths import MODEL, TOY_TWEETS
+from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training.archive import archive
 
 RAISES = b"""
@@ -145,6 +147,33 @@ def test_a_rollout_and_a_rollback_under_load_lose_no_request(
     report.traffic("`sentiment rollout` to 2.0 and `rollback` to 1.0", traffic, by_version)
 
 
+def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
+    """The command line, killed when it has said so many lines; returns them."""
+    addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
+    command = [sys.executable, "-u", "-m", "client", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
+        process.kill()
+    return said
+
+
+def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_request(
+    open_server: Server, management: ManagementClient, traffic: Traffic
+) -> None:
+    """Killed when the new version is registered, and when it is the default. `test_rollout.py` has the rest."""
+    with traffic.going():
+        for lines, archive, version in ((2, "sentiment-2.mar", "2.0"), (5, "sentiment.mar", "1.0")):
+            said = killed_after(open_server, lines, "rollout", archive, "--drain", "1")
+            assert len(said) == lines, said
+            finished = sentiment(open_server, "rollout", archive, "--drain", "1")
+            assert finished.returncode == 0, f"killed after {said}: {finished.stdout}{finished.stderr}"
+            assert names(management) == [(version, True)], f"killed after {said}: {finished.stdout}"
+            assert management.default().workers() == "1 READY"
+    assert traffic.refusals() == {}
+    assert names(management) == [("1.0", True)]
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "told"),
     [
@@ -199,7 +228,10 @@ def test_register_scale_and_roll_back_without_a_name(open_server: Server, manage
     scaled = sentiment(open_server, "scale", "2", "--version", "2.0")
     assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
     assert sentiment(open_server, "unregister", "1.0").returncode == 1, "the default stays"
-    rolled_back = sentiment(open_server, "rollback", "--drain", "0")
+    newer = sentiment(open_server, "rollback", "--drain", "0")
+    assert newer.returncode == 1, "a version that was started after the default is not the way back"
+    assert "`sentiment rollback sentiment-2.mar` makes it the default" in newer.stderr
+    rolled_back = sentiment(open_server, "rollback", "sentiment-2.mar", "--drain", "0")
     assert rolled_back.returncode == 0, rolled_back.stderr
     assert names(management) == [("2.0", True)]
     assert management.default().workers() == "2 READY"

@@ -62,7 +62,8 @@ class Project:
         (folder / "model_store").mkdir(exist_ok=True)
         shutil.copy(mar, folder / "model_store" / "sentiment.mar")
         self.inference, self.management, self.metrics = (values[name] for name in PORT_SETTINGS)
-        self.grpc = f"127.0.0.1:{values['grpc_inference_port']}"
+        self.grpc, self.grpc_management = (f"127.0.0.1:{values[name]}" for name in GRPC_SETTINGS)
+        self.worker_port = int(values["initial_worker_port"])
         self.predictions = f"{self.inference}/predictions/sentiment"
 
 
@@ -154,10 +155,13 @@ def serving(project: Project, **environment: str) -> Iterator[Server]:
         assert server.stop() == 0, server.log
 
 
-def run_module(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+) -> subprocess.CompletedProcess[str]:
     """`python -m` with these arguments, to its end."""
+    command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import requests
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
+from tests.e2e import grpc_calls
 from tests.e2e.server_process import BATCH, Server
 from tests.paths import TOY_TWEETS
 from training.data import read_tweets
@@ -247,6 +246,22 @@ def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Serv
     assert refused.headers["Retry-After"] == "1"
 
 
+def test_texts_made_to_take_the_tokenizer_long_hurt_no_neighbour(ask: Client, expected: Expected) -> None:
+    """Each as many characters as are allowed in a request; with spaCy's own tokenizer two of the first kind took a
+    worker 27 s, and it was ended as if it hung."""
+    symbols = json.dumps(["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10)
+    brackets = json.dumps(["()" * 10_000] * 10)
+    with ThreadPoolExecutor(12) as pool:
+        attacks = [pool.submit(ask, body, JSON) for body in [symbols, brackets] * 2]
+        neighbours = [pool.submit(ask.scores, "late again") for _ in range(8)]
+    for attack in attacks:
+        reply = attack.result()
+        assert (reply.status_code, reply.json()["type"]) in ((413, "TooLargeError"), (503, "OverloadedError"))
+    for neighbour in neighbours:
+        assert neighbour.result() == pytest.approx(expected("late again"), abs=TOLERANCE)
+    assert ask("()" * 10_000, TEXT).status_code == 200
+
+
 def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
     texts = [*AWKWARD.values(), *read_tweets(TOY_TWEETS)["text"]]
     texts = [text for text in texts if len(text) < 500]
@@ -294,41 +309,10 @@ def test_any_bytes_get_an_answer_or_a_contract_error(ask: Client, body: bytes, h
     assert ask(body, headers).status_code in (200, 400, 413)
 
 
-def grpc_predict(address: str, model: str, **fields: bytes) -> bytes:
-    """`Predictions` of TorchServe's gRPC API, whose messages are declared here: the package brings no stubs."""
-    file = descriptor_pb2.FileDescriptorProto(name="inference.proto", package="p", syntax="proto3")
-    request = file.message_type.add(name="PredictionsRequest")
-    request.field.add(name="model_name", number=1, type=9, label=1)
-    request.field.add(name="model_version", number=2, type=9, label=1)
-    entry = request.nested_type.add(name="InputEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=9, label=1)
-    entry.field.add(name="value", number=2, type=12, label=1)
-    request.field.add(name="input", number=3, type=11, label=3, type_name=".p.PredictionsRequest.InputEntry")
-    file.message_type.add(name="PredictionResponse").field.add(name="prediction", number=1, type=12, label=1)
-    messages = message_factory.GetMessageClassesForFiles(["inference.proto"], _pool_with(file))
-    with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(
-            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=messages["p.PredictionResponse"].FromString,
-        )
-        prediction: bytes = call(
-            messages["p.PredictionsRequest"](model_name=model, input=fields), timeout=60
-        ).prediction
-        return prediction
-
-
-def _pool_with(file: Any) -> Any:
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return pool
-
-
 @pytest.mark.parametrize("field", ["data", "text"])
 def test_grpc_takes_every_body_form(server: Server, expected: Expected, field: str) -> None:
     for body in ("late again", '{"text": "late again"}', '["late again"]', '{"instances": ["late again"]}'):
-        reply = json.loads(grpc_predict(server.project.grpc, "sentiment", **{field: body.encode()}))
+        reply = json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", **{field: body.encode()}))
         if "[" in body:
             [reply] = reply["predictions"] if isinstance(reply, dict) else reply
         assert reply["scores"] == pytest.approx(expected("late again"), abs=TOLERANCE), body
@@ -336,7 +320,7 @@ def test_grpc_takes_every_body_form(server: Server, expected: Expected, field: s
 
 def test_grpc_errors_are_the_same_json(server: Server) -> None:
     """TorchServe's gRPC API has no status for one request of a batch: the error is in the answer."""
-    error = json.loads(grpc_predict(server.project.grpc, "sentiment", data=b"\xff"))
+    error = json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", data=b"\xff"))
     assert (error["code"], error["type"]) == (400, "NotUtf8Error")
 
 

@@ -1,6 +1,7 @@
 """What goes wrong in operation, with traffic going on. Every request is accounted for: it got the right answer, or an
 error that the README names; and in the end everything is as before. `make fault-test` runs the long forms."""
 
+import csv
 import http.client
 import itertools
 import json
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,8 +22,8 @@ import requests
 from benchmarks.client import load, to_request
 from handler.classifier import TextClassifier
 from tests.e2e.report import LONG, Report, sized
-from tests.e2e.server_process import Project, Server, serving
-from tests.e2e.traffic import CLIENTS, NO_ANSWER, TEXT, TEXTS, Traffic, labels_of, wait_until
+from tests.e2e.server_process import Project, Server, sentiment, serving
+from tests.e2e.traffic import CLIENTS, NO_ANSWER, NOBODY_LISTENS, TEXT, TEXTS, Traffic, labels_of, wait_until
 
 RESPONSE_TIMEOUT_S = 4
 
@@ -95,20 +97,48 @@ def test_a_dead_or_hung_worker_costs_what_it_held_alone(
     report.traffic(f"{workers} of 2 workers {'killed' if killed else 'hung'} ({number.name}){often}", traffic)
 
 
-def test_sigterm_answers_whoever_asks_until_the_end(
+ENDING = (503, "OverloadedError")
+
+
+def test_sigterm_answers_what_has_come_and_refuses_what_still_comes(
     tmp_path: Path, mar: Path, labels: dict[str, str], report: Report
 ) -> None:
+    """Clients that do as they are told (`Retry-After`) do not hold it up, though they never stop asking."""
     with serving(project(tmp_path, mar)) as server:
         traffic = Traffic(server.project.predictions, labels)
         with traffic.going():
             traffic.wait_for_answers(100)
             server.process.send_signal(signal.SIGTERM)
-            server.wait_for("Stopping")
-            # Whoever balances load goes on for a while before it knows.
-            traffic.wait_for_answers(300)
-        assert server.wait() == 0
-    assert traffic.refusals() == {}
+            assert server.wait() == 0
+        assert "Some requests were not answered." not in server.log
+    assert set(traffic.refusals()) <= {ENDING, NOBODY_LISTENS}
+    assert traffic.refusals()[ENDING]
     report.traffic("SIGTERM to the server", traffic)
+
+
+def test_sigterm_under_a_whole_file_loses_none_of_it(tmp_path: Path, mar: Path, labels: dict[str, str]) -> None:
+    """The command line sends lists of 64 texts over eight connections, and goes on with the same command."""
+    texts = list(TEXTS) * 1_000
+    source, scored = tmp_path / "texts.csv", tmp_path / "texts.scored.csv"
+    source.write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    served = project(tmp_path, mar)
+    journal = tmp_path / "texts.scored.csv.journal"
+    with serving(served) as server, ThreadPoolExecutor(1) as pool:
+        run = pool.submit(sentiment, server, "score", str(source))
+        wait_until(lambda: journal.exists() and journal.stat().st_size > 5_000, "the first results")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "Some requests were not answered." not in server.log
+        ended = run.result()
+    assert ended.returncode == 3, ended.stderr
+    assert "are done, and kept in" in ended.stderr
+    assert not scored.exists()
+    with serving(served) as server:
+        again = sentiment(server, "score", str(source))
+    assert again.returncode == 0, again.stderr
+    assert "Going on after" in again.stderr
+    with scored.open(newline="", encoding="utf-8") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [labels[text] for text in texts]
 
 
 def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(

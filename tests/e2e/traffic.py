@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import requests
+from urllib3.exceptions import NewConnectionError
 
 from handler.classifier import TextClassifier
 
@@ -20,6 +21,8 @@ TEXT = {"content-type": "text/plain"}
 
 NO_ANSWER = 0
 """In the place of a status: no connection, none until the end, no JSON, or nothing for `PATIENCE_S`."""
+NOBODY_LISTENS = (NO_ANSWER, "NewConnectionError")
+"""The outcome of a request that was never sent: it could not be connected."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def labels_of(texts: tuple[str, ...], classifier: TextClassifier) -> dict[str, s
 
 
 class Traffic:
-    """Each client asks one thing after the other; with a rate, each when the next request is due."""
+    """Each client asks one thing after the other; with a rate, each when the next request is due. A client that is told
+    to come back later (`Retry-After`) does so, and one that finds nobody ends."""
 
     def __init__(self, url: str, labels: Mapping[str, str], clients: int = CLIENTS, rate: float | None = None) -> None:
         """
@@ -105,19 +109,26 @@ class Traffic:
                 text = self._texts[number % len(self._texts)]
                 with self._lock:
                     self.sent += 1
-                outcome = self._outcome(session, text, due)
+                outcome, pause_s = self._outcome(session, text, due)
                 with self._lock:
                     self.outcomes.append(outcome)
                     if outcome.status == 200 and outcome.what != self._labels[text]:
                         self.wrong.append(f"{text[:80]}: {outcome}")
+                if (outcome.status, outcome.what) == NOBODY_LISTENS:
+                    return
+                self._stop.wait(pause_s)
 
-    def _outcome(self, session: requests.Session, text: str, due: float) -> Outcome:
+    def _outcome(self, session: requests.Session, text: str, due: float) -> tuple[Outcome, float]:
+        """What a request came to, and the seconds to wait before the next."""
         try:
             reply = session.post(self._url, data=text.encode(), headers=TEXT, timeout=PATIENCE_S)
             what = reply.json()["label" if reply.ok else "type"]
         except requests.RequestException as error:
-            return Outcome(NO_ANSWER, type(error).__name__, None, time.monotonic() - due)
-        return Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
+            reason = getattr(error.args[0], "reason", error) if error.args else error
+            what = type(reason if isinstance(reason, NewConnectionError) else error).__name__
+            return Outcome(NO_ANSWER, what, None, time.monotonic() - due), 0
+        outcome = Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
+        return outcome, float(reply.headers.get("Retry-After", 0))
 
 
 def wait_until(holds: Callable[[], object], what: str, patience_s: float = 60) -> None:

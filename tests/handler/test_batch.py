@@ -2,19 +2,25 @@
 
 import json
 import logging
+import math
+import re
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from handler import batch
-from handler.classifier import TextClassifier
+from handler import batch, reply
+from handler.classifier import Explanation, TextClassifier
 from handler.limits import Limits
+from handler.padding import cost
+from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 CARD = {"card": "a card"}
 DEFAULT_LIMITS = Limits()
 
@@ -26,7 +32,7 @@ def answer(
 ) -> list[tuple[HTTPStatus, Any]]:
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD)]
+    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD, limits)]
 
 
 def text_row(text: str) -> Row:
@@ -34,7 +40,11 @@ def text_row(text: str) -> Row:
 
 
 def json_row(value: object) -> Row:
-    return {"body": json.dumps(value).encode()}, JSON
+    return {"body": as_json(value)}, JSON
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value).encode()
 
 
 def test_every_form_gets_the_reply_of_its_form(classifier: TextClassifier) -> None:
@@ -91,39 +101,188 @@ def explained_row(text: bytes) -> Row:
     return {"body": text}, TEXT | {"explain": "True"}
 
 
-def test_more_tokens_than_the_network_reads_at_once_are_refused_and_the_rest_answered(
-    classifier: TextClassifier,
-) -> None:
+def test_more_work_than_the_limit_is_refused_and_the_rest_answered(classifier: TextClassifier) -> None:
     """Symbols have a token each: characters alone would not bound how long a batch takes."""
-    limits = Limits(max_batch_tokens=19)
-    few = text_row("late again")
-    replies = answer([few, text_row("!?" * 8), few], classifier, limits)
+    few, many, too_many = (text_row(text) for text in ("late again", "!?" * 8, "!?" * 10))
+    limits = Limits(max_token_reads=round(19 * 2.25))  # a token of a text that is read alone
+    replies = answer([few, many, few], classifier, limits)
     assert [status.value for status, _ in replies] == [200, 503, 200]
     assert replies[1][1]["type"] == "OverloadedError"
-    [(status, too_many)] = answer([text_row("!?" * 10)], classifier, limits)
-    assert (status.value, too_many["type"]) == (413, "TooLargeError")
-    assert "more than 19 tokens" in too_many["message"]
+    [(status, body)] = answer([too_many], classifier, limits)
+    assert (status.value, body["type"]) == (413, "TooLargeError")
+    assert "more than 43 token reads" in body["message"]
+
+
+class CountedTexts:
+    """A classifier that notes the texts that it tokenizes."""
+
+    def __init__(self, classifier: TextClassifier) -> None:
+        self._classifier = classifier
+        self.labels = classifier.labels
+        self.tokenized: list[str] = []
+
+    def ids(self, text: str) -> list[int]:
+        self.tokenized.append(text)
+        return self._classifier.ids(text)
+
+    def probabilities(self, ids: Any) -> Any:
+        return self._classifier.probabilities(ids)
+
+
+def test_the_tokenizer_stops_where_a_request_is_refused(classifier: TextClassifier) -> None:
+    counted: Any = CountedTexts(classifier)
+    [(status, _)] = answer([json_row(["!?" * 10] * 100)], counted, Limits(max_token_reads=45))
+    assert status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    assert len(counted.tokenized) == 3
 
 
 def test_the_tokenizer_stops_where_refused_requests_have_taken_its_time(classifier: TextClassifier) -> None:
-    limits = Limits(max_batch_tokens=19)
+    counted: Any = CountedTexts(classifier)
     many, few = text_row("!?" * 10), text_row("late again")
-    replies = answer([many, few, many, few], classifier, limits)
-    assert [status.value for status, _ in replies] == [413, 200, 413, 503]
+    replies = answer([many, few, many, few, few], counted, Limits(max_token_reads=43))
+    assert [status.value for status, _ in replies] == [413, 200, 413, 503, 503]
+    assert len(counted.tokenized) == 3
 
 
-def test_a_text_that_is_explained_counts_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
+def test_a_text_that_is_explained_is_read_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
     """Many of them in one batch would make the worker look hung."""
     tokens = len(classifier.ids("great flight today"))
     explained = explained_row(b"great flight today")
-    for limit, status in ((tokens * (tokens + 1), 200), (tokens * (tokens + 1) - 1, 413)):
-        assert answer([explained], classifier, Limits(max_batch_tokens=limit))[0][0] == status
-    replies = answer([explained, explained, text_row("late")], classifier, Limits(max_batch_tokens=2 * tokens**2))
+    token_reads = 2.25 * tokens + cost([tokens] * (tokens + 1))
+    for limit, status in ((math.ceil(token_reads), 200), (math.ceil(token_reads) - 1, 413)):
+        assert answer([explained], classifier, Limits(max_token_reads=limit))[0][0] == status
+    replies = answer(
+        [explained, explained, text_row("late")], classifier, Limits(max_token_reads=round(1.8 * token_reads))
+    )
     assert [status.value for status, _ in replies] == [200, 503, 200]
 
 
-def test_any_text_of_a_tweets_length_can_be_explained(classifier: TextClassifier) -> None:
-    assert answer([explained_row(b"!?" * 140)], classifier)[0][0] is HTTPStatus.OK
+def test_any_text_of_a_tweets_length_can_be_explained(served: TextClassifier) -> None:
+    assert answer([explained_row(b"!?" * 140)], served)[0][0] is HTTPStatus.OK
+
+
+PROSE = ("The flight was late again, and nobody told us why. " * 400)[:20_000]
+
+
+@pytest.mark.parametrize("texts", [["!?" * 30] * 1_000, ["()" * 10_000], [PROSE] * 10])
+def test_a_thousand_tweets_and_the_longest_texts_are_within_the_limits(
+    classifier: TextClassifier, texts: list[str]
+) -> None:
+    assert [job.error for job in tokenized([json_row(texts)], classifier)] == [None]
+
+
+ATTACK = ["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10
+"""694 kB with 79,810 tokens. spaCy's own tokenizer hashes the rest of the word for each symbol that it strips."""
+
+
+def test_a_batch_of_the_largest_requests_does_the_work_of_one(served: TextClassifier) -> None:
+    """As many as TorchServe hands over at once."""
+    for texts in (ATTACK, ["()" * 10_000] * 10, ["!?" * 35] * 1_000):
+        jobs = tokenized([json_row(texts)] * 16, served)
+        admitted = [[len(ids) for ids in job.ids] for job in jobs if job.error is None]
+        assert sum(map(cost, admitted)) <= DEFAULT_LIMITS.max_token_reads
+        made = sum(len(ids) for job in jobs for ids in job.ids)
+        assert made <= DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters + 10
+
+
+def tokenized(rows: list[Row], classifier: TextClassifier) -> list[batch.Job]:
+    """Requests read and tokenized, without the network's pass."""
+    jobs = batch.read(rows, DEFAULT_LIMITS)
+    batch._tokenize(jobs, classifier, DEFAULT_LIMITS.max_token_reads)
+    return jobs
+
+
+LABELS = tuple(f"label {number:019}" for number in range(400))
+
+
+class ManyLabels:
+    """The classifier with other labels, which share the probability of its own."""
+
+    def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
+        self._classifier = classifier
+        self.labels = labels
+        self.texts = 0
+        """That were tokenized."""
+
+    def ids(self, text: str) -> list[int]:
+        self.texts += 1
+        return self._classifier.ids(text)
+
+    def probabilities(self, ids: list[list[int]]) -> Any:
+        rows = self._classifier.probabilities(ids)
+        return np.resize(rows, (len(ids), len(self.labels))) / len(self.labels)
+
+    def explain(self, text: str) -> Explanation:
+        return self._classifier.explain(text)
+
+
+def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed(classifier: TextClassifier) -> None:
+    labelled: Any = ManyLabels(classifier)
+    many = as_json(["late"] * 1_000)
+    for headers in (JSON, JSON | {"explain": "True"}):
+        [(status, refused)] = answer([({"body": many}, headers)], labelled)
+        assert (status.value, refused["type"]) == (413, "TooLargeError")
+        assert labelled.texts == 0
+        assert "1000 texts" in refused["message"]
+    [(_, refused)] = answer([({"body": many}, JSON)], labelled)
+    [fitting] = map(int, re.findall(r"at most (\d+) such texts", refused["message"]))
+    assert fitting > 300
+    [(status, predictions)] = answer([json_row(["late"] * fitting)], labelled)
+    assert (status.value, len(predictions)) == (200, fitting)
+
+
+def test_replies_that_are_too_much_together_are_left_for_later_batches(classifier: TextClassifier) -> None:
+    labelled: Any = ManyLabels(classifier)
+    rows = [json_row(["late"] * 100)] * 6 + [text_row("late again")]
+    jobs = batch.read(rows, DEFAULT_LIMITS)
+    batch.infer(jobs, labelled, DEFAULT_LIMITS)
+    replies = batch.write(jobs, CARD, DEFAULT_LIMITS)
+    assert [status.value for status, _ in replies] == [200] * 4 + [503] * 2 + [200]
+    assert sum(len(body) for _, body in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
+    assert labelled.texts == 401
+
+
+anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(anything.filter(lambda text: text.replace("\ufeff", "").strip()), min_size=1, max_size=4),
+    st.lists(anything, min_size=1, max_size=5, unique=True),
+    st.booleans(),
+)
+@example(["A"], ["a"], True)
+@example(["\x00"], ["\x00"], True)
+@example(["İ \u1e9e"], ["é"], True)
+@example(["A B AB A-B"], ["a"], True)
+@example(["aaaa bbbb a a a a"], ["a"], True)
+def test_no_reply_has_more_bytes_than_was_estimated(
+    classifier: TextClassifier, texts: list[str], labels: list[str], is_explained: bool
+) -> None:
+    labelled: Any = ManyLabels(classifier, tuple(labels))
+    headers = JSON | ({"explain": "True"} if is_explained else {})
+    jobs = batch.read([({"body": as_json({"instances": texts})}, headers)], DEFAULT_LIMITS)
+    batch.infer(jobs, labelled, DEFAULT_LIMITS)
+    [(status, body)] = batch.write(jobs, CARD, DEFAULT_LIMITS)
+    assert status is HTTPStatus.OK
+    assert jobs[0].request is not None
+    assert len(body) <= reply.max_bytes(jobs[0].request.texts, labelled.labels, is_explained)
+
+
+def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even a model's own card."""
+    limits = Limits(max_batch_reply_bytes=200)
+    jobs = batch.read([({}, {"describe": "True"})], limits)
+    batch.infer(jobs, classifier, limits)
+    [(status, body)] = batch.write(jobs, {"card": "a" * 200}, limits)
+    assert (status.value, json.loads(body)["type"]) == (500, "InternalError")
+    assert "bytes" in caplog.text
+
+
+def test_the_limit_of_a_reply_is_what_torchserve_reads() -> None:
+    """`org.pytorch.serve.util.codec.CodecUtils.readLength`: a reply of as many bytes is read."""
+    properties = (ROOT / "config.properties").read_text(encoding="utf-8").splitlines()
+    assert f"max_response_size={DEFAULT_LIMITS.max_batch_reply_bytes}" in properties
 
 
 def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
@@ -151,8 +310,9 @@ def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
     for headers in (described, described | {"explain": "False"}):
         [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
         assert (status, set(body)) == (HTTPStatus.OK, {"label", "score", "scores"})
-    [(status, body)] = answer([({}, described | {"explain": "False"})], classifier)
-    assert status is HTTPStatus.BAD_REQUEST
+    for headers in (described | {"explain": "False"}, FORM | {"describe": "True"}):
+        [(status, body)] = answer([({}, headers)], classifier)
+        assert status is HTTPStatus.BAD_REQUEST
 
 
 class Defective:

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
-from handler.padding import MAX_BATCH_TEXTS, MAX_BATCH_TOKENS, STEP_COST, batches
+from handler.padding import (
+    LARGE_BATCH_TOKEN_COST,
+    MAX_BATCH_TEXTS,
+    MAX_BATCH_TOKENS,
+    SMALL_BATCH_TOKENS,
+    STEP_COST,
+    batches,
+    cost,
+)
 
 TOLERANCE = 1e-5
 
@@ -93,8 +101,13 @@ def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> N
 
 @given(st.lists(ANY_LENGTH, max_size=6))
 def test_no_other_batches_cost_less(lengths: list[int]) -> None:
-    def cost(partition: Sequence[Sequence[int]]) -> int:
-        return sum(max(lengths[i] for i in batch) * (STEP_COST + len(batch)) for batch in partition)
+    def cost_of(batch: Sequence[int]) -> float:
+        length = max(lengths[i] for i in batch)
+        tokens = len(batch) * length
+        return length * STEP_COST + tokens * (1 if tokens <= SMALL_BATCH_TOKENS else LARGE_BATCH_TOKEN_COST)
+
+    def total(partition: Sequence[Sequence[int]]) -> float:
+        return sum(map(cost_of, partition))
 
     def partitions(indexes: Sequence[int]) -> Iterator[list[list[int]]]:
         if not indexes:
@@ -106,7 +119,7 @@ def test_no_other_batches_cost_less(lengths: list[int]) -> None:
                 yield [*rest[:place], [indexes[0], *batch], *rest[place + 1 :]]
 
     possible = [one for one in partitions(range(len(lengths))) if all(within_limits(lengths, batch) for batch in one)]
-    assert cost(batches(lengths)) == min(map(cost, possible))
+    assert total(batches(lengths)) == cost(lengths) == min(map(total, possible))
 
 
 def test_texts_alike_in_length_go_together_and_a_long_one_alone() -> None:

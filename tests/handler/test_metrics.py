@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import handler.metrics
@@ -22,7 +23,7 @@ from handler.batch import Durations, Job, Kind
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS, Distribution, Reference
 from handler.limits import Limits
-from handler.metrics import SECONDS_BOUNDS, Metrics, Sample
+from handler.metrics import EMPTY, SECONDS_BOUNDS, Metrics, Sample, escaped
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -212,16 +213,30 @@ def test_torchserve_reads_what_it_has_been_told_of() -> None:
         assert value == pytest.approx(sample.value, abs=1e-9)
 
 
-@given(st.lists(st.text(), min_size=2, max_size=4, unique=True))
-def test_any_label_can_be_read(labels: list[str]) -> None:
+AWKWARD = st.text(st.sampled_from('a,:|%_\n\r\x85\u2028\0\x7f "\\\\#é👍\ud800'), max_size=5)
+
+
+@given(st.lists(st.text() | AWKWARD, min_size=2, max_size=4, unique=True))
+@example(["a,b", "a:b", "a|b", "a_b"])
+@example(["", "%", "%25", "a%2Cb", "a,b"])
+def test_every_label_has_a_series_of_its_own_and_can_be_read_back(labels: list[str]) -> None:
     metrics = metrics_of(labels)
     metrics.count([predicted((labels[0], [1]))], Durations(1, 0, 0))
     lines = [each.line("host") for each in metrics.take() if each.name == "classifier_predictions_total"]
-    assert len(lines) == len(labels)
+    series = []
     for line in lines:
-        assert line.splitlines() == [line]
+        assert re.split("\r\n|[\n\r\u2028\u2029\x85]", line) == [line], "a line to java.util.Scanner"
+        line.encode("utf-8")
         _, _, values = read_line(line)
         assert values[:2] == ["sentiment", "1.0"]
+        series.append(values[2])
+    read_back = ["" if value == EMPTY else unquote(value, errors="surrogatepass") for value in series]
+    assert read_back == labels
+
+
+@given(st.text(st.characters(categories=["L", "N", "S", "Zs"]), min_size=1))
+def test_an_ordinary_label_stays_as_it_is(label: str) -> None:
+    assert escaped(label) == label.replace("|", "%7C")
 
 
 REFERENCE = Reference(

@@ -1,13 +1,22 @@
 """The first step: bodies to texts."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.errors import BlankTextError, NotJsonError, NotUtf8Error, RequestError, TooLargeError, WrongShapeError
+from handler.errors import (
+    BlankTextError,
+    ContentEncodingError,
+    NotJsonError,
+    NotUtf8Error,
+    RequestError,
+    TooLargeError,
+    WrongShapeError,
+)
 from handler.limits import Limits
 from handler.request import Form, Request, read_request
 
@@ -16,9 +25,12 @@ TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+UNTYPED = {"content-length": "1"}
+GRPC: dict[str, object] = {"content-type": {"content-type": ""}}
+"""gRPC has no headers: what TorchServe hands over is the content type of an input that has this name."""
 
 
-def read(body: object, headers: dict[str, str]) -> Request:
+def read(body: object, headers: Mapping[str, object]) -> Request:
     return read_request({"body": body}, headers, LIMITS)
 
 
@@ -28,10 +40,15 @@ def as_json(value: object) -> bytes:
 
 @pytest.mark.parametrize(
     "headers",
-    [TEXT, {"Content-Type": "text/plain; charset=UTF-8"}, {}, {"content-type": "application/octet-stream"}],
+    [TEXT, {"Content-Type": "text/plain; charset=UTF-8"}, UNTYPED, {"content-type": "application/octet-stream"}],
 )
 def test_a_text_body_is_one_text(headers: dict[str, str]) -> None:
     assert read("Grüße ✈".encode(), headers) == Request(("Grüße ✈",), Form.SINGLE)
+
+
+@pytest.mark.parametrize("value", ['{"text": "a"}', '["a"]', "[]", "\ufeffa", "[a]", "{"])
+def test_text_plain_is_the_text_always(value: str) -> None:
+    assert read(value.encode(), TEXT) == Request((value.lstrip("\ufeff"),), Form.SINGLE)
 
 
 @pytest.mark.parametrize(
@@ -53,24 +70,133 @@ def test_json_bodies(value: object, expected: Request, content_type: str) -> Non
     assert read(as_json(value), {"content-type": content_type}) == expected
 
 
-@pytest.mark.parametrize(("body", "headers"), [(b"late", TEXT), (b"late", {}), (b'{"text": "late"}', JSON)])
+@pytest.mark.parametrize(("body", "headers"), [(b"late", TEXT), (b"late", UNTYPED), (b'{"text": "late"}', JSON)])
 def test_an_address_parameter_is_not_taken_for_the_body(body: bytes, headers: dict[str, str]) -> None:
-    """TorchServe adds those of `POST /predictions/sentiment?text=early` to the fields."""
+    """TorchServe adds those of `POST /invocations?text=early` to the fields, before the body."""
     assert read_request({"body": body, "text": b"early"}, headers, LIMITS).texts == ("late",)
+    assert read_request({"body": (b"early", body)}, headers, LIMITS).texts == ("late",)
 
 
-def test_json_that_torchserve_has_decoded_reads_alike() -> None:
-    assert read({"text": "a"}, JSON) == read(as_json({"text": "a"}), JSON)
-    assert read(["a", "b"], JSON) == read(as_json(["a", "b"]), JSON)
-    assert read("a", TEXT) == read(b"a", TEXT)
-
-
+@pytest.mark.parametrize("name", ["text", "data", "body"])
 @pytest.mark.parametrize("headers", [FORM, MULTIPART])
-def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str]) -> None:
-    assert read_request({"text": b'["a", "b"]'}, headers, LIMITS) == Request(('["a", "b"]',), Form.SINGLE)
+def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str], name: str) -> None:
+    fields = {name: b'["a", "b"]', "other": b"c"}
+    assert read_request(fields, headers, LIMITS) == Request(('["a", "b"]',), Form.SINGLE)
 
 
-@pytest.mark.parametrize("name", ["data", "text"])
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        ({"text": b"a", "data": b"b"}, FORM),
+        ({"text": b"a", "body": b"a"}, MULTIPART),
+        ({"text": (b"a", b"b")}, FORM),
+        ({"data": (b"a", b"a")}, MULTIPART),
+        ({"text": b"a", "data": b""}, GRPC),
+        ({"body": b'{"text": "a", "text": "b"}'}, JSON),
+        ({"body": b'[{"text": "a", "text": "a"}]'}, UNTYPED),
+        ({"body": b'{"instances": ["a"], "instances": []}'}, JSON),
+        ({"data": b'{"text": "a", "text": "b"}'}, GRPC),
+    ],
+)
+def test_two_texts_where_one_is_read_are_refused(fields: dict[str, object], headers: Mapping[str, object]) -> None:
+    with pytest.raises(WrongShapeError, match="more than on"):
+        read_request(fields, headers, LIMITS)
+
+
+def test_a_repeated_name_that_is_not_read_is_no_matter() -> None:
+    assert read(b'{"id": 1, "text": "a", "id": NaN}', JSON) == Request(("a",), Form.SINGLE)
+    assert read_request({"text": b"a", "id": (b"1", b"2")}, FORM, LIMITS) == Request(("a",), Form.SINGLE)
+
+
+@pytest.mark.parametrize("headers", [UNTYPED, {"content-type": "application/octet-stream"}, GRPC])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", Request(("a",), Form.SINGLE)),
+        ('{"text": "a"}', Request(("a",), Form.SINGLE)),
+        (' \r\n["a", "b"]', Request(("a", "b"), Form.LIST)),
+        ("[]", Request((), Form.LIST)),
+        ('{"instances": ["a"]}', Request(("a",), Form.INSTANCES)),
+        ("[late] again", Request(("[late] again",), Form.SINGLE)),
+        ('{"text": "late', Request(('{"text": "late',), Form.SINGLE)),
+        ('"a"', Request(('"a"',), Form.SINGLE)),
+        ("null", Request(("null",), Form.SINGLE)),
+        ("[" * 20, Request(("[" * 20,), Form.SINGLE)),
+    ],
+)
+def test_without_a_content_type_objects_and_arrays_are_json_and_all_else_is_text(
+    headers: Mapping[str, object], mark: str, value: str, expected: Request
+) -> None:
+    assert read_request({"body": (mark + value).encode()}, headers, LIMITS) == expected
+
+
+@pytest.mark.parametrize("value", ['{"txet": "a"}', "[1]", "{}"])
+def test_without_a_content_type_json_of_another_shape_is_refused_with_the_way_to_send_it(value: str) -> None:
+    for headers in (UNTYPED, GRPC):
+        with pytest.raises(WrongShapeError, match="text/plain"):
+            read(value.encode(), headers)
+
+
+@given(st.text(min_size=1, max_size=40).filter(lambda text: text.replace("\ufeff", "").strip()), st.integers(0, 2))
+def test_a_text_is_the_same_by_every_way(text: str, marks: int) -> None:
+    """Marks before the text, and one before the JSON, change nothing."""
+    marked = "\ufeff" * marks + text
+    raw, single = marked.encode(), "\ufeff".encode() + as_json({"text": marked})
+    ways: list[tuple[dict[str, object], Mapping[str, object]]] = [
+        ({"body": raw}, TEXT),
+        ({"text": raw}, FORM),
+        ({"data": raw}, MULTIPART),
+        ({"body": raw}, FORM),
+        ({"body": single}, JSON),
+        ({"body": single}, UNTYPED),
+        ({"data": single}, GRPC),
+        ({"body": as_json([marked])}, JSON),
+        ({"body": as_json([{"text": marked}])}, UNTYPED),
+        ({"text": as_json({"instances": [marked]})}, GRPC),
+        ({"body": as_json({"instances": [{"text": marked}]})}, JSON),
+    ]
+    if text.lstrip("\ufeff").lstrip()[:1] not in ("{", "["):
+        ways += [({"body": raw}, UNTYPED), ({"data": raw}, GRPC)]
+    assert {read_request(fields, headers, LIMITS).texts for fields, headers in ways} == {(text.lstrip("\ufeff"),)}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "identity, gzip", "utf-8"])
+@pytest.mark.parametrize("headers", [TEXT, JSON, FORM, UNTYPED])
+def test_a_compressed_body_is_refused_whatever_it_is(headers: dict[str, str], encoding: str) -> None:
+    with pytest.raises(ContentEncodingError) as caught:
+        read(b"\x1f\x8b", headers | {"Content-Encoding": encoding})
+    assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+def test_an_encoding_that_changes_nothing_is_none(encoding: str) -> None:
+    assert read(b"a", TEXT | {"content-encoding": encoding}).texts == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        ({"body": b"a"}, {"content-type": "text/plain", "Content-Type": "application/json"}),
+        # TorchServe reads the body by the first header of two, and hands over the second.
+        ({"body": b"a"}, {"content-type": "text/plain", "body": {"content-type": "application/json"}}),
+        ({"text": b"a"}, {"content-type": "text/plain"}),
+        ({"body": b"text=a"}, FORM | {"body": {"content-type": "text/plain"}, "Content-Type": "text/plain"}),
+    ],
+)
+def test_two_content_types_are_refused(fields: dict[str, object], headers: dict[str, object]) -> None:
+    with pytest.raises(WrongShapeError, match="more than one Content-Type"):
+        read_request(fields, headers, LIMITS)
+
+
+def test_a_form_that_torchserve_did_not_take_apart_is_no_text() -> None:
+    """For want of a boundary."""
+    headers = {"content-type": "multipart/form-data", "body": {"content-type": "multipart/form-data"}}
+    with pytest.raises(WrongShapeError, match="boundary"):
+        read_request({"body": b"--x\r\n"}, headers, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["data", "text", "body"])
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -83,7 +209,7 @@ def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str]) -> Non
     ],
 )
 def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> None:
-    assert read_request({name: value}, {}, LIMITS) == expected
+    assert read_request({name: value, "content-type": b""}, GRPC | {name: {"content-type": ""}}, LIMITS) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,7 +223,8 @@ def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> N
         ({"data": b"\xff"}, {}, NotUtf8Error),
         ({"data": b'["a", 1]'}, {}, WrongShapeError),
         ({"data": b'{"txet": "late"}'}, {}, WrongShapeError),
-        ({"data": b"a"}, FORM, WrongShapeError),
+        ({"date": b"a"}, FORM, WrongShapeError),
+        ({"date": b"a"}, GRPC, WrongShapeError),
         ({"body": b'{"txet": "late"}'}, {"content-type": "text/json"}, WrongShapeError),
         ({"body": b'{"text": "late"}'}, {"content-type": "json"}, WrongShapeError),
         ({"body": b"a"}, {"content-type": "text"}, WrongShapeError),
@@ -119,8 +246,11 @@ def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> N
         ({'{"text": "a"}': b""}, FORM, WrongShapeError),
         ({}, FORM, WrongShapeError),
         ({"txet": b"a"}, MULTIPART, WrongShapeError),
-        ({"body": b""}, {}, BlankTextError),
-        ({}, {}, BlankTextError),
+        ({"body": b""}, UNTYPED, BlankTextError),
+        ({"data": b""}, GRPC, BlankTextError),
+        ({}, GRPC, WrongShapeError),
+        ({"body": "\ufeff".encode()}, TEXT, BlankTextError),
+        ({"body": b'["\\ufeff \\ufeff"]'}, JSON, BlankTextError),
         ({"body": b" \t\n"}, TEXT, BlankTextError),
         ({"body": "\u2003\u00a0".encode()}, TEXT, BlankTextError),
         ({"body": b'["a", " "]'}, JSON, BlankTextError),
@@ -146,7 +276,9 @@ def test_an_error_names_the_item() -> None:
         read(b'["a", " "]', JSON)
 
 
-@given(st.text(), st.sampled_from(["body", "text", "data"]), st.sampled_from([TEXT, JSON, FORM, MULTIPART, {}]))
+@given(
+    st.text(), st.sampled_from(["body", "text", "data"]), st.sampled_from([TEXT, JSON, FORM, MULTIPART, UNTYPED, {}])
+)
 def test_any_string_is_read_or_refused(text: str, name: str, headers: dict[str, str]) -> None:
     secret = "\N{SNOWMAN} a user's own words" if text.strip() else ""
     body = (text + secret).encode("utf-8", "surrogatepass")
@@ -157,6 +289,7 @@ def test_any_string_is_read_or_refused(text: str, name: str, headers: dict[str, 
         assert not secret or secret not in str(error), "a message must not quote"
     else:
         assert all(text.strip() for text in request.texts)
+        assert not any(text.startswith("\ufeff") for text in request.texts)
 
 
 @given(st.binary(), st.sampled_from([TEXT, JSON, {}]))

@@ -1,21 +1,18 @@
 """The second step: tokens and ids, held against fastai's own."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pandas as pd
 import pytest
-import spacy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spacy.lang.en import English
-from spacy.symbols import ORTH
 
 import handler.tokens
 from handler.classifier import TextClassifier
 from handler.limits import Limits
-from handler.tokens import MAX_WORD_CHARACTERS, MAX_WORDS, RULES, TOKEN_RULES, Tokenizer, TokenizerConfig, fix_html
+from handler.linear_tokenizer import MAX_WORD_CHARACTERS, MAX_WORDS
+from handler.tokens import RULES, TOKEN_RULES, Tokenizer, TokenizerConfig, fix_html
 from tests.paths import TOY_TEXTS
 
 SPECIAL = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
@@ -150,85 +147,9 @@ def test_the_rules_are_fastais_defaults_in_their_order() -> None:
     assert tuple(TOKEN_RULES) == tuple(rule.__name__ for rule in defaults.text_postproc_rules)
 
 
-@cache
-def bare_tokenizer() -> Tokenizer:
-    return Tokenizer(TokenizerConfig("en", (), (), ()), VOCABULARY)
-
-
-@cache
-def bare_spacy() -> spacy.language.Language:
-    return spacy.blank("en")
-
-
-@pytest.mark.parametrize("affix", [*"()[]\"'!?.,;:…—", "..", "😀", "km", "$", "°C."])
-@pytest.mark.parametrize("count", [1, 30, 63, 64, 65, 127, 128, 129, 300])
-def test_affixes_are_found_as_spacy_finds_them(affix: str, count: int) -> None:
-    """Without fastai's rules, which would shorten the runs."""
-    for text in (affix * count, "a" + affix * count, affix * count + "a", f"9{affix}" * count):
-        assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)], text[:40]
-
-
-EMOTICONS = [
-    ":)",
-    ":-(",
-    ";D",
-    "(:",
-    "):",
-    ":",
-    ")",
-    "(",
-    "-",
-    "_",
-    "^",
-    ">",
-    "<3",
-    "o",
-    "O",
-    "D",
-    "8",
-    "=",
-    "x",
-    "'",
-    "s",
-    "a.m.",
-]
-
-
-@settings(max_examples=3_000)
-@given(st.lists(st.sampled_from(EMOTICONS) | st.just(" "), max_size=14).map("".join))
-@example("): :(")
-@example(": ) :")
-@example(":):) :):-(")
-def test_special_cases_are_found_as_spacy_finds_them(text: str) -> None:
-    """spaCy looks for emoticons in the whole text, so a word's tokens may depend on the next word's."""
-    assert bare_tokenizer().tokens(text) == [token.text for token in bare_spacy()(text)]
-
-
-def test_special_cases_with_spaces_are_found() -> None:
-    config = TokenizerConfig("en", (), (), ("new york", "xx a b", ":) :("))
-    expected = spacy.blank("en")
-    with_cases: Any = expected.tokenizer
-    for case in config.special_tokens:
-        with_cases.add_special_case(case, [{ORTH: case}])
-    for text in ("to new york :) :( or", "new york", "xx a", "xx a b c", "new york. :) :(", "renew york"):
-        assert Tokenizer(config, VOCABULARY).tokens(text) == [token.text for token in expected(text)], text
-
-
-@pytest.mark.parametrize("language", ["en", "de", "fr", "es", "el", "zh"])
-def test_tokens_are_spacys_in_other_languages(language: str) -> None:
-    made, expected = Tokenizer(TokenizerConfig(language, (), (), ()), VOCABULARY), spacy.blank(language)
-    for text in (
-        "L'avion n'est pas arrivé :) z.B. ?!",
-        "los EE. UU. hoy",
-        "στη Μ. Ασία τώρα",
-        "飞机晚点了 两个小时",
-        *TOY_TEXTS.read_text().splitlines(),
-    ):
-        assert made.tokens(text) == [token.text for token in expected(text)], text
-
-
 def test_words_are_kept_within_bounds(tokenizer: Tokenizer) -> None:
-    kept = tokenizer._word_tokens
+    split: Any = tokenizer._split
+    kept = split._short_word_tokens
     for number in range(MAX_WORDS + 2_000):  # repeated digits are split off, so some make no new word
         tokenizer.tokens(f"the word{number}")
     assert kept.cache_info().currsize == MAX_WORDS
@@ -271,39 +192,33 @@ def test_a_place_without_a_token_is_never_reached() -> None:
     assert tokenizer.ids(["flight", "None"]) == [10, tokenizer.unknown_id]
 
 
+CHINESE = TokenizerConfig("zh", (), (), ())
+"""A language with a tokenizer of its own in spaCy."""
+
+
 def test_unknown_words_leave_nothing_behind(tokenizer: Tokenizer) -> None:
-    strings = tokenizer._spacy.vocab.strings
-    tokenizer.tokens("warm up")
-    before = len(strings), len(tokenizer._ids)
+    before = len(tokenizer._ids)
     for number in range(500):
         tokenizer.ids(tokenizer.tokens(f"unheard{number} of{number}"))
-    assert (len(strings), len(tokenizer._ids)) == before
+    assert len(tokenizer._ids) == before
+    own: Any = Tokenizer(CHINESE, VOCABULARY)._split
+    strings = own._language.vocab.strings
+    own("晚点")
+    before = len(strings)
+    for number in range(500):
+        own(f"飞{chr(0x20000 + number)}")
+    assert len(strings) == before
 
 
 def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler.tokens, "MAX_SPACY_TOKENS", 50)
-    renewed, kept = Tokenizer(DEFAULT, VOCABULARY), Tokenizer(DEFAULT, VOCABULARY)
-    first = renewed._spacy
+    renewed, kept = Tokenizer(CHINESE, VOCABULARY), Tokenizer(CHINESE, VOCABULARY)
+    split: Any = renewed._split
+    first = split._language
     for number, text in enumerate(TOY_TEXTS.read_text().splitlines()):
-        monkeypatch.setattr(kept, "_tokens_made", 0)
+        monkeypatch.setattr(kept._split, "_tokens_made", 0)
         assert renewed.tokens(f"{text} new{number}") == kept.tokens(f"{text} new{number}")
-    assert renewed._spacy is not first
-
-
-def test_tables_that_could_not_be_made_are_made_for_the_next_text(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = tokenizer.tokens("a word")
-
-    def fail() -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tokenizer, "_tokens_made", handler.tokens.MAX_SPACY_TOKENS + 1)
-        patched.setattr(tokenizer, "_new_spacy", fail)
-        with pytest.raises(MemoryError):
-            tokenizer.tokens("unmade")
-    assert tokenizer.tokens("unmade a word")[-2:] == expected[-2:]
+    assert split._language is not first
 
 
 @pytest.mark.parametrize(
@@ -313,20 +228,6 @@ def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: s
     """With fastai's and spaCy's own searches, quadratic in the length, some of these take minutes."""
     text = (unit * Limits().max_text_characters)[: Limits().max_text_characters - 1] + "a"
     assert len(tokenizer.tokens(text)) > 1
-
-
-WITHOUT_BACKTRACKING: Any = handler.tokens._without_backtracking(English.Defaults.url_match)
-URL_PARTS = ("http://", "a", "b.co", ".", ":", "@", "user:word@", "10.0.0.1", "8.8.8.8", ":80", "/x?y=z", "#", "é", "-")
-
-
-@given(st.lists(st.sampled_from(URL_PARTS), max_size=8).map("".join))
-@example("http://user:word@b.co:80/x")
-@example("a:b:c@d@b.co")
-def test_the_same_urls_are_found(text: str) -> None:
-    spacys: Any = English.Defaults.url_match
-    ours = WITHOUT_BACKTRACKING
-    assert ours.__self__.pattern != spacys.__self__.pattern, "spaCy's pattern is another than the one made faster"
-    assert bool(ours(text)) == bool(spacys(text))
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from server.__main__ import REPLY_LIMIT, environment
 from server.properties import ConfigurationError, Properties
 from tests.paths import ROOT
 
+AS_JAVA_READS = json.loads((ROOT / "tests" / "data" / "properties.json").read_text(encoding="utf-8"))
+"""Files, a character for each byte, and what `java.util.Properties.load` makes of them (OpenJDK 17), without the empty
+name: cases of its documentation, and lines of random characters and escapes."""
 
-def write(folder: Path, content: str) -> Properties:
-    (folder / "config.properties").write_text(content)
+
+def write(folder: Path, content: str | bytes) -> Properties:
+    content = content if isinstance(content, bytes) else content.encode("latin-1")
+    (folder / "config.properties").write_bytes(content)
     return Properties.read(folder / "config.properties")
 
 
@@ -18,7 +24,9 @@ def test_the_projects_own_keeps_to_this_machine() -> None:
     properties = Properties.read(ROOT / "config.properties")
     assert {address.host for address in properties.addresses} == {"127.0.0.1"}
     assert len({address.port for address in properties.addresses}) == 5
-    assert properties.archives == [ROOT / "model_store" / "sentiment.mar"]
+    assert properties.models == {"sentiment.mar": "sentiment.mar"}
+    assert properties.model_store == ROOT / "model_store"
+    assert properties.metrics_config == ROOT / "metrics.yaml"
     assert properties.values["allowed_urls"].startswith("file://")
     assert json.loads(properties.values["models"])["sentiment"]["1.0"]["marName"] == "sentiment.mar"
 
@@ -26,37 +34,114 @@ def test_the_projects_own_keeps_to_this_machine() -> None:
 def test_defaults_are_torchserves(tmp_path: Path) -> None:
     properties = write(tmp_path, "# nothing\n\n")
     assert [address.port for address in properties.addresses] == [8080, 8081, 8082, 7070, 7071]
-    assert properties.archives == []
     assert properties.jvm_arguments == []
+    assert properties.metrics_config is None
+    assert properties.token_authorization
+
+
+@pytest.mark.parametrize(("content", "values"), AS_JAVA_READS)
+def test_a_file_is_read_as_java_reads_it(tmp_path: Path, content: str, values: dict[str, str]) -> None:
+    read = dict(write(tmp_path, content).values)
+    read.pop("", None)
+    assert read == values
+
+
+def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = write(tmp_path, "max_response_size=1000")
+    monkeypatch.delenv(REPLY_LIMIT, raising=False)
+    assert environment(properties)[REPLY_LIMIT] == "1000"
+    assert environment(write(tmp_path, ""))[REPLY_LIMIT] == "6553500"
+    monkeypatch.setenv(REPLY_LIMIT, "999")
+    assert environment(properties)[REPLY_LIMIT] == "999"
+    monkeypatch.setenv(REPLY_LIMIT, "1001")
+    with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
+        environment(properties)
+    with pytest.raises(ConfigurationError, match="a number of bytes"):
+        environment(write(tmp_path, "max_response_size=1k"))
 
 
 def test_values_are_read(tmp_path: Path) -> None:
     properties = write(
         tmp_path,
-        "inference_address = http://0.0.0.0:9000\nmodel_store=store\nload_models=a=x.mar, y.mar\nvmargs=-Xmx1g -ea\n",
+        "inference_address : http://0.0.0.0:9000\nmodel_store store\n"
+        "load_models=a=x.mar,\\\n  y.mar\nvmargs=-Xmx1g -ea\n",
     )
     assert properties.inference.url() == "http://127.0.0.1:9000"
-    assert properties.archives == [tmp_path / "store" / "x.mar", tmp_path / "store" / "y.mar"]
+    assert properties.model_store == tmp_path / "store"
+    assert properties.models == {"a=x.mar": "x.mar", "y.mar": "y.mar"}
     assert properties.jvm_arguments == ["-Xmx1g", "-ea"]
 
 
-def test_all_are_those_of_the_model_store(tmp_path: Path) -> None:
+def test_environment_variables_have_the_say_that_torchserve_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("TS_MANAGEMENT_ADDRESS", "http://127.0.0.1:9001")
+    content = "inference_address=http://127.0.0.1:$$PORT$$\n"
+    properties = write(tmp_path, content)
+    assert (properties.inference.port, properties.management.port) == (9000, 8081)
+    properties = write(tmp_path, content + "enable_envvars_config=true\n")
+    assert (properties.inference.port, properties.management.port) == (9000, 9001)
+    monkeypatch.delenv("PORT")
+    with pytest.raises(ConfigurationError, match="line 1: the environment variable PORT is not set"):
+        write(tmp_path, content)
+
+
+def test_all_are_the_archives_of_the_model_store(tmp_path: Path) -> None:
     for name in ("y.mar", "x.mar", "notes.txt"):
         (tmp_path / name).touch()
-    properties = write(tmp_path, "model_store=.\nload_models=all\n")
-    assert [path.name for path in properties.archives] == ["x.mar", "y.mar"]
+    (tmp_path / "sentiment").mkdir()
+    assert list(write(tmp_path, "model_store=.\nload_models=all\n").models) == ["x.mar", "y.mar"]
 
 
-def test_an_ipv6_address_has_brackets(tmp_path: Path) -> None:
-    assert write(tmp_path, "inference_address=http://[::1]:8080\n").inference.url() == "http://[::1]:8080"
+@pytest.mark.parametrize("settings", ["", "load_models=\n", "load_models=all\n"])
+def test_no_model_is_an_error(tmp_path: Path, settings: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"load_models=.*expected, for instance, load_models=sentiment\.mar"):
+        _ = write(tmp_path, f"model_store=.\n{settings}").models
+
+
+def test_a_model_store_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"Cannot read the model store, .*none: No such file or directory"):
+        _ = write(tmp_path, "model_store=none\nload_models=all\n").models
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('{"sentiment": {"1.0": {"batchSize": 16}', "models is not JSON"),
+        ('["sentiment"]', "models is no table of models"),
+        ('{"sentiment": {"batchSize": 16}}', "models is no table of models"),
+    ],
+)
+def test_settings_of_models_that_torchserve_cannot_read_are_an_error(tmp_path: Path, value: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        _ = write(tmp_path, f"load_models=a.mar\nmodels={value}\n").models
+
+
+ADDRESS = "expected http://HOST:PORT with a port from 1 to 65534"
+PORT = "expected a port's number, from 1 to 65534"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("management_address=localhost:8081\n", "management_address=localhost:8081; expected http://HOST:PORT"),
-        ("metrics_address=http://127.0.0.1\n", "metrics_address=http://127.0.0.1; expected http://HOST:PORT"),
-        ("grpc_inference_port=many\n", "grpc_inference_port=many; expected a port's number"),
+        ("management_address=localhost:8081\n", f"management_address=localhost:8081; {ADDRESS}"),
+        ("metrics_address=http://127.0.0.1\n", f"metrics_address=http://127.0.0.1; {ADDRESS}"),
+        ("metrics_address=http://127.0.0.1:0\n", ADDRESS),
+        ("metrics_address=http://127.0.0.1:65535\n", ADDRESS),
+        ("metrics_address=http://127.0.0.1:99999999\n", ADDRESS),
+        ("inference_address=https://127.0.0.1:8443\n", "TLS belongs before it"),
+        ("inference_address=unix:/tmp/inference.sock\n", ADDRESS),
+        ("inference_address=http://[::1]:8080\n", "takes no IPv6 address"),
+        ("inference_address=http://127.0.0.1:8080/\n", ADDRESS),
+        ("inference_address=http://127.0.0.1:8080 \n", ADDRESS),
+        ("grpc_inference_port=many\n", f"grpc_inference_port=many; {PORT}"),
+        ("grpc_inference_port=7070 \n", "without blanks"),
+        ("grpc_management_port=0\n", PORT),
+        ("use_native_io=false\ninitial_worker_port=70000\n", PORT),
+        ("grpc_inference_port=8080\n", "inference_address and grpc_inference_port have the same port, 8080"),
+        ("metrics_address=http://127.0.0.1:8081\n", "management_address and metrics_address have the same port"),
+        ("use_native_io=false\ninitial_worker_port=7071\n", "grpc_management_port and initial_worker_port"),
     ],
 )
 def test_wrong_addresses_are_named(tmp_path: Path, content: str, message: str) -> None:
@@ -64,6 +149,34 @@ def test_wrong_addresses_are_named(tmp_path: Path, content: str, message: str) -
         _ = write(tmp_path, content).addresses
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_inference_and_management_may_share_an_address(tmp_path: Path) -> None:
+    properties = write(tmp_path, "management_address=http://127.0.0.1:8080\n")
+    assert [address.port for address in properties.addresses] == [8080, 8082, 7070, 7071]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# one\nload_models=caf\xc3\xa9=x.mar\n", r"line 2: .* would not see 'é' in UTF-8; write \\u00e9"),
+        (b"# one\na=1,\\\n  \xf0\x9f\x98\x80\n", r"line 2: .* write \\ud83d\\ude00"),
+        (b"\xef\xbb\xbfinference_address=http://127.0.0.1:9000\n", "line 1: there is a byte-order mark"),
+        ("inference_address=http://127.0.0.1:9000\n".encode("utf-16"), "line 1: this is not text in ASCII"),
+        (b"a=1\nb=\\u00g9\n", r"line 2: expected four hexadecimal digits"),
+    ],
+)
+def test_what_java_would_read_otherwise_than_it_was_meant_is_an_error(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        write(tmp_path, content)
+
+
+def test_comments_are_nobodys_concern(tmp_path: Path) -> None:
+    assert write(tmp_path, b"# caf\xc3\xa9 in UTF-8\n! caf\xe9 in Latin-1\na=1\n").values == {"a": "1"}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No file at"):
         Properties.read(tmp_path / "nowhere")
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*: Is a directory"):
+        Properties.read(tmp_path)

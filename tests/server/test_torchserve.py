@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from server import __main__ as server_main
@@ -54,14 +55,19 @@ def described(*pids: int, pending: int = 0) -> list[dict[str, Any]]:
     return [{"jobQueueStatus": {"pendingRequests": pending}, "workers": [{"pid": pid} for pid in pids]}]
 
 
+def work(models: list[dict[str, Any]] | None, *pids: int) -> tuple[tuple[int, float], ...] | None:
+    return _work_done(models, [psutil.Process(pid) for pid in pids])
+
+
 def test_workers_at_work_or_about_to_start_are_waited_for() -> None:
     """Before Java ends with what they hold."""
     with subprocess.Popen(["sleep", "60"]) as waits:
-        wait_until(lambda: _work_done(described(waits.pid)) is not None, "the start of a process")
-        assert _work_done(described(waits.pid)) == _work_done(described(waits.pid))
-        assert _work_done(described(waits.pid, pending=1)) is None
-        assert _work_done(described(waits.pid, os.getpid())) is None
-        assert _work_done(described(waits.pid, -1)) is None
+        wait_until(lambda: work(described(), waits.pid) is not None, "the start of a process")
+        assert work(described(), waits.pid) == work(described(), waits.pid)
+        assert work(described(pending=1), waits.pid) is None
+        assert work(described(), waits.pid, os.getpid()) is None
+        assert work(described(-1), waits.pid) is None
+        ended = psutil.Process(waits.pid)
         waits.kill()
-    assert _work_done(described(waits.pid)) == (), "one that has ended holds nothing"
-    assert _work_done(None) is None
+    assert _work_done(described(), [ended]) == (), "one that has ended holds nothing"
+    assert work(None) is None

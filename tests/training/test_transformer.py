@@ -1,5 +1,6 @@
 """The transformer that helps in training: words, texts, and that it stays out of what is served."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_a_transformer_in_parts_is_put_together(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(PACKAGED, "a-transformer", Packaged((*packages, "a-transformer-part-3"), its_own))
     with pytest.raises(TrainingError, match="a-transformer-part-3 is missing: `make train-setup` installs"):
         load("a-transformer")
+
+
+def test_code_that_a_folder_names_on_the_hub_is_refused_without_a_question(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = toy_mpnet(tmp_path / "transformer")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "other",
+        "auto_map": {"AutoConfig": "somebody/code--c.C", "AutoModel": "somebody/code--m.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainingError, match="holds no transformer that `transformers` can load"):
+        load(str(folder))
+    assert "Do you wish to run the custom code?" not in capfd.readouterr().out
 
 
 def test_the_teachers_weights_are_the_hubs() -> None:

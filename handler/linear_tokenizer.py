@@ -1,0 +1,267 @@
+"""spaCy's rule-based tokenizer, in time linear in the length of a text.
+
+spaCy's own (spacy/tokenizer.pyx, `Tokenizer`) copies and hashes the rest of a word for each affix that it strips, which
+takes time quadratic in the length of a word: 2.7 s for 20,000 symbols without a space. This one keeps two positions in
+the word, and looks for affixes and special cases only where they can be. Its tokens are spaCy's. The algorithm is
+described in spaCy's documentation ("How spaCy's tokenizer works",
+https://spacy.io/usage/linguistic-features#how-tokenizer-works).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from spacy.language import Language
+from spacy.symbols import ORTH
+from spacy.util import compile_infix_regex, compile_prefix_regex, compile_suffix_regex
+
+MAX_WORDS: Final = 20_000
+"""Number of words whose tokens are kept: about 6 MB, and at most 40 MB, if all words are of emoji."""
+
+MAX_WORD_CHARACTERS: Final = 24
+"""Length of the longest word whose tokens are kept."""
+
+AFFIX_CHARACTERS: Final = 10
+"""Length of the longest affix that spaCy's patterns describe, except for a run of dots."""
+
+LONG_AFFIXES: Final = frozenset({"el", "id", "it", "ms"})
+LONG_AFFIX_CHARACTERS: Final = 64
+"""Length of the longest affix that is found in these languages, whose patterns describe affixes of any length."""
+
+CONTEXT_CHARACTERS: Final = 6
+"""Number of characters at which spaCy's patterns look before a suffix or after a prefix."""
+
+SLOW_INFIXES: Final = frozenset({"el", "pt"})
+SLOW_INFIXES_CHARACTERS: Final = 1_000
+"""Length of the longest word that is split at infixes in these languages, whose patterns take time quadratic in it."""
+
+TOKEN_MATCH_CHARACTERS: Final = 128
+"""Length up to which a word with affixes is compared with a language's own patterns of tokens (French, Hungarian,
+Turkish), each of which reads all of it for each affix."""
+
+_RUNS = re.compile(r"\S+|\s+")
+_NO_PATTERN = r"(?!)"
+_URLS_USER: Final = r"(?:\S+(?::\S*)?@)?"
+"""The part of spaCy's pattern of URLs for a user (spacy.lang.tokenizer_exceptions, `URL_PATTERN`)."""
+
+_Trie = dict[str | None, Any]
+"""Sequences of tokens. At the end of a sequence stands the key None."""
+
+
+class LinearTokenizer:
+    """The tokens that spaCy's `Tokenizer` of a language makes of a text.
+
+    Args:
+        language: a blank pipeline with spaCy's `Tokenizer`.
+        special_tokens: tokens that are not split, in addition to the language's special cases.
+    """
+
+    def __init__(self, language: Language, special_tokens: Iterable[str]) -> None:
+        defaults: Any = language.Defaults
+        own: Any = language.tokenizer
+        self._prefix = compile_prefix_regex(defaults.prefixes or [_NO_PATTERN]).match
+        self._suffix = compile_suffix_regex(defaults.suffixes or [_NO_PATTERN]).search
+        self._infixes = compile_infix_regex(defaults.infixes or [_NO_PATTERN]).finditer
+        self._token_match = own.token_match
+        self._url_match = _without_backtracking(own.url_match)
+        has_long_affixes = language.lang in LONG_AFFIXES
+        self._affix_characters = LONG_AFFIX_CHARACTERS if has_long_affixes else AFFIX_CHARACTERS
+        self._infixes_characters = SLOW_INFIXES_CHARACTERS if language.lang in SLOW_INFIXES else None
+        self._cases = {case: tuple(part[ORTH] for part in parts) for case, parts in own.rules.items()}
+        self._cases.update((token, (token,)) for token in special_tokens)
+        self._case_characters = max(map(len, self._cases), default=0)
+        self._case_tokens = self._tokens_of_special_cases()
+        self._short_word_tokens = lru_cache(MAX_WORDS)(self._word_tokens)
+
+    def __call__(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        tokens: list[str] = []
+        spaced: list[int] = []
+        for word, follows_space in _words(text):
+            if follows_space:
+                spaced.append(len(tokens))
+            tokens += self._short_word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._word_tokens(word)
+        if self._case_tokens.keys().isdisjoint(tokens):
+            return tokens
+        return self._with_special_cases(tokens, spaced)
+
+    def keep(self, words: Iterable[str]) -> None:
+        """Keep the tokens of words, the last ones longest."""
+        for word in words:
+            self._short_word_tokens(word)
+
+    def _word_tokens(self, word: str, special_cases: bool = True) -> tuple[str, ...]:
+        """The tokens of a run of characters without spaces; spaCy's `_tokenize`."""
+        cases = self._cases if special_cases else {}
+        begin, end, prefixes, suffixes = self._without_affixes(word, cases)
+        rest = word[begin:end]
+        if not rest:
+            middle: Sequence[str] = ()
+        elif rest in cases:
+            middle = cases[rest]
+        elif (self._token_match and self._token_match(rest)) or (self._url_match and self._url_match(rest)):
+            middle = (rest,)
+        else:
+            middle = self._split_at_infixes(rest)
+        return (*prefixes, *middle, *reversed(suffixes))
+
+    def _without_affixes(self, word: str, cases: dict[str, tuple[str, ...]]) -> tuple[int, int, list[str], list[str]]:
+        """Where the rest of a word begins and ends without its affixes, and these, from the outside to the inside;
+        spaCy's `_split_affixes`."""
+        prefixes: list[str] = []
+        suffixes: list[str] = []
+        begin, end, size_before = 0, len(word), 0
+        no_prefix, no_suffix = -1, -1  # where none was found; it need not be looked for again, but in a short rest
+        while begin < end and end - begin != size_before:
+            size_before = end - begin
+            if self._is_token(word, begin, end) or self._is_special_case(word, begin, end, cases):
+                break
+            is_short = size_before <= self._affix_characters + CONTEXT_CHARACTERS
+            prefix = self._prefix_length(word, begin, end) if is_short or begin != no_prefix else 0
+            no_prefix = -1 if prefix else begin
+            if prefix:
+                prefixes.append(word[begin : begin + prefix])
+                if self._is_special_case(word, begin + prefix, end, cases):
+                    begin += prefix
+                    break
+            is_short = size_before - prefix <= self._affix_characters + CONTEXT_CHARACTERS
+            suffix = self._suffix_length(word, begin + prefix, end) if is_short or end != no_suffix else 0
+            no_suffix = -1 if suffix else end
+            if suffix:
+                suffixes.append(word[end - suffix : end])
+                if self._is_special_case(word, begin, end - suffix, cases):
+                    if prefix:
+                        prefixes.pop()
+                    end -= suffix
+                    break
+            begin, end = begin + prefix, end - suffix
+        return begin, end, prefixes, suffixes
+
+    def _is_token(self, word: str, begin: int, end: int) -> bool:
+        return (
+            self._token_match is not None
+            and end - begin <= TOKEN_MATCH_CHARACTERS
+            and self._token_match(word[begin:end]) is not None
+        )
+
+    def _is_special_case(self, word: str, begin: int, end: int, cases: dict[str, tuple[str, ...]]) -> bool:
+        return end - begin <= self._case_characters and word[begin:end] in cases
+
+    def _prefix_length(self, word: str, begin: int, end: int) -> int:
+        characters = self._affix_characters
+        while True:
+            stop = min(begin + characters + CONTEXT_CHARACTERS, end)
+            found = self._prefix(word[begin:stop])
+            if found is None:
+                return 0
+            if stop == end or found.end() < characters:
+                return found.end()
+            characters *= 2  # a run of dots may be longer
+
+    def _suffix_length(self, word: str, begin: int, end: int) -> int:
+        characters = self._affix_characters
+        while True:
+            first = max(end - characters, begin)
+            start = max(first - CONTEXT_CHARACTERS, begin)
+            found = self._suffix(word[start:end], first - start)
+            if found is None:
+                return 0
+            if first == begin or found.start() > first - start:
+                return end - start - found.start()
+            characters *= 2  # a run of dots may be longer
+
+    def _split_at_infixes(self, word: str) -> list[str]:
+        if self._infixes_characters is not None and len(word) > self._infixes_characters:
+            return [word]
+        tokens = []
+        done = 0
+        for found in self._infixes(word):
+            begin, end = found.span()
+            if begin == 0:
+                continue
+            tokens += [word[done:begin]] if begin > done else []
+            tokens += [word[begin:end]] if end > begin else []
+            done = end
+        return [*tokens, word[done:]] if done < len(word) else tokens
+
+    def _tokens_of_special_cases(self) -> _Trie:
+        """The special cases that may be made of several tokens, by these tokens; spaCy's `add_special_case`."""
+        trie: _Trie = {}
+        for case in self._cases:
+            if " " in case or self._prefix(case) or self._suffix(case) or any(self._infixes(case)):
+                node = trie
+                for word, _ in _words(case):
+                    for token in self._word_tokens(word, special_cases=False):
+                        node = node.setdefault(token, {})
+                node[None] = True
+        return trie
+
+    def _with_special_cases(self, tokens: list[str], spaced: list[int]) -> list[str]:
+        """Tokens with special cases put together; spaCy's `_apply_special_cases`.
+
+        spaCy looks for special cases in the whole text, across its spaces. What it finds across a space it leaves as it
+        is where the special case has none, but it may then miss one that overlaps.
+
+        Args:
+            spaced: numbers of the tokens that follow a space, ascending.
+        """
+        spans = sorted(_spans(tokens, self._case_tokens), key=lambda span: (span[0] - span[1], span[0]))
+        seen: set[int] = set()
+        chosen = []
+        for begin, end in spans:
+            if begin not in seen and end - 1 not in seen:
+                chosen.append((begin, end))
+            seen.update(range(begin, end))
+        after_space = set(spaced)
+        result: list[str] = []
+        done = 0
+        for begin, end in sorted(chosen):
+            result += tokens[done:begin]
+            case = tokens[begin] + "".join(
+                f" {tokens[index]}" if index in after_space else tokens[index] for index in range(begin + 1, end)
+            )
+            result += self._cases.get(case, tokens[begin:end])
+            done = end
+        return result + tokens[done:]
+
+
+def _words(text: str) -> Iterator[tuple[str, bool]]:
+    """The runs of characters that spaCy splits one by one: those without white space, and what white space there is but
+    for one space after a word; and whether such a space stands before a run."""
+    follows_space = False
+    before = ""
+    for run in _RUNS.findall(text):
+        is_spaced = bool(before) and run[0] == " "
+        word = run[1:] if is_spaced else run
+        follows_space = follows_space or is_spaced
+        if word:
+            yield word, follows_space
+            follows_space = False
+        before = word
+
+
+def _spans(tokens: Sequence[str], trie: _Trie) -> Iterator[tuple[int, int]]:
+    """Where in the tokens the sequences of a trie begin and end."""
+    for begin, first in enumerate(tokens):
+        node = trie.get(first)
+        end = begin + 1
+        while node:
+            if None in node:
+                yield begin, end
+            if end == len(tokens):
+                break
+            node = node.get(tokens[end])
+            end += 1
+
+
+def _without_backtracking(url_match: Any) -> Any:
+    r"""spaCy's `url_match` with a pattern that finds the same sooner.
+
+    Where it looks for a user and a password, `\S+` takes colons too, so it can part a text at each of them, each time
+    in vain; without the part that begins with a colon the same texts match. A language's own `url_match` stays.
+    """
+    spacys = getattr(url_match, "__self__", None)
+    if not isinstance(spacys, re.Pattern) or _URLS_USER not in spacys.pattern:
+        return url_match
+    return re.compile(spacys.pattern.replace(_URLS_USER, r"(?:\S+@)?"), spacys.flags).match

@@ -1,0 +1,63 @@
+"""What TorchServe leaves in its temporary folder: it unpacks an archive before it knows whether it can be registered,
+and if it cannot, because the version is there already or the archive is broken, the unpacked files stay."""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+Version = tuple[str, str]
+"""A model's name and version."""
+
+OLD_S = 10
+"""What was written to more recently may be an archive that is being registered."""
+
+
+class Leftovers:
+    """Knows which unpacked archive is whose by the workers' working folders, and remembers it for when there is no
+    worker. TorchServe itself does not tell."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: Java's for temporary files.
+        """
+        self._folder = folder
+        self._models = folder / "models"
+        self._used: dict[Version, Path] = {}
+
+    def suspects(self) -> list[Path]:
+        """Folders that are not known to be used, and were not written to lately."""
+        unpacked = [folder for folder in self._models.glob("*") if folder not in self._used.values()]
+        return [folder for folder in [*unpacked, *self._folder.glob("models*.download")] if _is_old(folder)]
+
+    def remove(self, suspects: Iterable[Path], working_folders: Mapping[Version, Iterable[Path]]) -> None:
+        """Remove what no registered version uses.
+
+        An archive that is unpacked and old belongs to a version that is registered by now, or to none. So it belongs to
+        none once every registered version is known to use another.
+
+        Args:
+            suspects: as `suspects` returned them before the versions were listed.
+            working_folders: of the workers of each version that is registered.
+        """
+        for version, folders in working_folders.items():
+            for folder in folders:
+                if self._models in folder.parents:
+                    self._used[version] = self._models / folder.relative_to(self._models).parts[0]
+        self._used = {
+            version: folder for version, folder in self._used.items() if version in working_folders and folder.exists()
+        }
+        all_known = self._used.keys() == working_folders.keys()
+        for folder in suspects:
+            # A download becomes an archive in `models` when all of it is there, so an old one is of none.
+            if folder.parent != self._models or (all_known and folder not in self._used.values()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
+    except OSError:  # it changes, so it is in use
+        return False
+    return time.time() - newest > OLD_S

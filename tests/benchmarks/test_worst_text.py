@@ -1,0 +1,68 @@
+"""The search for the worst text, with a cost that is counted in place of processor time."""
+
+import random
+
+import pytest
+import spacy
+
+from benchmarks.worst_text import Candidate, Shape, changed_shape, measured, shapes, worst_requests, worst_texts
+from handler.batch import Kind
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+from handler.linear_tokenizer import LinearTokenizer
+from tests.handler.test_linear_tokenizer import PATTERNS, Counted
+
+LENGTH = 2_000
+STEPS = 100
+
+
+def test_the_search_finds_a_cost_that_was_hidden() -> None:
+    found = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, going_on=iter(range(1_000)))
+    assert found[0][0] > LENGTH / 2
+    assert [cost for cost, _ in found] == sorted((cost for cost, _ in found), reverse=True)
+
+
+def test_the_seed_decides_the_search() -> None:
+    one, same, other = (worst_texts(len, LENGTH, seed, iter(range(50))) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_the_patterns_read_the_worst_text_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However hard the search tries: with spaCy's own tokenizer, hundreds of times as often."""
+    tokenizer = LinearTokenizer(spacy.blank("en"), ())
+    counted = [Counted(getattr(tokenizer, name)) for name in PATTERNS]
+    for name, counts in zip(PATTERNS, counted, strict=True):
+        monkeypatch.setattr(tokenizer, name, counts)
+
+    def characters(text: str) -> float:
+        before = sum(counts.characters for counts in counted)
+        tokenizer(text)
+        return sum(counts.characters for counts in counted) - before
+
+    [(worst, candidate), *_] = worst_texts(characters, LENGTH, seed=0, going_on=iter(range(STEPS)))
+    assert LENGTH < worst < 50 * LENGTH, candidate
+
+
+def test_requests_stay_within_the_limits() -> None:
+    limits, generator = Limits(), random.Random(0)
+    for shape in shapes(limits):
+        changed = [shape]
+        for _ in range(50):
+            changed.append(changed_shape(generator, changed[-1], limits))
+        for one in changed:
+            assert 0 < one.texts <= limits.max_texts
+            assert 0 < one.characters <= limits.max_text_characters
+            assert one.texts * one.characters <= limits.max_request_characters
+
+
+def test_a_request_goes_through_all_steps(served: TextClassifier) -> None:
+    candidate = Candidate(("<new character>", "()"), ("word ",), 0.5)
+    found = measured(served, Limits(), candidate, Shape(3, 20))
+    assert found.statuses == {200: 1}
+    assert found.tokens > 3
+    explained = measured(served, Limits(), candidate, Shape(1, 20, Kind.EXPLAIN), requests=2)
+    assert explained.statuses == {200: 2}
+    small = Limits(max_request_characters=400, max_text_characters=100, max_texts=10, max_token_reads=200)
+    worst = worst_requests(served, small, [candidate], seed=0, going_on=iter(range(15)))
+    assert all(one.seconds > 0 for one in worst)
+    assert {status for one in worst for status in one.statuses} <= {200, 413}

@@ -1,0 +1,274 @@
+"""What one request can do to others: whatever TorchServe's HTTP and gRPC protocols let a client send, the workers live
+and the neighbours get their own answers."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import requests
+from safetensors.numpy import save_file
+
+from handler.classifier import TextClassifier
+from handler.limits import Limits
+from tests.e2e import grpc_calls
+from tests.e2e.server_process import BATCH, Server
+from tests.paths import MODEL
+from training.archive import archive
+
+TEXT = {"content-type": "text/plain"}
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+LABELS = [f"label {number:019}" for number in range(400)]
+NEIGHBOUR = "Thank you for the great flight!"
+
+
+@contextmanager
+def unharmed(server: Server) -> Iterator[None]:
+    """The same workers are there afterwards, and answer."""
+    before = {worker.pid for worker in server.workers()}
+    yield
+    assert ask(server, NEIGHBOUR).json()["label"] == "positive"
+    assert {worker.pid for worker in server.workers()} == before, server.log[-3_000:]
+
+
+def ask(
+    server: Server, text: str, headers: dict[str, str] | None = None, model: str = "sentiment"
+) -> requests.Response:
+    url = f"{server.project.inference}/predictions/{model}"
+    return requests.post(url, data=text.encode(), headers=TEXT | (headers or {}), timeout=60)
+
+
+def test_stream_predictions_have_one_answer_and_hurt_nobody(server: Server, served: TextClassifier) -> None:
+    """In batches with HTTP's requests."""
+    expected = served.labels[int(served.predict([NEIGHBOUR])[0].argmax())]
+    address = server.project.grpc
+    with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
+        streams = [
+            pool.submit(grpc_calls.stream_predictions, address, "batched", data=b"late") for _ in range(BATCH // 2)
+        ]
+        neighbours = [pool.submit(ask, server, NEIGHBOUR, None, "batched") for _ in range(BATCH // 2)]
+        for stream in streams:
+            [reply] = stream.result()
+            assert json.loads(reply)["label"] == "negative"
+        for neighbour in neighbours:
+            assert (neighbour.result().status_code, neighbour.result().json()["label"]) == (200, expected)
+    [error] = grpc_calls.stream_predictions(address, "sentiment", data=b"\xff")
+    assert json.loads(error)["type"] == "NotUtf8Error"
+
+
+def test_stream_predictions_2_hurt_nobody(server: Server) -> None:
+    """It is for models that TorchServe calls stateful; with others Java fails, for this call alone."""
+    with_id = grpc_calls.prediction_request("sentiment", {"data": b"late"}, sequence_id="1")
+    without_id = grpc_calls.prediction_request("sentiment", {"data": b"late"})
+    with unharmed(server):
+        for sent in ([with_id], [without_id], [with_id] * 3, []):
+            call = partial(grpc_calls.stream_predictions_2, server.project.grpc, sent)
+            assert grpc_calls.outcome(call) in ("OK", "UNKNOWN")
+
+
+GRPC_METHODS = {
+    grpc_calls.INFERENCE: ("Ping", "Predictions", "StreamPredictions", "StreamPredictions2", "None"),
+    grpc_calls.MANAGEMENT: (
+        *("DescribeModel", "ListModels", "RegisterModel", "ScaleWorker", "SetDefault", "UnregisterModel", "None"),
+    ),
+}
+
+
+@pytest.mark.parametrize("service", GRPC_METHODS, ids=lambda service: service.rpartition(".")[2])
+def test_no_grpc_message_hurts_anybody(server: Server, service: str) -> None:
+    """Empty ones, ones that are none, and one without input."""
+    port = server.project.grpc if service == grpc_calls.INFERENCE else server.project.grpc_management
+    bodies = [
+        b"",
+        b"\xff",
+        b"\x0a\xff",
+        grpc_calls.prediction_request("", {}),
+        grpc_calls.prediction_request("none", {}),
+    ]
+    if service == grpc_calls.INFERENCE:
+        bodies.append(grpc_calls.prediction_request("sentiment", {}))
+    with unharmed(server), grpc_calls.channel(port) as channel:
+        for method in GRPC_METHODS[service]:
+            call = channel.unary_unary(f"{service}/{method}")
+            for body in bodies:
+                assert grpc_calls.outcome(partial(call, body, timeout=30)) != "DEADLINE_EXCEEDED"
+
+
+def test_grpc_describes_the_model(server: Server, served: TextClassifier) -> None:
+    described = b"\x0a\x09sentiment\x18\x01"  # DescribeModelRequest(model_name="sentiment", customized=True)
+    with unharmed(server), grpc_calls.channel(server.project.grpc_management) as channel:
+        reply = channel.unary_unary(f"{grpc_calls.MANAGEMENT}/DescribeModel")(described, timeout=30)
+    assert json.dumps(served.card["exported"]["commit"]).encode() in reply
+
+
+PATHS = (
+    "/predictions/sentiment",
+    "/predictions/sentiment/1.0/any/path",
+    "/explanations/sentiment",
+    "/v1/models/sentiment:predict",
+    "/v1/models/sentiment:explain",
+    "/v2/models/sentiment/infer",
+    "/invocations?model_name=sentiment",
+    "/models/sentiment/invoke?text=early&body=early",
+    "/sentiment/predict",
+    "/sentiment/1.0/predict",
+)
+"""Everywhere that TorchServe hands a body to a model."""
+
+OTHER_PATHS = (
+    "/",
+    "//",
+    "/ping",
+    "/api-description",
+    "/predictions",
+    "/v1/models/:predict",
+    "/wfpredict/x",
+    "/models/%00",
+)
+METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "ANY")
+
+
+def test_every_method_and_address_has_an_answer_and_hurts_nobody(server: Server) -> None:
+    with unharmed(server), requests.Session() as session:
+        for path in (*PATHS, *OTHER_PATHS):
+            for method in METHODS:
+                url = server.project.inference + path
+                response = session.request(method, url, data=b'["late"]', headers=JSON, timeout=30)
+                assert response.status_code in (200, 400, 404, 405), (method, path, response.text)
+                if path in PATHS and method == "POST":
+                    [prediction] = response.json()
+                    assert prediction["label"] == "negative", path
+
+
+HEADERS = {
+    "explain": "True",
+    "Explain": "True",
+    "describe": "True",
+    "customized": "true",
+    "ts_stream_next": "true",
+    "ts_request_sequence_id": "1",
+    "ts_request_sequence_start": "true",
+    "ts_request_sequence_end": "true",
+    "url_path": "../..",
+    "X-Request-Id": "1",
+    "X-Model-Version": "2.0",
+    "body": "early",
+    "text": "early",
+    "data": "early",
+    "Expect": "100-continue",
+    "Content-Language": "é",
+}
+
+
+@pytest.mark.parametrize("model", ["sentiment", "batched"])
+def test_no_header_of_a_client_changes_an_answer(server: Server, model: str) -> None:
+    """Its own or a neighbour's: all of them in one batch."""
+    expected = ask(server, NEIGHBOUR).json()
+    with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
+        sent = [{name: value} for name, value in HEADERS.items()] + [HEADERS]
+        sent += [{}] * (-len(sent) % BATCH)
+        replies = pool.map(lambda headers: ask(server, NEIGHBOUR, headers, model), sent)
+        for headers, reply in zip(sent, replies, strict=True):
+            assert reply.status_code == 200, (headers, reply.text)
+            assert reply.json()["scores"] == pytest.approx(expected["scores"], abs=1e-5), headers
+            assert set(reply.json()) == set(expected), headers
+
+
+def test_http_without_a_header_is_answered(server: Server) -> None:
+    """It is told from gRPC, whose replies have a header with which an HTTP reply never ends."""
+    address = urlsplit(server.project.inference)
+    with unharmed(server):
+        for request in (
+            b"GET /models/sentiment/invoke HTTP/1.0\r\n\r\n",
+            b"GET /invocations?model_name=sentiment HTTP/1.0\r\n\r\n",
+        ):
+            with socket.create_connection((address.hostname, address.port), 30) as connection:
+                connection.settimeout(30)
+                connection.sendall(request)
+                reply = b""
+                while not reply.endswith(b"}"):  # TorchServe resets the connection after it
+                    reply += connection.recv(65_536)
+            assert reply.startswith(b"HTTP/1.1 400 "), reply
+            assert b"BlankTextError" in reply
+            assert b"ts_stream_next" not in reply
+
+
+def test_the_inference_address_does_not_describe_the_model(server: Server) -> None:
+    url = f"{server.project.inference}/models/sentiment/invoke"
+    response = requests.post(url, headers=FORM | {"describe": "True"}, timeout=30)
+    assert (response.status_code, response.json()["type"]) == (400, "WrongShapeError")
+
+
+def write_model(folder: Path, labels: list[str]) -> None:
+    """An exported model of these labels, all equally probable, and of the embedded model's vocabulary."""
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    size, hidden, words = 4, 8, config["network"]["vocabulary_size"]
+    config["labels"] = labels
+    config["network"] |= {"embedding_size": size, "layers": 1, "head_sizes": [3 * size, hidden, len(labels)]}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({name: value for name, value in card.items() if name != "reference"}))
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding.weight": (words, size),
+        **{f"lstm.0.weight_{kind}_l0": (4 * size, size) for kind in ("ih", "hh")},
+        **{f"lstm.0.bias_{kind}_l0": (4 * size,) for kind in ("ih", "hh")},
+        "head.0.weight": (hidden, 3 * size),
+        "head.1.weight": (len(labels), hidden),
+    }
+    weights = {name: np.full(shape, 0.1, np.float16) for name, shape in shapes.items()}
+    for statistic in ("mean", "scale", "shift", "variance"):
+        weights[f"head.0.{statistic}"] = np.full(3 * size, 0.1, np.float32)
+        weights[f"head.1.{statistic}"] = np.full(hidden, 0.1, np.float32)
+    save_file(weights, folder / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def many_labels(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model of 400 labels beside the server's others. It has one worker, whose batches are waited for."""
+    folder = tmp_path_factory.mktemp("many")
+    write_model(folder / "model", LABELS)
+    archive(folder / "model", server.project.folder / "model_store" / "many.mar", "1.0", "float32")
+    parameters = {
+        "url": "many.mar",
+        "initial_workers": 1,
+        "batch_size": BATCH,
+        "max_batch_delay": 3_000,
+        "synchronous": "true",
+    }
+    management = server.project.management
+    requests.post(f"{management}/models", params=parameters, timeout=120).raise_for_status()  # type: ignore[arg-type]
+    yield "many"
+    requests.delete(f"{management}/models/many", timeout=60).raise_for_status()
+
+
+def test_a_reply_that_torchserve_would_not_read_is_refused_by_name(server: Server, many_labels: str) -> None:
+    with unharmed(server):
+        response = ask(server, json.dumps(["late"] * 1_000), JSON, many_labels)
+        assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
+        assert "400 labels" in response.json()["message"]
+
+
+def test_replies_that_are_too_much_together_hurt_nobody(server: Server, many_labels: str) -> None:
+    """Each as large as one may be, and one that is as small as can be."""
+    with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
+        large = [pool.submit(ask, server, json.dumps(["late"] * 390), JSON, many_labels) for _ in range(BATCH - 1)]
+        small = pool.submit(ask, server, "late", None, many_labels)
+        statuses = [future.result().status_code for future in large]
+        assert 200 in statuses
+        assert set(statuses) <= {200, 503}
+        assert small.result().status_code in (200, 503)
+        for response in (future.result() for future in large):
+            if response.status_code == 200:
+                assert 5_000_000 < len(response.content) <= Limits().max_batch_reply_bytes
+                assert len(response.json()) == 390
+            else:
+                assert response.json()["type"] == "OverloadedError"

@@ -1,0 +1,239 @@
+"""One body, one meaning: the same text gets the same answer by every way in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from handler.classifier import TextClassifier
+from tests.e2e import grpc_calls
+from tests.e2e.server_process import Server, run_module, sentiment
+
+TEXT = {"content-type": "text/plain"}
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+BYTES = {"content-type": "application/octet-stream"}
+MARK = "\ufeff"
+
+TEXTS = {
+    "plain": "late again",
+    "a byte-order mark": f"{MARK}late again",
+    "two byte-order marks": f"{MARK}{MARK}late again",
+    "a mark inside": f"late {MARK}again",
+    "emoji": "😀 late 👨‍👩‍👧 again ✈",
+    "padding": "xxpad late xxpad",
+    "spaces around it": "  late again \t",
+    "a null character": "late\x00again",
+    "lines": "late\r\nagain\nand\ragain\r\n",
+    "like a form": "text=late&data=again+%20",
+    "like a hash tag": "#late & again; 100%",
+    "a JSON string": '"late again"',
+    "brackets": "[late] again",
+    "a brace": '{"text": "late again',
+    "like a list": '["late", "again"]',
+    "like the API's form": '{"text": "late again"}',
+    "like JSON of no form": '{"late": [1]}',
+    "like an empty list": "[]",
+}
+Way = Callable[[Server, str], Any]
+
+
+def post(server: Server, body: bytes, headers: dict[str, str]) -> Any:
+    response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
+    return {"status": response.status_code, **_single(response.json())}
+
+
+def multipart(server: Server, name: str, value: tuple[str | None, bytes]) -> Any:
+    return _single(requests.post(server.project.predictions, files={name: value}, timeout=60).json())
+
+
+def grpc(server: Server, name: str, body: bytes) -> Any:
+    return _single(json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", **{name: body})))
+
+
+def _single(value: Any) -> Any:
+    """Of a reply of any form with one prediction."""
+    if isinstance(value, dict) and "predictions" in value:
+        value = value["predictions"]
+    if isinstance(value, list):
+        [value] = value
+    assert "scores" in value, value
+    return {"scores": value["scores"]}
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+JSON_FORMS: dict[str, Callable[[str], bytes]] = {
+    "single": lambda text: as_json({"text": text}),
+    "with other keys": lambda text: as_json({"id": 1, "text": text, "data": "early"}),
+    "list": lambda text: as_json([text]),
+    "list of objects": lambda text: as_json([{"text": text}]),
+    "instances": lambda text: as_json({"instances": [text]}),
+    "instances of objects": lambda text: as_json({"instances": [{"text": text}]}),
+    "with a mark": lambda text: MARK.encode() + as_json({"text": text}),
+}
+
+WAYS: dict[str, Way] = {
+    "text/plain": lambda server, text: post(server, text.encode(), TEXT),
+    "text/html": lambda server, text: post(server, text.encode(), {"content-type": "Text/HTML; charset=UTF-8"}),
+    "address parameters": lambda server, text: _single(
+        requests.post(
+            f"{server.project.inference}/models/sentiment/invoke",
+            params={"text": "early", "body": "early"},
+            data=text.encode(),
+            headers=TEXT,
+            timeout=60,
+        ).json()
+    ),
+    "client": lambda server, text: json.loads(sentiment(server, "predict", "--json", "--", text).stdout),
+    **{
+        f"form {name}": lambda server, text, name=name: _single(  # type: ignore[misc]
+            requests.post(server.project.predictions, data={name: text.encode(), "other": "early"}, timeout=60).json()
+        )
+        for name in ("text", "data", "body")
+    },
+    **{
+        f"multipart {name}": lambda server, text, name=name: multipart(server, name, (None, text.encode()))  # type: ignore[misc]
+        for name in ("text", "data", "body")
+    },
+    "file": lambda server, text: multipart(server, "data", ("tweet.txt", text.encode())),
+    **{
+        f"JSON {form}": lambda server, text, encode=encode: post(server, encode(text), JSON)  # type: ignore[misc]
+        for form, encode in JSON_FORMS.items()
+    },
+    **{
+        f"untyped JSON {form}": lambda server, text, encode=encode: post(server, encode(text), {})  # type: ignore[misc]
+        for form, encode in JSON_FORMS.items()
+    },
+    **{
+        f"gRPC JSON {form}": lambda server, text, encode=encode: grpc(server, "data", encode(text))  # type: ignore[misc]
+        for form, encode in JSON_FORMS.items()
+    },
+}
+
+UNTYPED: dict[str, Way] = {
+    "no content type": lambda server, text: post(server, text.encode(), {}),
+    "octet-stream": lambda server, text: post(server, text.encode(), BYTES),
+    "gRPC data": lambda server, text: grpc(server, "data", text.encode()),
+    "gRPC text": lambda server, text: grpc(server, "text", text.encode()),
+    "gRPC body": lambda server, text: grpc(server, "body", text.encode()),
+    "gRPC stream": lambda server, text: _single(
+        json.loads(*grpc_calls.stream_predictions(server.project.grpc, "sentiment", data=text.encode()))
+    ),
+}
+"""The text itself, if it is no JSON object or array."""
+
+
+def is_json(text: str) -> bool:
+    """Whether a body without a content type is read as JSON."""
+    try:
+        return isinstance(json.loads(text.lstrip(MARK)), (dict, list))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_has_one_answer_by_every_way(server: Server, served: TextClassifier, name: str) -> None:
+    text = TEXTS[name]
+    expected = dict(zip(served.labels, map(float, served.predict([text.lstrip(MARK)])[0]), strict=True))
+    ways = WAYS if is_json(text) else WAYS | UNTYPED
+    if "\x00" in text:  # no program's argument can have one
+        ways = {way: send for way, send in ways.items() if way != "client"}
+    for way, send in ways.items():
+        assert send(server, text)["scores"] == pytest.approx(expected, abs=1e-5), way
+
+
+def test_the_command_line_reads_arguments_lines_and_files_alike(server: Server, tmp_path: Path) -> None:
+    """A line ends at its line feed. What ends a text otherwise is part of no line: `\\r\\n` and a mark at the start."""
+    lines = [TEXTS[name] for name in TEXTS if "\n" not in TEXTS[name] and "\x00" not in TEXTS[name]]
+    lines = [f"{MARK}late again", *lines, "late\ragain"]
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\r\n".join(lines).encode())
+    addresses = {"SENTIMENT_URL": server.project.inference}
+    by_argument = sentiment(server, "predict", "--json", "--", *lines).stdout
+    assert len(by_argument.splitlines()) == len(lines)
+    by_file = sentiment(server, "predict", "--json", "--file", str(file)).stdout
+    with file.open() as stdin:
+        by_line = run_module("client", "predict", "--json", env=addresses, stdin=stdin).stdout
+    scores = [[json.loads(line)["scores"] for line in out.splitlines()] for out in (by_argument, by_file, by_line)]
+    assert scores[0] == scores[1] == scores[2]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+        lambda text: text.replace(MARK, "").strip()
+    )
+)
+def test_any_text_has_one_answer_by_every_way(server: Server, text: str) -> None:
+    ways = {way: send for way, send in (WAYS if is_json(text) else WAYS | UNTYPED).items() if way != "client"}
+    answers = {way: send(server, text)["scores"] for way, send in ways.items()}
+    first = answers["text/plain"]
+    for way, scores in answers.items():
+        assert scores == pytest.approx(first, abs=1e-5), way
+
+
+AMBIGUOUS: dict[str, tuple[bytes, dict[str, str]]] = {
+    "a repeated field": (b"text=late&text=early", FORM),
+    "two fields": (b"text=late&body=early", FORM),
+    "the same twice": (b"data=late&data=late", FORM),
+    "a repeated key": (b'{"text": "late", "text": "early"}', JSON),
+    "a repeated key, untyped": (b'{"text": "late", "text": "early"}', {}),
+    "a repeated key in a list": (b'[{"text": "late", "text": "early"}]', JSON),
+    "no boundary": (b"--x\r\n", {"content-type": "multipart/form-data"}),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_what_could_mean_two_texts_is_refused(server: Server, name: str) -> None:
+    body, headers = AMBIGUOUS[name]
+    response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
+    assert (response.status_code, response.json()["type"]) == (400, "WrongShapeError"), response.text
+
+
+def test_a_multipart_form_with_two_texts_is_refused(server: Server) -> None:
+    for files in ([("text", "late"), ("text", "early")], [("text", "late"), ("data", "early")]):
+        parts = [(name, (None, value)) for name, value in files]
+        response = requests.post(server.project.predictions, files=parts, timeout=60)
+        assert (response.status_code, response.json()["type"]) == (400, "WrongShapeError"), response.text
+
+
+def test_grpc_with_two_texts_is_refused(server: Server) -> None:
+    error = json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", data=b"late", text=b"early"))
+    assert (error["code"], error["type"]) == (400, "WrongShapeError")
+
+
+@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations", "/models/sentiment/invoke"])
+def test_an_address_parameter_is_no_text(server: Server, path: str) -> None:
+    query = {"model_name": "sentiment", "text": "early", "data": "early"}
+    response = requests.post(server.project.inference + path, params=query, timeout=60)
+    assert (response.status_code, response.json()["type"]) == (400, "BlankTextError"), response.text
+
+
+@pytest.mark.parametrize("name", ["a JSON body", "a text", "a form"])
+def test_a_compressed_body_is_415(server: Server, name: str) -> None:
+    import gzip
+
+    kind = {"a JSON body": JSON, "a text": TEXT, "a form": {"content-type": "multipart/form-data"}}[name]
+    body = gzip.compress(b'{"text": "late"}')
+    headers = kind | {"Content-Encoding": "gzip"}
+    response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
+    assert (response.status_code, response.json()["type"]) == (415, "ContentEncodingError"), response.text
+    unchanged = requests.post(
+        server.project.predictions, data=b"late", headers=TEXT | {"Content-Encoding": "identity"}, timeout=60
+    )
+    assert unchanged.status_code == 200
+
+
+@pytest.mark.parametrize("text", [MARK, f"{MARK} {MARK}\n"])
+def test_byte_order_marks_alone_are_blank(server: Server, text: str) -> None:
+    for body, headers in ((text.encode(), TEXT), (text.encode(), {}), (as_json([text]), JSON)):
+        response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
+        assert (response.status_code, response.json()["type"]) == (400, "BlankTextError"), response.text

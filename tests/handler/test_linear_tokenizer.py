@@ -1,0 +1,252 @@
+"""spaCy's tokenizer in linear time, held against spaCy's own in its languages."""
+
+import pkgutil
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import spacy
+import spacy.lang
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from spacy.lang.en import English
+from spacy.symbols import ORTH
+
+from handler import linear_tokenizer
+from handler.limits import Limits
+from handler.linear_tokenizer import (
+    AFFIX_CHARACTERS,
+    CONTEXT_CHARACTERS,
+    LONG_AFFIX_CHARACTERS,
+    LONG_AFFIXES,
+    SLOW_INFIXES,
+    LinearTokenizer,
+)
+
+OWN_TOKENIZER = {"ja", "ko", "th", "vi", "zh"}
+LANGUAGES = sorted(
+    {module.name for module in pkgutil.iter_modules(spacy.lang.__path__) if module.ispkg} - OWN_TOKENIZER
+)
+
+MANY = 1_000
+
+SPECIAL_TOKENS = ("xxbos", "xxup", "xx a", "new york", ":) :(")
+
+AFFIXES = [
+    *"()[]{}\"'`.,;:!?…–—-_^/|~*+=<>#@&%$€°«»“”‘’¿",
+    *("''", "``", "..", "...", "……", "--", ",,", "US$", "C$", "'s", "’S", "°C.", "°c", "😀", "👍🏽", "🇬🇧", "\u200d"),
+    *("9", "10", "9km", "5m²", "9$", "3:45pm", "1,000.50", "1-2", "2*3", "½", "١"),
+    *("a", "x", "o", "D", "A", "AB", "Abc", "é", "É", "a\u0301", "飞", "\U00020000", "ну", "word", "flight"),
+    *("a.b", "a.B", "A.B", "a,b", "a-b", "a:b", "a/b", "a=b", "http://", "b.co", ".com", "user@x.org", "www.x.co/y?z#"),
+    *("a.m.", "p.m.", "can't", "Can’t", "we're", "Dr.", "U.S.", "e.g.", "o'clock", "z.B.", "l'", "d’", "n'est"),
+    *("aujourd'hui", "anti-sous-marin", "στη", "Μ.", "1'er", "5'in", "-lea", "+9%", "'90", "<b>"),
+    *(":)", ":-(", ";D", "(:", "xD", "8)", "O.o", "o_O", ":'(", "<3", "¯\\(ツ)/¯", "C++", "<space>", *SPECIAL_TOKENS),
+]
+SPACES = [" ", "  ", "\n", "\t", "\r\n", "\u2028", "\xa0", "\x1c"]
+
+
+@cache
+def spacys(language: str) -> Any:
+    tokenizer: Any = spacy.blank(language).tokenizer
+    for token in SPECIAL_TOKENS:
+        tokenizer.add_special_case(token, [{ORTH: token}])
+    return tokenizer
+
+
+@cache
+def ours(language: str) -> LinearTokenizer:
+    return LinearTokenizer(spacy.blank(language), SPECIAL_TOKENS)
+
+
+def check(language: str, text: str) -> None:
+    assert ours(language)(text) == [token.text for token in spacys(language)(text)], (language, text)
+
+
+@st.composite
+def texts(draw: st.DrawFn, special_cases: list[str]) -> str:
+    """Texts of few kinds of parts, so that these meet again and again, and long runs of some."""
+    part = st.sampled_from(AFFIXES) | st.sampled_from(special_cases) | st.sampled_from(SPACES) | st.text(max_size=3)
+    parts = draw(st.lists(part, min_size=1, max_size=5))
+    runs = st.tuples(st.sampled_from(parts), st.sampled_from([1, 1, 1, 2, 3, 9, 70]))
+    return "".join(one * times for one, times in draw(st.lists(runs, max_size=12)))
+
+
+@settings(max_examples=800)
+@given(st.data())
+def test_tokens_are_spacys_for_any_text(data: st.DataObject) -> None:
+    check("en", data.draw(texts(list(spacys("en").rules))))
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "hu", "ru", "tr", "bn", "ca", "it", "pl", "ro", "sv"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_tokens_are_spacys_in_other_languages(language: str, data: st.DataObject) -> None:
+    check(language, data.draw(texts(list(spacys(language).rules))))
+
+
+@pytest.mark.parametrize("affix", [*"()[]\"'!?.,;:…—", "..", "😀", "km", "$", "°C.", "'s", "US$", "……"])
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 10, 11, 16, 17, 40, 300])
+def test_runs_of_affixes_are_split_as_spacy_splits_them(affix: str, count: int) -> None:
+    for text in (
+        affix * count,
+        "a" + affix * count,
+        affix * count + "a",
+        f"9{affix}" * count,
+        f"{affix}a{affix}" * count,
+    ):
+        check("en", text)
+
+
+EMOTICONS = [
+    *(
+        ":)",
+        ":-(",
+        ";D",
+        "(:",
+        "):",
+        ":",
+        ")",
+        "(",
+        "-",
+        "_",
+        "^",
+        ">",
+        "<3",
+        "o",
+        "O",
+        "D",
+        "8",
+        "=",
+        "x",
+        "'",
+        "s",
+        "a.m.",
+    ),
+]
+
+
+@settings(max_examples=1_000)
+@given(st.lists(st.sampled_from(EMOTICONS) | st.just(" "), max_size=14).map("".join))
+@example("): :(")
+@example(": ) :")
+@example(":):) :):-(")
+@example("to new york :) :( or")
+@example("xx a b")
+@example("renew york. :) :(")
+def test_special_cases_are_found_as_spacy_finds_them(text: str) -> None:
+    """spaCy looks for emoticons in the whole text, so the tokens of a word may depend on the next word's."""
+    check("en", text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_affixes_are_no_longer_than_where_they_are_looked_for(language: str) -> None:
+    """Otherwise the tokens of long words would not be spaCy's."""
+    defaults: Any = spacy.util.get_lang_class(language).Defaults
+    affixes = [piece for piece in (*(defaults.prefixes or ()), *(defaults.suffixes or ())) if piece.strip()]
+    characters = LONG_AFFIX_CHARACTERS if language in LONG_AFFIXES else AFFIX_CHARACTERS
+    for piece in affixes:
+        parsed = parse(piece)
+        assert str(parsed.data[0][0]) != "BRANCH", f"{piece}: only the first alternative would be anchored"
+        assert all(width <= CONTEXT_CHARACTERS for width in context_widths(parsed)), piece
+        if piece != r"\.\.+" and not (language == "hu" and len(piece) > 400):  # a slip: a class without its brackets
+            assert parsed.getwidth()[1] <= characters or language in LONG_AFFIXES, piece
+    slow = [piece[:40] for piece in defaults.infixes or () if piece.strip() and reads_on_in_vain(parse(piece))]
+    assert not slow or language in SLOW_INFIXES, slow
+
+
+def parse(pattern: str) -> Any:
+    return re._parser.parse(pattern)
+
+
+def context_widths(parsed: Any) -> Iterator[int]:
+    """The widths of what a pattern looks at beside its match."""
+    for operation, argument in parsed.data:
+        if str(operation) in ("ASSERT", "ASSERT_NOT"):
+            yield argument[1].getwidth()[1]
+
+
+def reads_on_in_vain(parsed: Any) -> bool:
+    """Whether a pattern begins with a part of any length that another must follow: its search may read the rest of a
+    word from each position."""
+    operation, argument = parsed.data[0]
+    while str(operation) == "SUBPATTERN":
+        operation, argument = argument[-1].data[0]
+    return len(parse_parts(parsed)) > 1 and str(operation) == "MAX_REPEAT" and argument[1] > MANY
+
+
+def parse_parts(parsed: Any) -> Any:
+    """The parts of a pattern, without the parentheses around all of it."""
+    while len(parsed.data) == 1 and str(parsed.data[0][0]) == "SUBPATTERN":
+        parsed = parsed.data[0][1][-1]
+    return parsed.data
+
+
+class Counted:
+    """A pattern's function that counts the characters that it is given."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.characters = 0
+
+    def __call__(self, text: str, *places: int) -> Any:
+        self.characters += len(text)
+        return self._function(text, *places)
+
+
+PATTERNS = ("_prefix", "_suffix", "_infixes", "_url_match")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "()",
+            "(",
+            ")",
+            "😀$—",
+            "a",
+            "\U00020000",
+            "9$",
+            "9km",
+            "a.",
+            "a-",
+            "'s",
+            "..a",
+            ".",
+            "…",
+            ":)",
+            "):",
+            "a@",
+            "1:@",
+        ),
+        *("a.b", "a ", "((\U00020000 ", "a\n", "x)", ") :( ", "http://a", "can't"),
+    ],
+)
+def test_the_patterns_read_a_text_a_bounded_number_of_times(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """spaCy's own tokenizer gives them the rest of a word for each affix: thousands of times its length."""
+    tokenizer = LinearTokenizer(spacy.blank("en"), ())
+    counted = {name: Counted(getattr(tokenizer, name)) for name in PATTERNS}
+    for name, count in counted.items():
+        monkeypatch.setattr(tokenizer, name, count)
+    length = Limits().max_text_characters
+    for text in ((unit * length)[:length], (unit * length)[: length // 2] + "a" * (length // 2)):
+        before = {name: count.characters for name, count in counted.items()}
+        tokenizer(text)
+        for name, count in counted.items():
+            assert count.characters - before[name] <= 40 * length, (name, text[:20])
+
+
+WITHOUT_BACKTRACKING: Any = linear_tokenizer._without_backtracking(English.Defaults.url_match)
+URL_PARTS = ("http://", "a", "b.co", ".", ":", "@", "user:word@", "10.0.0.1", "8.8.8.8", ":80", "/x?y=z", "#", "é", "-")
+
+
+@given(st.lists(st.sampled_from(URL_PARTS), max_size=8).map("".join))
+@example("http://user:word@b.co:80/x")
+@example("a:b:c@d@b.co")
+def test_the_same_urls_are_found(text: str) -> None:
+    spacys_own: Any = English.Defaults.url_match
+    made = WITHOUT_BACKTRACKING
+    assert made.__self__.pattern != spacys_own.__self__.pattern, "spaCy's pattern is another than the one made faster"
+    assert bool(made(text)) == bool(spacys_own(text))

@@ -1,0 +1,51 @@
+"""What can be known of an archive before TorchServe unpacks it."""
+
+import json
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from server.archive import MANIFEST, Archive
+from server.properties import ConfigurationError
+
+
+def test_name_version_and_size(mar: Path) -> None:
+    archive = Archive.read(mar)
+    with ZipFile(mar) as opened:
+        size = sum(len(opened.read(name)) for name in opened.namelist())
+    assert archive == Archive("sentiment", "1.0", size)
+
+
+def manifest(content: str) -> dict[str, str]:
+    return {MANIFEST: content}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, manifest("no JSON"), manifest("[]"), manifest("{}"), manifest('{"model": []}'), manifest('{"model": {}}')],
+)
+def test_another_zip_is_none(tmp_path: Path, files: dict[str, str]) -> None:
+    with ZipFile(tmp_path / "a.mar", "w") as written:
+        for name, content in files.items():
+            written.writestr(name, content)
+    with pytest.raises(ConfigurationError, match=r"a\.mar is no model archive"):
+        Archive.read(tmp_path / "a.mar")
+
+
+def test_no_zip_a_cut_one_a_folder_or_nothing_is_none(tmp_path: Path, mar: Path) -> None:
+    (tmp_path / "a.mar").write_text("a text")
+    (tmp_path / "cut.mar").write_bytes(mar.read_bytes()[:-1_000])
+    for name in ("a.mar", "cut.mar"):
+        with pytest.raises(ConfigurationError, match=r"is no model archive .*`make archive` builds one"):
+            Archive.read(tmp_path / name)
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        Archive.read(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"No file at .*; `make archive` builds it"):
+        Archive.read(tmp_path / "none.mar")
+
+
+def test_the_first_version_is_torchserves_default(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "a.mar", "w") as written:
+        written.writestr(MANIFEST, json.dumps({"model": {"modelName": "a"}}))
+    assert Archive.read(tmp_path / "a.mar").model_version == "1.0"

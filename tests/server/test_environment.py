@@ -1,0 +1,38 @@
+"""What TorchServe and its workers get of the user's environment."""
+
+from pathlib import Path
+
+from server import environment
+
+
+def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> None:
+    users = {
+        "PYTHONPATH": "/strangers",
+        "PYTHONHOME": "/strangers",
+        "PYTHONWARNINGS": "error",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "TMPDIR": "/long",
+        "TS_CONFIG_FILE": "other.properties",
+        "LOCAL_RANK": "1",
+        "_JAVA_OPTIONS": "-Djava.io.tmpdir=/elsewhere",
+    }
+    started = environment.torchserves(users | {"HOME": "/home", "PYTHONUNBUFFERED": "1"}, Path("/short"))
+    assert started == {
+        "HOME": "/home",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(environment.WITHOUT_TORCH),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUTF8": "1",
+        "LC_ALL": started["LC_ALL"],
+        "TMPDIR": "/short",
+    }
+    assert started["LC_ALL"] in environment.UTF_8_LOCALES
+
+
+def test_what_is_kept_back_is_named() -> None:
+    assert environment.not_passed_on({"PYTHONPATH": "/x", "PYTHONUNBUFFERED": "1", "RANK": "0"}) == [
+        "PYTHONPATH",
+        "RANK",
+    ]

@@ -1,0 +1,192 @@
+"""A learner's file to a learner, whichever fastai 2, Python and operating system wrote the file.
+
+The file is a pickle: it names the classes and functions of its objects by module. Some of them have moved since the
+file was written. This module maps the old names while it unpickles.
+
+A name that does not exist here becomes a `Missing`: the learner loads, and whatever uses the object fails. So a learner
+loads without the functions of a notebook that read a table's columns, which no request needs, and is still refused if
+one of its own objects takes part in a prediction.
+"""
+
+import contextlib
+import pickle
+import types
+import warnings
+from collections.abc import Iterable
+from pathlib import Path, PureWindowsPath
+from typing import IO, Any
+
+import pandas as pd
+import spacy
+from fastai.text.all import Learner, RNNCallback, TextLearner, load_learner
+from plum import Function
+from spacy.language import Language
+from spacy.strings import StringStore
+from spacy.symbols import NORM, ORTH
+from spacy.tokenizer import Tokenizer
+from spacy.vocab import Vocab
+
+from training.errors import TrainingError
+
+
+def read_learner(file: Path) -> Learner:
+    """The learner of a file that fastai's `Learner.export` wrote.
+
+    Unpickling runs code that the file names: load only files that you trust.
+
+    Raises:
+        TrainingError: the file cannot be read, or holds something else.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
+        try:
+            learner = load_learner(file, pickle_module=_PICKLE)
+        except TrainingError as error:
+            raise TrainingError(f"{file} does not load: {error}") from error
+        except Exception as error:  # a pickle may raise anything
+            raise TrainingError(
+                f"{file} does not load: {type(error).__name__}: {error}. Expected what fastai's `Learner.export` wrote."
+            ) from error
+    if not isinstance(learner, Learner):
+        raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")
+    if isinstance(learner, TextLearner) and not any(isinstance(callback, RNNCallback) for callback in learner.cbs):
+        learner.add_cb(RNNCallback())  # before fastai 2.2, RNNRegularizer took its part
+    return learner
+
+
+class _Missing(type):
+    """The class of a stand-in for a class or function that does not exist here."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise _not_here(cls, name)
+
+
+class Missing(metaclass=_Missing):
+    """Stands in for an object whose class or function does not exist here. Any use of it raises TrainingError."""
+
+    def __new__(cls, *_arguments: object, **_options: object) -> "Missing":
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise _not_here(type(self), name)
+
+    def __call__(self, *_arguments: object, **_options: object) -> Any:
+        raise _not_here(type(self), "__call__")
+
+
+def _missing(module: str, name: str) -> type[Missing]:
+    return _Missing(f"{module}.{name} (not installed here)", (Missing,), {"__module__": module})
+
+
+def _not_here(missing: type, attribute: str) -> Exception:
+    # Python itself looks for these, to copy or to print an object.
+    if attribute.startswith("__") and attribute != "__call__":
+        return AttributeError(attribute)
+    return TrainingError(
+        f"the learner uses {missing.__qualname__}. Install its package or put its module on PYTHONPATH. If it was "
+        f"defined in a notebook, move it to a module and export the learner again."
+    )
+
+
+class _TypeDispatch(Function):
+    """Reads a function that fastcore before fasttransform chose by its argument's type."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def any_of_them(*arguments: Any, **options: Any) -> Any:
+            return functions[0](*arguments, **options)
+
+        functions = [function for by_type in state["funcs"].values() for function in by_type.values()]
+        Function.__init__(self, any_of_them)
+        for function in functions:
+            # plum needs a name, which functools.partial has not.
+            self.dispatch(function if hasattr(function, "__name__") else any_of_them)
+        self.__class__ = Function
+
+
+class _TypeDict:
+    """Reads fastcore's table of functions by type, as `_TypeDispatch` needs it."""
+
+    d: dict[type, Any]
+
+    def values(self) -> Iterable[Any]:
+        return self.d.values()
+
+
+def _vocabulary(strings: StringStore, *_others: object) -> Vocab:
+    """spaCy's vocabulary, without what its versions keep of a word besides its characters: no token depends on it."""
+    return Vocab(strings=strings)
+
+
+def _tokenizer(vocabulary: Vocab, rules: dict[str, Any], *searches: Any) -> Tokenizer:
+    """spaCy's tokenizer, without what spaCy 2 keeps of a special case besides its tokens: spaCy 3 refuses it."""
+    plain = {
+        word: [{name: part[name] for name in (ORTH, NORM) if name in part} for part in parts]
+        for word, parts in rules.items()
+    }
+    return Tokenizer(vocabulary, plain, *searches)
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    """`getattr`: a pickle has it for methods, and fastai keeps a method of the spaCy pipeline."""
+    if isinstance(owner, Language) and "_components" not in vars(owner):
+        owner = _from_spacy_2(owner)
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        return _missing(getattr(owner, "__module__", ""), f"{getattr(owner, '__qualname__', owner)}.{name}")
+
+
+def _from_spacy_2(pipeline: Language) -> Language:
+    state = vars(pipeline)
+    if state["pipeline"]:
+        raise TrainingError(
+            f"its spaCy pipeline has components, {', '.join(name for name, _ in state['pipeline'])}; expected none."
+        )
+    today = spacy.blank(pipeline.lang)
+    today.tokenizer = state["tokenizer"]
+    return today
+
+
+_MOVED_MODULES = {
+    "fastcore.transform": "fasttransform.transform",  # since fastai 2.8.0
+    "pathlib._local": "pathlib",  # in Python 3.13
+}
+
+_LATER_MODULES = {"fastai.layers": ("fastai.losses",)}
+"""Where some of a module's names are now: fastai 2.0.0 had the losses among the layers."""
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("__builtin__", "getattr"): _attribute,  # fastai pickles by protocol 2, which has Python 2's names
+    ("fastcore.dispatch", "TypeDispatch"): _TypeDispatch,
+    ("fastcore.dispatch", "_TypeDict"): _TypeDict,
+    ("pandas.core.indexes.numeric", "Int64Index"): pd.Index,  # before pandas 2
+    ("pathlib", "WindowsPath"): PureWindowsPath,  # the other one exists on Windows alone
+    ("spacy.morphology", "Morphology"): _missing("spacy.morphology", "Morphology"),  # part of spaCy 2's vocabulary
+    ("spacy.tokenizer", "Tokenizer"): _tokenizer,
+    ("spacy.vocab", "unpickle_vocab"): _vocabulary,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = _MOVED_MODULES.get(module, module)
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
+        for place in (module, *_LATER_MODULES.get(module, ())):
+            with contextlib.suppress(ImportError, AttributeError):
+                return super().find_class(place, name)
+        return _missing(module, name)
+
+
+def _unpickled(file: IO[bytes], **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
+
+
+_PICKLE = types.SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=_unpickled)
+"""What torch takes of the module `pickle` to load a file."""

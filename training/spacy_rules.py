@@ -1,0 +1,58 @@
+"""The rules of a learner's spaCy tokenizer, as data that the exported model carries.
+
+They are part of the learner's file. Those of the installed spaCy may differ: spaCy 3.8 splits `⟦` from a word and 3.6
+does not, and up to 3.4 `thatve` was two tokens.
+"""
+
+import re
+from typing import Any
+
+from spacy.about import __version__ as SPACY_VERSION
+from spacy.language import Language
+from spacy.symbols import ORTH
+from spacy.tokenizer import Tokenizer
+
+from handler.tokens import SpacyRules
+from training.errors import TrainingError
+
+
+def own_rules(pipeline: Language, installed: Language) -> SpacyRules | None:
+    """The rules of a pipeline's tokenizer; None if they are those of the installed spaCy's.
+
+    Raises:
+        TrainingError: they differ in something other than regular expressions and special cases.
+    """
+    tokenizers: list[Any] = [pipeline.tokenizer, installed.tokenizer]
+    if len({tokenizer.to_bytes(exclude=["vocab"]) for tokenizer in tokenizers}) == 1:
+        return None
+    if any(type(tokenizer) is not Tokenizer for tokenizer in tokenizers):
+        raise TrainingError(
+            f"The learner's spaCy tokenizer for {pipeline.lang!r} has settings other than those of spaCy "
+            f"{SPACY_VERSION}, and is not spaCy's own Tokenizer, whose rules can be exported."
+        )
+    own, todays = map(_rules, tokenizers)
+    return None if own == todays else own
+
+
+def _rules(tokenizer: Any) -> SpacyRules:
+    return SpacyRules(
+        prefix=_expression(tokenizer.prefix_search, "search"),
+        suffix=_expression(tokenizer.suffix_search, "search"),
+        infix=_expression(tokenizer.infix_finditer, "finditer"),
+        token=_expression(tokenizer.token_match, "match"),
+        url=_expression(tokenizer.url_match, "match"),
+        special_cases={word: tuple(part[ORTH] for part in parts) for word, parts in tokenizer.rules.items()},
+    )
+
+
+def _expression(function: Any, method: str) -> str:
+    """The regular expression whose bound method spaCy calls; empty for None."""
+    if function is None:
+        return ""
+    pattern = getattr(function, "__self__", None)
+    if not isinstance(pattern, re.Pattern) or function.__name__ != method or pattern.flags != re.UNICODE:
+        raise TrainingError(
+            f"The learner's spaCy tokenizer has a function of its own, {function}; only the rules of a spaCy version "
+            f"are exported: the method {method!r} of a regular expression without flags."
+        )
+    return str(pattern.pattern)
