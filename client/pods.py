@@ -139,19 +139,18 @@ def _as_json(deployment: Deployment, pod: str, command: Command, say: Say) -> bo
 
 
 def _run(deployment: Deployment, pod: str, command: Command) -> int:
-    with _stopped_by_signals(), _forward(deployment, pod) as (inference_url, management_url):
+    with _interrupted_by_hangup(), _forward(deployment, pod) as (inference_url, management_url):
         return command(inference_url, management_url)
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C, so that no port-forward outlives this program."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+def _interrupted_by_hangup() -> Iterator[None]:
+    """Treat SIGHUP, of a terminal that is closed, as Ctrl-C, so that the port-forward is ended."""
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGHUP, before)
 
 
 def _pods(deployment: Deployment) -> list[Pod]:

@@ -202,8 +202,15 @@ def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, mo
     assert said == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "message", "code"),
+    [
+        (signal.SIGINT, "Interrupted.", 130),
+        (signal.SIGHUP, "Interrupted.", 130),
+        (signal.SIGTERM, "Terminated.", 143),
+    ],
+)
+def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
     add("sentiment-a", forward=Forward.SILENT)
     command = [sys.executable, "-m", "client", "--every-pod", "status"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -211,8 +218,8 @@ def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int) -> 
             time.sleep(0.05)
         running.send_signal(number)
         _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert errors == "error: not done on sentiment-a; done on no pod.\nInterrupted.\n"
+    assert running.returncode == code
+    assert errors == f"error: not done on sentiment-a; done on no pod.\n{message}\n"
     assert not any(forward.is_running() for forward in forwards)
 
 
