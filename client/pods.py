@@ -31,8 +31,6 @@ FORWARD_TIMEOUT_S = 30.0
 """How long kubectl may take to list pods, and to start a port-forward."""
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.05
-REASON_LINES = 2
-"""Lines of kubectl's that are shown: the error that ended it, and the one before."""
 
 _FORWARDED = re.compile(r"^Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)$", re.MULTILINE)
 _LOG_PREFIX = re.compile(r"^[IWEF]\d{4} \S+ +\d+ \S+\] ")
@@ -141,19 +139,18 @@ def _as_json(deployment: Deployment, pod: str, command: Command, say: Say) -> bo
 
 
 def _run(deployment: Deployment, pod: str, command: Command) -> int:
-    with _stopped_by_signals(), _forward(deployment, pod) as (inference_url, management_url):
+    with _interrupted_by_hangup(), _forward(deployment, pod) as (inference_url, management_url):
         return command(inference_url, management_url)
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C, so that no port-forward outlives this program."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+def _interrupted_by_hangup() -> Iterator[None]:
+    """Treat SIGHUP, of a terminal that is closed, as Ctrl-C, so that the port-forward is ended."""
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGHUP, before)
 
 
 def _pods(deployment: Deployment) -> list[Pod]:
@@ -248,6 +245,8 @@ def _end(forward: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(errors: str) -> str:
-    """The end of what kubectl wrote to standard error."""
-    lines = [_LOG_PREFIX.sub("", one_line(line)).strip() for line in errors.splitlines() if line.strip()]
-    return " ".join(lines[-REASON_LINES:]) or "it gave no reason."
+    """What kubectl wrote to standard error: its message, and the last line of its log in brackets."""
+    lines = [one_line(line).strip() for line in errors.splitlines()]
+    messages = [line for line in lines if line and not _LOG_PREFIX.match(line)]
+    logged = [f"({_LOG_PREFIX.sub('', line)})" for line in lines if _LOG_PREFIX.match(line)]
+    return " ".join(messages[-1:] + logged[-1:]) or "it gave no reason."

@@ -54,10 +54,22 @@ def add(api: ApiServer) -> Iterator[Add]:
         context.__exit__(None, None, None)
 
 
-def _forwards(pid: int | None = None, command: str = "") -> list[psutil.Process]:
-    """The processes of kubectl that a process, by default this one, has started and not ended."""
-    children = psutil.Process(pid).children()
-    return [child for child in children if "kubectl" in child.name() and command in " ".join(child.cmdline())]
+def _forwards(pid: int | None = None) -> list[psutil.Process]:
+    """The processes of kubectl that a process, by default this one, has started and not waited for."""
+    return [child for child in psutil.Process(pid).children() if "kubectl" in child.name()]
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Whether a process with all its threads has ended and only waits to be waited for."""
+    with contextlib.suppress(psutil.ZombieProcess):
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 1
+    return True
+
+
+def _forwarding(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+        return "port-forward" in process.cmdline()
+    return False
 
 
 def test_a_command_runs_on_every_pod(add: Add, capsys: Out) -> None:
@@ -145,13 +157,14 @@ def test_a_command_that_outlives_its_forward_has_failed(api: ApiServer, add: Add
         with contextlib.suppress(ConnectionRefusedError):
             while True:
                 socket.create_connection((address.hostname, address.port or 0)).close()
+        while not all(map(_ended, _forwards())):
+            time.sleep(0.01)
         return 0
 
     said: list[str] = []
     assert not pods.on_every_pod(pods.Deployment(), answered_by_another_program, said.append, as_json=False)
     stopped, summary = said
-    assert stopped.startswith("error: kubectl port-forward stopped: ")
-    assert stopped.endswith("error: lost connection to pod")
+    assert stopped.startswith("error: kubectl port-forward stopped: error: lost connection to pod")
     assert summary == "error: not done on sentiment-a; done on no pod."
 
 
@@ -189,17 +202,24 @@ def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, mo
     assert said == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "message", "code"),
+    [
+        (signal.SIGINT, "Interrupted.", 130),
+        (signal.SIGHUP, "Interrupted.", 130),
+        (signal.SIGTERM, "Terminated.", 143),
+    ],
+)
+def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
     add("sentiment-a", forward=Forward.SILENT)
     command = [sys.executable, "-m", "client", "--every-pod", "status"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        while not (forwards := _forwards(running.pid, "port-forward")):
+        while running.poll() is None and not (forwards := list(filter(_forwarding, _forwards(running.pid)))):
             time.sleep(0.05)
         running.send_signal(number)
         _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert errors == "error: not done on sentiment-a; done on no pod.\nInterrupted.\n"
+    assert running.returncode == code
+    assert errors == f"error: not done on sentiment-a; done on no pod.\n{message}\n"
     assert not any(forward.is_running() for forward in forwards)
 
 
