@@ -26,6 +26,9 @@ from server.workspace import Workspace
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
 WITHOUT_TORCH = Path(__file__).with_name("without_torch")
+PROGRAMS = Path(__file__).with_name("programs")
+"""What TorchServe executes besides Python, for machines that lack it."""
+
 START_TIMEOUT_S = 120
 LOAD_RETRIES = 2
 STOP_TIMEOUT_S = 15
@@ -59,6 +62,7 @@ class TorchServe:
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         self._workspace = Workspace()
         paths = [str(WITHOUT_TORCH), *filter(None, [environment.get("PYTHONPATH")])]
+        programs = [environment.get("PATH", os.defpath), str(PROGRAMS)]
         command = self._command(java_home())
         if properties.token_authorization:
             _make(properties.key_file)
@@ -66,7 +70,12 @@ class TorchServe:
             command,
             # Relative paths in the configuration are relative to its folder.
             cwd=properties.path.parent,
-            env=dict(environment) | {"TMPDIR": str(self._workspace.path), "PYTHONPATH": os.pathsep.join(paths)},
+            env=dict(environment)
+            | {
+                "TMPDIR": str(self._workspace.path),
+                "PYTHONPATH": os.pathsep.join(paths),
+                "PATH": os.pathsep.join(programs),
+            },
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,
