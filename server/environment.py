@@ -2,10 +2,13 @@
 or start TorchServe otherwise than the configuration says, and with UTF-8 whatever the locale."""
 
 import locale
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 WITHOUT_TORCH = Path(__file__).with_name("without_torch")
+PROGRAMS = Path(__file__).with_name("programs")
+"""What TorchServe executes besides Python, for machines that lack it."""
 
 KEPT_OF_PYTHON = {
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONMALLOC"),
@@ -43,6 +46,7 @@ def torchserves(environment: Mapping[str, str], temporary: Path) -> dict[str, st
     kept = {name: value for name, value in environment.items() if name not in not_passed_on(environment)}
     own = {
         "TMPDIR": str(temporary),
+        "PATH": os.pathsep.join([environment.get("PATH", os.defpath), str(PROGRAMS)]),
         # TorchServe appends the folder of the archive's code.
         "PYTHONPATH": str(WITHOUT_TORCH),
         "PYTHONNOUSERSITE": "1",

@@ -102,7 +102,8 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator
     with zipfile.ZipFile(store / "sentiment-2.mar") as good, zipfile.ZipFile(store / "raises.mar", "w") as bad:
         for item in good.infolist():
             bad.writestr(item, RAISES if item.filename == "service.py" else good.read(item))
-    with serving(project, OMP_NUM_THREADS="1") as running:
+    # With no program on the path: whatever TorchServe executes while versions come and go has to be the server's own.
+    with serving(project, OMP_NUM_THREADS="1", PATH=str(folder)) as running:
         yield running
 
 

@@ -9,9 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
+
+from client.transport import VERSION_HEADER
+from tests.paths import MODEL, ROOT
+from training.archive import archive
 
 IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")
@@ -28,11 +34,12 @@ def engine(*arguments: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.fixture
-def container() -> Iterator[str]:
+@contextmanager
+def running(*options: str) -> Iterator[str]:
+    """A container that is ready, by its id."""
     name = engine(
         *("run", "--detach", "--read-only", "--tmpfs", "/tmp:size=256m", "--cap-drop", "ALL"),
-        *("--security-opt", "no-new-privileges", "--publish", "127.0.0.1::8080", IMAGE),
+        *("--security-opt", "no-new-privileges", "--publish", "127.0.0.1::8080", *options, IMAGE),
     )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -44,6 +51,21 @@ def container() -> Iterator[str]:
         yield name
     finally:
         engine("rm", "--force", name)
+
+
+@pytest.fixture
+def container() -> Iterator[str]:
+    with running() as name:
+        yield name
+
+
+def sentiment(container: str, *arguments: str) -> str:
+    """The command line in the container's network, as a port-forward to a pod gives it: management is on its loopback
+    interface alone. The image has no client, but the Python and the packages that it needs."""
+    return engine(
+        *("run", "--rm", "--read-only", "--network", f"container:{container}", "--entrypoint", "python"),
+        *("--volume", f"{ROOT}/client:/app/client:ro", IMAGE, "-m", "client", *arguments),
+    )
 
 
 def url(container: str) -> str:
@@ -89,6 +111,21 @@ def test_sigterm_under_load_answers_what_is_in_flight(container: str) -> None:
         engine("kill", "--signal", "TERM", container)
         assert [reply.result().status_code for reply in sent] == [200] * 16
     assert engine("wait", container) == "0"
+
+
+def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
+    """TorchServe executes programs for it, and the image has few."""
+    second = tmp_path / "sentiment-2.mar"
+    archive(MODEL, second, "2.0", "int8")
+    with running("--volume", f"{second}:/app/model_store/{second.name}:ro") as container:
+        for arguments in ("scale 2", "scale 1", "register sentiment-2.mar", "unregister 2.0"):
+            sentiment(container, *arguments.split())
+        for command, version in (("rollout sentiment-2.mar", "2.0"), ("rollback sentiment.mar", "1.0")):
+            sentiment(container, *command.split(), "--drain", "0")
+            reply = requests.post(url(container), data=b"Late again", headers=TEXT, timeout=60)
+            assert (reply.status_code, reply.headers[VERSION_HEADER]) == (200, version)
+        status = json.loads(sentiment(container, "status", "--json"))
+        assert [version["version"] for version in status["versions"]] == ["1.0"]
 
 
 def test_labels_say_what_it_is() -> None:
