@@ -80,7 +80,7 @@ class Missing(metaclass=_Missing):
         raise _not_here(type(self), "__call__")
 
 
-def _missing(module: str, name: str) -> type[Missing]:
+def _missing(module: str, name: str) -> type:
     return _Missing(f"{module}.{name} (not installed here)", (Missing,), {"__module__": module})
 
 
@@ -106,7 +106,7 @@ class _TypeDispatch(Function):
         for function in functions:
             # plum needs a name, which functools.partial has not.
             self.dispatch(function if hasattr(function, "__name__") else any_of_them)
-        self.__class__ = Function
+        self.__class__ = Function  # type: ignore[assignment]
 
 
 class _TypeDict:
@@ -148,13 +148,37 @@ def _from_spacy_2(pipeline: Language) -> Language:
         raise TrainingError(
             f"its spaCy pipeline has components, {', '.join(name for name, _ in state['pipeline'])}; expected none."
         )
-    today = spacy.blank(pipeline.lang)
+    today = spacy.blank(str(pipeline.lang))
     today.tokenizer = state["tokenizer"]
     return today
 
 
+def _builtin_type(name: str) -> Any:
+    """What cloudpickle calls for a type without a public name, among them that of a function's code."""
+    return _code if name == "CodeType" else getattr(types, name)
+
+
+def _code(*parts: Any) -> types.CodeType:
+    """A function's code, which differs between versions of Python; that of a function that fails if it is another's."""
+    try:
+        return types.CodeType(*parts)
+    except (TypeError, ValueError):
+        *_, variables_of_the_closure, _ = parts
+        return _of_another_python.__code__.replace(co_freevars=variables_of_the_closure)
+
+
+def _of_another_python(*_arguments: object, **_options: object) -> None:
+    raise RuntimeError("a function of the learner's own was pickled by another version of Python")
+
+
 _MOVED_MODULES = {
     "fastcore.transform": "fasttransform.transform",  # since fastai 2.8.0
+    # In today's plum, which chooses a function by its arguments' types since fastai 2.8.0:
+    "plum.function": "plum._function",
+    "plum.method": "plum._method",
+    "plum.resolver": "plum._resolver",
+    "plum.signature": "plum._signature",
+    "plum.util": "plum._util",
     "pathlib._local": "pathlib",  # in Python 3.13
 }
 
@@ -163,6 +187,7 @@ _LATER_MODULES = {"fastai.layers": ("fastai.losses",)}
 
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("__builtin__", "getattr"): _attribute,  # fastai pickles by protocol 2, which has Python 2's names
+    ("cloudpickle.cloudpickle", "_builtin_type"): _builtin_type,
     ("fastcore.dispatch", "TypeDispatch"): _TypeDispatch,
     ("fastcore.dispatch", "_TypeDict"): _TypeDict,
     ("pandas.core.indexes.numeric", "Int64Index"): pd.Index,  # before pandas 2

@@ -25,13 +25,15 @@ def probes(model: ExportedModel) -> list[str]:
     generator = random.Random(1)
     words = [token for token in model.vocabulary if token and token.isalpha() and not token.startswith("xx")]
     texts = (" ".join(_words(words, length, generator)) for length in sorted(lengths))
-    return [*SENTENCES, *texts, *_special_cases(model.config.tokenizer, max(max(lengths) // 8, 1))]
+    return [*SENTENCES, *texts, *_special_cases(model.config.tokenizer, max(max(lengths, default=8) // 8, 1))]
 
 
 def _special_cases(tokenizer: TokenizerConfig, words: int) -> list[str]:
     """Texts of the words that a model's own rules split in a way of their own, each into less than eight tokens."""
-    cases = tokenizer.spacy_rules.special_cases if tokenizer.spacy_rules else ()
-    cases = [case for case in cases if case.split() == [case] and case not in tokenizer.special_tokens]
+    if tokenizer.spacy_rules is None:
+        return []
+    known = tokenizer.spacy_rules.special_cases
+    cases = [case for case in known if case.split() == [case] and case not in tokenizer.special_tokens]
     return [" ".join(cases[start : start + words]) for start in range(0, len(cases), words)]
 
 

@@ -1,0 +1,122 @@
+"""Learners that other versions of fastai, Python and spaCy wrote, in environments of their own.
+
+Beside each `.pkl` file stands a `.json` file with the versions that wrote it and their own predictions.
+"""
+
+import json
+import sys
+import types
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastai.text.all import Callback, CrossEntropyLossFlat, Transform
+
+from handler import exported
+from handler.classifier import TextClassifier
+from tests.paths import LEARNERS, MODEL
+from tests.training.test_export import make_learner
+from training.errors import TrainingError
+from training.export import export_learner
+from training.learner_file import read_learner
+
+WRITTEN_ELSEWHERE = sorted(LEARNERS.glob("*.pkl"))
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("file", WRITTEN_ELSEWHERE, ids=lambda file: file.stem)
+def test_a_learner_of_any_version_and_system_answers_as_it_did_there(file: Path, tmp_path: Path) -> None:
+    """The export is proved against the learner as it is loaded here, and held against the predictions that the
+    learner's own environment stored."""
+    exported.write(export_learner(read_learner(file), {}), tmp_path)
+    classifier = TextClassifier.load(tmp_path)
+    assert list(classifier.labels) == ["negative", "neutral", "positive"]
+    for text, probabilities in stored_predictions(file).items():
+        found = classifier.predict([text])[0]
+        np.testing.assert_allclose(found, probabilities, rtol=0, atol=TOLERANCE, err_msg=text)
+
+
+def stored_predictions(file: Path) -> dict[str, list[float]]:
+    """Empty for the two files whose environments stored none."""
+    if file.stem in ("fastai-2.7.19", "windows"):
+        return {}
+    predictions: dict[str, list[float]] = json.loads(file.with_suffix(".json").read_text())["predictions"]
+    assert len(predictions) == 5
+    return predictions
+
+
+def test_the_files_are_of_every_minor_version_of_fastai() -> None:
+    versions = [json.loads(file.read_text())["versions"] for file in LEARNERS.glob("*.json")]
+    assert {version["fastai"].rpartition(".")[0] for version in versions} == {f"2.{minor}" for minor in range(9)}
+    assert {version["python"].rpartition(".")[0] for version in versions} >= {"3.8", "3.10", "3.13"}
+
+
+def test_the_learners_own_spacy_rules_are_exported(tmp_path: Path) -> None:
+    """Up to spaCy 3.4 `theses` was two tokens; since 3.7 `⟦` is one of its own."""
+    exported.write(export_learner(read_learner(LEARNERS / "fastai-2.6.3.pkl"), {}), tmp_path)
+    old, new = (exported.read(folder).tokenizer for folder in (tmp_path, MODEL))
+    assert old.tokens("theses ⟦late") == ["xxbos", "these", "s", "⟦late"]
+    assert new.tokens("theses ⟦late") == ["xxbos", "theses", "⟦", "late"]
+
+
+def test_a_path_of_windows_and_python_3_13_is_read(tmp_path: Path) -> None:
+    """A path's class has another module there; protocol 2 writes it as a line of text."""
+    windows, both = LEARNERS / "windows.pkl", tmp_path / "both.pkl"
+    with zipfile.ZipFile(windows) as source, zipfile.ZipFile(both, "w") as changed:
+        for part in source.infolist():
+            data = source.read(part)
+            if part.filename.endswith("/data.pkl"):
+                assert b"pathlib\nWindowsPath" in data
+                data = data.replace(b"cpathlib\n", b"cpathlib._local\n")
+            changed.writestr(part, data)
+    assert str(read_learner(both).path) == str(read_learner(windows).path)
+
+
+def of_a_missing_module(kind: type, name: str = "Own", **members: Any) -> Any:
+    """A class of a module that is there while a learner is exported, and not when the file is read."""
+    made = type(name, (kind,), {"__module__": "gone", **members})
+    setattr(sys.modules["gone"], name, made)
+    return made
+
+
+def with_a_transform(learner: Any) -> None:
+    own = of_a_missing_module(Transform)()
+    for loader in (learner.dls.train, learner.dls.valid):
+        loader.after_item.add(own)
+
+
+def with_a_rule(learner: Any) -> None:
+    learner.dls.train_ds.tfms[0].fs[1].rules = [of_a_missing_module(object)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: it.add_cb(of_a_missing_module(Callback)()), r"the learner uses gone\.Own \(not installed here\)"),
+        (with_a_transform, r"the learner uses gone\.Own \(not installed here\)"),
+        (with_a_rule, r"a rule of its own, gone\.Own \(not installed here\)"),
+        (
+            lambda it: setattr(it, "loss_func", of_a_missing_module(CrossEntropyLossFlat)()),
+            r"The loss is gone\.Own \(not installed here\)",
+        ),
+        (
+            lambda it: setattr(it.model[0], "__class__", of_a_missing_module(type(it.model[0]))),
+            "not a fastai text classifier",
+        ),
+    ],
+    ids=["callback", "transform", "rule", "loss", "encoder"],
+)
+def test_missing_code_that_takes_part_in_a_prediction_is_refused(
+    change: Callable[[Any], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gone", types.ModuleType("gone"))
+    learner = make_learner()
+    change(learner)
+    learner.path = tmp_path
+    learner.export("own.pkl")
+    del sys.modules["gone"]
+    with pytest.raises(TrainingError, match=message):
+        export_learner(read_learner(tmp_path / "own.pkl"), {})
