@@ -37,7 +37,7 @@ _TOO_MANY_TOKENS = {
     Kind.EXPLAIN: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
     "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
 }
-TOKENIZER_COST = 0.25
+TOKENIZER_COST = 0.4
 """Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
 
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
