@@ -41,7 +41,7 @@ _TOO_LARGE_A_REPLY = (
     "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; at most {} leave the server at "
     "once. Expected at most {} such texts in one request."
 )
-TOKENIZER_COST = 0.25
+TOKENIZER_COST = 0.4
 """Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
 
 _TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."

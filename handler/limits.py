@@ -36,10 +36,10 @@ class Limits:
     max_batch_characters: int = 400_000
     """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
 
-    max_token_reads: int = 90_000
+    max_token_reads: int = 91_000
     """Work for one request, or for all requests that TorchServe hands over as one batch, in token reads. A token of a
-    short text counts 1.3, as the network reads 32 such texts together; a token of a text of more than 2,304 tokens
-    counts 2.75. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
+    short text counts 1.4, as the network reads 32 such texts together; a token of a text of more than 1,700 tokens
+    counts 2.7. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
     itself gets 413; one that is too much beside others, 503. All of them together take a core with AVX-512 at most 2 s
     for the embedded model. Prose has a token for every four or five characters, symbols can have one each."""
 

@@ -104,13 +104,13 @@ def explained_row(text: bytes) -> Row:
 def test_more_work_than_the_limit_is_refused_and_the_rest_answered(classifier: TextClassifier) -> None:
     """Symbols have a token each: characters alone would not bound how long a batch takes."""
     few, many, too_many = (text_row(text) for text in ("late again", "!?" * 8, "!?" * 10))
-    limits = Limits(max_token_reads=round(19 * 2.25))  # a token of a text that is read alone
+    limits = Limits(max_token_reads=round(19 * 2.2))  # a token of a text that is read alone
     replies = answer([few, many, few], classifier, limits)
     assert [status.value for status, _ in replies] == [200, 503, 200]
     assert replies[1][1]["type"] == "OverloadedError"
     [(status, body)] = answer([too_many], classifier, limits)
     assert (status.value, body["type"]) == (413, "TooLargeError")
-    assert "more than 43 token reads" in body["message"]
+    assert "more than 42 token reads" in body["message"]
 
 
 class CountedTexts:
@@ -131,7 +131,7 @@ class CountedTexts:
 
 def test_the_tokenizer_stops_where_a_request_is_refused(classifier: TextClassifier) -> None:
     counted: Any = CountedTexts(classifier)
-    [(status, _)] = answer([json_row(["!?" * 10] * 100)], counted, Limits(max_token_reads=45))
+    [(status, _)] = answer([json_row(["!?" * 10] * 100)], counted, Limits(max_token_reads=44))
     assert status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     assert len(counted.tokenized) == 3
 
@@ -139,7 +139,7 @@ def test_the_tokenizer_stops_where_a_request_is_refused(classifier: TextClassifi
 def test_the_tokenizer_stops_where_refused_requests_have_taken_its_time(classifier: TextClassifier) -> None:
     counted: Any = CountedTexts(classifier)
     many, few = text_row("!?" * 10), text_row("late again")
-    replies = answer([many, few, many, few, few], counted, Limits(max_token_reads=43))
+    replies = answer([many, few, many, few, few], counted, Limits(max_token_reads=42))
     assert [status.value for status, _ in replies] == [413, 200, 413, 503, 503]
     assert len(counted.tokenized) == 3
 
@@ -148,7 +148,7 @@ def test_a_text_that_is_explained_is_read_once_more_for_each_of_its_tokens(class
     """Many of them in one batch would make the worker look hung."""
     tokens = len(classifier.ids("great flight today"))
     explained = explained_row(b"great flight today")
-    token_reads = 2.25 * tokens + cost([tokens] * (tokens + 1))
+    token_reads = 2.2 * tokens + cost([tokens] * (tokens + 1))
     for limit, status in ((math.ceil(token_reads), 200), (math.ceil(token_reads) - 1, 413)):
         assert answer([explained], classifier, Limits(max_token_reads=limit))[0][0] == status
     replies = answer(
@@ -161,7 +161,7 @@ def test_any_text_of_a_tweets_length_can_be_explained(served: TextClassifier) ->
     assert answer([explained_row(b"!?" * 140)], served)[0][0] is HTTPStatus.OK
 
 
-PROSE = ("The flight was late again, and nobody told us why. " * 400)[:20_000]
+PROSE = ("The airline cancelled our flight without telling anybody, and nobody answered the telephone. " * 220)[:20_000]
 
 
 @pytest.mark.parametrize("texts", [["!?" * 30] * 1_000, ["()" * 10_000], [PROSE] * 10])
@@ -182,7 +182,7 @@ def test_a_batch_of_the_largest_requests_does_the_work_of_one(served: TextClassi
         admitted = [[len(ids) for ids in job.ids] for job in jobs if job.error is None]
         assert sum(map(cost, admitted)) <= DEFAULT_LIMITS.max_token_reads
         made = sum(len(ids) for job in jobs for ids in job.ids)
-        assert made <= DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters + 10
+        assert made <= DEFAULT_LIMITS.max_token_reads + 2 * DEFAULT_LIMITS.max_text_characters
 
 
 def tokenized(rows: list[Row], classifier: TextClassifier) -> list[batch.Job]:
