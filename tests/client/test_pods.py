@@ -219,6 +219,20 @@ def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, mes
     assert not any(forward.is_running() for forward in forwards)
 
 
+def test_under_nohup_a_closed_terminal_ends_nothing(api: ApiServer, add: Add) -> None:
+    add("sentiment-a")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def terminal_is_closed(*_: str) -> int:
+            signal.raise_signal(signal.SIGHUP)
+            return 0
+
+        assert pods.on_every_pod(pods.Deployment(), terminal_is_closed, print, as_json=False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_no_pods(api: ApiServer, add: Add, capsys: Out) -> None:
     assert main(["--every-pod", "status"]) == 1
     message = "No pod has the label app.kubernetes.io/name=sentiment in the namespace sentiment."
