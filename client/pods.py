@@ -145,8 +145,10 @@ def _run(deployment: Deployment, pod: str, command: Command) -> int:
 
 @contextlib.contextmanager
 def _interrupted_by_hangup() -> Iterator[None]:
-    """Treat SIGHUP, of a terminal that is closed, as Ctrl-C, so that the port-forward is ended."""
-    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    """Treat SIGHUP, of a terminal that is closed, as Ctrl-C, so that the port-forward is ended; not under `nohup`."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         yield
     finally:

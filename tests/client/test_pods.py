@@ -151,12 +151,8 @@ def test_a_command_that_outlives_its_forward_has_failed(api: ApiServer, add: Add
     """Another program may have taken the local port, and answered."""
     add("sentiment-a")
 
-    def answered_by_another_program(_: str, management_url: str) -> int:
-        address = urlsplit(management_url)
+    def answered_by_another_program(*_: str) -> int:
         api.lose_forwards()
-        with contextlib.suppress(ConnectionRefusedError):
-            while True:
-                socket.create_connection((address.hostname, address.port or 0)).close()
         while not all(map(_ended, _forwards())):
             time.sleep(0.01)
         return 0
@@ -221,6 +217,20 @@ def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, mes
     assert running.returncode == code
     assert errors == f"error: not done on sentiment-a; done on no pod.\n{message}\n"
     assert not any(forward.is_running() for forward in forwards)
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(api: ApiServer, add: Add) -> None:
+    add("sentiment-a")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def terminal_is_closed(*_: str) -> int:
+            signal.raise_signal(signal.SIGHUP)
+            return 0
+
+        assert pods.on_every_pod(pods.Deployment(), terminal_is_closed, print, as_json=False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_no_pods(api: ApiServer, add: Add, capsys: Out) -> None:
