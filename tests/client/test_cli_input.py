@@ -111,6 +111,7 @@ def check(code: int, errors: str) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
+    start=st.lists(st.sampled_from(["--every-pod", "--namespace", "--selector", "--context", *ODD]), max_size=2),
     command=st.sampled_from(COMMANDS),
     rest=st.lists(st.sampled_from(OPTIONS) | st.sampled_from(ODD) | st.text(max_size=5), max_size=6),
     variables=st.fixed_dictionaries(
@@ -118,6 +119,7 @@ def check(code: int, errors: str) -> None:
     ),
 )
 def test_any_arguments_end_with_an_exit_code_and_a_line(
+    start: list[str],
     command: str,
     rest: list[str],
     variables: dict[str, str],
@@ -125,10 +127,11 @@ def test_any_arguments_end_with_an_exit_code_and_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("PATH", str(here))  # without kubectl
     monkeypatch.setattr(sys, "stdin", open(os.devnull, encoding="utf-8"))  # noqa: SIM115
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    code = call([command, *rest])
+    code = call([*start, command, *rest])
     sys.stdin.close()
     output = capsys.readouterr()
     assert code in CODES
