@@ -277,6 +277,8 @@ def _broken(causes: Sequence[BaseException]) -> str | None:
     for cause in causes:
         if isinstance(cause, TooLargeError):
             return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, which no answer of TorchServe has."
+        if isinstance(cause, ssl.SSLError):  # a certificate that is not trusted is a ValueError, too
+            return None
         dropped = isinstance(cause, RemoteDisconnected | IncompleteRead) and not isinstance(cause, InvalidChunkLength)
         if isinstance(cause, HTTPException | ValueError) and not dropped:
             return f"does not speak HTTP: {type(cause).__name__}: {shown(str(cause))}"
