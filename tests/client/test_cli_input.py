@@ -194,6 +194,52 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
     assert not list(here.glob("*.journal"))
 
 
+CELLS = st.binary(max_size=12) | st.sampled_from(
+    [b"text", b"label", b",", b"\n", b"\r", b'"', b"\x00", b"\xef\xbb\xbf", b"\xff"]
+)
+LINES = st.sampled_from(
+    [
+        b'{"text": "late"}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "late"',
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"n": 1e999}',
+        b"[" * 9_999,
+    ]
+)
+LINES |= st.just(b'{"n": ' + b"9" * 5_000 + b"}") | CELLS
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    suffix=st.sampled_from(["csv", "jsonl", "parquet"]),
+    start=st.sampled_from([b"", b"text\n", b"\xef\xbb\xbfid,text\r\n", b'{"text": "late"}\n', b"PAR1"]),
+    parts=st.lists(LINES, max_size=6),
+    between=st.sampled_from([b"\n", b",", b""]),
+    end=st.sampled_from([b"", b"\n", b"\x10\x00\x00\x00PAR1"]),
+)
+def test_a_file_of_any_bytes_is_scored_or_told(
+    answering: Scripted,
+    suffix: str,
+    start: bytes,
+    parts: list[bytes],
+    between: bytes,
+    end: bytes,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for left in here.iterdir():
+        left.unlink()
+    (here / f"a.{suffix}").write_bytes(start + between.join(parts) + end)
+    code = call(["score", f"a.{suffix}", "--url", answering.url])
+    errors = capsys.readouterr().err
+    assert code in (0, 4) or (code == 1 and errors.startswith("error: ")), errors
+    written = {path.name for path in here.iterdir()}
+    assert written == {f"a.{suffix}"} | ({f"a.scored.{suffix}"} if code != 1 else set())
+
+
 def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in [
         (["scale", "4294967297"], f"from 1 to {MAX_WORKERS}"),
