@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -427,7 +428,7 @@ def _line(label: str, score: str, text: str) -> str:
 
 @contextmanager
 def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
-    """The texts that were named, and how many of them to ask for at once."""
+    """The texts to classify, and how many of them to send in one request."""
     if options.file is not None:
         with _lines(options.file) as lines:
             yield lines, inference.MAX_TEXTS
@@ -590,7 +591,7 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
     back = None
     if outcome.old is not None:
         back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
-        back += "" if outcome.old_kept else f" {outcome.old_archive}"
+        back += "" if outcome.old_kept else f" {shlex.quote(str(outcome.old_archive))}"
         say(f"Back to version {outcome.old}: {back}")
     say("If the server is restarted, it serves the version that its config.properties names.")
     if options.json:

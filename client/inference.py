@@ -1,4 +1,4 @@
-"""Predictions: one text, many texts, or as many as the server takes of them."""
+"""Predictions of one text, or of many."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +26,11 @@ URL = "http://127.0.0.1:8080"
 MODEL = "sentiment"
 
 MAX_TEXTS = 64
-"""In one request. The server takes 1,000; but it batches requests, and spreads them over its workers."""
+"""Texts in one request. The server accepts 1,000; but it batches requests, and spreads them over its workers."""
 MAX_CONNECTIONS = 256
 """Each has a thread here. The server's queue of a model holds fewer requests."""
 MAX_CHARACTERS = 50_000
-"""Of all texts of one request. The server takes 200,000, and 20,000 of one text."""
+"""Characters of all texts in one request. The server accepts 200,000, and 20,000 in one text."""
 
 _ABOUT_A_TEXT = {
     HTTPStatus.BAD_REQUEST,
@@ -39,10 +39,10 @@ _ABOUT_A_TEXT = {
     HTTPStatus.INSUFFICIENT_STORAGE,  # TorchServe's answer where a worker died with the request
     HTTPStatus.GATEWAY_TIMEOUT,  # a load balancer's, where a worker hangs with the request
 }
-"""What a request is answered when the fault may lie with one of its texts alone."""
+"""Statuses of a request that one of its texts alone may have caused."""
 
 _LOST = "InternalServerException"
-"""What TorchServe calls it when a worker died, or hung, with the request."""
+"""TorchServe's error type for a request whose worker died or hung."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Prediction:
     """The probability of every label."""
 
     model_version: str | None = None
-    """Of the model that answered; None where nothing says so."""
+    """The version that answered; None if the reply does not name it."""
 
 
 class InferenceClient(Client):
@@ -105,7 +105,7 @@ class InferenceClient(Client):
         )
 
     def health(self) -> str:
-        """What TorchServe says of itself: `Healthy`, or why not.
+        """TorchServe's own status: `Healthy`, or the reason why it is not.
 
         Raises:
             ClientError: see `Transport.send`.
@@ -137,13 +137,13 @@ class InferenceClient(Client):
                 raise
 
     def predict_each(self, texts: Sequence[str]) -> list[Prediction | RefusedError]:
-        """What `split` gave, in one request; where that is refused for a text's sake, in halves, down to that text.
+        """Ask for the texts that `split` gave, in one request. If it is refused because of a text, ask for each half.
 
         Returns:
-            for each text its prediction, or why the server did not take it.
+            For each text its prediction, or the error with which the server refused it.
 
         Raises:
-            ClientError: what is not about a text; see `Transport.send`.
+            ClientError: the request failed for another reason than its texts; see `Transport.send`.
         """
         result = self._attempt(texts)
         if isinstance(result, RefusedError) and len(texts) > 1:
@@ -155,7 +155,7 @@ class InferenceClient(Client):
         return [result] if isinstance(result, RefusedError) else list(result)
 
     def _attempt(self, texts: Sequence[str]) -> list[Prediction] | RefusedError:
-        """The refusal is returned where the fault may lie with one of the texts."""
+        """Ask once. A refusal that one of the texts may have caused is returned, not raised."""
         try:
             return self._predict(texts)
         except RefusedError as error:
@@ -175,7 +175,8 @@ class InferenceClient(Client):
 def split(
     texts: Iterable[str], max_texts: int = MAX_TEXTS, max_characters: int = MAX_CHARACTERS
 ) -> Iterator[list[str]]:
-    """Texts to requests of at most so many texts and characters, in order. A longer text has a request of its own."""
+    """Divide texts into requests, in order, with at most so many texts and characters each. A longer text has a request
+    of its own."""
     part: list[str] = []
     characters = 0
     for text in texts:

@@ -1,8 +1,8 @@
 """A model's versions and their workers, through TorchServe's management API.
 
-Described in TorchServe's documentation, `management_api.md`. What it leaves out: a worker that still loads is called
-`UNLOADING`; `synchronous=true`, the default when a version is registered, holds up every request that shares a thread
-with this one until the workers are there, for seconds. So this client asks for `false`, and waits itself.
+TorchServe's documentation describes the API in `management_api.md`. It leaves out two facts. A worker that still loads
+has the status `UNLOADING`. And `synchronous=true`, the default when a version is registered, blocks a thread of the
+server for seconds, with every request that shares it. So this client sends `false`, and polls.
 """
 
 import re
@@ -29,12 +29,12 @@ CHANGE_TIMEOUT_S = 5.0
 MAX_WORKERS = 128
 """Of a version. TorchServe starts as many processes as it is asked for, and counts in 32 bits."""
 LOAD_RETRIES = 2
-"""How often TorchServe may start a worker anew before its version counts as one that does not load."""
+"""How often TorchServe may restart a worker before this client takes its version for one that does not load."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How TorchServe runs a version."""
+    """TorchServe's settings for one version."""
 
     workers: int
     batch_size: int
@@ -50,12 +50,12 @@ class Version:
     """`1.0`"""
 
     archive: str
-    """The file in the server's model store that it came from."""
+    """The file in the server's model store from which it was registered."""
 
     default: bool
     settings: Settings
     pending_requests: int
-    """That wait for a worker. What the workers hold is not told."""
+    """Requests that wait for a worker. TorchServe does not report those that workers hold."""
 
     worker_states: tuple[str, ...]
     worker_pids: frozenset[int]
@@ -64,7 +64,7 @@ class Version:
 
     @property
     def ready(self) -> bool:
-        """Whether all its workers answer, and it has any."""
+        """Whether it has workers, and all of them are ready."""
         return len(self.worker_states) == self.settings.workers > 0 and set(self.worker_states) == {"READY"}
 
     def older_than(self, other: "Version") -> bool:
@@ -93,7 +93,7 @@ class ManagementClient(Client):
         super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s))
 
     def versions(self) -> list[Version]:
-        """All versions that are registered, 2.0 before 10.0; exactly one of them is the default.
+        """All registered versions, 2.0 before 10.0. Exactly one of them is the default.
 
         Raises:
             RefusedError: with status 404, there is no such model.
@@ -118,15 +118,15 @@ class ManagementClient(Client):
         raise RefusedError(HTTPStatus.NOT_FOUND, "ModelVersionNotFoundException", f"No version {name} of {self.model}.")
 
     def card(self) -> Mapping[str, Any]:
-        """The default version's card: where the model comes from, and how good it is. A worker answers it."""
+        """The default version's card: the model's origin and its metrics. A worker answers this request."""
         described = self._list(f"{self._path}?customized=true")[0]
         card = described.get("customizedMetadata") if isinstance(described, dict) else None
         return card if isinstance(card, dict) else {}
 
     def scale(self, workers: int, version: str) -> None:
-        """Set a version's number of workers, and wait until they answer.
+        """Set a version's number of workers, and wait until they are ready.
 
-        Where they become fewer, TorchServe ends them at once: what they were at work on is answered 500.
+        If the number decreases, TorchServe ends workers at once. Requests that they hold are answered 500.
 
         Raises:
             InputError: more than `MAX_WORKERS`.
@@ -173,14 +173,14 @@ class ManagementClient(Client):
         return added
 
     def added(self, archive: str, before: Set[str]) -> str | None:
-        """The version that came from `archive` and is none of those before; None if there is none yet."""
+        """The version that was registered from `archive` and is not among `before`; None if there is none yet."""
         return next((new.name for new in self.versions() if new.archive == archive and new.name not in before), None)
 
     def wait_until_ready(self, version: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return when all of a version's workers answer.
+        """Return when all workers of a version are ready.
 
         Raises:
-            NotReadyError: they end while they load, or not all answer in time.
+            NotReadyError: workers end while they load, or are not all ready in time.
         """
         deadline = time.monotonic() + timeout_s
         pids: set[int] = set()
@@ -193,12 +193,12 @@ class ManagementClient(Client):
             time.sleep(POLL_S)
 
     def set_default(self, version: str) -> None:
-        """Have a version answer `/predictions/NAME`. Requests that wait for the one before are still answered by it."""
+        """Let a version answer `/predictions/NAME`. The version before still answers the requests that wait for it."""
         with self._unless(lambda: self.default().name == version):
             self._transport.send("PUT", f"{self._version_path(version)}/set-default", repeat=False)
 
     def unregister(self, version: str) -> None:
-        """Remove a version at once: what waits for it, or is with its workers, is lost.
+        """Remove a version at once. Requests that wait for it, or that its workers hold, are lost.
 
         Raises:
             RefusedError: with status 403, it is the default.
@@ -245,7 +245,7 @@ _WAYS_OUT: Mapping[int, str] = {
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """A key to sort by: digits as the numbers that they are. A version may have any name."""
+    """A key to sort versions by, with digits as numbers. A version may have any name."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

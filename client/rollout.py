@@ -8,6 +8,7 @@ A rollout that was killed is finished by the same command. It takes over the ver
 archive, or, if that is the default already, removes the old version.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -21,16 +22,19 @@ from client.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
 QUEUE_TIMEOUT_S = 120.0
+"""How long a removal waits for the version's queue to become empty."""
 REGISTRATION_S = 5.0
-"""How long after an interrupted registration the version may still appear."""
+"""How long after an interrupted registration its version may still appear."""
 
 Say = Callable[[str], None]
 Ask = Callable[[str], InferenceClient]
-"""A version to a client that asks it."""
+"""From a version's name to a client that asks this version."""
 
 
 @dataclass(frozen=True)
 class Change:
+    """A text whose label changed."""
+
     text: str
     old: str
     new: str
@@ -38,14 +42,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions, asked the same texts in turn."""
+    """The predictions of two versions for the same texts."""
 
     texts: int
     changes: tuple[Change, ...]
-    """The texts that have another label."""
+    """The texts whose label differs."""
 
     largest_difference: float
-    """Of the probabilities that the two give to a label, for any text."""
+    """The largest difference between the two probabilities of a label, over all texts and labels."""
 
     old_median_ms: float
     new_median_ms: float
@@ -66,14 +70,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Switch:
-    """What a rollout and a rollback need."""
+    """Rollouts and rollbacks of one model."""
 
     management: ManagementClient
     ask: Ask
     sample: Sequence[str]
     drain_s: float | None
-    """How long the old version is left for what its workers still hold, which TorchServe does not tell. None: its
-    response timeout; after that TorchServe itself takes a worker for hung."""
+    """The time in seconds between the last waiting request and the removal of the old version. Its workers may still
+    hold requests then, which TorchServe does not report. None: the version's response timeout, after which TorchServe
+    itself takes a worker for hung."""
 
     say: Say
 
@@ -140,8 +145,8 @@ class Switch:
             newer = targets[0]
             raise RolloutError(
                 f"Version {present.name} is the default, and version {newer.name} was started after it. "
-                f"`sentiment unregister {newer.name}` finishes a rollback from {newer.name}; "
-                f"`sentiment rollback {newer.archive}` makes it the default."
+                f"{_unregister(newer.name)} finishes a rollback from {newer.name}; "
+                f"`sentiment rollback {shlex.quote(newer.archive)}` makes it the default."
             )
         if not targets and others and present.archive == archive:
             return self._finish(present, others, keep_old=True)
@@ -160,7 +165,7 @@ class Switch:
         return Outcome(target, present.name, present.archive, old_kept, None)
 
     def compare(self, old: str, new: str) -> Comparison:
-        """Ask both versions for each text of the sample, in turn, so that both meet the same load."""
+        """Ask both versions for each text of the sample. They take turns, so that both meet the same load."""
         changes: list[Change] = []
         differences = [0.0]
         times_s: dict[str, list[float]] = {old: [], new: []}
@@ -187,7 +192,7 @@ class Switch:
         return comparison
 
     def _register(self, archive: str, like: Version) -> str:
-        """Register an archive, with another version's settings; returns its version when its workers answer."""
+        """Register an archive with the settings of the version `like`; returns its version when its workers answer."""
         new = self.management.register(archive, like.settings)
         self.say(f"Registered {archive} as version {new}; waiting for {like.settings.workers} workers ...")
         self.management.wait_until_ready(new)
@@ -207,10 +212,10 @@ class Switch:
         return None
 
     def _adopt(self, version: Version, like: Version) -> None:
-        """Take over a version that is registered already: give it as many workers as another has, and wait."""
+        """Take over a version that is registered already. It gets at least as many workers as `like` has."""
         self.say(
             f"Version {version.name} is registered from {version.archive} already; waiting for its workers ... (If the "
-            f"file has been replaced since, interrupt this and run `sentiment unregister {version.name}` first.)"
+            f"file has been replaced since, interrupt this and run {_unregister(version.name)} first.)"
         )
         self.management.scale(max(like.settings.workers, version.settings.workers), version.name)
 
@@ -226,7 +231,7 @@ class Switch:
             old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
             return Outcome(new.name, old.name, old.archive, old_kept, None)
         for other in others:
-            self.say(f"Version {other.name} stays registered; `sentiment unregister {other.name}` removes it.")
+            self.say(f"Version {other.name} stays registered; {_unregister(other.name)} removes it.")
         return Outcome(new.name, None, None, bool(others), None)
 
     def _warm(self, version: str) -> None:
@@ -258,7 +263,10 @@ class Switch:
 
 
 def remove(management: ManagementClient, old: Version, drain_s: float | None, say: Say) -> bool:
-    """Wait until nothing can wait for a version, and remove it. Returns False, having said why, if it stays.
+    """Drain and remove a version.
+
+    Returns:
+        Whether it is removed. If not, `say` was called with the reason.
 
     Args:
         drain_s: see `Switch`.
@@ -277,7 +285,7 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
         time.sleep(drain_s)
         management.unregister(version)
     except KeyboardInterrupt:
-        say(f"{stays}: interrupted. The same command removes it, or `sentiment unregister {version}`.")
+        say(f"{stays}: interrupted. The same command removes it, or {_unregister(version)}.")
         raise
     except RefusedError as error:
         if error.status == HTTPStatus.NOT_FOUND:
@@ -314,7 +322,7 @@ def old_stays(
                     management.unregister(new)
                     say(f"Removed version {new}.")
                 else:
-                    say(f"Version {new} stays registered; `sentiment unregister {new}` removes it.")
+                    say(f"Version {new} stays registered; {_unregister(new)} removes it.")
             default = management.default().name
             say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
         except ClientError as error:
@@ -334,6 +342,11 @@ def _added(management: ManagementClient, archive: str, before: Set[str], problem
         time.sleep(POLL_S)
         added = management.added(archive, before)
     return added
+
+
+def _unregister(version: str) -> str:
+    """The command that removes a version. The version's name is the server's: quoted, it can be pasted into a shell."""
+    return f"`sentiment unregister {shlex.quote(version)}`"
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

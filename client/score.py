@@ -1,7 +1,7 @@
-"""A whole file of texts: every row asked once, kept at once, and written in order.
+"""Classify the texts of a file: every row is asked once, and its result is kept at once.
 
-Results go into a journal beside the output as they come, and with the rows into the output when all are there. So a run
-that ends in between, in whatever way, is gone on with by the same command, and gives the same file.
+Results go into a journal beside the output as they arrive. When all are there, the rows and their results are written
+to the output. If a run ends early, the same command continues from the journal, and gives the same file.
 """
 
 from collections import deque
@@ -17,17 +17,17 @@ from client.journal import Journal, Result, sync
 from client.tables import Table, open_table
 
 REQUESTS_AHEAD = 2
-"""Requests for each connection that may be under way or wait to be written down: one slow one stops no other."""
+"""Requests per connection that are sent, or whose results wait to be written. One slow request stops no other."""
 
 
 @dataclass(frozen=True)
 class Summary:
     rows: int
     errors: int
-    """Rows that have one."""
+    """Rows that have an error in the place of a label."""
 
     model_versions: tuple[str, ...]
-    """Of the models that answered; more than one when the default changed meanwhile."""
+    """The versions that answered. There are several if the default changed during the run."""
 
 
 def score(
@@ -45,14 +45,13 @@ def score(
 
     Args:
         client: it is closed if the run fails.
-        server: which server and model `client` asks; results of another are not gone on with.
+        server: which server and model `client` asks; a journal of another is refused.
         progress: called with the rows that are done and all rows.
 
     Raises:
-        InputError: the input is not what its format says, the output is not to be written, or a journal of another run
-            is there.
-        ClientError: what is not about a text; what is done is kept.
-        OSError: a file cannot be read or written; what is done is kept.
+        InputError: the input does not have its format, the output exists, or there is a journal of another run.
+        ClientError: a request failed for another reason than its text. The journal is kept.
+        OSError: a file cannot be read or written. The journal is kept.
     """
     table = open_table(source, text_column)
     if output.is_dir():
@@ -65,13 +64,13 @@ def score(
     rows = table.check()
     with Journal(output.with_name(f"{output.name}.journal"), header) as journal:
         if journal.rows:
-            say(f"Going on after {journal.rows:,} of {rows:,} rows.")
+            say(f"Continuing after {journal.rows:,} of {rows:,} rows.")
         try:
             _ask(table, client, journal, lambda: progress(journal.rows, rows))
         except BaseException:
             if journal.rows:
                 kept = f"{journal.rows:,} of {rows:,} rows are done, and kept in {journal.path}."
-                say(f"{kept} The same command goes on from there.")
+                say(f"{kept} The same command continues from there.")
             else:
                 say(f"None of {rows:,} rows is done.")
             raise
@@ -102,7 +101,7 @@ def _header(source: Path, text_column: str, server: str) -> dict[str, object]:
 
 
 def _ask(table: Table, client: InferenceClient, journal: Journal, progress: Callable[[], None]) -> None:
-    """All rows that the journal does not have yet, several requests at once, written down in order."""
+    """Ask for the rows that the journal does not have yet, with concurrent requests. Results are kept in order."""
     progress()
     requests = split(islice(table.texts(), journal.rows, None))
     under_way: deque[Future[list[Prediction | RefusedError]]] = deque()

@@ -1,4 +1,4 @@
-"""What `sentiment status` shows: which addresses answer, the versions with their workers, and the model's card."""
+"""The data of `sentiment status`: the state of both addresses, the versions with their workers, the model's card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ COMMIT_DIGITS = 12
 @dataclass(frozen=True)
 class Status:
     inference: str
-    """`Healthy`, or what is wrong."""
+    """`Healthy`, or why the address does not answer."""
 
     management: str
     """The same."""
 
     versions: tuple[Version, ...]
     card: Mapping[str, Any]
-    """The default version's; empty where no worker of it answers."""
+    """The default version's card; empty if none of its workers is ready."""
 
     @property
     def reachable(self) -> bool:
@@ -62,7 +62,7 @@ class Status:
 
 
 def status(inference: InferenceClient, management: ManagementClient) -> Status:
-    """What can be found out; an address that does not answer is part of it, no error.
+    """Ask both addresses. An address that does not answer is part of the status, not an error.
 
     Raises:
         NotAuthorizedError: an address wants a token, or another one.
@@ -88,7 +88,7 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
 
 
 def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A card's key facts, those that it has: what it is, how good, from where. A line each."""
+    """A card's key facts as pairs of name and text: model, accuracy, export, commit, command, precision."""
     exported = _part(card, "exported")
     found = [("model", str(card.get("notes", "")).partition("\n\n")[0].replace("\n", " "))]
     for split, figures in _part(card, "metrics").items():

@@ -1,6 +1,6 @@
-"""Files with a text in each row: CSV, JSON lines and Parquet. Read row by row, so their size does not matter.
+"""Files with a text in each row: CSV, JSON lines and Parquet. They are read row by row, so they may be of any size.
 
-A table's copy has all its rows and columns as they were, and `label`, `score` and `error` behind them.
+A table's copy has the same rows and columns, and after them the columns `label`, `score` and `error`.
 """
 
 import csv
@@ -24,14 +24,14 @@ class Table(Protocol):
         """Read everything once; returns the number of rows.
 
         Raises:
-            InputError: there is something in the file that would stop a run later.
+            InputError: the file has an error that would stop a run later.
         """
 
     def texts(self) -> Iterator[str]:
-        """The text of each row; of a row without any, the empty text."""
+        """The text of each row; the empty text for a row without one."""
 
     def write(self, destination: Path, results: Iterator[Result]) -> None:
-        """Write a copy with the results, of which there must be one for each row."""
+        """Write a copy with the results, one for each row."""
 
 
 def open_table(path: Path, text_column: str) -> Table:

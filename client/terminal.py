@@ -1,4 +1,4 @@
-"""Lines for people: colours, widths and tables."""
+"""Lines for people: colours, widths and tables. Nothing of what a server says reaches the terminal unescaped."""
 
 import os
 import shutil
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 WIDTH = 80
-"""Of tables, and of a terminal that does not say."""
+"""The width in columns of tables, and of a terminal that does not tell its own."""
 
 _COLOURS = {"positive": "32", "negative": "31", "error": "1;31"}
 
 
 def coloured(text: str, name: str) -> str:
-    """In the colour that goes with a label or with `error`; on a terminal alone, and not where NO_COLOR is set
-    (https://no-color.org)."""
+    """The text in the colour of a label or of `error`. It stays as it is if the output is not a terminal, or if
+    NO_COLOR is set (https://no-color.org)."""
     colour = _COLOURS.get(name)
     if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -24,12 +24,12 @@ def coloured(text: str, name: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line ends, and without what would steer a terminal."""
+    """The text with a space in the place of each line end, control character and unprintable character."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def cut(text: str, columns: int) -> str:
-    """As much of a text as fits."""
+    """The start of a text that fits into so many columns."""
     ends = list(accumulate(map(_columns, text)))
     if not ends or ends[-1] <= columns:
         return text
@@ -37,7 +37,7 @@ def cut(text: str, columns: int) -> str:
 
 
 def line_width() -> int | None:
-    """Of the terminal; None where the output is not one, and nothing is to be cut."""
+    """The terminal's width in columns; None if the output is not a terminal: then lines are not cut."""
     return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else None
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -77,8 +78,8 @@ class _Reply:
 
     @property
     def start(self) -> str:
-        """The start of the body, for messages."""
-        return self.body[:200].decode(errors="replace")
+        """The start of the body in one line, for messages."""
+        return " ".join(self.body[:500].decode(errors="replace").split())[:200]
 
     def json(self) -> Any:
         """
@@ -276,6 +277,8 @@ def _broken(causes: Sequence[BaseException]) -> str | None:
     for cause in causes:
         if isinstance(cause, TooLargeError):
             return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, which no answer of TorchServe has."
+        if isinstance(cause, ssl.SSLError):  # a certificate that is not trusted is a ValueError, too
+            return None
         dropped = isinstance(cause, RemoteDisconnected | IncompleteRead) and not isinstance(cause, InvalidChunkLength)
         if isinstance(cause, HTTPException | ValueError) and not dropped:
             return f"does not speak HTTP: {type(cause).__name__}: {shown(str(cause))}"
@@ -284,6 +287,9 @@ def _broken(causes: Sequence[BaseException]) -> str | None:
 
 def _reason(error: Exception) -> str:
     """urllib3's own words, without the pool and the path around them."""
+    for inner in _causes(error):
+        if isinstance(inner, ssl.SSLError):
+            return str(inner)
     cause: object = error.args[0] if error.args else error
     cause = getattr(cause, "reason", None) or cause
     text = str(cause).rpartition(": ")[2] if isinstance(cause, Exception) else str(cause)

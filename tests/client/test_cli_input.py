@@ -111,6 +111,7 @@ def check(code: int, errors: str) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
+    start=st.lists(st.sampled_from(["--every-pod", "--namespace", "--selector", "--context", *ODD]), max_size=2),
     command=st.sampled_from(COMMANDS),
     rest=st.lists(st.sampled_from(OPTIONS) | st.sampled_from(ODD) | st.text(max_size=5), max_size=6),
     variables=st.fixed_dictionaries(
@@ -118,6 +119,7 @@ def check(code: int, errors: str) -> None:
     ),
 )
 def test_any_arguments_end_with_an_exit_code_and_a_line(
+    start: list[str],
     command: str,
     rest: list[str],
     variables: dict[str, str],
@@ -125,10 +127,11 @@ def test_any_arguments_end_with_an_exit_code_and_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("PATH", str(here))  # without kubectl
     monkeypatch.setattr(sys, "stdin", open(os.devnull, encoding="utf-8"))  # noqa: SIM115
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    code = call([command, *rest])
+    code = call([*start, command, *rest])
     sys.stdin.close()
     output = capsys.readouterr()
     assert code in CODES
@@ -189,6 +192,52 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
         code, errors = call(arguments), capsys.readouterr().err
         assert (code, told in errors) == (1, True), (arguments, errors)
     assert not list(here.glob("*.journal"))
+
+
+CELLS = st.binary(max_size=12) | st.sampled_from(
+    [b"text", b"label", b",", b"\n", b"\r", b'"', b"\x00", b"\xef\xbb\xbf", b"\xff"]
+)
+LINES = st.sampled_from(
+    [
+        b'{"text": "late"}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "late"',
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"n": 1e999}',
+        b"[" * 9_999,
+    ]
+)
+LINES |= st.just(b'{"n": ' + b"9" * 5_000 + b"}") | CELLS
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    suffix=st.sampled_from(["csv", "jsonl", "parquet"]),
+    start=st.sampled_from([b"", b"text\n", b"\xef\xbb\xbfid,text\r\n", b'{"text": "late"}\n', b"PAR1"]),
+    parts=st.lists(LINES, max_size=6),
+    between=st.sampled_from([b"\n", b",", b""]),
+    end=st.sampled_from([b"", b"\n", b"\x10\x00\x00\x00PAR1"]),
+)
+def test_a_file_of_any_bytes_is_scored_or_told(
+    answering: Scripted,
+    suffix: str,
+    start: bytes,
+    parts: list[bytes],
+    between: bytes,
+    end: bytes,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for left in here.iterdir():
+        left.unlink()
+    (here / f"a.{suffix}").write_bytes(start + between.join(parts) + end)
+    code = call(["score", f"a.{suffix}", "--url", answering.url])
+    errors = capsys.readouterr().err
+    assert code in (0, 4) or (code == 1 and errors.startswith("error: ")), errors
+    written = {path.name for path in here.iterdir()}
+    assert written == {f"a.{suffix}"} | ({f"a.scored.{suffix}"} if code != 1 else set())
 
 
 def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -271,7 +271,7 @@ def test_going_on_asks_for_nothing_that_is_there(answering: Scripted, folder: Pa
     assert said[-1].startswith("9 of 40 rows are done")
     answering.requests.clear()
     run(source, answering, said=said)
-    assert said[-1] == "Going on after 9 of 40 rows."
+    assert said[-1] == "Continuing after 9 of 40 rows."
     asked = {text for request in answering.requests for text in texts_of(request)}
     assert asked == {text for _, text in MANY[9:]}
 

@@ -144,6 +144,16 @@ def test_nobody_there_is_told_with_the_address() -> None:
         transport.send("GET", "/ping")
 
 
+def test_http_where_https_was_expected_is_told() -> None:
+    with scripted(lambda _: Reply()) as server, pytest.raises(UnreachableError, match=r"\[SSL: .*\]"):
+        Transport(server.url.replace("http://", "https://"), retries=3).send("GET", "/ping")
+
+
+def test_a_page_in_an_errors_place_is_one_line() -> None:
+    problem, _ = ask(lambda _: Reply(404, b"<html>\n  <h1>Nobody\nhere</h1>\n" + b" " * 10_000))
+    assert str(problem) == "Not Found: <html> <h1>Nobody here</h1>"
+
+
 @pytest.mark.parametrize(
     "other",
     [Reply(body=b"<html>welcome</html>"), Reply(302, b"", {"Location": "/login"})],

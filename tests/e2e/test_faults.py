@@ -136,7 +136,7 @@ def test_sigterm_under_a_whole_file_loses_none_of_it(tmp_path: Path, mar: Path, 
     with serving(served) as server:
         again = sentiment(server, "score", str(source))
     assert again.returncode == 0, again.stderr
-    assert "Going on after" in again.stderr
+    assert "Continuing after" in again.stderr
     with scored.open(newline="", encoding="utf-8") as file:
         assert [row["label"] for row in csv.DictReader(file)] == [labels[text] for text in texts]
 
