@@ -220,7 +220,7 @@ class Properties:
 _SETTINGS = (
     *("inference_address", "management_address", "metrics_address", "grpc_inference_address"),
     *("grpc_management_address", "grpc_inference_port", "grpc_management_port", "initial_worker_port"),
-    *("model_store", "load_models", "metrics_config", "disable_token_authorization"),
+    *("model_store", "load_models", "metrics_config", "disable_token_authorization", "max_response_size"),
 )
 """Those read here that TorchServe takes from the environment, as `TS_` and their name, if `enable_envvars_config` is
 true."""
