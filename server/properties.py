@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
@@ -15,6 +16,9 @@ LAST_PORT = 65_534
 
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
+
+_ANY_HOST = {"0.0.0.0", "::"}
+"""What stands for every address of this machine."""
 
 ALL = "all"
 """`load_models=all`: every archive of the model store."""
@@ -37,7 +41,7 @@ class Address:
     @property
     def reachable_host(self) -> str:
         """For a client on this machine."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return "127.0.0.1" if self.host in _ANY_HOST else self.host
 
     def url(self) -> str:
         """For a client on this machine."""
@@ -98,16 +102,15 @@ class Properties:
         found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
         if self.values.get("use_native_io", "true").lower() != "true":
             found.append(self.worker_address)
-        by_port: dict[int, Address] = {}
-        for address in found:
-            other = by_port.setdefault(address.port, address)
-            # Inference and management may share one: TorchServe then listens once.
-            if other is not address and (other.setting, address.setting) != ("inference_address", "management_address"):
+        if found[0].host == found[1].host and found[0].port == found[1].port:
+            del found[1]  # TorchServe then listens once for both
+        for one, other in combinations(found, 2):
+            if one.port == other.port and (one.host == other.host or _ANY_HOST & {one.host, other.host}):
                 raise ConfigurationError(
-                    f"{self.path}: {other.setting} and {address.setting} have the same port, {address.port}; expected "
-                    f"a port for each."
+                    f"{self.path}: {one.setting} and {other.setting} have the same port, {one.port}; expected a port "
+                    f"for each."
                 )
-        return tuple(by_port.values())
+        return tuple(found)
 
     @property
     def worker_address(self) -> Address:
