@@ -55,11 +55,11 @@ class Properties:
 
     @classmethod
     def read(cls, path: Path) -> "Properties":
-        """Read a properties file, and the environment variables that TorchServe lets have their say in it.
+        """Read a properties file. Environment variables override its values where they do so for TorchServe.
 
         Raises:
-            ConfigurationError: there is no such file, or TorchServe would read something else in it than its writer
-                meant.
+            ConfigurationError: the file cannot be read, or TorchServe would read another value than the one that was
+                written.
         """
         if not path.exists():
             raise ConfigurationError(f"No file at {path}; expected TorchServe's config.properties.")
@@ -155,12 +155,12 @@ class Properties:
 
     @property
     def models(self) -> dict[str, str]:
-        """The models that are loaded at the start: what TorchServe is told to load (`name=file`, or a file alone), and
-        the file's name.
+        """The models that TorchServe loads at the start: each entry of `load_models` (`name=file`, or a file alone)
+        with the name of its file in the model store.
 
         Raises:
-            ConfigurationError: there is none, or a name with a slash in it, or `models`, which has their settings,
-                cannot be read.
+            ConfigurationError: there is no model, the model store cannot be listed, or the setting `models` is not JSON
+                of the form that TorchServe reads.
         """
         self._check_model_settings()
         setting = self.values.get("load_models", "")
@@ -236,7 +236,8 @@ _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 def _logical_lines(content: str) -> Iterator[tuple[int, str]]:
-    """Each line's number and text, without comments; lines that end with a backslash go on in the next."""
+    """The number and the text of each logical line, without comments. A line that ends with a backslash continues in
+    the next line."""
     lines = re.split("\r\n|\r|\n", content)
     start, line = 1, ""
     for number, text in enumerate(lines, 1):
@@ -261,7 +262,7 @@ def _goes_on(line: str) -> bool:
 def _pair(line: str) -> tuple[str, str]:
     """
     Raises:
-        ValueError: an escape that is none, or a character that Java would read otherwise than it was meant.
+        ValueError: an escape is malformed, or Java would read another character than the one that was written.
     """
     _check_characters(line)
     match = re.match(rf"((?:[^=:{_BLANK}\\]|\\.)*)[{_BLANK}]*[=:]?[{_BLANK}]*(.*)", line, flags=re.DOTALL)
@@ -282,7 +283,11 @@ def _unescaped(text: str) -> str:
 
 
 def _check_characters(line: str) -> None:
-    """Java takes each byte for a character, as in ISO-8859-1. Editors write UTF-8."""
+    """Java reads each byte as a character of ISO-8859-1, but editors write UTF-8.
+
+    Raises:
+        ValueError: the line has characters that Java would read as others.
+    """
     if "\0" in line:
         raise ValueError("this is not text in ASCII, ISO-8859-1 or UTF-8; save the file as one of them")
     try:
