@@ -1,5 +1,5 @@
-"""The environment of TorchServe and its workers: the user's, without what would have other code run than the archive's
-or start TorchServe otherwise than the configuration says, and with UTF-8 whatever the locale."""
+"""The environment of TorchServe and its workers. It is the user's, without the variables that would run other code than
+the archive's or override the configuration, and with a UTF-8 locale."""
 
 import locale
 import os
@@ -14,31 +14,32 @@ KEPT_OF_PYTHON = {
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONMALLOC"),
     "PYTHONPYCACHEPREFIX",
 }
-"""What changes neither whose code runs nor what it computes. The others are kept from the workers: TorchServe puts an
-archive's code behind PYTHONPATH, PYTHONWARNINGS makes errors of warnings, PYTHONIOENCODING spoils labels in metrics."""
+"""Variables that change neither which code runs nor what it computes. Python's other variables are not passed on:
+TorchServe puts the archive's code behind PYTHONPATH, PYTHONWARNINGS can turn warnings into errors, PYTHONIOENCODING can
+garble labels in metrics."""
 
 NOT_PASSED_ON = {
-    # Options behind this program's own, which they change.
+    # Java reads these options after this program's, so they override them.
     "_JAVA_OPTIONS",
     # Read by TorchServe before its arguments (`ConfigManager`) or instead of them.
     *("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "TS_LOAD_MODELS", "TS_MODEL_STORE"),
-    # Read by its workers (`model_service_worker.py`): which socket they listen on, whether they reply at all, and a
-    # profile that fails.
+    # Read by its workers (`model_service_worker.py`): they change the socket's name, suppress replies, or turn on a
+    # profiler that fails.
     *("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TS_BENCHMARK"),
 }
 
 UTF_8_LOCALES = ("C.UTF-8", "en_US.UTF-8")
-"""The first is glibc's and musl's, the second is on every macOS. Neither writes numbers in digits of its own."""
+"""glibc and musl have the first, every macOS the second. Both format numbers in ASCII digits."""
 
 
 def not_passed_on(environment: Mapping[str, str]) -> list[str]:
-    """The variables that are set and that TorchServe and its workers do not get."""
+    """The names of the variables that are set but not passed on to TorchServe and its workers."""
     python = {name for name in environment if name.startswith("PYTHON")} - KEPT_OF_PYTHON
     return sorted(python | (NOT_PASSED_ON & environment.keys()))
 
 
 def torchserves(environment: Mapping[str, str], temporary: Path) -> dict[str, str]:
-    """What TorchServe is started with.
+    """The variables that TorchServe is started with.
 
     Args:
         temporary: the folder for its temporary files and its workers'.

@@ -14,8 +14,8 @@ OLD_S = 10
 
 
 class Leftovers:
-    """Knows which unpacked archive is whose by the workers' working folders, and remembers it for when there is no
-    worker. TorchServe itself does not tell."""
+    """Finds unpacked archives that no registered version uses. TorchServe does not tell which version uses which
+    folder, but a worker's working folder does. It is remembered for the time when a version has no worker."""
 
     def __init__(self, folder: Path) -> None:
         """
@@ -32,10 +32,10 @@ class Leftovers:
         return [folder for folder in [*unpacked, *self._folder.glob("models*.download")] if _is_old(folder)]
 
     def remove(self, suspects: Iterable[Path], working_folders: Mapping[Version, Iterable[Path]]) -> None:
-        """Remove what no registered version uses.
+        """Remove unpacked archives that no registered version uses.
 
-        An archive that is unpacked and old belongs to a version that is registered by now, or to none. So it belongs to
-        none once every registered version is known to use another.
+        An old folder belongs either to a version that is registered by now, or to no version. If the folder of every
+        registered version is known, all other old folders belong to no version.
 
         Args:
             suspects: as `suspects` returned them before the versions were listed.
@@ -50,7 +50,7 @@ class Leftovers:
         }
         all_known = self._used.keys() == working_folders.keys()
         for folder in suspects:
-            # A download becomes an archive in `models` when all of it is there, so an old one is of none.
+            # TorchServe moves a folder to `models` when it is complete, so an old one elsewhere was given up.
             if folder.parent != self._models or (all_known and folder not in self._used.values()):
                 shutil.rmtree(folder, ignore_errors=True)
 

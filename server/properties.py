@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
@@ -15,6 +16,9 @@ LAST_PORT = 65_534
 
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
+
+_ANY_HOST = {"0.0.0.0", "::"}
+"""What stands for every address of this machine."""
 
 ALL = "all"
 """`load_models=all`: every archive of the model store."""
@@ -37,7 +41,7 @@ class Address:
     @property
     def reachable_host(self) -> str:
         """For a client on this machine."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return "127.0.0.1" if self.host in _ANY_HOST else self.host
 
     def url(self) -> str:
         """For a client on this machine."""
@@ -51,11 +55,11 @@ class Properties:
 
     @classmethod
     def read(cls, path: Path) -> "Properties":
-        """Read a properties file, and the environment variables that TorchServe lets have their say in it.
+        """Read a properties file. Environment variables override its values where they do so for TorchServe.
 
         Raises:
-            ConfigurationError: there is no such file, or TorchServe would read something else in it than its writer
-                meant.
+            ConfigurationError: the file cannot be read, or TorchServe would read another value than the one that was
+                written.
         """
         if not path.exists():
             raise ConfigurationError(f"No file at {path}; expected TorchServe's config.properties.")
@@ -98,16 +102,15 @@ class Properties:
         found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
         if self.values.get("use_native_io", "true").lower() != "true":
             found.append(self.worker_address)
-        by_port: dict[int, Address] = {}
-        for address in found:
-            other = by_port.setdefault(address.port, address)
-            # Inference and management may share one: TorchServe then listens once.
-            if other is not address and (other.setting, address.setting) != ("inference_address", "management_address"):
+        if found[0].host == found[1].host and found[0].port == found[1].port:
+            del found[1]  # TorchServe then listens once for both
+        for one, other in combinations(found, 2):
+            if one.port == other.port and (one.host == other.host or _ANY_HOST & {one.host, other.host}):
                 raise ConfigurationError(
-                    f"{self.path}: {other.setting} and {address.setting} have the same port, {address.port}; expected "
-                    f"a port for each."
+                    f"{self.path}: {one.setting} and {other.setting} have the same port, {one.port}; expected a port "
+                    f"for each."
                 )
-        return tuple(by_port.values())
+        return tuple(found)
 
     @property
     def worker_address(self) -> Address:
@@ -152,12 +155,12 @@ class Properties:
 
     @property
     def models(self) -> dict[str, str]:
-        """The models that are loaded at the start: what TorchServe is told to load (`name=file`, or a file alone), and
-        the file's name.
+        """The models that TorchServe loads at the start: each entry of `load_models` (`name=file`, or a file alone)
+        with the name of its file in the model store.
 
         Raises:
-            ConfigurationError: there is none, or a name with a slash in it, or `models`, which has their settings,
-                cannot be read.
+            ConfigurationError: there is no model, the model store cannot be listed, or the setting `models` is not JSON
+                of the form that TorchServe reads.
         """
         self._check_model_settings()
         setting = self.values.get("load_models", "")
@@ -220,7 +223,7 @@ class Properties:
 _SETTINGS = (
     *("inference_address", "management_address", "metrics_address", "grpc_inference_address"),
     *("grpc_management_address", "grpc_inference_port", "grpc_management_port", "initial_worker_port"),
-    *("model_store", "load_models", "metrics_config", "disable_token_authorization"),
+    *("model_store", "load_models", "metrics_config", "disable_token_authorization", "max_response_size"),
 )
 """Those read here that TorchServe takes from the environment, as `TS_` and their name, if `enable_envvars_config` is
 true."""
@@ -233,7 +236,8 @@ _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 def _logical_lines(content: str) -> Iterator[tuple[int, str]]:
-    """Each line's number and text, without comments; lines that end with a backslash go on in the next."""
+    """The number and the text of each logical line, without comments. A line that ends with a backslash continues in
+    the next line."""
     lines = re.split("\r\n|\r|\n", content)
     start, line = 1, ""
     for number, text in enumerate(lines, 1):
@@ -258,7 +262,7 @@ def _goes_on(line: str) -> bool:
 def _pair(line: str) -> tuple[str, str]:
     """
     Raises:
-        ValueError: an escape that is none, or a character that Java would read otherwise than it was meant.
+        ValueError: an escape is malformed, or Java would read another character than the one that was written.
     """
     _check_characters(line)
     match = re.match(rf"((?:[^=:{_BLANK}\\]|\\.)*)[{_BLANK}]*[=:]?[{_BLANK}]*(.*)", line, flags=re.DOTALL)
@@ -279,7 +283,11 @@ def _unescaped(text: str) -> str:
 
 
 def _check_characters(line: str) -> None:
-    """Java takes each byte for a character, as in ISO-8859-1. Editors write UTF-8."""
+    """Java reads each byte as a character of ISO-8859-1, but editors write UTF-8.
+
+    Raises:
+        ValueError: the line has characters that Java would read as others.
+    """
     if "\0" in line:
         raise ValueError("this is not text in ASCII, ISO-8859-1 or UTF-8; save the file as one of them")
     try:

@@ -146,9 +146,9 @@ class TorchServe:
             self._leftovers.remove(suspects, {_name_and_version(model): _working_folders(model) for model in models})
 
     def drain(self, timeout_s: float, force: threading.Event) -> bool:
-        """Answer the requests that have come, then refuse further ones (503) until nothing is going on.
+        """Answer the requests that have come, then refuse further requests (503) until no worker is at work.
 
-        A client that sends a refused request again without a pause keeps it from getting there; it is cut off after
+        Clients that repeat refused requests without a pause keep the workers at work. They are cut off after
         `timeout_s`, or when `force` is set.
 
         Returns:
@@ -160,7 +160,7 @@ class TorchServe:
         while waiting.is_alive() and not force.is_set():
             waiting.join(POLL_S)
         self._refuse_file.touch()
-        # TorchServe gathers a batch for `maxBatchDelay`, and what it has gathered is nowhere to be seen.
+        # TorchServe gathers a batch for `maxBatchDelay`; meanwhile its requests are neither queued nor with a worker.
         quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
         quiet_since, before = time.monotonic(), None
         while self.running and time.monotonic() < deadline and not force.is_set():
@@ -183,7 +183,7 @@ class TorchServe:
                     if not _queued(self._models() or []):
                         break
                     time.sleep(POLL_S)
-        time.sleep(POLL_S)  # what a worker is sent it begins with at once
+        time.sleep(POLL_S)  # until the workers have begun with the last requests
 
     def stop(self) -> None:
         """End Java and the workers; returns when they are gone."""

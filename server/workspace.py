@@ -26,16 +26,16 @@ SOCKET_NAME = "/.ts.sock.1234567"
 
 
 class NoWorkspaceError(Exception):
-    """No folder will do. The message says why of each, and what is expected."""
+    """Temporary files cannot be in any folder. The message gives the reason for each folder, and what is expected."""
 
 
 class Workspace:
     """Made and locked on construction. A server that is killed cannot remove its own, so the next one that starts
     does: the lock (flock(2)) ends with the process that holds it.
 
-    TorchServe unpacks archives and its native libraries there and has its sockets there. So the first folder is taken
-    that is writable and has room, whose path is short enough for a socket, and that is not mounted `noexec`; or else
-    the first with room alone, where TorchServe does without both and its workers listen on ports.
+    TorchServe unpacks archives and its native libraries there, and the workers' sockets are there. The first folder is
+    taken that is writable, has room, has a path short enough for a socket, and is not mounted `noexec`. If there is
+    none, the first writable folder with room is taken; the workers then listen on ports, without native libraries.
     """
 
     def __init__(self, environment: Mapping[str, str], needed_bytes: int) -> None:
@@ -47,7 +47,7 @@ class Workspace:
             NoWorkspaceError: there is no such folder.
         """
         self.avoided: list[str] = []
-        """Folders that would have come first, and why they do not do."""
+        """Each folder that was passed over, with the reason."""
 
         roots = list(_roots(environment))
         for root in roots:
@@ -67,7 +67,7 @@ class Workspace:
         )
 
     def _take(self, root: Path, needed_bytes: int) -> str | None:
-        """Make the folder, or say why not."""
+        """Make the folder in `root`; returns the reason if that is not possible."""
         problem = _problem(root, needed_bytes) or (_problem_of_sockets(root) if self.has_sockets else None)
         if problem is None:
             try:
@@ -90,7 +90,7 @@ def _roots(environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _problem(root: Path, needed_bytes: int) -> str | None:
-    """Why a folder does not do."""
+    """The reason why temporary files cannot be in a folder; None if they can."""
     try:
         str(root).encode("utf-8")
         space = os.statvfs(root)
@@ -105,7 +105,7 @@ def _problem(root: Path, needed_bytes: int) -> str | None:
 
 
 def _problem_of_sockets(root: Path) -> str | None:
-    """Why TorchServe can have no sockets in a folder."""
+    """The reason why TorchServe cannot have its sockets in a folder; None if it can."""
     length = len(str(root).encode("utf-8"))
     longest = SOCKET_PATH_BYTES - len(f"/{PREFIX}{RANDOM_NAME}{SOCKET_NAME}")
     if length > longest:

@@ -118,7 +118,7 @@ def test_sigterm_answers_what_has_come_and_refuses_what_still_comes(
 
 def test_sigterm_under_a_whole_file_loses_none_of_it(tmp_path: Path, mar: Path, labels: dict[str, str]) -> None:
     """The command line sends lists of 64 texts over eight connections, and goes on with the same command."""
-    texts = list(TEXTS) * 1_000
+    texts = list(TEXTS) * 1_500
     source, scored = tmp_path / "texts.csv", tmp_path / "texts.scored.csv"
     source.write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
     served = project(tmp_path, mar)
@@ -228,7 +228,7 @@ def test_a_full_disk_for_logs(tmp_path: Path, mar: Path, labels: dict[str, str],
 def _answers(project: Project) -> bool:
     try:
         return requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=10).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.ReadTimeout):  # a worker that still loads answers late
         return False
 
 

@@ -7,6 +7,9 @@ from server import environment
 
 def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> None:
     users = {
+        "HOME": "/home",
+        "PATH": "/bin",
+        "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": "/strangers",
         "PYTHONHOME": "/strangers",
         "PYTHONWARNINGS": "error",
@@ -18,9 +21,10 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "LOCAL_RANK": "1",
         "_JAVA_OPTIONS": "-Djava.io.tmpdir=/elsewhere",
     }
-    started = environment.torchserves(users | {"HOME": "/home", "PYTHONUNBUFFERED": "1"}, Path("/short"))
+    started = environment.torchserves(users, Path("/short"))
     assert started == {
         "HOME": "/home",
+        "PATH": f"/bin:{environment.PROGRAMS}",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(environment.WITHOUT_TORCH),
         "PYTHONNOUSERSITE": "1",

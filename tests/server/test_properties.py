@@ -141,6 +141,7 @@ PORT = "expected a port's number, from 1 to 65534"
         ("use_native_io=false\ninitial_worker_port=70000\n", PORT),
         ("grpc_inference_port=8080\n", "inference_address and grpc_inference_port have the same port, 8080"),
         ("metrics_address=http://127.0.0.1:8081\n", "management_address and metrics_address have the same port"),
+        ("metrics_address=http://0.0.0.0:8081\n", "management_address and metrics_address have the same port"),
         ("use_native_io=false\ninitial_worker_port=7071\n", "grpc_management_port and initial_worker_port"),
     ],
 )
@@ -152,6 +153,8 @@ def test_wrong_addresses_are_named(tmp_path: Path, content: str, message: str) -
 def test_inference_and_management_may_share_an_address(tmp_path: Path) -> None:
     properties = write(tmp_path, "management_address=http://127.0.0.1:8080\n")
     assert [address.port for address in properties.addresses] == [8080, 8082, 7070, 7071]
+    properties = write(tmp_path, "management_address=http://127.0.0.2:8080\n")
+    assert [address.port for address in properties.addresses] == [8080, 8080, 8082, 7070, 7071]
 
 
 @pytest.mark.parametrize(
