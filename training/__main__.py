@@ -2,6 +2,25 @@
 
 import sys
 
-from training.cli import main
+OWN = ("handler", "training")
 
-sys.exit(main())
+
+def run() -> int:
+    """The exit code of the command; 1 with a message if a package that it needs is not installed."""
+    try:
+        from training.cli import main
+
+        return main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *OWN):
+            raise
+        print(
+            f"error: the Python package {package!r} is not installed for {sys.executable}. `make train-setup` installs "
+            f"what the training commands need into .venv; run them with .venv/bin/python.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+sys.exit(run())
