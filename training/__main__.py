@@ -1,5 +1,6 @@
 """The training command line; `python -m training --help`."""
 
+import io
 import sys
 
 OWN = ("handler", "training")
@@ -7,6 +8,9 @@ OWN = ("handler", "training")
 
 def run() -> int:
     """The exit code of the command; 1 with a message if a package that it needs is not installed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name or a label may not fit the locale's encoding
     try:
         from training.cli import main
 

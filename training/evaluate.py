@@ -160,10 +160,18 @@ def server_answer(url: str) -> Answer:
     Args:
         url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one. Where it
             wants a token, that is in the environment variable `SENTIMENT_TOKEN`.
+
+    Raises:
+        TrainingError: the address or the token cannot be one. The message does not show the token.
     """
-    address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
+    try:
+        address = url if urlsplit(url).path.strip("/") else url.rstrip("/") + PREDICTIONS_PATH
+    except ValueError as error:
+        raise TrainingError(f"--url {url}: {error}; expected an address like http://127.0.0.1:8080.") from error
     session = requests.Session()
-    if token := os.environ.get(TOKEN_VARIABLE):
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        if not (token.isascii() and token.isprintable()):
+            raise TrainingError(f"{TOKEN_VARIABLE} has a character that no token has; expected printable ASCII.")
         session.auth = Bearer(token)
 
     def answer(body: bytes) -> bytes:
