@@ -20,6 +20,7 @@ import pandas as pd
 import spacy
 from fastai.text.all import Learner, RNNCallback, TextLearner, load_learner
 from plum import Function
+from spacy.attrs import intify_attrs
 from spacy.language import Language
 from spacy.strings import StringStore
 from spacy.symbols import NORM, ORTH
@@ -126,7 +127,7 @@ def _vocabulary(strings: StringStore, *_others: object) -> Vocab:
 def _tokenizer(vocabulary: Vocab, rules: dict[str, Any], *searches: Any) -> Tokenizer:
     """spaCy's tokenizer, without what spaCy 2 keeps of a special case besides its tokens: spaCy 3 refuses it."""
     plain = {
-        word: [{name: part[name] for name in (ORTH, NORM) if name in part} for part in parts]
+        word: [{name: value for name, value in intify_attrs(part).items() if name in (ORTH, NORM)} for part in parts]
         for word, parts in rules.items()
     }
     return Tokenizer(vocabulary, plain, *searches)
