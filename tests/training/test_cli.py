@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.paths import MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.cli import main
 from training.errors import TrainingError
 from training.evaluate import TOKEN_VARIABLE, server_answer
@@ -27,7 +27,7 @@ sys.argv[0] = "training"
 runpy.run_module("training", run_name="__main__", alter_sys=True)
 """
 
-NEED_MORE = {
+NEED_MORE: dict[str, list[object]] = {
     "all": ["--data", TOY_TWEETS],
     "general": ["--texts", TOY_TEXTS],
     "language-model": ["--data", TOY_TWEETS],
@@ -63,7 +63,7 @@ def run_with_what_serves(*arguments: object) -> "subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("command", NEED_MORE)
-def test_a_command_that_needs_more_than_serving_does_says_what_to_install(command: str, tmp_path: Path) -> None:
+def test_a_command_that_needs_more_than_serving_does_says_what_to_install(command: str) -> None:
     found = run_with_what_serves(command, *NEED_MORE[command])
     assert found.returncode == 1
     assert re.fullmatch(
@@ -116,7 +116,7 @@ def test_what_a_person_may_type_is_told_in_one_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.pkl").write_text("not a pickle")
-    Path("cut.pkl").write_bytes((ROOT / "tests/data/learners/windows.pkl").read_bytes()[:1000])
+    Path("cut.pkl").write_bytes((LEARNERS / "windows.pkl").read_bytes()[:1000])
     Path("latin.csv").write_bytes(b"tweet_id,airline_sentiment,text\n1,neutral,caf\xe9\n")
     Path("folder.mar").mkdir()
     if arguments[0] in ("archive", "reference"):
@@ -126,20 +126,12 @@ def test_what_a_person_may_type_is_told_in_one_error(
     assert not Path("new").exists()
 
 
-def test_a_file_whose_name_is_no_utf_8_is_exported(toy_run: Path, tmp_path: Path) -> None:
+def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
     """Its name stands in the card's command."""
     name = b"caf\xe9.pkl".decode("utf-8", "surrogateescape")
-    (tmp_path / name).symlink_to(toy_run / "run" / "classifier" / "learner.pkl")
-    command = [
-        sys.executable,
-        "-m",
-        "training",
-        "export",
-        "--learner",
-        str(tmp_path / name),
-        "--to",
-        tmp_path / "model",
-    ]
+    (tmp_path / name).symlink_to(LEARNERS / "windows.pkl")
+    command = [*(sys.executable, "-m", "training", "export"), "--learner", str(tmp_path / name)]
+    command += ["--to", str(tmp_path / "model")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The export, held against fastai's own prediction for one document."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -303,9 +304,9 @@ def without_statistics(learner: Any) -> None:
     learner.model[1].layers[1][0] = nn.BatchNorm1d(50, track_running_stats=False)
 
 
-def with_a_special_case(learner: Any) -> None:
-    tokenizer = learner.dls.train_ds.tfms[0].fs[1]
-    tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
+def with_a_search_of_its_own(learner: Any) -> None:
+    tokenizer = learner.dls.train_ds.tfms[0].fs[1].tok.pipe.__self__.tokenizer
+    tokenizer.prefix_search = re.compile("(?i)^x").search
 
 
 def with_a_transform(learner: Any) -> None:
@@ -346,7 +347,7 @@ def with_specials_elsewhere(learner: Any) -> None:
             lambda it: setattr(it.dls.train_ds.tfms[0].fs[1].tok, "__class__", OwnSpacy),
             "The tokenizer is OwnSpacy",
         ),
-        (with_a_special_case, "special cases of your own"),
+        (with_a_search_of_its_own, "a function of its own"),
     ],
 )
 def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], object], message: str) -> None:
@@ -354,6 +355,16 @@ def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], obj
     change(learner)
     with pytest.raises(TrainingError, match=message):
         export_learner(learner, {})
+
+
+def test_special_cases_of_ones_own_are_exported(tmp_path: Path) -> None:
+    learner = make_learner()
+    tokenizer = learner.dls.train_ds.tfms[0].fs[1]
+    tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
+    exported.write(export_learner(learner, {}), tmp_path)
+    found = exported.read(tmp_path).tokenizer
+    for text in ["my flight, flights or (flight)", *toy_texts()]:
+        assert found.tokens(text) == [replace_space(token) for token in tokenizer(text)], text
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), FocalLossFlat(), LabelSmoothingCrossEntropyFlat()], ids=str)
