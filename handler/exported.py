@@ -227,6 +227,15 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which UTF-8 cannot hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check(model: Description, folder: Path) -> None:
     config, network = model.config, model.config.network
     if len(model.vocabulary) != network.vocabulary_size:
@@ -239,6 +248,10 @@ def _check(model: Description, folder: Path) -> None:
             f"{folder / CONFIG_FILE}: expected {network.head_sizes[-1]} labels, all different; "
             f"found {', '.join(config.labels)}."
         )
+    for name, texts in ((CONFIG_FILE, config.labels), (VOCABULARY_FILE, filter(None, model.vocabulary))):
+        for text in texts:
+            if not is_unicode(text):
+                raise ExportedModelError(f"{folder / name}: {text!a} has half of a surrogate pair.")
     try:
         _ = model.tokenizer
     except (ValueError, ImportError) as error:

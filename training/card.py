@@ -2,6 +2,8 @@
 running server tells) and for people (`README.md` beside it, made from the former)."""
 
 import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -54,12 +56,13 @@ def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, A
     # Of these two, one alone began with an exported model: what a classifier begins with is no run's distillation.
     begun = {"distil", "classifier"} & records.keys()
     if start := next(filter(None, (start_of(run, name) for name in begun)), None):
-        before = json.loads((start / CARD_FILE).read_text())
+        before = json.loads((start / CARD_FILE).read_text(encoding="utf-8"))
         earlier = {f"earlier {name}": record for name, record in before["stages"].items()}
         records = earlier | records
     if stage != "classifier":
         return new_card(notes) | {"stages": records}
-    recipes = {path.stem: json.loads(path.read_text()) for path in sorted((run / "cross-validation").glob("*.json"))}
+    files = sorted((run / "cross-validation").glob("*.json"))
+    recipes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     return new_card(notes) | {"stages": records, "cross_validation": recipes}
 
 
@@ -112,7 +115,7 @@ def began_with_other_tweets(card: Mapping[str, Any]) -> bool:
 
 def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes: int) -> str:
     """The card for people."""
-    lines = [f"# Model card: {name}", ""]
+    lines = [f"# Model card: {escaped(name)}", ""]
     lines += ["Made by `python -m training export` from `card.json`; edit that command's `--notes`, not this file.", ""]
     if card["notes"]:
         lines += [card["notes"], ""]
@@ -129,11 +132,28 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
     made = card["exported"]
     lines += [
         f"- Size: {parameters:,} parameters, {size_bytes / 1e6:.1f} MB.",
-        f"- Exported {made['at']} by `{made['command']}`"
+        f"- Exported {made['at']} by {code_span(made['command'])}"
         + (f", commit `{made['commit']}`." if made["commit"] else "."),
         f"- Versions: {', '.join(f'{package} {number}' for package, number in made['versions'].items())}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A label or a name as Markdown that shows it as it is, in a table or outside one."""
+    return re.sub(r"([\\`*\[\]<>|#~$&]|(?<!\w)_|_(?!\w))", r"\\\1", _printable(text))
+
+
+def code_span(text: str) -> str:
+    """A command or a file's name as Markdown code, between more backticks than stand side by side in it."""
+    backticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{backticks}{space}{_printable(text)}{space}{backticks}"
+
+
+def _printable(text: str) -> str:
+    """On one line: control characters, a line's end among them, by their Python escapes."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:
@@ -159,12 +179,14 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {label} | {of['precision']:.3f} | {of['recall']:.3f} | {of['f1']:.3f} | {of['support']} |"
+        f"| {escaped(label)} | {of['precision']:.3f} | {of['recall']:.3f} | {of['f1']:.3f} | {of['support']} |"
         for label, of in figures["per_class"].items()
     ]
     if "per_airline" in figures:
         lines += ["", "| airline | accuracy | tweets |", "|---|---|---|"]
-        lines += [f"| {name} | {of['accuracy']:.3f} | {of['n']} |" for name, of in figures["per_airline"].items()]
+        lines += [
+            f"| {escaped(name)} | {of['accuracy']:.3f} | {of['n']} |" for name, of in figures["per_airline"].items()
+        ]
     return [*lines, ""]
 
 
@@ -196,10 +218,10 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         spread = [f"{of[figure]['mean']:.4f} ± {of[figure]['deviation']:.4f}" for figure in ("accuracy", "macro_f1")]
         cost = [f"{of[figure]['mean']:.1f}" for figure in ("minutes", "megabytes", "milliseconds")]
         error = f"{of['expected_calibration_error']['mean']:.3f}"
-        lines.append(f"| {' | '.join([name, *spread, error, *cost])} |")
+        lines.append(f"| {' | '.join([escaped(name), *spread, error, *cost])} |")
     if apart := [name for name, of in ascending if of.get("calibrated_apart")]:
         lines += ["", f"Each fifth of a fold's tweets was calibrated on the other four: {', '.join(apart)}."]
-    lines += ["", *(f"- {name}: `{of['command']}`" for name, of in ascending)]
+    lines += ["", *(f"- {escaped(name)}: {code_span(of['command'])}" for name, of in ascending)]
     return [*lines, ""]
 
 
@@ -224,7 +246,10 @@ def plot(figures: Mapping[str, Any], picture: Path) -> None:
         shade = "white" if shares[row, column] > 0.5 else "black"
         left.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=shade)
     ticks = range(len(labels))
-    left.set(xticks=ticks, xticklabels=labels, yticks=ticks, yticklabels=labels, xlabel="predicted", ylabel="true")
+    names = list(map(_printable, labels))
+    left.set(xlabel="predicted", ylabel="true")
+    left.set_xticks(ticks, names, parse_math=False)  # a `$` begins no formula
+    left.set_yticks(ticks, names, parse_math=False)
     left.set_title("confusion matrix, share of the true class")
     n, confidence, accuracy = np.array(figures["reliability"]).T
     right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
@@ -233,7 +258,9 @@ def plot(figures: Mapping[str, Any], picture: Path) -> None:
     right.set_title(f"reliability, expected calibration error {figures['expected_calibration_error']:.3f}")
     right.grid(alpha=0.3)
     right.legend(loc="upper left")
-    drawing.savefig(picture, dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a label in a script that no font here has
+        drawing.savefig(picture, dpi=100)
     plt.close(drawing)
 
 
@@ -244,10 +271,10 @@ def _stages(stages: Mapping[str, Any]) -> list[str]:
         last = {key: value for key, value in epochs[-1].items() if key not in ("phase", "seconds")}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in last.items())
         lines += [
-            f"- **{name}**: `{record['command']}`"
+            f"- **{name}**: {code_span(record['command'])}"
             + (f", commit `{record['commit']}`" if record["commit"] else "")
             + f"; epochs: {len(record['epochs'])}, in {record['seconds'] / 60:.0f} minutes, "
             f"seed {record['settings']['seed']}; after the last: {shown}.",
         ]
-        lines += [f"  - `{source}`: SHA-256 `{digest}`" for source, digest in record["inputs"].items()]
+        lines += [f"  - {code_span(source)}: SHA-256 `{digest}`" for source, digest in record["inputs"].items()]
     return lines

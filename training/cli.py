@@ -448,8 +448,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from training.evaluate import evaluate, model_answer, server_answer
 
     tweets = read_tweets(options.data)
-    answer = server_answer(options.url) if options.url else model_answer(options.model)
-    if not options.url and trained_on(read_description(options.model).card) not in (None, sha256_of(options.data)):
+    answer = server_answer(options.url) if options.url is not None else model_answer(options.model)
+    if options.url is None and trained_on(read_description(options.model).card) not in (None, sha256_of(options.data)):
         print(
             f"warning: {options.model} was trained on another file than {options.data}: a row that it was trained on "
             f"may be in this split.",
@@ -470,7 +470,7 @@ def _behaviour(options: argparse.Namespace) -> None:
     from training.behaviour import LABELS, Result, to_table
     from training.evaluate import behaviour_of, model_answer, server_answer
 
-    found = behaviour_of(server_answer(options.url) if options.url else model_answer(options.model))
+    found = behaviour_of(server_answer(options.url) if options.url is not None else model_answer(options.model))
     if not found:
         raise TrainingError(f"The behavioural tests are for models with the labels {', '.join(LABELS)}.")
     print("\n".join(to_table([Result(**of) for of in found])))
@@ -489,7 +489,10 @@ def _notes(options: argparse.Namespace) -> str:
         raise TrainingError(f"--notes {options.notes}: no such file.")
     if options.to.exists() and not options.to.is_dir():
         raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
-    return options.notes.read_text(encoding="utf-8") if options.notes else ""
+    try:
+        return options.notes.read_text(encoding="utf-8") if options.notes else ""
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"--notes {options.notes}: expected UTF-8 text: {error}.") from error
 
 
 def _reference(options: argparse.Namespace) -> None:

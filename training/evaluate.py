@@ -160,6 +160,9 @@ def server_answer(url: str) -> Answer:
     Args:
         url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one. Where it
             wants a token, that is in the environment variable `SENTIMENT_TOKEN`.
+
+    Raises:
+        TrainingError: the address or the token cannot be one. The message does not show the token.
     """
     try:
         path = "" if urlsplit(url).path.strip("/") else PREDICTIONS_PATH

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check
+from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check, is_unicode
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.classifier import LEARNER_FILE
@@ -210,11 +210,21 @@ def _labels_of(learner: Learner) -> tuple[str, ...]:
     labels = vocabularies[1] if len(vocabularies) == 2 and not isinstance(vocabularies[0], str) else ()
     if len(labels) < 2:
         raise TrainingError("The learner has no list of labels; expected a classifier with two or more.")
-    return tuple(map(str, labels))
+    names = tuple(map(str, labels))
+    for name in names:
+        if not is_unicode(name):
+            raise TrainingError(
+                f"The label {name!a} has half of a surrogate pair, which no reply can hold. Rename it "
+                f"in `learner.dls.vocab` and export the learner again."
+            )
+        if names.count(name) > 1:
+            same = ", ".join(repr(other) for other in labels if str(other) == name)
+            raise TrainingError(f"The labels {same} have the same text, {name!r}; a reply could not tell them apart.")
+    return names
 
 
 def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
-    """The token of each id; None where no token leads to it.
+    """The token of each id; None where no token leads to it, or one that no text can have.
 
     `o2i` decides in fastai, not `vocab`: of a token that stands twice only one place is reached, and none of
     the `xxfake` ones that pad a vocabulary. It also grows an entry for each unknown token met, with id 0.
@@ -225,7 +235,10 @@ def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
             raise TrainingError(
                 f"The vocabulary has {token} at {ids.get(token)}; expected {expected}, which fastai computes with."
             )
-    return tuple(token if ids.get(token) == index else None for index, token in enumerate(numericalize.vocab))
+    return tuple(
+        token if ids.get(token) == index and is_unicode(token) else None
+        for index, token in enumerate(numericalize.vocab)
+    )
 
 
 def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:

@@ -381,7 +381,9 @@ def source_commit() -> str | None:
 def command_line() -> str:
     """The command as typed, with paths cut to their last part: a record names no one's folders."""
     words = [re.sub(r"[^=]*/", "", word.rstrip("/")) for word in sys.argv[1:]]
-    return " ".join(["python -m training", *words])
+    command = " ".join(["python -m training", *words])
+    # A file's name that is not UTF-8 has surrogates, which no file of text can hold.
+    return command.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def timestamp() -> str:

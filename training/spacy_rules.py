@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from spacy.about import __version__ as SPACY_VERSION
+from spacy.attrs import intify_attrs
 from spacy.language import Language
 from spacy.symbols import ORTH
 from spacy.tokenizer import Tokenizer
@@ -41,7 +42,9 @@ def _rules(tokenizer: Any) -> SpacyRules:
         infix=_expression(tokenizer.infix_finditer, "finditer"),
         token=_expression(tokenizer.token_match, "match"),
         url=_expression(tokenizer.url_match, "match"),
-        special_cases={word: tuple(part[ORTH] for part in parts) for word, parts in tokenizer.rules.items()},
+        special_cases={
+            word: tuple(intify_attrs(part)[ORTH] for part in parts) for word, parts in tokenizer.rules.items()
+        },
     )
 
 

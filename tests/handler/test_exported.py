@@ -56,6 +56,15 @@ def change_config(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def change_rules(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        rules: dict[str, object] = dict.fromkeys(("prefix", "suffix", "infix", "token", "url"), "") | {"special_cases": {}}
+        change_config(tokenizer=config["tokenizer"] | {"spacy_rules": rules | changes})(folder)
+
+    return change
+
+
 def change_network(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         network = json.loads((folder / "config.json").read_text())["network"]
@@ -131,6 +140,13 @@ def test_seen_tokens_are_those_of_the_longest_text_that_is_pooled_from_its_begin
         (change_config(network={}), "missing"),
         (change_config(network=[]), "expected an object, not"),
         (change_config(tokenizer=[]), "expected an object, not"),
+        (change_config(labels=["a", "b", "\ud83d"]), r"config.json: '\\ud83d' has half of a surrogate pair"),
+        (change_rules(prefix="("), "config.json: `spacy_rules`: missing \\)"),
+        (change_rules(prefix=1), "config.json: `spacy_rules`"),
+        (change_rules(more=1), "config.json: .* unexpected keyword argument 'more'"),
+        (change_rules(special_cases=[]), "config.json: expected an object, not"),
+        (change_rules(special_cases={"ab": ["a", "c"]}), "config.json: `spacy_rules`: .*'ab'"),
+        (change_rules(special_cases={"ab": 1}), "config.json: `spacy_rules`"),
         (change_network(layers="3"), "`layers` has '3'; expected a whole number"),
         (change_network(chunk_tokens=0), "`chunk_tokens` has 0"),
         (change_network(pooled_tokens=True), "`pooled_tokens` has True"),

@@ -1,6 +1,7 @@
 """The export, held against fastai's own prediction for one document."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from fastai.text.all import (
     Transform,
     replace_space,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from torch import nn
 
 from handler import exported
@@ -31,8 +35,10 @@ from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
 from training.archive import archive
+from training.card import code_span, new_card, plot, to_markdown
 from training.data import read_tweets
 from training.errors import TrainingError
+from training.evaluate import figures
 from training.export import export_file, export_learner
 from training.probes import probes
 
@@ -298,9 +304,9 @@ def without_statistics(learner: Any) -> None:
     learner.model[1].layers[1][0] = nn.BatchNorm1d(50, track_running_stats=False)
 
 
-def with_a_special_case(learner: Any) -> None:
-    tokenizer = learner.dls.train_ds.tfms[0].fs[1]
-    tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
+def with_a_search_of_its_own(learner: Any) -> None:
+    tokenizer = learner.dls.train_ds.tfms[0].fs[1].tok.pipe.__self__.tokenizer
+    tokenizer.prefix_search = re.compile("(?i)^x").search
 
 
 def with_a_transform(learner: Any) -> None:
@@ -341,7 +347,7 @@ def with_specials_elsewhere(learner: Any) -> None:
             lambda it: setattr(it.dls.train_ds.tfms[0].fs[1].tok, "__class__", OwnSpacy),
             "The tokenizer is OwnSpacy",
         ),
-        (with_a_special_case, "special cases of your own"),
+        (with_a_search_of_its_own, "a function of its own"),
     ],
 )
 def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], object], message: str) -> None:
@@ -351,10 +357,86 @@ def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], obj
         export_learner(learner, {})
 
 
+def test_special_cases_of_ones_own_are_exported(tmp_path: Path) -> None:
+    learner = make_learner()
+    tokenizer = learner.dls.train_ds.tfms[0].fs[1]
+    tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
+    exported.write(export_learner(learner, {}), tmp_path)
+    found = exported.read(tmp_path).tokenizer
+    for text in ["my flight, flights or (flight)", *toy_texts()]:
+        assert found.tokens(text) == [replace_space(token) for token in tokenizer(text)], text
+
+
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), FocalLossFlat(), LabelSmoothingCrossEntropyFlat()], ids=str)
 def test_a_loss_whose_outputs_a_softmax_makes_probabilities_is_exported(loss: Any) -> None:
     """Which holds the export against the learner."""
     export_learner(make_learner(loss_func=loss), {})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["fine", "half \ud83d", "whole"], r"The label 'half \\ud83d' has half of a surrogate pair"),
+        ([1, "1", "2"], "The labels 1, '1' have the same text, '1'"),
+    ],
+)
+def test_labels_that_a_reply_cannot_tell_are_refused_before_anything_is_written(
+    labels: list[Any], message: str, tmp_path: Path
+) -> None:
+    learner = make_learner(["a", "b", "c"])
+    learner.dls.vocab[1].items[:] = labels
+    learner.path = tmp_path
+    learner.export("learner.pkl")
+    with pytest.raises(TrainingError, match=message):
+        export_file(tmp_path / "learner.pkl", tmp_path, None, "", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_token_that_no_text_can_have_is_no_entry_of_the_vocabulary() -> None:
+    learner = make_learner()
+    numericalize = learner.dls.train_ds.tfms[0].fs[2]
+    token = numericalize.vocab[20]
+    numericalize.vocab[20] = "\udc00"
+    numericalize.o2i["\udc00"] = numericalize.o2i.pop(token)
+    assert export_learner(learner, {}).vocabulary[20] is None
+
+
+ANY_LABELS = [
+    "a|b",
+    "a,b",
+    "a:b",
+    "$x_1$",
+    "`x`",
+    "two\nlines",
+    "<b>&amp;",
+    "*b*",
+    "\u4f60\u597d",
+    "_",
+    "\\",
+    "\x1b[31m",
+]
+
+
+def test_labels_of_any_characters_are_exported_with_their_card(tmp_path: Path) -> None:
+    exported.write(export_learner(make_learner(ANY_LABELS), {}), tmp_path)
+    assert set(TextClassifier.load(tmp_path).labels) == set(ANY_LABELS)
+    measured = figures(ANY_LABELS, np.eye(len(ANY_LABELS)), ANY_LABELS)
+    plot(measured, tmp_path / "validation.png")
+    assert (tmp_path / "validation.png").stat().st_size > 10_000
+    page = to_markdown(new_card("") | {"metrics": {"validation": measured}}, "a|b `c`\n$d$", 1, 1)
+    blocks = [token for token in MarkdownIt("commonmark").enable("table").parse(page) if token.type == "inline"]
+    shown = ["".join(part.content for part in block.children or ()) for block in blocks]
+    assert shown[0] == r"Model card: a|b `c`\n$d$"
+    for label in ANY_LABELS:
+        visible = label.replace("\n", r"\n").replace("\x1b", r"\x1b")
+        assert shown.count(visible) == 1, (label, shown)
+
+
+@given(st.text(min_size=1))
+def test_code_in_a_card_is_shown_as_it_is(text: str) -> None:
+    [block] = [token for token in MarkdownIt("commonmark").parse(f"by {code_span(text)}.") if token.type == "inline"]
+    code = [part.content for part in block.children or () if part.type == "code_inline"]
+    assert code == ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text)]
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

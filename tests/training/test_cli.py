@@ -1,0 +1,146 @@
+"""The training command line where something is missing or wrong: one line that says what to do, and no traceback."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from training.cli import main
+from training.errors import TrainingError
+from training.evaluate import TOKEN_VARIABLE, server_answer
+
+BLOCKED = """
+import runpy, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+sys.argv[0] = "training"
+runpy.run_module("training", run_name="__main__", alter_sys=True)
+"""
+
+NEED_MORE: dict[str, list[object]] = {
+    "all": ["--data", TOY_TWEETS],
+    "general": ["--texts", TOY_TEXTS],
+    "language-model": ["--data", TOY_TWEETS],
+    "general-teacher": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
+    "distil": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
+    "teacher": ["--data", TOY_TWEETS],
+    "classifier": ["--data", TOY_TWEETS],
+    "cross-validate": ["--data", TOY_TWEETS],
+    "evaluate": ["--data", TOY_TWEETS, "--split", "train"],
+    "behaviour": ["--url", "http://127.0.0.1:9"],
+    "export": ["--learner", "learner.pkl"],
+    "reference": ["--data", TOY_TWEETS],
+}
+
+
+def not_served() -> set[str]:
+    """The import names of all packages that are installed here and not by `make serve`."""
+    served = {
+        name.lower().replace("_", "-")
+        for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "serve.lock").read_text(), re.MULTILINE)
+    }
+    return {
+        module
+        for module, packages in packages_distributions().items()
+        if not served & {package.lower().replace("_", "-") for package in packages}
+    } - {"setuptools", "pkg_resources", "pip"}
+
+
+def run_with_what_serves(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    code = BLOCKED.format(names=not_served() - {"handler", "training", "server", "client", "tests"})
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", NEED_MORE)
+def test_a_command_that_needs_more_than_serving_does_says_what_to_install(command: str) -> None:
+    found = run_with_what_serves(command, *NEED_MORE[command])
+    assert found.returncode == 1
+    assert re.fullmatch(
+        r"error: the Python package '\w+' is not installed for .*\. `make train-setup` installs .*\n", found.stderr
+    ), found.stderr
+
+
+def test_help_and_archive_need_what_serves_alone(tmp_path: Path) -> None:
+    assert "usage: python -m training" in run_with_what_serves("--help").stdout
+    found = run_with_what_serves("archive", "--model", MODEL, "--to", tmp_path / "new.mar")
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "new.mar").is_file()
+
+
+def test_every_command_is_tried_without_its_packages() -> None:
+    refused = run_with_what_serves("nothing").stderr
+    assert set(re.findall(r"'([\w-]+)'", refused.partition("choose from")[2])) == {*NEED_MORE, "archive"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--learner", "bad.pkl", "--to", "new"], "bad.pkl does not load: UnpicklingError"),
+        (["export", "--learner", "cut.pkl", "--to", "new"], "cut.pkl does not load"),
+        (["export", "--learner", ".", "--to", "new"], "No file at ."),
+        (["export", "--learner", "bad.pkl", "--to", "bad.pkl"], "expected a folder; there is a file of this name"),
+        (["export", "--learner", "bad.pkl", "--notes", "latin.csv", "--to", "new"], "latin.csv: expected UTF-8 text"),
+        (["reference", "--data", "latin.csv"], "latin.csv"),
+        (["reference", "--data", "."], "."),
+        (["behaviour", "--model", "."], "config.json is missing"),
+        (["behaviour", "--url", "http://[::1"], "http://[::1: Invalid IPv6 URL; expected an address like"),
+        (["behaviour", "--url", "http://127.0.0.1:9"], "No answer from http://127.0.0.1:9/predictions/sentiment"),
+        (["behaviour", "--url", ""], "No answer from"),
+        (["archive", "--to", "folder.mar"], "Is a directory"),
+        (["archive", "--to", "bad.pkl/new.mar"], "File exists"),
+        (["archive", "--to", "y z.mar"], "--to 'y z': expected letters"),
+        (["archive", "--to", "é.mar"], "--to 'é': expected letters"),
+        (["archive", "--to=-y.mar"], "--to '-y': expected letters"),
+        (["archive", "--to", "a'b.mar"], "expected letters"),
+        (["archive", "--to", "folder"], "expected a file name that ends in .mar"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_person_may_type_is_told_in_one_error(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.pkl").write_text("not a pickle")
+    Path("cut.pkl").write_bytes((LEARNERS / "windows.pkl").read_bytes()[:1000])
+    Path("latin.csv").write_bytes(b"tweet_id,airline_sentiment,text\n1,neutral,caf\xe9\n")
+    Path("folder.mar").mkdir()
+    if arguments[0] in ("archive", "reference"):
+        arguments = [*arguments, "--model", str(MODEL)]
+    assert main(arguments) == 1
+    assert message in capfd.readouterr().err
+    assert not Path("new").exists()
+
+
+def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
+    """Its name stands in the card's command."""
+    name = b"caf\xe9.pkl".decode("utf-8", "surrogateescape")
+    (tmp_path / name).symlink_to(LEARNERS / "windows.pkl")
+    command = [*(sys.executable, "-m", "training", "export"), "--learner", str(tmp_path / name)]
+    command += ["--to", str(tmp_path / "model")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
+    assert r"--learner caf\udce9.pkl" in card["exported"]["command"]
+
+
+@pytest.mark.parametrize("token", ["abc\ndef", "abc\x1b", "clé"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(TrainingError, match=f"^{TOKEN_VARIABLE} has a character that no token has") as refused:
+        server_answer("http://127.0.0.1:9")
+    assert token[:3] not in str(refused.value)
