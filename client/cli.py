@@ -304,7 +304,7 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
     elif options.text in ([], ["-"]):
         # What is not UTF-8 gets the server's error, in its own line.
         if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield (line.rstrip("\r\n") for line in sys.stdin), 1 if sys.stdin.isatty() else inference.MAX_TEXTS
     else:
         yield options.text, inference.MAX_TEXTS
