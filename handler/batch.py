@@ -129,7 +129,8 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
 def write(jobs: Sequence[Job], description: Mapping[str, Any], limits: Limits) -> list[tuple[HTTPStatus, bytes]]:
     """The status and the JSON body of each request's reply, in the requests' order.
 
-    Whatever was estimated before, no more bytes leave the worker than TorchServe reads.
+    The replies together have at most `limits.max_batch_reply_bytes`, whatever was estimated for them; a reply over it
+    becomes an error.
     """
     replies = []
     admitted_bytes = 0
@@ -165,7 +166,7 @@ def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
 
 
 def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes: int) -> list[Job]:
-    """Those of the jobs whose replies fit into `max_bytes` together. The others get an error."""
+    """The jobs whose replies fit into `max_bytes` together. The other jobs get an error before anything is computed."""
     fitting = []
     admitted = 0
     for job in jobs:

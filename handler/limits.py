@@ -22,7 +22,7 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (Unicode code points), token reads and texts. Over one of them is a 413 error."""
+    """Upper bounds, in characters (Unicode code points), token reads, texts and bytes. Over one of them is a 413 error."""
 
     max_text_characters: int = 20_000
     """Of one text. The longest known film review has 13,704, a tweet at most 280."""
@@ -44,9 +44,10 @@ class Limits:
     for the embedded model. Prose has a token for every four or five characters, symbols can have one each."""
 
     max_batch_reply_bytes: int = 6_553_500
-    """Of the replies to one batch, without their headers. TorchServe ends a worker whose reply has more bytes than
-    `max_response_size`, and reads many replies of one batch again and again until the last of them is there. A request
-    over it by itself gets 413; one that is too much beside others, 503."""
+    """Of the bodies of all replies to one batch. TorchServe kills a worker that sends a body of more bytes than
+    `max_response_size`. It also parses all replies of a batch anew with every packet until the last one has arrived, so
+    that many large replies together take longer than its response timeout. A request over the limit by itself gets 413;
+    one that is too much beside others, 503."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":

@@ -1,17 +1,15 @@
-"""TorchServe's messages from Java to a worker, read at the speed of a buffer and without loss.
+"""Reads the messages that TorchServe's Java process sends to a worker.
 
-TorchServe 0.12 asks the system for each number and each name in a message: ten microseconds for each field of a form.
-Sixteen requests of 200,000 fields each took its worker longer than it may take for an answer. And of fields of one name
-it keeps the last. `install` puts the functions of this module in the place of TorchServe's own.
+TorchServe 0.12 has functions for this, but they make a system call for each number and each name in a message. A batch
+of sixteen requests with 200,000 fields each kept a worker busy for longer than its response timeout. Of fields with the
+same name they keep only the last. `install` replaces these functions with those of this module.
 
-A batch is a list of requests; -1 ends a list, numbers are big-endian:
+A batch is a list of requests. -1 ends a list. Numbers are big-endian:
 
     request:   length, id; list of headers; list of fields
     header:    length, name; length, value
     field:     length, name; length, content type; length, value
 """
-
-from __future__ import annotations
 
 import socket
 import struct
@@ -28,11 +26,11 @@ _END: Final = -1
 _NUMBER: Final = struct.Struct("!i")
 _NAMES: Final = {name.encode() for name in TEXT_FIELDS}
 
-_streams: WeakKeyDictionary[socket.socket, BufferedReader[socket.SocketIO]] = WeakKeyDictionary()
+_streams: "WeakKeyDictionary[socket.socket, BufferedReader[socket.SocketIO]]" = WeakKeyDictionary()
 
 
 def install(message_handler: Any) -> None:
-    """Let a worker read its messages with this module.
+    """Let the worker read its messages with the functions of this module.
 
     Args:
         message_handler: the module `ts.protocol.otf_message_handler`.
@@ -42,7 +40,7 @@ def install(message_handler: Any) -> None:
 
 
 def retrieve_buffer(connection: socket.socket, length: int) -> bytes:
-    """Read `length` bytes. If Java has closed the connection, the worker ends, as with TorchServe's own function."""
+    """Read `length` bytes. If Java has closed the connection, the worker exits, as with TorchServe's own function."""
     data = _stream(connection).read(length)
     if len(data) < length:
         sys.exit(0)
@@ -53,9 +51,10 @@ def retrieve_request(connection: socket.socket) -> dict[str, Any] | None:
     """Read one request of a batch, or None at the batch's end.
 
     Returns:
-        as TorchServe's own function, but of the fields only those that `handler.request` reads. Their values are bytes:
-        TorchServe's own function decodes some, logs what it cannot decode, and hides whether the body was not UTF-8 or
-        not JSON. The value of a field that the request repeats is a tuple of all its values.
+        the same dictionary as TorchServe's own function, with three differences. It has only the fields that
+        `handler.request` reads, and no header with the name of one of these: TorchServe's worker would take it for the
+        field's content type. Values are bytes: TorchServe's own function decodes some, logs what it cannot decode, and
+        hides whether a body is not UTF-8 or not JSON. The value of a repeated field is a tuple of all its values.
     """
     try:
         return _request(_stream(connection).read)
@@ -63,7 +62,7 @@ def retrieve_request(connection: socket.socket) -> dict[str, Any] | None:
         sys.exit(0)
 
 
-def _stream(connection: socket.socket) -> BufferedReader[socket.SocketIO]:
+def _stream(connection: socket.socket) -> "BufferedReader[socket.SocketIO]":
     if connection not in _streams:
         _streams[connection] = BufferedReader(socket.SocketIO(connection, "r"), BUFFER_BYTES)
     return _streams[connection]
@@ -76,13 +75,15 @@ def _request(read: Callable[[int], bytes]) -> dict[str, Any] | None:
     request_id = read(length)
     headers = []
     while (length := _number(read)) != _END:
-        headers.append({"name": read(length), "value": read(_number(read))})
+        name, value = read(length), read(_number(read))
+        if name not in _NAMES:
+            headers.append({"name": name, "value": value})
     return {"requestId": request_id, "headers": headers, "parameters": _fields(read)}
 
 
 def _fields(read: Callable[[int], bytes]) -> list[dict[str, Any]]:
     fields: dict[bytes, list[tuple[bytes, bytes]]] = {}
-    unpack = _NUMBER.unpack  # a million times at worst: no more calls than there must be
+    unpack = _NUMBER.unpack  # a request can have a million fields, so this loop makes as few calls as possible
     while (length := unpack(read(4))[0]) != _END:
         name, content_type, value = read(length), read(unpack(read(4))[0]), read(unpack(read(4))[0])
         if name in _NAMES:

@@ -38,12 +38,12 @@ def explained(prediction: dict[str, Any], explanation: Explanation) -> dict[str,
 
 
 def max_bytes(texts: Sequence[str], labels: tuple[str, ...], is_explained: bool) -> int:
-    """Upper bound of the bytes of a reply, known before anything is computed.
+    """Upper bound of a reply's length in bytes, known before anything is computed.
 
     Args:
-        texts: of the request.
-        labels: of the model. A reply has the score of each for each text.
-        is_explained: the reply has each text's tokens with their weights.
+        texts: the texts of the request.
+        labels: the labels of the model. A reply has the score of each label for each text.
+        is_explained: whether the reply has the tokens of each text with their weights.
     """
     size = len(reply([], Form.INSTANCES)) + len(texts) * _prediction_bytes(labels)
     if is_explained:
@@ -62,7 +62,7 @@ def _prediction_bytes(labels: tuple[str, ...]) -> int:
 
 @cache
 def _token_bytes() -> int:
-    """Of a special token; of another, without its characters."""
+    """Upper bound of the bytes of a token in an explanation, without those of the text's own characters."""
     return len(to_json({"token": _LONGEST_SPECIAL_TOKEN, "weight": _LONGEST_SCORE})) + _SEPARATOR_BYTES
 
 

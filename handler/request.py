@@ -11,9 +11,8 @@
 | a form                                    | one field `text`, `data` or `body`: the text     | SINGLE    |
 | none: gRPC                                | one input `text`, `data` or `body`: as with none | as above  |
 
-The same bytes have the same meaning by each of these ways. Byte-order marks (U+FEFF) before JSON and before a text are
-dropped. A name that is read may occur once: a form, a gRPC request or a JSON object with two texts has none that is
-certain.
+The same text gives the same `Request`, however it is sent. Byte-order marks (U+FEFF) before JSON and before a text are
+dropped. A form, a gRPC request or a JSON object that has two texts where one is read is refused.
 """
 
 import json
@@ -99,7 +98,7 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object], li
 
 
 def is_grpc(headers: Mapping[str, object]) -> bool:
-    """Whether a request came by gRPC, which has no headers. Each HTTP request has one: TorchServe adds its length."""
+    """Whether a request came over gRPC, which has no headers. TorchServe adds `content-length` to each HTTP request."""
     return not any(isinstance(value, str) for value in headers.values())
 
 
@@ -132,12 +131,12 @@ def _content_type(headers: Mapping[str, object]) -> tuple[str, str]:
 def _body(fields: Mapping[str, object], headers: Mapping[str, object], content_type: str) -> object:
     """The body of a request that is not a form.
 
-    At some of its addresses TorchServe adds the query's parameters to the fields, before the body. They are not read.
+    At some of its addresses TorchServe puts the query parameters before the body, as fields. They are not read.
     """
     body = fields.get(BODY)
     read_as = _read_as(headers)
     if BODY not in fields or (read_as is not None and read_as != content_type):
-        # Of two headers, TorchServe reads the body by the first and hands over the second.
+        # Of two headers TorchServe uses the first to read the body, and hands over the second.
         raise WrongShapeError("The request has more than one Content-Type. Expected one.")
     return body[-1] if isinstance(body, tuple) else body
 

@@ -77,8 +77,8 @@ class TextClassifierHandler:
         bodies = []
         for index, (status, body) in enumerate(batch.write(jobs, self.describe(), self._limits)):
             context.set_response_content_type(index, "application/json")
-            # gRPC's StreamPredictions needs the header: without it TorchServe ends the worker. An HTTP reply with it
-            # never ends.
+            # TorchServe kills the worker if a reply to gRPC's StreamPredictions lacks this header. It must not be in an
+            # HTTP reply, which TorchServe would then send as the last part of a stream that never began.
             if is_grpc(context.get_all_request_header(index)):
                 context.set_response_header(index, STREAM_HEADER, "false")
             context.set_response_header(index, VERSION_HEADER, self._version)

@@ -151,8 +151,8 @@ def _from_spacy_2(pipeline: Language) -> Language:
             f"its spaCy pipeline has components, {', '.join(name for name, _ in state['pipeline'])}; expected none."
         )
     print(
-        "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order: a few "
-        "texts (2 in 1,000 tweets) have other tokens than they had there, such as `24 m .` for `24m.`",
+        "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order: a "
+        "few texts (2 in 1,000 tweets) have other tokens than they had there, such as `24 m .` for `24m.`",
         file=sys.stderr,
     )
     today = spacy.blank(str(pipeline.lang))

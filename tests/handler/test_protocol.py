@@ -62,7 +62,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol.install(original)
 
 
-words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda word: word not in TEXT_FIELDS)
 distinct = st.lists(
     st.tuples(st.sampled_from(TEXT_FIELDS), words, st.binary(max_size=200_000)),
     max_size=3,
@@ -80,6 +80,12 @@ def test_a_message_reads_as_with_torchserves_own_functions(batch: Message) -> No
             patch.setattr(original, name, getattr(original, name))
         protocol.install(original)
         assert read(message(batch)) == expected
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_header_does_not_hide_a_fields_content_type() -> None:
+    [request] = read(message([("1", [("body", "x"), ("accept", "y")], [("body", "text/plain", b"a")])]))
+    assert request["headers"] == [{"name": b"accept", "value": b"y"}]
 
 
 @pytest.mark.usefixtures("installed")
@@ -115,7 +121,7 @@ def test_the_worker_ends_with_java() -> None:
 
 
 def test_many_fields_cost_a_small_part_of_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request has room for a million of them, a batch for sixteen requests, and a worker 30 s for its answer."""
+    """A request can have a million of them, a batch sixteen requests, and a worker must answer within 30 s."""
     data = message([("1", [], [("a", "", b"")] * 50_000)])
     before = reading_s(data)
     for name in ("_retrieve_buffer", "_retrieve_request"):
