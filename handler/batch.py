@@ -197,12 +197,12 @@ def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: 
             least = 0.0
             for text in job.request.texts:
                 # One request that is refused for its tokens leaves time for its neighbours, many would not.
-                if tokenized > max_token_reads:
+                if tokenized > 2 * max_token_reads:
                     raise OverloadedError(_TOO_MUCH_AT_ONCE)
                 job.ids.append(classifier.ids(text))
                 length = len(job.ids[-1])
                 tokenized += length
-                least += length * (length + 1 if job.kind is Kind.EXPLAIN else 1)
+                least += length * (TOKENIZER_COST + 1 + (length + 1 if job.kind is Kind.EXPLAIN else 0))
                 if least > max_token_reads:
                     raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
             token_reads = _token_reads([len(ids) for ids in job.ids], job.kind)
