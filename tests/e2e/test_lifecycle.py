@@ -66,7 +66,7 @@ def test_it_ends_as_a_containers_first_process_too(project: Project) -> None:
 
 
 def test_java_announces_nothing_that_it_will_refuse(server: Server) -> None:
-    """A warning of what a future release blocks or removes. TorchServe 0.12 will not change: Java is told to allow it."""
+    """Of what a future release blocks or removes. TorchServe 0.12 will not change, so Java is told to allow it."""
     assert [line for line in server.log.splitlines() if "in a future release" in line] == []
 
 
