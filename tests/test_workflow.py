@@ -1,4 +1,4 @@
-"""The job file for GitHub Actions, and the linter of Dockerfiles. Neither needs a network."""
+"""The job file for GitHub Actions, Dependabot's configuration, and the linter of Dockerfiles. None needs a network."""
 
 import re
 import subprocess
@@ -10,14 +10,16 @@ import yaml
 
 from tests.paths import ROOT
 
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yaml"
+GITHUB = ROOT / ".github"
+WORKFLOW = GITHUB / "workflows" / "ci.yaml"
+DEPENDABOT = GITHUB / "dependabot.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 PROGRAMS = Path(sys.executable).parent
 
 
-def zizmor(workflow: Path) -> subprocess.CompletedProcess[str]:
-    """GitHub's schema of workflows, and what makes one unsafe."""
-    command = [str(PROGRAMS / "zizmor"), "--offline", "--no-progress", "--pedantic", str(workflow)]
+def zizmor(file: Path) -> subprocess.CompletedProcess[str]:
+    """GitHub's schemas of workflows and of Dependabot's configuration, and what makes one unsafe."""
+    command = [str(PROGRAMS / "zizmor"), "--offline", "--no-progress", "--pedantic", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -26,8 +28,9 @@ def hadolint(dockerfile: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=dockerfile, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_workflow_is_valid_and_safe() -> None:
-    result = zizmor(WORKFLOW)
+@pytest.mark.parametrize("file", [WORKFLOW, DEPENDABOT], ids=lambda file: file.name)
+def test_what_github_runs_is_valid_and_safe(file: Path) -> None:
+    result = zizmor(file)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

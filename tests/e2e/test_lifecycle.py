@@ -65,6 +65,11 @@ def test_it_ends_as_a_containers_first_process_too(project: Project) -> None:
     assert "TorchServe ended by itself" in server.log
 
 
+def test_java_announces_nothing_that_it_will_refuse(server: Server) -> None:
+    """Of what a future release blocks or removes. TorchServe 0.12 will not change, so Java is told to allow it."""
+    assert [line for line in server.log.splitlines() if "in a future release" in line] == []
+
+
 def test_a_start_after_kill_9_works(project: Project) -> None:
     first = Server(project)
     first.wait_for(READY)
