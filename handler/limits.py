@@ -22,7 +22,7 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (Unicode code points), token reads, texts and bytes. Over one of them: a 413 error."""
+    """Upper bounds, in characters (code points), token reads, texts and bytes. A request over one of them gets 413."""
 
     max_text_characters: int = 20_000
     """Of one text. The longest known film review has 13,704, a tweet at most 280."""
