@@ -21,7 +21,7 @@ from client import address, inference, management, pods
 from client.errors import ClientError, InputError, OverloadedError, RefusedError, RolloutError, UnreachableError
 from client.inference import MAX_CONNECTIONS, InferenceClient, split
 from client.management import MAX_WORKERS, ManagementClient
-from client.rollout import MAX_CHANGED, Outcome, Switch, old_stays, remove
+from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, old_stays, remove
 from client.sample import TEXTS
 from client.score import score
 from client.status import status
@@ -529,12 +529,11 @@ def _register(options: argparse.Namespace) -> int:
     with _management(options) as client:
         versions = client.versions()
         default = next(version for version in versions if version.default)
-        named = [version for version in versions if version.archive == options.archive]
-        if len(named) == 1 and not named[0].default:
+        if registered := left_by_a_registration(versions, options.archive):
             # Not sent to the server: it would unpack the archive before it refuses it.
-            version = named[0].name
+            version = registered.name
             _say(f"Version {version} is registered from {options.archive} already.")
-            client.scale(options.workers or named[0].settings.workers, version)
+            client.scale(options.workers or registered.settings.workers, version)
         else:
             settings = replace(default.settings, workers=options.workers or default.settings.workers)
             with old_stays(client, default, options.archive, _say):

@@ -97,13 +97,10 @@ class Switch:
         versions = self.management.versions()
         old = next(version for version in versions if version.default)
         others = [version for version in versions if not version.default]
-        # If several versions came from files of this name, the file has been replaced: then the server has to say
-        # which version is in it now.
-        named = [version for version in versions if version.archive == archive]
-        if named == [old] and others:
+        if others and [version for version in versions if version.archive == archive] == [old]:
             return self._finish(old, others, keep_old)
         self.say(f"The default is version {old.name} ({old.archive}): {old.workers()}.")
-        adopted = named[0] if len(named) == 1 and named != [old] else None
+        adopted = left_by_a_registration(versions, archive)
         if adopted is None:
             try:
                 with old_stays(self.management, old, archive, self.say):
@@ -114,10 +111,12 @@ class Switch:
                 if adopted is None:
                     raise
                 if adopted.default:
-                    return self._finish(old, others, keep_old)
+                    others = [version for version in self.management.versions() if version.name != adopted.name]
+                    return self._finish(adopted, others, keep_old)
         if adopted is not None:
             new = adopted.name
             with old_stays(self.management, old, archive, self.say, adopted=new):
+                self.say(f"To roll out another version from a file of this name, run {_unregister(new)} first.")
                 self._adopt(adopted, old)
                 comparison = self._switch(old, new, max_changed)
         old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
@@ -213,10 +212,7 @@ class Switch:
 
     def _adopt(self, version: Version, like: Version) -> None:
         """Take over a version that is registered already. It gets at least as many workers as `like` has."""
-        self.say(
-            f"Version {version.name} is registered from {version.archive} already; waiting for its workers ... (If the "
-            f"file has been replaced since, interrupt this and run {_unregister(version.name)} first.)"
-        )
+        self.say(f"Version {version.name} is registered from {version.archive} already; waiting for its workers ...")
         self.management.scale(max(like.settings.workers, version.settings.workers), version.name)
 
     def _finish(self, new: Version, others: Sequence[Version], keep_old: bool) -> Outcome:
@@ -260,6 +256,19 @@ class Switch:
             raise RolloutError(f"Version {default} has become the default meanwhile: another rollout is going on.")
         self.management.set_default(version)
         self.say(f"Version {version} is the default.")
+
+
+def left_by_a_registration(versions: Sequence[Version], archive: str) -> Version | None:
+    """The version that an earlier registration of `archive` left, so that it need not be asked for again.
+
+    That version is newer than the default, and the only one from a file of this name. In every other case the file may
+    have been replaced, and the server has to say which version is in it now: None.
+    """
+    default = next(version for version in versions if version.default)
+    named = [version for version in versions if version.archive == archive]
+    if len(named) != 1 or named == [default] or named[0].older_than(default):
+        return None
+    return named[0]
 
 
 def remove(management: ManagementClient, old: Version, drain_s: float | None, say: Say) -> bool:

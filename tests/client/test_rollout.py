@@ -314,6 +314,20 @@ def test_a_file_that_was_replaced_by_another_version_is_registered() -> None:
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "1.1", "2.0"])
 
 
+def test_a_version_that_is_older_than_the_default_is_not_taken_for_what_a_killed_rollout_left() -> None:
+    """It was kept, and the file has been replaced since by one of version 2.0."""
+    versions = {"1.0": Registered("sentiment-2.mar", 1), "1.1": Registered("other.mar", 1, started=1)}
+    fake = FakeTorchServe(versions=versions, default="1.1")
+    rollout(fake, keep_old=True)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "1.1", "2.0"])
+
+
+def test_a_rollout_to_a_version_that_was_kept_goes_back_to_it() -> None:
+    fake = both()
+    switched(fake, lambda switch: switch.rollout("sentiment.mar"))
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+
+
 def test_a_version_that_was_registered_before_stays_if_its_rollout_fails() -> None:
     fake = FakeTorchServe(versions=both("1.0").versions, label=changed_in(3))
     said: list[str] = []
