@@ -17,7 +17,7 @@ from tests.e2e.server_process import READY, Project, Server, gone, run_module
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
-LONG_TEXT = "late again and nobody knows why " * 600
+LONG_TEXT = "late again and nobody knows why " * 300
 
 
 @pytest.fixture

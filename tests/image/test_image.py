@@ -23,7 +23,7 @@ IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")
 TEXT = {"Content-Type": "text/plain"}
 START_TIMEOUT_S = 60
-LONG_TEXT = "never again with this airline " * 500
+LONG_TEXT = "never again with this airline " * 300
 
 pytestmark = pytest.mark.skipif(not IMAGE, reason="no image: `make image-test` builds and tests it")
 
