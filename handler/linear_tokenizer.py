@@ -17,7 +17,7 @@ from spacy.symbols import ORTH
 from spacy.util import compile_infix_regex, compile_prefix_regex, compile_suffix_regex
 
 MAX_WORDS: Final = 20_000
-"""Number of words whose tokens are kept: about 6 MB, and at most 40 MB, if all words are of emoji."""
+"""Number of words whose tokens are kept: about 6 MB, and at most 50 MB, if all words are of emoji."""
 
 MAX_WORD_CHARACTERS: Final = 24
 """Length of the longest word whose tokens are kept."""
