@@ -16,7 +16,7 @@ from tests.paths import ROOT
 TELEMETRY_FOLDER = "DeveloperTools/.onnxruntime"
 
 # As root, or as whoever may have namespaces of their own.
-NEW_NETWORK = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+NEW_NETWORK = ["unshare", "--net", "--uts", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
 @cache

@@ -1,10 +1,11 @@
 """Run a command where no packet leaves and each one that would is written down.
 
-    unshare --net python -m tests.privacy.trap LOG COMMAND ...
+    unshare --net --uts python -m tests.privacy.trap LOG COMMAND ...
 
 In the new network namespace every address of the Internet belongs to the loopback interface. So a look-up or a
 connection is refused at once, as nobody listens, and its first packet is seen here, whatever the program that sends it
-is written in. Connections to 127.0.0.1 and ::1 are the product's own and are not written down.
+is written in. Connections to 127.0.0.1 and ::1 are the product's own and are not written down. The machine has a name
+that `/etc/hosts` lacks, so a program that looks up its own machine is seen, too.
 """
 
 import ipaddress
@@ -33,6 +34,7 @@ _COMMANDS = (
 def main(log: Path, command: list[str]) -> int:
     """Run `command`; returns its exit code. `log` gets a line for each name that it asks for and each address outside
     that it sends something to."""
+    socket.sethostname("a-name-that-no-hosts-file-has")
     for arguments in _COMMANDS:
         subprocess.run(["ip", *arguments.split()], check=True)
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as packets:
