@@ -423,6 +423,9 @@ def _cross_validate(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.warm_start import unpack
 
+    name = options.name or options.recipe
+    if Path(name).name != name:
+        raise TrainingError(f"--name {name!r}: expected the name of a file, without a folder.")
     tweets = read_tweets(options.data)
     baseline = {"majority": cross_validation.majority, "tfidf": cross_validation.tfidf}.get(options.recipe)
     if baseline and (options.start or options.transformer or options.set):
@@ -431,7 +434,6 @@ def _cross_validate(options: argparse.Namespace) -> None:
     start = unpack(options.start, options.run) if options.start else None
     if options.recipe == "run" and options.name is None:
         cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, _transformer(options))
-    name = options.name or options.recipe
     folder = options.run / "cross-validation" / name
     predict = baseline or cross_validation.recipe(
         options.recipe, csv_sha256, options.run, settings, folder, _transformer(options), start

@@ -9,6 +9,8 @@ one of its own objects takes part in a prediction.
 """
 
 import contextlib
+import dis
+import opcode
 import pickle
 import sys
 import types
@@ -151,8 +153,8 @@ def _from_spacy_2(pipeline: Language) -> Language:
             f"its spaCy pipeline has components, {', '.join(name for name, _ in state['pipeline'])}; expected none."
         )
     print(
-        "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order: a "
-        "few texts (2 in 1,000 tweets) have other tokens than they had there, such as `24 m .` for `24m.`",
+        "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order, so "
+        "a few texts (2 in 1,000 tweets) have other tokens than they had there.",
         file=sys.stderr,
     )
     today = spacy.blank(str(pipeline.lang))
@@ -167,16 +169,40 @@ def _builtin_type(name: str) -> Any:
 
 def _code(*parts: Any) -> types.CodeType:
     """A function's code, which differs between versions of Python; that of a function that fails if it is another's."""
-    try:
-        return types.CodeType(*parts)
-    except (TypeError, ValueError):
-        *_, variables_of_the_closure, _ = parts
-        return _of_another_python.__code__.replace(co_freevars=variables_of_the_closure)
+    with contextlib.suppress(TypeError, ValueError):  # other versions have other parts
+        code = types.CodeType(*parts)
+        if _runs_here(parts[_BYTECODE]):  # not its `co_code`, in which Python has emptied the cache entries
+            return code
+    *_, variables_of_the_closure, _ = parts
+    return _of_another_python.__code__.replace(co_freevars=variables_of_the_closure)
+
+
+def _runs_here(code: bytes) -> bool:
+    """Whether bytecode is this Python's: each instruction is known, and has as many empty cache entries behind it.
+
+    Python checks no bytecode: that of another version gives wrong results or ends the process.
+    """
+    known = set(dis.opmap.values())
+    operations = list(code[::2])
+    position = 0
+    while position < len(operations):
+        operation = operations[position]
+        caches = opcode._inline_cache_entries[operation]  # type: ignore[attr-defined]
+        following = operations[position + 1 : position + 1 + caches]
+        if operation not in known or operation == CACHE or following != [CACHE] * caches:
+            return False
+        position += 1 + caches
+    return dis.opmap["RESUME"] in operations
 
 
 def _of_another_python(*_arguments: object, **_options: object) -> None:
     raise RuntimeError("a function of the learner's own was pickled by another version of Python")
 
+
+_BYTECODE = 6
+"""Its place in the parts of a function's code."""
+
+CACHE = dis.opmap["CACHE"]
 
 _MOVED_MODULES = {
     "fastcore.transform": "fasttransform.transform",  # since fastai 2.8.0

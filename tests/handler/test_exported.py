@@ -59,8 +59,9 @@ def change_config(**changes: object) -> Callable[[Path], None]:
 def change_rules(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        rules: dict[str, object] = dict.fromkeys(("prefix", "suffix", "infix", "token", "url"), "")
-        rules["special_cases"] = {}
+        rules: dict[str, object] = dict.fromkeys(("prefix", "suffix", "infix", "token", "url"), "") | {
+            "special_cases": {}
+        }
         change_config(tokenizer=config["tokenizer"] | {"spacy_rules": rules | changes})(folder)
 
     return change

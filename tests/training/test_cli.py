@@ -97,6 +97,7 @@ def test_every_command_is_tried_without_its_packages() -> None:
         (["behaviour", "--url", "http://[::1"], "http://[::1: Invalid IPv6 URL; expected an address like"),
         (["behaviour", "--url", "http://127.0.0.1:9"], "No answer from http://127.0.0.1:9/predictions/sentiment"),
         (["behaviour", "--url", ""], "No answer from"),
+        (["cross-validate", "--data", "latin.csv", "--name", "../x"], "--name '../x': expected the name of a file"),
         (["archive", "--to", "folder.mar"], "Is a directory"),
         (["archive", "--to", "bad.pkl/new.mar"], "File exists"),
         (["archive", "--to", "y z.mar"], "--to 'y z': expected letters"),

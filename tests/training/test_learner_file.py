@@ -8,15 +8,20 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from fastai.text.all import Callback, CrossEntropyLossFlat, Transform
+from hypothesis import given
+from hypothesis import strategies as st
 
 from handler import exported
 from handler.classifier import TextClassifier
+from handler.tokens import Tokenizer
 from tests.paths import LEARNERS, MODEL
 from tests.training.test_export import make_learner
 from training.errors import TrainingError
@@ -60,6 +65,60 @@ def test_the_learners_own_spacy_rules_are_exported(tmp_path: Path) -> None:
     old, new = (exported.read(folder).tokenizer for folder in (tmp_path, MODEL))
     assert old.tokens("theses ⟦late") == ["xxbos", "these", "s", "⟦late"]
     assert new.tokens("theses ⟦late") == ["xxbos", "theses", "⟦", "late"]
+
+
+@pytest.fixture(scope="module")
+def old_spacy() -> tuple[Any, Tokenizer]:
+    """A learner's spaCy pipeline with the rules of spaCy 3.3, and the exported tokenizer without fastai's rules."""
+    learner = read_learner(LEARNERS / "fastai-2.6.3.pkl")
+    pipeline = learner.dls.train_ds.tfms[0].fs[1].tok.pipe.__self__
+    model = export_learner(learner, {})
+    return pipeline, Tokenizer(replace(model.config.tokenizer, rules=(), token_rules=()), model.vocabulary)
+
+
+PIECES = [
+    "theses",
+    "That've",
+    "thatre",
+    "⟦",
+    "⟧.",
+    "〈",
+    "°C.",
+    "U.S.",
+    "can't",
+    "10km",
+    "(a",
+    ")",
+    ":)",
+    "…",
+    " ",
+    "/x",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=12).map("".join))
+def test_tokens_by_a_models_own_rules_are_spacys(old_spacy: tuple[Any, Tokenizer], text: str) -> None:
+    pipeline, tokenizer = old_spacy
+    assert tokenizer.tokens(text) == [token.text for token in pipeline.tokenizer(text)]
+
+
+@pytest.mark.parametrize("name", ["fastai-2.8.1-notebook", "fastai-2.8.12-python-3.13"])
+def test_bytecode_of_another_python_is_never_run(name: str) -> None:
+    """Python runs any bytecode that it is given, and may end by it."""
+    read_the_text = read_learner(LEARNERS / f"{name}.pkl").dls.train_ds.tfms[0].fs[0]
+    with pytest.raises(RuntimeError, match="was pickled by another version of Python"):
+        read_the_text(pd.Series({"text": "late"}))
+
+
+def test_bytecode_of_this_python_is_run(tmp_path: Path) -> None:
+    learner = make_learner()
+    end = "."
+    capital = lambda text: len(text) > 3 and f"{text[0].upper()}{end}"  # noqa: E731  # pickled by value, as a lambda is
+    learner.own = [capital, lambda row: [word + end for word in row.text]]
+    learner.path = tmp_path
+    learner.export("learner.pkl")
+    first, words = read_learner(tmp_path / "learner.pkl").own
+    assert (first("late"), words(pd.Series({"text": "ab"}))) == ("L.", ["a.", "b."])
 
 
 def test_a_path_of_windows_and_python_3_13_is_read(tmp_path: Path) -> None:
