@@ -27,7 +27,8 @@ AFFIX_CHARACTERS: Final = 10
 
 LONG_AFFIXES: Final = frozenset({"el", "id", "it", "ms"})
 LONG_AFFIX_CHARACTERS: Final = 64
-"""Length of the longest affix that is found in these languages, whose patterns describe affixes of any length."""
+"""Length of the longest affix that is found in these languages, whose patterns describe affixes of any length, and with
+rules that are not those of the installed spaCy."""
 
 CONTEXT_CHARACTERS: Final = 6
 """Number of characters at which spaCy's patterns look before a suffix or after a prefix."""
@@ -55,9 +56,10 @@ class LinearTokenizer:
     Args:
         language: a blank pipeline with spaCy's `Tokenizer`.
         special_tokens: tokens that are not split, in addition to the language's special cases.
+        has_other_rules: whether the pipeline has rules other than those of the installed spaCy for its language.
     """
 
-    def __init__(self, language: Language, special_tokens: Iterable[str]) -> None:
+    def __init__(self, language: Language, special_tokens: Iterable[str], has_other_rules: bool = False) -> None:
         defaults: Any = language.Defaults
         own: Any = language.tokenizer
         self._prefix = compile_prefix_regex(defaults.prefixes or [_NO_PATTERN]).match
@@ -65,7 +67,7 @@ class LinearTokenizer:
         self._infixes = compile_infix_regex(defaults.infixes or [_NO_PATTERN]).finditer
         self._token_match = own.token_match
         self._url_match = _without_backtracking(own.url_match)
-        has_long_affixes = language.lang in LONG_AFFIXES
+        has_long_affixes = has_other_rules or language.lang in LONG_AFFIXES
         self._affix_characters = LONG_AFFIX_CHARACTERS if has_long_affixes else AFFIX_CHARACTERS
         self._infixes_characters = SLOW_INFIXES_CHARACTERS if language.lang in SLOW_INFIXES else None
         self._cases = {case: tuple(part[ORTH] for part in parts) for case, parts in own.rules.items()}

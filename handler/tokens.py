@@ -191,7 +191,9 @@ class Tokenizer:
         language = _language(config)
         is_spacys = type(language.tokenizer) is SpacyTokenizer
         self._split: LinearTokenizer | _OwnTokenizer = (
-            LinearTokenizer(language, config.special_tokens) if is_spacys else _OwnTokenizer(config)
+            LinearTokenizer(language, config.special_tokens, has_other_rules=config.spacy_rules is not None)
+            if is_spacys
+            else _OwnTokenizer(config)
         )
 
     def warm_up(self) -> None:

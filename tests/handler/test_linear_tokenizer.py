@@ -13,6 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spacy.lang.en import English
 from spacy.symbols import ORTH
+from spacy.tokenizer import Tokenizer as SpacyTokenizer
+from spacy.vocab import Vocab
 
 from handler import linear_tokenizer
 from handler.limits import Limits
@@ -24,6 +26,7 @@ from handler.linear_tokenizer import (
     SLOW_INFIXES,
     LinearTokenizer,
 )
+from handler.tokens import SpacyRules, Tokenizer, TokenizerConfig
 
 OWN_TOKENIZER = {"ja", "ko", "th", "vi", "zh"}
 LANGUAGES = sorted(
@@ -250,3 +253,16 @@ def test_the_same_urls_are_found(text: str) -> None:
     made = WITHOUT_BACKTRACKING
     assert made.__self__.pattern != spacys_own.__self__.pattern, "spaCy's pattern is another than the one made faster"
     assert bool(made(text)) == bool(spacys_own(text))
+
+
+def test_rules_of_a_learners_own_may_have_longer_affixes() -> None:
+    prefix, suffix = r"^[a-z]{3,40}=", r"=[a-z]{3,40}$"
+    rules = SpacyRules(prefix, suffix, infix="", token="", url="", special_cases={})
+    config = TokenizerConfig("en", rules=(), token_rules=(), special_tokens=(), spacy_rules=rules)
+    spacys_own = SpacyTokenizer(
+        Vocab(), prefix_search=re.compile(prefix).search, suffix_search=re.compile(suffix).search
+    )
+    text = f"{'a' * 30}=9={'b' * 30} late"
+    tokens = Tokenizer(config, ["xxunk", "xxpad"]).tokens(text)
+    assert tokens == [token.text for token in spacys_own(text)]
+    assert len(tokens) == 4
