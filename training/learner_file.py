@@ -48,8 +48,11 @@ def read_learner(file: Path) -> Learner:
         except TrainingError as error:
             raise TrainingError(f"{file} does not load: {error}") from error
         except Exception as error:  # a pickle may raise anything
+            # fastai forgets an ImportError, and then misses its own variable.
+            forgotten = isinstance(error, UnboundLocalError)
+            reason = "a module that it needs is missing" if forgotten else f"{type(error).__name__}: {error}"
             raise TrainingError(
-                f"{file} does not load: {type(error).__name__}: {error}. Expected what fastai's `Learner.export` wrote."
+                f"{file} does not load: {reason}. Expected what fastai's `Learner.export` wrote."
             ) from error
     if not isinstance(learner, Learner):
         raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")

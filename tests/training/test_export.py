@@ -3,6 +3,8 @@
 import random
 import re
 import shutil
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -458,10 +460,14 @@ def test_files_that_are_no_learner_are_told(tmp_path: Path, content: bytes | str
     assert not (tmp_path / "model").exists()
 
 
-def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path) -> None:
+def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "learner.pkl"
-    file.write_bytes(b"cno_such_module\nThing\n.")
-    with pytest.raises(TrainingError, match="a module that it names is missing"):
+    module: Any = types.ModuleType("no_such_module")
+    module.Thing = type("Thing", (), {"__module__": "no_such_module"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "no_such_module", module)
+        torch.save(module.Thing(), file)
+    with pytest.raises(TrainingError, match=r"the learner uses no_such_module\.Thing \(not installed here\)"):
         export_file(file, tmp_path, None, "", tmp_path / "model")
 
 
