@@ -79,19 +79,17 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
     Args:
         rows: for each request its fields and its HTTP headers, see `handler.request.read_request`.
     """
-    jobs = []
+    jobs = [Job(_kind(fields, headers)) for fields, headers in rows]
+    for job, (fields, headers) in zip(jobs, rows, strict=True):
+        if job.kind is not Kind.DESCRIBE:
+            with _guard(job):
+                job.request = read_request(fields, headers, limits)
     admitted_characters = 0
-    for fields, headers in rows:
-        job = Job(_kind(fields, headers))
-        jobs.append(job)
-        if job.kind is Kind.DESCRIBE:
-            continue
-        with _guard(job):
-            request = read_request(fields, headers, limits)
-            if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
-                raise OverloadedError(_TOO_MUCH_AT_ONCE)
+    for job, request in _smallest_first(jobs):
+        if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
+            job.request, job.error = None, OverloadedError(_TOO_MUCH_AT_ONCE)
+        else:
             admitted_characters += request.characters
-            job.request = request
     return jobs
 
 
@@ -165,15 +163,20 @@ def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
 
 
+def _smallest_first(jobs: Sequence[Job]) -> list[tuple[Job, Request]]:
+    """The jobs with a request, in the order in which they are admitted: if a batch is too much, the large requests are
+    refused and their small neighbours are not."""
+    read = [(job, job.request) for job in jobs if job.request is not None]
+    return sorted(read, key=lambda pair: pair[1].characters)
+
+
 def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes: int) -> list[Job]:
     """The jobs whose replies fit into `max_bytes` together. The other jobs get an error before anything is computed."""
     fitting = []
     admitted = 0
-    for job in jobs:
-        if job.request is None:
-            continue
+    for job, request in _smallest_first(jobs):
         with _guard(job):
-            texts = job.request.texts
+            texts = request.texts
             size = reply.max_bytes(texts, labels, job.kind is Kind.EXPLAIN)
             if size > max_bytes:
                 count = len(texts)
@@ -190,12 +193,10 @@ def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes:
 def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: int) -> None:
     """Fill in the token ids of as many requests as the limit allows."""
     tokenized, admitted = 0, 0.0
-    for job in jobs:
-        if job.request is None:
-            continue
+    for job, request in _smallest_first(jobs):
         with _guard(job):
             least = 0.0
-            for text in job.request.texts:
+            for text in request.texts:
                 # One request that is refused for its tokens leaves time for its neighbours, many would not.
                 if tokenized > 2 * max_token_reads:
                     raise OverloadedError(_TOO_MUCH_AT_ONCE)

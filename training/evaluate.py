@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client.errors import ClientError, RefusedError, UnreachableError
+from client import address
+from client.errors import ClientError, InputError, RefusedError, UnreachableError
 from client.transport import Transport
 from handler import batch
 from handler.classifier import TextClassifier
@@ -165,10 +166,15 @@ def server_answer(url: str) -> Answer:
         TrainingError: the address or the token cannot be one. The message does not show the token.
     """
     try:
-        path = "" if urlsplit(url).path.strip("/") else PREDICTIONS_PATH
-        transport = Transport(url, token=os.environ.get(TOKEN_VARIABLE), read_timeout_s=TIMEOUT_S)
-    except (ClientError, ValueError) as error:
+        url = address.address(url)
+    except InputError as error:
         raise TrainingError(f"--url: {error}") from error
+    try:
+        token = address.token(os.environ.get(TOKEN_VARIABLE))
+    except InputError as error:
+        raise TrainingError(f"{TOKEN_VARIABLE}: {error}") from error
+    transport = Transport(url, token=token, read_timeout_s=TIMEOUT_S)
+    path = "" if urlsplit(url).path else PREDICTIONS_PATH
 
     def answer(body: bytes) -> bytes:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from server.workspace import PREFIX
 from tests.e2e.server_process import READY, Project, Server, run_module
 from tests.e2e.test_metrics import samples_of
 from tests.e2e.traffic import TEXT, wait_until
-from tests.paths import MODEL
+from tests.paths import MODEL, ROOT
 from training.archive import archive
 
 NAME = "a b é?#%|:&"
@@ -172,12 +173,14 @@ def register(server: Server, file: str, name: str, **options: str) -> int:
     return requests.post(f"{server.project.management}/models", params=parameters, timeout=120).status_code
 
 
-# Where no folder can have executables: mounts of the test's own.
+# Where no folder for temporary files can have executables, but the project's own can: mounts of the test's own.
 
-NO_EXECUTABLES = """
+QUOTED_ROOT = shlex.quote(str(ROOT))
+NO_EXECUTABLES = f"""
 for folder in /tmp /var/tmp /dev/shm; do
-  test ! -d $folder || { mount --bind $folder $folder && mount -o remount,bind,noexec $folder; } || exit
+  test ! -d $folder || {{ mount --bind $folder $folder && mount -o remount,bind,noexec $folder; }} || exit
 done
+mount --bind {QUOTED_ROOT} {QUOTED_ROOT} && mount -o remount,bind,exec {QUOTED_ROOT} && cd {QUOTED_ROOT} || exit
 unset XDG_RUNTIME_DIR
 exec "$@"
 """
