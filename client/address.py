@@ -1,4 +1,4 @@
-"""What a person gives to reach a server: its address, names of models and versions, a token. And the way there."""
+"""Checks of the settings that lead to a server: address, model and version names, token, proxy, certificates."""
 
 import ipaddress
 import os

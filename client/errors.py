@@ -7,10 +7,9 @@ ClientError
 ├── RefusedError           any other 4xx or 5xx
 ├── UnexpectedAnswerError  an answer, but not the JSON that was expected, or too much of it
 ├── NotReadyError          a version's workers end while they load, or take too long
-├── RolloutError           a version was not put in another's place
+├── RolloutError           a rollout or rollback stopped, or the version to remove is the default
 ├── PodError               kubectl cannot list the pods, or cannot forward to one
-└── InputError             a file that cannot be read or must not be written; an address, a name, a token or a number
-                           that cannot be one
+└── InputError             a file that cannot be read or must not be written; an invalid address, name, token or number
 """
 
 

@@ -44,7 +44,7 @@ _TOO_LARGE_A_REPLY = (
 TOKENIZER_COST = 0.4
 """Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
 
-_TOO_MUCH_AT_ONCE = "The server has too much text at once. Send the request again in a moment."
+_TOO_MUCH_AT_ONCE = "The server has too much work at once. Send the request again in a moment."
 _ENDING = "The server is about to end. Send the request again in a moment, to the server that takes its place."
 
 
@@ -154,8 +154,8 @@ def _reply(job: Job, description: Mapping[str, Any]) -> tuple[HTTPStatus, bytes]
 def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
     """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
 
-    It hands on a client's headers too, but what it has described has no fields, and no `explain`. A form can have no
-    fields either.
+    It also passes on a client's headers of these names. But its own request for a description has no fields and no
+    header `explain`. A form without fields is not a request for a description.
     """
     explain = headers.get(Kind.EXPLAIN.value)
     if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields and not has_form(headers):

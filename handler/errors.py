@@ -3,11 +3,11 @@
     RequestError
     ├── NotUtf8Error          400  the body, or a text in it, is not Unicode text in UTF-8
     ├── NotJsonError          400  the content type says JSON and the body is not
-    ├── WrongShapeError       400  none of the API's body forms
+    ├── WrongShapeError       400  none of the API's body forms, or two texts where one is expected
     ├── BlankTextError        400  an empty text, or nothing but white space
     ├── TooLargeError         413  a text, a list, a request or its reply over its limit
     ├── ContentEncodingError  415  a compressed body
-    ├── OverloadedError       503  the batch is full; the same request may pass in a moment
+    ├── OverloadedError       503  the batch is full, or the server is stopping; a retry may succeed
     └── InternalError         500  a defect in this code, for this request alone
 
 A message says what was wrong and what is expected. It never quotes what the user sent.

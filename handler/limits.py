@@ -22,7 +22,11 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (code points), token reads, texts and bytes. A request over one of them gets 413."""
+    """Upper bounds, in characters (code points), token reads, texts and bytes.
+
+    A request that exceeds a limit by itself gets 413. A request that exceeds a limit only together with the other
+    requests of its batch gets 503.
+    """
 
     max_text_characters: int = 20_000
     """Of one text. The longest known film review has 13,704, a tweet at most 280."""
@@ -40,14 +44,14 @@ class Limits:
     """Work for one request, or for all requests that TorchServe hands over as one batch, in token reads. A token of a
     short text counts 1.4, as the network reads 32 such texts together; a token of a text of more than 1,700 tokens
     counts 2.7. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
-    itself gets 413; one that is too much beside others, 503. All of them together take a core with AVX-512 at most 2 s
-    for the embedded model. Prose has a token for every four or five characters, symbols can have one each."""
+    itself gets 413; a request that exceeds it together with the others of its batch gets 503. The work within the limit
+    takes a core with AVX-512 at most 2 s for the embedded model; a batch with requests that are refused takes at most
+    3 s (`benchmarks/README.md`). Prose has a token for every four or five characters, symbols can have one each."""
 
     max_batch_reply_bytes: int = 6_553_500
-    """Of the bodies of all replies to one batch. TorchServe kills a worker that sends a body of more bytes than
-    `max_response_size`. It also parses all replies of a batch anew with every packet until the last one has arrived, so
-    that many large replies together take longer than its response timeout. A request over the limit by itself gets 413;
-    one that is too much beside others, 503."""
+    """Bytes of all replies to one batch. TorchServe kills a worker that sends a body of more bytes than
+    `max_response_size`. It also parses all replies of a batch anew with every packet until the last one has arrived.
+    Many large replies together would therefore take longer than its response timeout."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":

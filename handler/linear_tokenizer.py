@@ -229,8 +229,10 @@ class LinearTokenizer:
 
 
 def _words(text: str) -> Iterator[tuple[str, bool]]:
-    """The runs of characters that spaCy splits one by one: those without white space, and what white space there is but
-    for one space after a word; and whether such a space stands before a run."""
+    """The runs of characters that spaCy splits one by one, each with whether a separating space stands before it.
+
+    A run is a word, or white space without the one space that separates it from the word before.
+    """
     follows_space = False
     before = ""
     for run in _RUNS.findall(text):

@@ -57,7 +57,7 @@ class Sample:
 
 
 _NOT_IN_A_LINE: Final = re.compile("[%,:|\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
-"""What separates values for TorchServe or ends a line for Java, control characters, what is not Unicode, and `%`."""
+"""TorchServe's separators, Java's line ends, control characters, halves of surrogate pairs, and `%`."""
 EMPTY: Final = "%"
 
 

@@ -137,10 +137,10 @@ class SpacyRules:
     suffix: str
     infix: str
     token: str
-    """What it matches is one token, like spaCy's `token_match`."""
+    """A word that this expression matches is one token, as with spaCy's `token_match`."""
 
     url: str
-    """The same, but after prefixes and suffixes, like spaCy's `url_match`."""
+    """A word that this expression matches without its prefixes and suffixes is one token, as with `url_match`."""
 
     special_cases: dict[str, tuple[str, ...]]
     """Words with their tokens."""

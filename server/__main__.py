@@ -28,7 +28,7 @@ def main() -> int:
         type=float,
         default=DRAIN_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long to go on answering after a signal (default: %(default)s)",
+        help="longest time after a signal to answer the requests that have arrived (default: %(default)s)",
     )
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
@@ -66,7 +66,7 @@ def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event,
         if not server.running:
             say("error: TorchServe ended by itself; see its output above.", sys.stderr)
             return 1
-        say("Stopping: answering what has come, refusing what still comes (again to stop at once) ...")
+        say("Stopping: answering the requests that have arrived, refusing new ones (a second signal stops at once) ...")
         if not server.drain(drain_timeout_s, force):
             say("Some requests were not answered.", sys.stderr)
         return 0

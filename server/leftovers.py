@@ -10,7 +10,7 @@ Version = tuple[str, str]
 """A model's name and version."""
 
 OLD_S = 10
-"""What was written to more recently may be an archive that is being registered."""
+"""Age in seconds. A folder that was written to more recently may be an archive that is being registered."""
 
 
 class Leftovers:

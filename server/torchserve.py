@@ -37,7 +37,7 @@ QUIET_S = 0.3
 NATIVE_BYTES = 8_000_000
 """What TorchServe puts into its temporary folder beside the archives: native libraries, and some room."""
 REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
-"""Tells the workers of a file; while there is one, the handler answers 503 instead of predictions."""
+"""The variable that names a file to the workers. While the file exists, the handler answers 503, not predictions."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -279,10 +279,10 @@ def _work_done(
 
 
 def _version(entry: str, archive: Archive) -> Version:
-    """What an entry of `load_models` becomes.
+    """The name and the version of the model that an entry of `load_models` registers.
 
     Raises:
-        ConfigurationError: nobody could ask for it.
+        ConfigurationError: the name has a slash, so no address leads to the model.
     """
     name = entry.partition("=")[0] if "=" in entry else archive.model_name
     if not api.has_address(name):

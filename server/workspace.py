@@ -1,4 +1,4 @@
-"""A folder of a server's own for temporary files, which goes with the server, however that ends."""
+"""A server's own folder for temporary files. The server removes it when it ends; if it is killed, the next one does."""
 
 import fcntl
 import os

@@ -171,7 +171,7 @@ def _builtin_type(name: str) -> Any:
 
 
 def _code(*parts: Any) -> types.CodeType:
-    """A function's code, which differs between versions of Python; that of a function that fails if it is another's."""
+    """A function's code. If another version of Python wrote the bytecode, the code of a function that raises."""
     with contextlib.suppress(TypeError, ValueError):  # other versions have other parts
         code = types.CodeType(*parts)
         if _runs_here(parts[_BYTECODE]):  # not its `co_code`, in which Python has emptied the cache entries
