@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.sides import ROOT
 from handler import batch
@@ -135,6 +135,8 @@ class Measured:
 
     statuses: dict[int, int]
     seconds: float
+    beside: Shape | None = None
+    """The requests that make it a whole batch, where it is not a batch of the same."""
 
 
 def _repeated(fragments: Sequence[str], characters: int) -> str:
@@ -214,10 +216,9 @@ def worst_texts(
 
 def tokenizer_seconds(classifier: TextClassifier) -> Callable[[str], float]:
     """The processor time that a text's tokens take, with no word kept from before."""
-    split: Any = classifier._tokenizer._split
 
     def cost(text: str) -> float:
-        split._short_word_tokens.cache_clear()
+        classifier.forget()
         started = time.process_time()
         classifier.ids(text)
         return time.process_time() - started
@@ -248,15 +249,22 @@ def changed_shape(generator: random.Random, shape: Shape, limits: Limits) -> Sha
 
 
 def measured(
-    classifier: TextClassifier, limits: Limits, candidate: Candidate, shape: Shape, requests: int = 1
+    classifier: TextClassifier,
+    limits: Limits,
+    candidate: Candidate,
+    shape: Shape,
+    requests: int = 1,
+    beside: Shape | None = None,
 ) -> Measured:
-    """Such requests through all the steps of a worker."""
-    one = candidate.text(shape.texts * shape.characters)
-    texts = [one[begin : begin + shape.characters] for begin in range(0, len(one), shape.characters)]
-    headers = {"content-type": "application/json"} | ({"explain": "True"} if shape.kind is batch.Kind.EXPLAIN else {})
-    rows = [({"body": json.dumps(texts).encode()}, headers)] * requests
-    split: Any = classifier._tokenizer._split
-    split._short_word_tokens.cache_clear()
+    """Such requests through all the steps of a worker.
+
+    Args:
+        beside: the shape of further requests, which fill the batch.
+    """
+    rows = [_row(candidate, shape)] * requests
+    if beside is not None:
+        rows += [_row(candidate, beside)] * (MAX_REQUESTS - requests)
+    classifier.forget()
     started = time.process_time()
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
@@ -264,9 +272,18 @@ def measured(
     seconds = time.process_time() - started
     statuses = [status.value for status, _ in replies]
     tokens = sum(len(ids) for job in jobs for ids in job.ids)
-    return Measured(
-        candidate, shape, tokens, {status: statuses.count(status) for status in sorted(set(statuses))}, seconds
-    )
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+    return Measured(candidate, shape, tokens, counts, seconds, beside)
+
+
+def _row(candidate: Candidate, shape: Shape) -> tuple[dict[str, object], dict[str, object]]:
+    """A request as `handler.batch.read` takes it."""
+    one = candidate.text(shape.texts * shape.characters)
+    texts = [one[begin : begin + shape.characters] for begin in range(0, len(one), shape.characters)]
+    headers: dict[str, object] = {"content-type": "application/json"}
+    if shape.kind is batch.Kind.EXPLAIN:
+        headers["explain"] = "True"
+    return {"body": json.dumps(texts).encode()}, headers
 
 
 def worst_requests(
@@ -305,12 +322,19 @@ def report(texts: Sequence[tuple[float, Candidate]], characters: int, requests: 
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {sum(one.statuses.values())} {one.shape.kind.value} | {one.shape.texts} × {one.shape.characters} "
+        f"| {_requests(one)} | {one.shape.texts} × {one.shape.characters} "
         f"| `{_cell(one.candidate)}` | {one.tokens:,} "
         f"| {', '.join(f'{number} × {status}' for status, number in one.statuses.items())} | {one.seconds:.2f} |"
         for one in requests
     ]
     return "\n".join(lines)
+
+
+def _requests(one: Measured) -> str:
+    total, kind, beside = sum(one.statuses.values()), one.shape.kind.value, one.beside
+    if beside is None:
+        return f"{total} {kind}"
+    return f"1 {kind}, {total - 1} {beside.kind.value} ({beside.texts} × {beside.characters})"
 
 
 def _cell(candidate: Candidate) -> str:
@@ -341,6 +365,10 @@ def main() -> int:
         requests = worst_requests(classifier, limits, worst, options.seed, until(options.seconds * (1 - TEXTS_SHARE)))
         batches = [
             measured(classifier, limits, one.candidate, one.shape, MAX_REQUESTS) for one in requests[: POOL // 3]
+        ]
+        largest = Shape(limits.max_request_characters // limits.max_text_characters, limits.max_text_characters)
+        batches += [
+            measured(classifier, limits, one.candidate, one.shape, beside=largest) for one in requests[: POOL // 3]
         ]
     print(report(texts, limits.max_text_characters, [*requests, *batches]))
     return 0

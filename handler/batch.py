@@ -38,8 +38,8 @@ _TOO_MANY_TOKENS = {
     "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
 }
 _TOO_LARGE_A_REPLY = (
-    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; at most {} leave the server at "
-    "once. Expected at most {} such texts in one request."
+    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; the server sends at most {} at "
+    "once, which is enough for {} such texts. Send fewer or shorter texts in one request."
 )
 TOKENIZER_COST = 0.4
 """Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
@@ -93,7 +93,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
     return jobs
 
 
-def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, str]]]) -> list[Job]:
+def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]]) -> list[Job]:
     """Refuse every request of a batch but descriptions, for a server that is about to end. Arguments as `read`."""
     kinds = [_kind(fields, headers) for fields, headers in rows]
     return [Job(kind, error=None if kind is Kind.DESCRIBE else OverloadedError(_ENDING)) for kind in kinds]

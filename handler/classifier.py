@@ -74,6 +74,10 @@ class TextClassifier:
         self._tokenizer.warm_up()
         self.predict(["a first text", *WARM_UP_BATCH])
 
+    def forget(self) -> None:
+        """Keep no word's tokens any more, so that each text takes the time that it takes at first."""
+        self._tokenizer.forget()
+
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text, in its own order."""
         return self._tokenizer.tokens(text)

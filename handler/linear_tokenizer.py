@@ -93,6 +93,10 @@ class LinearTokenizer:
         for word in words:
             self._short_word_tokens(word)
 
+    def forget(self) -> None:
+        """Keep no word's tokens any more."""
+        self._short_word_tokens.cache_clear()
+
     def _word_tokens(self, word: str, special_cases: bool = True) -> tuple[str, ...]:
         """The tokens of a run of characters without spaces; spaCy's `_tokenize`."""
         cases = self._cases if special_cases else {}

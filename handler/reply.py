@@ -7,7 +7,6 @@ from typing import Any
 
 from handler.classifier import Explanation
 from handler.errors import RequestError
-from handler.exported import Probabilities
 from handler.request import Form
 
 SCORE_DIGITS = 6
@@ -16,7 +15,7 @@ _LONGEST_CHARACTER_BYTES = 6
 """A control character in JSON: `\\u0000`."""
 _LONGEST_SPECIAL_TOKEN = "xxwrep"
 _TOKENS_PER_CHARACTER = 2
-"""A capital letter alone is the token `xxmaj` and the letter's own."""
+"""A capital with one sign behind it, such as `A…`, is `xxmaj` and two tokens: 1.5 for each character."""
 _SEPARATOR_BYTES = len(", ")
 
 
@@ -64,10 +63,6 @@ def _prediction_bytes(labels: tuple[str, ...]) -> int:
 def _token_bytes() -> int:
     """Upper bound of the bytes of a token in an explanation, without those of the text's own characters."""
     return len(to_json({"token": _LONGEST_SPECIAL_TOKEN, "weight": _LONGEST_SCORE})) + _SEPARATOR_BYTES
-
-
-def predictions(probabilities: Probabilities, labels: Sequence[str]) -> list[dict[str, Any]]:
-    return [prediction(row, labels) for row in probabilities]
 
 
 def reply(results: list[dict[str, Any]], form: Form) -> bytes:

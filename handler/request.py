@@ -29,6 +29,7 @@ from handler.errors import (
     TooLargeError,
     WrongShapeError,
 )
+from handler.exported import is_unicode
 from handler.limits import Limits
 
 
@@ -124,8 +125,13 @@ def _content_type(headers: Mapping[str, object]) -> tuple[str, str]:
     """The media type and the charset, both lower-case, empty where not given."""
     message = Message()
     message["content-type"] = value = _only(headers, "content-type")
-    # `Message.get_content_type` makes `text/plain` of what is no type.
-    return value.partition(";")[0].strip(), str(message.get_param("charset", ""))
+    try:
+        charset = message.get_param("charset", "")
+    except ValueError as error:  # a parameter's number (RFC 2231) of thousands of digits
+        raise WrongShapeError(f"The Content-Type cannot be read. {_EXPECTED}") from error
+    # RFC 2231's form of a parameter is a tuple, whose last element is the value. `Message.get_content_type` would make
+    # `text/plain` of an invalid type.
+    return value.partition(";")[0].strip(), charset[-1] if isinstance(charset, tuple) else str(charset)
 
 
 def _body(fields: Mapping[str, object], headers: Mapping[str, object], content_type: str) -> object:
@@ -260,18 +266,10 @@ def _check(request: Request, limits: Limits) -> None:
             raise TooLargeError(f"{name} has {len(text)} characters; at most {limits.max_text_characters} are read.")
         if not text.replace(BYTE_ORDER_MARK, "").strip():
             raise BlankTextError(f"{name} is empty or blank. Expected a text with words in it.")
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise NotUtf8Error(f"{name} has half of a surrogate pair (\\ud800 to \\udfff). Expected Unicode text.")
     if request.characters > limits.max_request_characters:
         raise TooLargeError(
             f"The texts have {request.characters} characters together; "
             f"at most {limits.max_request_characters} are read at once."
         )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

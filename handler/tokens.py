@@ -200,6 +200,10 @@ class Tokenizer:
         """Keep the tokens of the vocabulary's words, the commonest longest."""
         self._split.keep(reversed(self._ids))
 
+    def forget(self) -> None:
+        """Keep no word's tokens any more, so that each text takes the time that it takes at first."""
+        self._split.forget()
+
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text."""
         for rule in self._rules:
@@ -232,6 +236,9 @@ class _OwnTokenizer:
 
     def keep(self, words: Iterable[str]) -> None:
         """Words have no tokens of their own here."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
 
     def _renew(self) -> None:
         language: Any = spacy.blank(self._config.language)

@@ -3,7 +3,7 @@
 import io
 import sys
 
-OWN = ("handler", "training")
+OWN = ("client", "handler", "training")
 
 
 def run() -> int:

@@ -173,7 +173,10 @@ def server_answer(url: str) -> Answer:
         token = address.token(os.environ.get(TOKEN_VARIABLE))
     except InputError as error:
         raise TrainingError(f"{TOKEN_VARIABLE}: {error}") from error
-    transport = Transport(url, token=token, read_timeout_s=TIMEOUT_S)
+    try:
+        transport = Transport(url, token=token, read_timeout_s=TIMEOUT_S)
+    except InputError as error:
+        raise TrainingError(str(error)) from error
     path = "" if urlsplit(url).path else PREDICTIONS_PATH
 
     def answer(body: bytes) -> bytes:

@@ -41,7 +41,7 @@ from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
-from training.learner_file import read_learner
+from training.learner_file import Missing, read_learner
 from training.parity import prove
 from training.reference import reference_of
 from training.spacy_rules import own_rules
@@ -210,6 +210,8 @@ def _labels_of(learner: Learner) -> tuple[str, ...]:
     labels = vocabularies[1] if len(vocabularies) == 2 and not isinstance(vocabularies[0], str) else ()
     if len(labels) < 2:
         raise TrainingError("The learner has no list of labels; expected a classifier with two or more.")
+    if missing := next((label for label in labels if isinstance(label, Missing)), None):
+        raise TrainingError(f"The label of the class {type(missing).__qualname__} cannot be read.")
     names = tuple(map(str, labels))
     for name in names:
         if not is_unicode(name):

@@ -222,7 +222,8 @@ _LATER_MODULES = {"fastai.layers": ("fastai.losses",)}
 """Where some of a module's names are now: fastai 2.0.0 had the losses among the layers."""
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("__builtin__", "getattr"): _attribute,  # fastai pickles by protocol 2, which has Python 2's names
+    # fastai pickles by protocol 2, which has Python 2's names; `Learner.export` takes other protocols too.
+    **dict.fromkeys([("__builtin__", "getattr"), ("builtins", "getattr")], _attribute),
     ("cloudpickle.cloudpickle", "_builtin_type"): _builtin_type,
     ("fastcore.dispatch", "TypeDispatch"): _TypeDispatch,
     ("fastcore.dispatch", "_TypeDict"): _TypeDict,

@@ -229,7 +229,7 @@ def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed
         assert labelled.texts == 0
         assert "1000 texts" in refused["message"]
     [(_, refused)] = answer([({"body": many}, JSON)], labelled)
-    [fitting] = map(int, re.findall(r"at most (\d+) such texts", refused["message"]))
+    [fitting] = map(int, re.findall(r"enough for (\d+) such texts", refused["message"]))
     assert fitting > 300
     [(status, predictions)] = answer([json_row(["late"] * fitting)], labelled)
     assert (status.value, len(predictions)) == (200, fitting)

@@ -40,7 +40,13 @@ def as_json(value: object) -> bytes:
 
 @pytest.mark.parametrize(
     "headers",
-    [TEXT, {"Content-Type": "text/plain; charset=UTF-8"}, UNTYPED, {"content-type": "application/octet-stream"}],
+    [
+        {"Content-Type": "text/plain; charset*=utf-8''utf-8"},
+        TEXT,
+        {"Content-Type": "text/plain; charset=UTF-8"},
+        UNTYPED,
+        {"content-type": "application/octet-stream"},
+    ],
 )
 def test_a_text_body_is_one_text(headers: dict[str, str]) -> None:
     assert read("Grüße ✈".encode(), headers) == Request(("Grüße ✈",), Form.SINGLE)
@@ -219,6 +225,7 @@ def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> N
         ({"body": b'{"text": "\xff"}'}, JSON, NotUtf8Error),
         ({"body": b'{"text": "\\ud83d"}'}, JSON, NotUtf8Error),
         ({"body": "Grüße".encode("latin-1")}, {"content-type": "text/plain; charset=latin-1"}, NotUtf8Error),
+        ({"body": b"late"}, {"content-type": f"text/plain; charset*{'1' * 4_400}=x"}, WrongShapeError),
         ({"text": b"\xff"}, FORM, NotUtf8Error),
         ({"data": b"\xff"}, {}, NotUtf8Error),
         ({"data": b'["a", 1]'}, {}, WrongShapeError),

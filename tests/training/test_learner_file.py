@@ -151,6 +151,11 @@ def with_a_rule(learner: Any) -> None:
     learner.dls.train_ds.tfms[0].fs[1].rules = [of_a_missing_module(object)]
 
 
+def with_labels(learner: Any) -> None:
+    own = of_a_missing_module(object)
+    learner.dls.vocab[1].items[:] = [own() for _ in learner.dls.vocab[1].items]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -165,8 +170,9 @@ def with_a_rule(learner: Any) -> None:
             lambda it: setattr(it.model[0], "__class__", of_a_missing_module(type(it.model[0]))),
             "not a fastai text classifier",
         ),
+        (with_labels, r"The label of the class gone\.Own \(not installed here\) cannot be read"),
     ],
-    ids=["callback", "transform", "rule", "loss", "encoder"],
+    ids=["callback", "transform", "rule", "loss", "encoder", "labels"],
 )
 def test_missing_code_that_takes_part_in_a_prediction_is_refused(
     change: Callable[[Any], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
