@@ -17,8 +17,14 @@ BENCH := .venv-benchmarks
 # Two processes with a thread each, a whole file in one of them: its tests may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# The command ignores PYTHONPATH, where another `client` may be.
+WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m client "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
+
 # The command `sentiment`, from this folder.
-INSTALL_CLIENT = @$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+define INSTALL_CLIENT
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+$(WRITE_COMMAND)
+endef
 
 IMAGE ?= sentiment
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))

@@ -22,7 +22,7 @@ MAX_ANSWER_BYTES = 8 * 2**20
 
 
 class TooSlowError(TimeoutError):
-    """The request's time is up."""
+    """The request's time is up, or it has been ended."""
 
 
 class TooLargeError(Exception):
@@ -36,6 +36,7 @@ class Bounds:
         self._deadline = time.monotonic() + seconds
         self._bytes_left = MAX_ANSWER_BYTES
         self._socket: socket.socket | None = None
+        self._ended = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Bounds":
@@ -48,8 +49,14 @@ class Bounds:
         _BOUNDS.reset(self._before)
 
     def watch(self, connected: socket.socket) -> None:
-        """Give the socket the time that is left, and let `end` reach it."""
+        """Give the socket the time that is left, and let `end` reach it.
+
+        Raises:
+            TooSlowError: no time is left, or the request has been ended.
+        """
         with self._lock:
+            if self._ended:  # before there was a connection
+                raise TooSlowError
             self._socket = connected
         connected.settimeout(self._seconds_left())
 
@@ -66,6 +73,7 @@ class Bounds:
     def end(self) -> None:
         """End the request, from another thread: whoever waits for its answer gets an error."""
         with self._lock:
+            self._ended = True
             if self._socket is not None:
                 with suppress(OSError):  # the server may have closed it
                     self._socket.shutdown(socket.SHUT_RDWR)

@@ -107,9 +107,7 @@ class Switch:
                     new = self._register(archive, old)
                     comparison = self._switch(old, new, max_changed)
             except RefusedError as error:
-                adopted = self._conflicting(error, archive)
-                if adopted is None:
-                    raise
+                adopted = self._conflicting(error, archive, old)
                 if adopted.default:
                     others = [version for version in self.management.versions() if version.name != adopted.name]
                     return self._finish(adopted, others, keep_old)
@@ -149,17 +147,23 @@ class Switch:
             )
         if not targets and others and present.archive == archive:
             return self._finish(present, others, keep_old=True)
-        if targets:
-            target = targets[0].name
-            self._adopt(targets[0], present)
+        adopted = targets[0] if targets else None
+        if adopted is None:
+            assert archive is not None
+            try:
+                with old_stays(self.management, present, archive, self.say):
+                    target = self._register(archive, present)
+                    self._warm(target)
+                    self._set_default(target, instead_of=present.name)
+            except RefusedError as error:
+                adopted = self._conflicting(error, archive, present)
+                if adopted.default:
+                    return self._finish(adopted, others, keep_old=True)
+        if adopted is not None:
+            target = adopted.name
+            self._adopt(adopted, present)
             self._warm(target)
             self._set_default(target, instead_of=present.name)
-        else:
-            assert archive is not None
-            with old_stays(self.management, present, archive, self.say):
-                target = self._register(archive, present)
-                self._warm(target)
-                self._set_default(target, instead_of=present.name)
         old_kept = not remove(self.management, present, self.drain_s, self.say)
         return Outcome(target, present.name, present.archive, old_kept, None)
 
@@ -197,18 +201,23 @@ class Switch:
         self.management.wait_until_ready(new)
         return new
 
-    def _conflicting(self, error: RefusedError, archive: str) -> Version | None:
-        """The version that stands in the way of a registration, if it came from the same archive.
+    def _conflicting(self, error: RefusedError, archive: str, old: Version) -> Version:
+        """The version that stands in the way of a registration and came from the same archive.
 
-        A rollout that was killed may have asked for it a moment before, or another one that goes on.
+        The same command may have been run before, a moment ago too, or another rollout goes on.
+
+        Raises:
+            RefusedError: `error`, which has another reason, or names a version from another archive.
         """
         if error.status != HTTPStatus.CONFLICT:
-            return None
-        for version in self.management.versions():
+            raise error
+        versions = self.management.versions()
+        for version in versions:
             # TorchServe: "Model version 2.0 is already registered for model sentiment"
             if version.archive == archive and f" {version.name} is already registered" in error.message:
                 return version
-        return None
+        _tell_default(versions, old, self.say)
+        raise error
 
     def _adopt(self, version: Version, like: Version) -> None:
         """Take over a version that is registered already. It gets at least as many workers as `like` has."""
@@ -294,7 +303,7 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
         time.sleep(drain_s)
         management.unregister(version)
     except KeyboardInterrupt:
-        say(f"{stays}: interrupted. The same command removes it, or {_unregister(version)}.")
+        say(f"{stays}: interrupted. {_unregister(version)} removes it.")
         raise
     except RefusedError as error:
         if error.status == HTTPStatus.NOT_FOUND:
@@ -315,6 +324,9 @@ def old_stays(
 ) -> Iterator[None]:
     """If anything fails, have the old version as the default, and remove the version that came from `archive`.
 
+    A registration that is refused because its version is registered already (409) has changed nothing, and may be gone
+    on from: nothing is undone or said.
+
     Args:
         adopted: the version from `archive` that was registered before. It stays registered.
     """
@@ -322,6 +334,8 @@ def old_stays(
     try:
         yield
     except BaseException as problem:
+        if adopted is None and isinstance(problem, RefusedError) and problem.status == HTTPStatus.CONFLICT:
+            raise
         try:
             new = adopted or _added(management, archive, before, problem)
             if new is not None:
@@ -332,17 +346,19 @@ def old_stays(
                     say(f"Removed version {new}.")
                 else:
                     say(f"Version {new} stays registered; {_unregister(new)} removes it.")
-            default = management.default().name
-            say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
+            _tell_default(management.versions(), old, say)
         except ClientError as error:
             say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
         raise
 
 
+def _tell_default(versions: Sequence[Version], old: Version, say: Say) -> None:
+    default = next(version.name for version in versions if version.default)
+    say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
+
+
 def _added(management: ManagementClient, archive: str, before: Set[str], problem: BaseException) -> str | None:
     """The version that a failed rollout registered; None if it registered none."""
-    if isinstance(problem, RefusedError) and problem.status == HTTPStatus.CONFLICT:
-        return None  # it is registered already
     added = management.added(archive, before)
     # An interrupted registration may still go on.
     answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)

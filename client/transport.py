@@ -135,7 +135,7 @@ class Transport:
         self._lock = Lock()
 
     def close(self) -> None:
-        """Close all connections. Requests that other threads have under way end with an error."""
+        """Close all connections. Requests that other threads have under way, or send later, end with an error."""
         self._closed.set()
         with self._lock:
             for bounds in self._under_way:
@@ -188,6 +188,8 @@ class Transport:
     def _send_once(self, method: str, path: str, body: object, parameters: Mapping[str, str | int] | None) -> _Reply:
         bounds = Bounds(self._timeouts_s[1])
         with self._lock:
+            if self._closed.is_set():  # `close` has ended the requests that were under way, and would miss this one
+                raise self._after_close()
             self._under_way.add(bounds)
         try:
             with (
@@ -209,11 +211,14 @@ class Transport:
         request = f"{method} {response.url}"
         return _Reply(request, response.status_code, response.reason or "", response.headers, content)
 
+    def _after_close(self) -> UnreachableError:
+        return UnreachableError(f"{self._peer} was asked over a transport that has been closed.")
+
     def _problem(self, error: Exception) -> tuple[ClientError, bool]:
         """What to raise for a failure, and whether asking again may help."""
         causes = list(_causes(error))
         if self._closed.is_set():
-            return UnreachableError(f"{self._peer} was asked over a transport that has been closed."), False
+            return self._after_close(), False
         if any(isinstance(cause, _NO_ADDRESS) for cause in causes):
             return InputError(f"{self._peer} cannot be asked: {_reason(error)}"), False
         if why := _broken(causes):

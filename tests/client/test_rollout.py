@@ -214,6 +214,7 @@ def test_two_rollouts_of_one_archive_go_on_with_one_version() -> None:
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
     assert fake.versions["2.0"].workers == 2
     assert any("Version 2.0 is registered from sentiment-2.mar already" in line for line in said)
+    assert not any("as before" in line for line in said), "nothing has failed"
 
 
 def test_the_second_of_two_rollouts_of_one_archive_finds_it_switched_and_the_old_one_gone() -> None:
@@ -445,6 +446,60 @@ def test_a_rollback_registers_the_archive_again() -> None:
     fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0", label=changed_in(10))
     switched(fake, lambda switch: switch.rollback("sentiment.mar"))
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+
+
+@pytest.mark.parametrize(
+    "others", [{}, {"3.0": Registered("sentiment-3.mar", 1, started=5)}], ids=["alone", "beside 3.0"]
+)
+def test_a_rollback_that_has_succeeded_succeeds_again(others: dict[str, Registered]) -> None:
+    """It may have been killed after its last step."""
+    fake = both()
+    said: list[str] = []
+    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    fake.versions |= others
+    outcome = switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
+    assert (outcome.new, outcome.old, outcome.old_kept) == ("1.0", None, bool(others))
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", *others])
+    assert said[0] == "Version 1.0 (sentiment.mar) is the default already."
+
+
+def test_a_rollback_to_a_file_that_was_replaced_by_another_version_registers_it() -> None:
+    """The default came from a file of this name, too."""
+    fake = FakeTorchServe(versions={"1.1": Registered("sentiment.mar", 1)}, default="1.1")
+    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+
+
+def test_two_rollbacks_to_one_archive_go_on_with_one_version() -> None:
+    """The second asks for it while the first registers it, and is answered 409."""
+    fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0")
+
+    def overtake(line: str) -> None:
+        if line == "POST /models":
+            fake.versions["1.0"] = Registered("sentiment.mar", 1, started=1)
+
+    fake.before = overtake
+    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+    assert fake.versions["1.0"].workers == 2
+
+
+def test_a_rollback_to_a_version_of_another_archive_is_refused() -> None:
+    fake = FakeTorchServe(versions={"1.0": Registered("other.mar", 1), "2.0": Registered("sentiment-2.mar", 1)})
+    fake.default = "2.0"
+    said: list[str] = []
+    with pytest.raises(RefusedError, match=r"1\.0 is already registered"):
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
+    assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
+    assert said == ["Version 2.0 is the default, as before."]
+
+
+def test_ctrl_c_after_the_switch_of_a_rollback_names_the_command_that_finishes_it() -> None:
+    fake = both()
+    said = Acting("Nothing waits", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        switched(fake, Switch.rollback, said)
+    assert said[-1] == "Version 2.0 stays registered: interrupted. `sentiment unregister 2.0` removes it."
 
 
 def test_a_rollback_to_an_archive_that_is_registered_takes_that() -> None:

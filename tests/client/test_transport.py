@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from urllib3.connection import HTTPConnection
 
 from client.errors import (
     ClientError,
@@ -135,6 +136,32 @@ def _waiting_through(pauses: list[float], above: float) -> Callable[[threading.E
         return False
 
     return wait
+
+
+def test_a_request_that_still_connects_when_its_transport_is_closed_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect = HTTPConnection.connect
+    with scripted(lambda _: Reply()) as server:
+        transport = Transport(server.url)
+
+        def closed_meanwhile(connection: HTTPConnection) -> None:
+            transport.close()
+            connect(connection)
+
+        monkeypatch.setattr(HTTPConnection, "connect", closed_meanwhile)
+        with pytest.raises(UnreachableError, match="has been closed"):
+            transport.send("GET", "/ping")
+    assert not server.requests
+
+
+def test_nothing_is_sent_over_a_transport_that_has_been_closed() -> None:
+    with scripted(lambda _: Reply()) as server:
+        transport = Transport(server.url)
+        transport.close()
+        with pytest.raises(UnreachableError, match="has been closed"):
+            transport.send("GET", "/ping")
+    assert not server.requests
 
 
 def test_nobody_there_is_told_with_the_address() -> None:
