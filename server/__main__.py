@@ -46,7 +46,7 @@ def main() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     try:
-        return serve(Properties.read(options.config.resolve()), options.drain_timeout, stop, force)
+        return serve(Properties.read(options.config), options.drain_timeout, stop, force)
     except (ConfigurationError, StartError) as error:
         say(f"error: {error}", sys.stderr)
         return 1

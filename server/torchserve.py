@@ -341,11 +341,13 @@ def _check_files(properties: Properties) -> None:
             str(path).encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConfigurationError(f"Java cannot open {path}: its name is not UTF-8.") from error
-    if properties.metrics_config is not None and not properties.metrics_config.is_file():
-        raise ConfigurationError(
-            f"No file at {properties.metrics_config}; expected the list of metrics that metrics_config in "
-            f"{properties.path.name} names."
-        )
+    metrics = properties.metrics_config
+    expected = f"expected the list of metrics that metrics_config in {properties.path.name} names"
+    try:
+        if metrics is not None and not metrics.is_file():
+            raise ConfigurationError(f"No file at {metrics}; {expected}.")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {metrics}: {error.strerror}; {expected}.") from error
 
 
 def _check_free(address: Address, path: Path) -> None:

@@ -183,3 +183,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Properties.read(tmp_path / "nowhere")
     with pytest.raises(ConfigurationError, match=r"Cannot read .*: Is a directory"):
         Properties.read(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*: File name too long"):
+        Properties.read(tmp_path / ("t" * 300))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*loop: Too many levels of symbolic links"):
+        Properties.read(tmp_path / "loop")
+
+
+def test_paths_are_relative_to_the_folder_of_the_file_itself(tmp_path: Path) -> None:
+    """As TorchServe's working folder is, where it writes its tokens."""
+    (tmp_path / "real").mkdir()
+    write(tmp_path / "real", "")
+    (tmp_path / "link.properties").symlink_to(tmp_path / "real" / "config.properties")
+    assert Properties.read(tmp_path / "link.properties").key_file == tmp_path / "real" / "key_file.json"
