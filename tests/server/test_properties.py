@@ -56,8 +56,18 @@ def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatc
     monkeypatch.setenv(REPLY_LIMIT, "1001")
     with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
         environment(properties)
+    monkeypatch.setenv(REPLY_LIMIT, " ")
+    assert environment(properties)[REPLY_LIMIT] == "1000", "blank, it is not set"
     with pytest.raises(ConfigurationError, match="a number of bytes"):
         environment(write(tmp_path, "max_response_size=1k"))
+
+
+def test_blank_a_workers_threads_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    variables = environment(write(tmp_path, ""))
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "", "empty, it has a meaning of its own"
 
 
 def test_values_are_read(tmp_path: Path) -> None:
