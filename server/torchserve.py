@@ -141,9 +141,18 @@ class TorchServe:
     def remove_leftovers(self) -> None:
         """Remove unpacked archives that no registered version uses."""
         suspects = self._leftovers.suspects()
-        models = self._models() if suspects else None
-        if models is not None:
-            self._leftovers.remove(suspects, {_name_and_version(model): _working_folders(model) for model in models})
+        if not suspects:
+            return
+        try:
+            names = api.names(self._properties)
+            models = api.versions(self._properties)
+        except api.ERRORS:
+            return
+        # gRPC alone can ask for a model without an address, and nobody can ask which folders its versions use.
+        unknown: dict[Version, list[Path]] = {(name, ""): [] for name in names if not api.has_address(name)}
+        self._leftovers.remove(
+            suspects, unknown | {_name_and_version(model): _working_folders(model) for model in models}
+        )
 
     def drain(self, timeout_s: float, force: threading.Event) -> bool:
         """Answer the requests that have come, then refuse further requests (503) until no worker is at work.

@@ -149,9 +149,7 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
         assert register(elsewhere, "cut.mar", NAME) >= 400
     assert len(list(models.iterdir())) > 1
     assert list(models.parent.glob("models*.download"))
-    long_ago = time.time() - 2 * OLD_S
-    for path in models.parent.rglob("*"):
-        os.utime(path, (long_ago, long_ago))
+    make_old(models.parent)
     wait_until(lambda: len(list(models.iterdir())) == 1, "one unpacked archive")
     wait_until(lambda: not list(models.parent.glob("models*.download")), "no broken one")
 
@@ -162,10 +160,24 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
     assert requests.post(url, data=b"still here", headers=TEXT, timeout=60).status_code == 200
 
 
-def test_a_model_without_an_address_hides_no_other(elsewhere: Server) -> None:
-    """`a/b` can be registered, and nobody can ask TorchServe about it: it takes the name for two."""
+def test_a_model_without_an_address_hides_no_other_and_keeps_its_files(elsewhere: Server) -> None:
+    """`a/b` can be registered, and nobody can ask TorchServe about it over HTTP: it takes the name for two."""
+    models = temporary_folder(elsewhere) / "models"
     assert register(elsewhere, "sentiment.mar", "a/b", initial_workers="1", synchronous="true") == 200
     assert ready(elsewhere)
+    in_use = set(models.iterdir())
+    given_up = models.parent / "models1.download"
+    given_up.mkdir()
+    make_old(models.parent)
+    wait_until(lambda: not given_up.exists(), "a look for leftovers")
+    assert set(models.iterdir()) == in_use
+
+
+def make_old(folder: Path) -> None:
+    """As if nothing of a folder had been written to lately."""
+    long_ago = time.time() - 2 * OLD_S
+    for path in folder.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
 
 
 def register(server: Server, file: str, name: str, **options: str) -> int:
