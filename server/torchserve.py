@@ -210,7 +210,8 @@ class TorchServe:
             time.sleep(POLL_S)
         self._workspace.close()
         if self._properties.token_authorization:
-            self._properties.key_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._properties.key_file.unlink()
 
     def _command(self, java: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
@@ -218,6 +219,8 @@ class TorchServe:
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
             f"-Djava.io.tmpdir={self._workspace.path}",
+            # TorchServe decides for sockets or ports of the workers by whether Netty has its native library.
+            *([] if self._workspace.has_sockets else ["-Dio.netty.transport.noNative=true"]),
             # Of what it writes: to its output, and under /metrics.
             "-Dfile.encoding=UTF-8",
             f"-Dlog4j.configurationFile={LOG_CONFIGURATION.as_uri()}",
