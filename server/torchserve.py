@@ -168,7 +168,8 @@ class TorchServe:
         waiting.start()
         while waiting.is_alive() and not force.is_set():
             waiting.join(POLL_S)
-        self._refuse_file.touch()
+        with contextlib.suppress(OSError):  # on a full disk, nothing is refused
+            self._refuse_file.touch()
         # TorchServe gathers a batch for `maxBatchDelay`; meanwhile its requests are neither queued nor with a worker.
         quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
         quiet_since, before = time.monotonic(), None

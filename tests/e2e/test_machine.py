@@ -220,6 +220,31 @@ def test_workers_listen_on_ports_where_they_can_have_no_sockets(tmp_path: Path, 
     assert "it is mounted noexec" in server.log
 
 
+NO_OTHER_FOLDER = """
+import sys
+from server import __main__, workspace
+workspace.OTHERS = ()
+sys.exit(__main__.main())
+"""
+"""The server's command, where TMPDIR alone has room for temporary files."""
+
+
+def test_workers_listen_on_ports_where_the_path_is_too_long_for_sockets(tmp_path: Path, mar: Path) -> None:
+    """Executables may be there, so without being told otherwise TorchServe would take sockets."""
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    project = Project(tmp_path, mar)
+    command = [sys.executable, "-c", NO_OTHER_FOLDER, "--config", str(project.config)]
+    only_long = dict.fromkeys(("TEMP", "TMP", "XDG_RUNTIME_DIR"), "")
+    server = Server(project, command, None, TMPDIR=str(long), **only_long)
+    server.wait_for(READY)
+    assert requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
+    with socket.create_connection(("127.0.0.1", project.worker_port)):
+        pass
+    assert server.stop() == 0
+    assert "its path has" in server.log
+
+
 def test_a_taken_port_of_workers_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     with socket.create_server(("127.0.0.1", project.worker_port)):
