@@ -46,7 +46,7 @@ def main() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     try:
-        return serve(Properties.read(options.config.resolve()), options.drain_timeout, stop, force)
+        return serve(Properties.read(options.config), options.drain_timeout, stop, force)
     except (ConfigurationError, StartError) as error:
         say(f"error: {error}", sys.stderr)
         return 1
@@ -87,13 +87,14 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 def environment(properties: Properties) -> dict[str, str]:
     """The workers' environment: there is a worker for each core, so each has one thread unless the variable says
-    otherwise. A worker sends no more bytes than TorchServe reads.
+    otherwise. A worker sends no more bytes than TorchServe reads. If either variable is blank, it counts as not set.
 
     Raises:
         ConfigurationError: the environment allows replies that TorchServe does not read.
     """
     limit = properties.max_response_size
-    variables = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)} | dict(os.environ)
+    defaults = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)}
+    variables = defaults | {name: value for name, value in os.environ.items() if name not in defaults or value.strip()}
     allowed = variables[REPLY_LIMIT].strip()
     if allowed.isdecimal() and int(allowed) > limit:
         raise ConfigurationError(

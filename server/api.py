@@ -44,7 +44,7 @@ def versions(properties: Properties) -> list[dict[str, Any]]:
     Raises:
         ERRORS: it does not answer as it should.
     """
-    paths = [f"/models/{quote(name, safe='')}/all" for name in names(properties)]
+    paths = [f"/models/{quote(name, safe='')}/all" for name in names(properties) if has_address(name)]
     return [version for path in paths for version in get(properties, "management", path)]
 
 
@@ -54,7 +54,7 @@ def defaults(properties: Properties) -> list[dict[str, Any]]:
     Raises:
         ERRORS: it does not answer as it should.
     """
-    paths = [f"/models/{quote(name, safe='')}" for name in names(properties)]
+    paths = [f"/models/{quote(name, safe='')}" for name in names(properties) if has_address(name)]
     return [version for path in paths for version in get(properties, "management", path)]
 
 
@@ -78,7 +78,7 @@ def pass_through_queue(properties: Properties, version: Mapping[str, Any], timeo
 
 
 def names(properties: Properties) -> list[str]:
-    """The names of all models that have an address.
+    """The names of all models, those without an address too.
 
     Raises:
         ERRORS: the management API does not answer as it should.
@@ -89,7 +89,7 @@ def names(properties: Properties) -> list[str]:
         answer = get(properties, "management", f"/models{page}")
         found += [model["modelName"] for model in answer["models"]]
         if "nextPageToken" not in answer:
-            return [name for name in found if has_address(name)]
+            return found
         page = f"?next_page_token={quote(answer['nextPageToken'], safe='')}"
 
 

@@ -1,13 +1,23 @@
 """A model archive, as far as it can be known before TorchServe unpacks it."""
 
 import json
+import struct
+import zlib
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from server.properties import ConfigurationError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+
+BROKEN = (
+    *(BadZipFile, zlib.error, LZMAError, struct.error, EOFError),
+    RuntimeError,  # encrypted, compressed in an unknown way, or JSON that is nested too deeply
+    *(KeyError, ValueError, TypeError, AttributeError),
+)
+"""What `zipfile` and `json` raise for a file that is no archive or has no manifest."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Archive:
             # Without a version TorchServe takes the first.
             return cls(str(model["modelName"]), str(model.get("modelVersion", "1.0")), unpacked_bytes)
         except OSError as error:
-            raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
-        except (BadZipFile, KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-            raise ConfigurationError(f"{path} is no model archive ({error}); `make archive` builds one.") from error
+            raise ConfigurationError(f"Cannot read {path}: {error.strerror or error}.") from error
+        except BROKEN as error:
+            raise ConfigurationError(
+                f"{path} is no model archive ({str(error) or 'it is cut off'}); `make archive` builds one."
+            ) from error

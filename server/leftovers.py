@@ -11,6 +11,8 @@ Version = tuple[str, str]
 
 OLD_S = 10
 """Age in seconds. A folder that was written to more recently may be an archive that is being registered."""
+AGAIN_S = 10
+"""After this many seconds, folders that had to stay are looked at again though none has been added or has gone."""
 
 
 class Leftovers:
@@ -25,11 +27,17 @@ class Leftovers:
         self._folder = folder
         self._models = folder / "models"
         self._used: dict[Version, Path] = {}
+        self._stayed: set[Path] = set()
+        self._looked_at_s = 0.0  # monotonic
 
     def suspects(self) -> list[Path]:
-        """Folders that are not known to be used, and were not written to lately."""
-        unpacked = [folder for folder in self._models.glob("*") if folder not in self._used.values()]
-        return [folder for folder in [*unpacked, *self._folder.glob("models*.download")] if _is_old(folder)]
+        """Folders that are not known to be used, and were not written to lately. None of them for `AGAIN_S` after
+        `remove`, if they are the same that had to stay then: a version without a worker makes them stay for as long
+        as it has none."""
+        folders = self._not_known_to_be_used()
+        if folders == self._stayed and time.monotonic() - self._looked_at_s < AGAIN_S:
+            return []
+        return [folder for folder in folders if _is_old(folder)]
 
     def remove(self, suspects: Iterable[Path], working_folders: Mapping[Version, Iterable[Path]]) -> None:
         """Remove unpacked archives that no registered version uses.
@@ -53,6 +61,11 @@ class Leftovers:
             # TorchServe moves a folder to `models` when it is complete, so an old one elsewhere was given up.
             if folder.parent != self._models or (all_known and folder not in self._used.values()):
                 shutil.rmtree(folder, ignore_errors=True)
+        self._stayed, self._looked_at_s = self._not_known_to_be_used(), time.monotonic()
+
+    def _not_known_to_be_used(self) -> set[Path]:
+        found = {*self._models.glob("*"), *self._folder.glob("models*.download")}
+        return found - set(self._used.values())
 
 
 def _is_old(folder: Path) -> bool:

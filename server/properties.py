@@ -61,10 +61,12 @@ class Properties:
             ConfigurationError: the file cannot be read, or TorchServe would read another value than the one that was
                 written.
         """
-        if not path.exists():
-            raise ConfigurationError(f"No file at {path}; expected TorchServe's config.properties.")
         try:
+            # TorchServe's working folder is the one where the file is, not that of a link to it.
+            path = Path(os.path.realpath(path))
             content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigurationError(f"No file at {path}; expected TorchServe's config.properties.") from error
         except OSError as error:
             raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
         values = {}

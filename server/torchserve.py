@@ -141,9 +141,18 @@ class TorchServe:
     def remove_leftovers(self) -> None:
         """Remove unpacked archives that no registered version uses."""
         suspects = self._leftovers.suspects()
-        models = self._models() if suspects else None
-        if models is not None:
-            self._leftovers.remove(suspects, {_name_and_version(model): _working_folders(model) for model in models})
+        if not suspects:
+            return
+        try:
+            names = api.names(self._properties)
+            models = api.versions(self._properties)
+        except api.ERRORS:
+            return
+        # gRPC alone can ask for a model without an address, and nobody can ask which folders its versions use.
+        unknown: dict[Version, list[Path]] = {(name, ""): [] for name in names if not api.has_address(name)}
+        self._leftovers.remove(
+            suspects, unknown | {_name_and_version(model): _working_folders(model) for model in models}
+        )
 
     def drain(self, timeout_s: float, force: threading.Event) -> bool:
         """Answer the requests that have come, then refuse further requests (503) until no worker is at work.
@@ -159,7 +168,8 @@ class TorchServe:
         waiting.start()
         while waiting.is_alive() and not force.is_set():
             waiting.join(POLL_S)
-        self._refuse_file.touch()
+        with contextlib.suppress(OSError):  # on a full disk, nothing is refused
+            self._refuse_file.touch()
         # TorchServe gathers a batch for `maxBatchDelay`; meanwhile its requests are neither queued nor with a worker.
         quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
         quiet_since, before = time.monotonic(), None
@@ -201,7 +211,8 @@ class TorchServe:
             time.sleep(POLL_S)
         self._workspace.close()
         if self._properties.token_authorization:
-            self._properties.key_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._properties.key_file.unlink()
 
     def _command(self, java: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
@@ -209,6 +220,8 @@ class TorchServe:
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
             f"-Djava.io.tmpdir={self._workspace.path}",
+            # TorchServe decides for sockets or ports of the workers by whether Netty has its native library.
+            *([] if self._workspace.has_sockets else ["-Dio.netty.transport.noNative=true"]),
             # Of what it writes: to its output, and under /metrics.
             "-Dfile.encoding=UTF-8",
             f"-Dlog4j.configurationFile={LOG_CONFIGURATION.as_uri()}",
@@ -341,11 +354,13 @@ def _check_files(properties: Properties) -> None:
             str(path).encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConfigurationError(f"Java cannot open {path}: its name is not UTF-8.") from error
-    if properties.metrics_config is not None and not properties.metrics_config.is_file():
-        raise ConfigurationError(
-            f"No file at {properties.metrics_config}; expected the list of metrics that metrics_config in "
-            f"{properties.path.name} names."
-        )
+    metrics = properties.metrics_config
+    expected = f"expected the list of metrics that metrics_config in {properties.path.name} names"
+    try:
+        if metrics is not None and not metrics.is_file():
+            raise ConfigurationError(f"No file at {metrics}; {expected}.")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {metrics}: {error.strerror}; {expected}.") from error
 
 
 def _check_free(address: Address, path: Path) -> None:

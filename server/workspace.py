@@ -1,5 +1,6 @@
 """A server's own folder for temporary files. The server removes it when it ends; if it is killed, the next one does."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -51,8 +52,9 @@ class Workspace:
 
         roots = list(_roots(environment))
         for root in roots:
-            for folder in root.glob(f"{PREFIX}*"):
-                _remove_if_left(folder)
+            with contextlib.suppress(OSError):  # it cannot be listed; `_problem` says whether it can be used
+                for folder in root.glob(f"{PREFIX}*"):
+                    _remove_if_left(folder)
         for self.has_sockets in (True, False):
             for root in roots:
                 problem = self._take(root, needed_bytes)

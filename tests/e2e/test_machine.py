@@ -97,7 +97,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, awkward_mar: Path) -> It
     server = Server(project, command, None, **environment)
     server.wait_for(READY)
     yield server
-    assert server.stop() == 0
+    # As on a full disk: the file cannot be made that has the workers refuse requests.
+    (temporary_folder(server) / "refuse").symlink_to("/nowhere/refuse")
+    assert server.stop() == 0, server.log
     assert "Some requests were not answered." not in server.log
 
 
@@ -149,9 +151,7 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
         assert register(elsewhere, "cut.mar", NAME) >= 400
     assert len(list(models.iterdir())) > 1
     assert list(models.parent.glob("models*.download"))
-    long_ago = time.time() - 2 * OLD_S
-    for path in models.parent.rglob("*"):
-        os.utime(path, (long_ago, long_ago))
+    make_old(models.parent)
     wait_until(lambda: len(list(models.iterdir())) == 1, "one unpacked archive")
     wait_until(lambda: not list(models.parent.glob("models*.download")), "no broken one")
 
@@ -162,10 +162,24 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
     assert requests.post(url, data=b"still here", headers=TEXT, timeout=60).status_code == 200
 
 
-def test_a_model_without_an_address_hides_no_other(elsewhere: Server) -> None:
-    """`a/b` can be registered, and nobody can ask TorchServe about it: it takes the name for two."""
+def test_a_model_without_an_address_hides_no_other_and_keeps_its_files(elsewhere: Server) -> None:
+    """`a/b` can be registered, and nobody can ask TorchServe about it over HTTP: it takes the name for two."""
+    models = temporary_folder(elsewhere) / "models"
     assert register(elsewhere, "sentiment.mar", "a/b", initial_workers="1", synchronous="true") == 200
     assert ready(elsewhere)
+    in_use = set(models.iterdir())
+    given_up = models.parent / "models1.download"
+    given_up.mkdir()
+    make_old(models.parent)
+    wait_until(lambda: not given_up.exists(), "a look for leftovers")
+    assert set(models.iterdir()) == in_use
+
+
+def make_old(folder: Path) -> None:
+    """As if nothing of a folder had been written to lately."""
+    long_ago = time.time() - 2 * OLD_S
+    for path in folder.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
 
 
 def register(server: Server, file: str, name: str, **options: str) -> int:
@@ -204,6 +218,31 @@ def test_workers_listen_on_ports_where_they_can_have_no_sockets(tmp_path: Path, 
         pass
     assert server.stop() == 0
     assert "it is mounted noexec" in server.log
+
+
+NO_OTHER_FOLDER = """
+import sys
+from server import __main__, workspace
+workspace.OTHERS = ()
+sys.exit(__main__.main())
+"""
+"""The server's command, where TMPDIR alone has room for temporary files."""
+
+
+def test_workers_listen_on_ports_where_the_path_is_too_long_for_sockets(tmp_path: Path, mar: Path) -> None:
+    """Executables may be there, so without being told otherwise TorchServe would take sockets."""
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    project = Project(tmp_path, mar)
+    command = [sys.executable, "-c", NO_OTHER_FOLDER, "--config", str(project.config)]
+    only_long = dict.fromkeys(("TEMP", "TMP", "XDG_RUNTIME_DIR"), "")
+    server = Server(project, command, None, TMPDIR=str(long), **only_long)
+    server.wait_for(READY)
+    assert requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
+    with socket.create_connection(("127.0.0.1", project.worker_port)):
+        pass
+    assert server.stop() == 0
+    assert "its path has" in server.log
 
 
 def test_a_taken_port_of_workers_is_a_clear_error(tmp_path: Path, mar: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED, ZipFile
 
 import pytest
 
@@ -43,6 +43,33 @@ def test_no_zip_a_cut_one_a_folder_or_nothing_is_none(tmp_path: Path, mar: Path)
         Archive.read(tmp_path)
     with pytest.raises(ConfigurationError, match=r"No file at .*; `make archive` builds it"):
         Archive.read(tmp_path / "none.mar")
+
+
+@pytest.mark.parametrize("compression", [ZIP_STORED, ZIP_DEFLATED, ZIP_LZMA])
+def test_a_damaged_one_is_named(tmp_path: Path, compression: int) -> None:
+    """Each byte of it damaged in its turn, as in a broken transfer; those that tell of encryption too."""
+    path = tmp_path / "a.mar"
+    with ZipFile(path, "w", compression) as written:
+        written.writestr(MANIFEST, json.dumps({"model": {"modelName": "a"}}))
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        for flipped in (1, 255):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flipped]) + whole[at + 1 :])
+            try:
+                Archive.read(path)
+            except ConfigurationError as error:
+                refused += 1
+                assert str(path) in str(error)
+                assert "()" not in str(error)
+    assert refused > len(whole) / 2
+
+
+def test_a_manifest_that_is_nested_too_deeply_is_none(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "a.mar", "w") as written:
+        written.writestr(MANIFEST, "[" * 100_000)
+    with pytest.raises(ConfigurationError, match=r"a\.mar is no model archive"):
+        Archive.read(tmp_path / "a.mar")
 
 
 def test_the_first_version_is_torchserves_default(tmp_path: Path) -> None:

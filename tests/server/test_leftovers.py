@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from server import leftovers as module
 from server.leftovers import OLD_S, Leftovers
 
 ONE, TWO = ("sentiment", "1.0"), ("sentiment", "2.0")
@@ -59,6 +60,20 @@ def test_nothing_goes_while_a_version_may_be_using_it(tmp_path: Path, leftovers:
     assert used.exists(), "its workers are gone for a moment, or scaled to none"
     assert unknown.exists()
     assert not left.exists()
+
+
+def test_nobody_is_asked_each_second_about_what_has_to_stay(
+    tmp_path: Path, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = unpacked(tmp_path / "models" / "a")
+    leftovers.remove(leftovers.suspects(), {ONE: []})
+    assert leftovers.suspects() == []
+    more = unpacked(tmp_path / "models" / "b")
+    assert set(leftovers.suspects()) == {unknown, more}
+    leftovers.remove(leftovers.suspects(), {ONE: []})
+    assert leftovers.suspects() == []
+    monkeypatch.setattr(module, "AGAIN_S", 0)
+    assert set(leftovers.suspects()) == {unknown, more}, "the version may have had a worker since"
 
 
 def test_what_a_version_used_goes_when_the_version_has_gone(tmp_path: Path, leftovers: Leftovers) -> None:

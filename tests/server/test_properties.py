@@ -56,8 +56,18 @@ def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatc
     monkeypatch.setenv(REPLY_LIMIT, "1001")
     with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
         environment(properties)
+    monkeypatch.setenv(REPLY_LIMIT, " ")
+    assert environment(properties)[REPLY_LIMIT] == "1000", "blank, it is not set"
     with pytest.raises(ConfigurationError, match="a number of bytes"):
         environment(write(tmp_path, "max_response_size=1k"))
+
+
+def test_blank_a_workers_threads_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    variables = environment(write(tmp_path, ""))
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "", "empty, it has a meaning of its own"
 
 
 def test_values_are_read(tmp_path: Path) -> None:
@@ -183,3 +193,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Properties.read(tmp_path / "nowhere")
     with pytest.raises(ConfigurationError, match=r"Cannot read .*: Is a directory"):
         Properties.read(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*: File name too long"):
+        Properties.read(tmp_path / ("t" * 300))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*loop: Too many levels of symbolic links"):
+        Properties.read(tmp_path / "loop")
+
+
+def test_paths_are_relative_to_the_folder_of_the_file_itself(tmp_path: Path) -> None:
+    """As TorchServe's working folder is, where it writes its tokens."""
+    (tmp_path / "real").mkdir()
+    write(tmp_path / "real", "")
+    (tmp_path / "link.properties").symlink_to(tmp_path / "real" / "config.properties")
+    assert Properties.read(tmp_path / "link.properties").key_file == tmp_path / "real" / "key_file.json"

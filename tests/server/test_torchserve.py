@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from server import __main__ as server_main
-from server.torchserve import _all_ready, _work_done
+from server.properties import ConfigurationError, Properties
+from server.torchserve import _all_ready, _check_files, _work_done
 from tests.e2e.traffic import wait_until
 
 
@@ -34,6 +36,12 @@ def test_what_nohup_has_ignored_stays_ignored(
     assert "missing.properties" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+
+
+def test_a_list_of_metrics_that_cannot_be_looked_for_is_named(tmp_path: Path) -> None:
+    properties = Properties(tmp_path / "config.properties", {"metrics_config": "t" * 300})
+    with pytest.raises(ConfigurationError, match=r"t: File name too long; expected the list of metrics"):
+        _check_files(properties)
 
 
 @pytest.mark.parametrize(

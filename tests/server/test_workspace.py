@@ -100,6 +100,14 @@ def test_a_folder_that_cannot_have_sockets_is_better_than_none(temporary: Path) 
     workspace.close()
 
 
+def test_a_folder_that_cannot_be_looked_into_is_avoided(temporary: Path) -> None:
+    workspace = Workspace({"TMPDIR": str(temporary / ("t" * 300)), "TEMP": str(temporary)}, 0)
+    assert workspace.path.parent == temporary
+    [avoided] = workspace.avoided
+    assert avoided.endswith("t: File name too long")
+    workspace.close()
+
+
 def test_without_room_it_says_so_at_once(temporary: Path) -> None:
     """Folders that are missing, have a name that Java cannot read, or are files, are named as well."""
     (temporary / "file").touch()
