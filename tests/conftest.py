@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
 from tests.e2e.report import LONG, Report
-from tests.e2e.server_process import BATCH, Project, Server, serving
+from tests.e2e.server_process import BATCH, Project, Server, free_ports, serving
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.archive import archive
 
@@ -77,6 +77,16 @@ def fastai_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("FASTAI_HOME", str(tmp_path / "fastai"))
     yield tmp_path / "fastai"
     fastai_cfg.cache_clear()
+
+
+@pytest.fixture
+def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy for every address, at a port that nobody listens on."""
+    [port] = free_ports(1)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -186,10 +186,8 @@ def test_this_machine_is_never_asked_through_a_proxy(host: str, variable: str, m
     assert address.proxy(f"http://{host}:8080") is None
 
 
-def test_a_request_to_this_machine_passes_a_proxy_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    [closed] = free_ports(1)
-    for variable in PROXY_VARIABLES[:3]:
-        monkeypatch.setenv(variable, f"http://127.0.0.1:{closed}")
+@pytest.mark.usefixtures("no_proxies", "closed_proxy")
+def test_a_request_to_this_machine_passes_a_proxy_by() -> None:
     with (
         scripted(lambda _: Reply(body=b'{"status": "Healthy"}')) as server,
         InferenceClient(server.url, retries=0) as client,

@@ -212,12 +212,17 @@ def without_executables(project: Project) -> list[str]:
 def test_workers_listen_on_ports_where_they_can_have_no_sockets(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     server = Server(project, without_executables(project))
+    check_that_workers_listen_on_ports(server)
+    assert "it is mounted noexec" in server.log
+
+
+def check_that_workers_listen_on_ports(server: Server) -> None:
+    """Wait for the server, have it answer, and stop it."""
     server.wait_for(READY)
-    assert requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
-    with socket.create_connection(("127.0.0.1", project.worker_port)):
+    assert requests.post(server.project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
+    with socket.create_connection(("127.0.0.1", server.project.worker_port)):
         pass
     assert server.stop() == 0
-    assert "it is mounted noexec" in server.log
 
 
 NO_OTHER_FOLDER = """
@@ -237,11 +242,7 @@ def test_workers_listen_on_ports_where_the_path_is_too_long_for_sockets(tmp_path
     command = [sys.executable, "-c", NO_OTHER_FOLDER, "--config", str(project.config)]
     only_long = dict.fromkeys(("TEMP", "TMP", "XDG_RUNTIME_DIR"), "")
     server = Server(project, command, None, TMPDIR=str(long), **only_long)
-    server.wait_for(READY)
-    assert requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
-    with socket.create_connection(("127.0.0.1", project.worker_port)):
-        pass
-    assert server.stop() == 0
+    check_that_workers_listen_on_ports(server)
     assert "its path has" in server.log
 
 

@@ -15,7 +15,7 @@ from handler import exported
 from handler.classifier import TextClassifier
 from tests.approximately import approximately
 from tests.client.scripted import Reply, scripted
-from tests.e2e.server_process import Server, free_ports
+from tests.e2e.server_process import Server
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.calibration import best_calibration
@@ -144,12 +144,8 @@ def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixt
     assert "answered 404" in capfd.readouterr().err
 
 
-def test_a_server_on_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    [closed] = free_ports(1)
-    for variable in ("http_proxy", "all_proxy"):
-        monkeypatch.setenv(variable, f"http://127.0.0.1:{closed}")
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable)
+@pytest.mark.usefixtures("closed_proxy")
+def test_a_server_on_this_machine_is_asked_without_a_proxy() -> None:
     with scripted(lambda _: Reply(body=b'{"label": "x"}')) as server:
         assert json.loads(server_answer(server.url)(b'["late"]')) == {"label": "x"}
 
