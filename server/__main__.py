@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
+from server.door import Door, haproxy
 from server.properties import ConfigurationError, Properties
 from server.torchserve import StartError, TorchServe
 
@@ -30,6 +31,9 @@ def main() -> int:
         metavar="SECONDS",
         help="longest time after a signal to answer the requests that have arrived (default: %(default)s)",
     )
+    parser.add_argument(
+        "--direct", action="store_true", help="serve without the door, for measurements: TorchServe has few limits"
+    )
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -46,31 +50,49 @@ def main() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     try:
-        return serve(Properties.read(options.config), options.drain_timeout, stop, force)
+        return serve(
+            Properties.read(options.config), None if options.direct else haproxy(), options.drain_timeout, stop, force
+        )
     except (ConfigurationError, StartError) as error:
         say(f"error: {error}", sys.stderr)
         return 1
 
 
-def serve(properties: Properties, drain_timeout_s: float, stop: threading.Event, force: threading.Event) -> int:
-    """Run TorchServe until `stop` is set; returns the exit code."""
-    server = TorchServe(properties, environment(properties))
+def serve(
+    properties: Properties, program: str | None, drain_timeout_s: float, stop: threading.Event, force: threading.Event
+) -> int:
+    """Run TorchServe and the door until `stop` is set; returns the exit code.
+
+    Args:
+        program: HAProxy; None to serve without the door.
+    """
+    server = TorchServe(properties, environment(properties), behind_door=program is not None)
+    door = None
     try:
         for note in server.notes:
             say(note)
+        if program is None:
+            say("There is no HAProxy, so TorchServe serves directly: no page, no /docs, no limits on connections.")
+        else:
+            door = Door(program, properties.endpoints, server.endpoints, os.environ)
         if not server.wait_until_ready(stop):
             return 0
         say(welcome(properties, quote(server.model_names[0], safe="")))
-        while server.running and not stop.wait(1):
+        while server.running and (door is None or door.running) and not stop.wait(1):
             server.remove_leftovers()
         if not server.running:
             say("error: TorchServe ended by itself; see its output above.", sys.stderr)
             return 1
+        if door is not None and not door.running:
+            say("error: The door ended by itself; see its output above.", sys.stderr)
+            return 1
         say("Stopping: answering the requests that have arrived, refusing new ones (a second signal stops at once) ...")
-        if not server.drain(drain_timeout_s, force):
+        if not (door.drain(drain_timeout_s) if door else server.drain(drain_timeout_s, force)):
             say("Some requests were not answered.", sys.stderr)
         return 0
     finally:
+        if door is not None:
+            door.stop()
         server.stop()
         say("Stopped.")
 
@@ -111,18 +133,14 @@ def welcome(properties: Properties, model: str) -> str:
         model: the name of one, as it stands in an address.
     """
     url = properties.inference.url()
-    tokens, header = "", ""
-    if properties.token_authorization:
-        tokens = f"  tokens      {properties.key_file}\n"
-        header = " -H 'Authorization: Bearer KEY'"
     return f"""
 Ready.
   inference   {url}/predictions/{model}
   management  {properties.management.url()}/models/{model}
   metrics     {properties.metrics.url()}/metrics
-{tokens}
+
 Try it:
-  curl {url}/predictions/{model}{header} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+  curl {url}/predictions/{model} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
 
 Ctrl-C stops it."""
 

@@ -38,13 +38,19 @@ def not_passed_on(environment: Mapping[str, str]) -> list[str]:
     return sorted(python | (NOT_PASSED_ON & environment.keys()))
 
 
-def torchserves(environment: Mapping[str, str], temporary: Path) -> dict[str, str]:
+ADDRESSES = {"TS_INFERENCE_ADDRESS", "TS_MANAGEMENT_ADDRESS", "TS_METRICS_ADDRESS"}
+"""With `enable_envvars_config=true`, TorchServe reads these instead of the configuration's addresses."""
+
+
+def torchserves(environment: Mapping[str, str], temporary: Path, *, has_own_addresses: bool) -> dict[str, str]:
     """The variables that TorchServe is started with.
 
     Args:
         temporary: the folder for its temporary files and its workers'.
+        has_own_addresses: whether TorchServe listens elsewhere than the user's configuration says.
     """
-    kept = {name: value for name, value in environment.items() if name not in not_passed_on(environment)}
+    hidden = set(not_passed_on(environment)) | (ADDRESSES if has_own_addresses else set())
+    kept = {name: value for name, value in environment.items() if name not in hidden}
     own = {
         "TMPDIR": str(temporary),
         "PATH": os.pathsep.join([environment.get("PATH", os.defpath), str(PROGRAMS)]),

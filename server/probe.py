@@ -40,7 +40,7 @@ def ready(properties: Properties) -> None:
             that does not load takes nobody's answer away.
         server.api.ERRORS: the management API does not answer as it should.
     """
-    defaults = api.defaults(properties)
+    defaults = api.defaults(properties.management)
     if not defaults:
         raise NotReadyError("no model is registered")
     for version in defaults:
@@ -54,7 +54,7 @@ def live(properties: Properties) -> None:
     Raises:
         server.api.ERRORS: TorchServe does not answer, or says that it is not healthy.
     """
-    api.get(properties, "inference", "/ping")
+    api.get(properties.inference, "/ping")
 
 
 if __name__ == "__main__":

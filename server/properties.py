@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from server.address import ANY_HOST, Address, Endpoints
+
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
 """What TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), except TLS and sockets. It accepts no IPv6 addresses."""
 
@@ -17,35 +19,12 @@ LAST_PORT = 65_534
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
 
-_ANY_HOST = {"0.0.0.0", "::"}
-"""What stands for every address of this machine."""
-
 ALL = "all"
 """`load_models=all`: every archive of the model store."""
 
 
 class ConfigurationError(Exception):
     """The configuration cannot be used. The message says why and what is expected."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where TorchServe listens."""
-
-    setting: str
-    """The setting that decides the port."""
-
-    host: str
-    port: int
-
-    @property
-    def reachable_host(self) -> str:
-        """For a client on this machine."""
-        return "127.0.0.1" if self.host in _ANY_HOST else self.host
-
-    def url(self) -> str:
-        """For a client on this machine."""
-        return f"http://{self.reachable_host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +73,10 @@ class Properties:
         return self._http("metrics_address", "http://127.0.0.1:8082")
 
     @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(self.inference, self.management, self.metrics)
+
+    @property
     def addresses(self) -> tuple[Address, ...]:
         """All addresses that TorchServe binds.
 
@@ -107,7 +90,7 @@ class Properties:
         if found[0].host == found[1].host and found[0].port == found[1].port:
             del found[1]  # TorchServe then listens once for both
         for one, other in combinations(found, 2):
-            if one.port == other.port and (one.host == other.host or _ANY_HOST & {one.host, other.host}):
+            if one.port == other.port and (one.host == other.host or ANY_HOST & {one.host, other.host}):
                 raise ConfigurationError(
                     f"{self.path}: {one.setting} and {other.setting} have the same port, {one.port}; expected a port "
                     f"for each."
@@ -128,16 +111,6 @@ class Properties:
         """The list of the metrics; None for TorchServe's own."""
         value = self.values.get("metrics_config")
         return None if value is None else self.path.parent / value
-
-    @property
-    def token_authorization(self) -> bool:
-        """Whether TorchServe wants tokens, which it does unless it is told not to."""
-        return self.values.get("disable_token_authorization", "false").lower() != "true"
-
-    @property
-    def key_file(self) -> Path:
-        """Where TorchServe writes its tokens' keys: its working folder."""
-        return self.path.parent / "key_file.json"
 
     @property
     def max_response_size(self) -> int:

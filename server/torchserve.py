@@ -21,9 +21,10 @@ from typing import Any
 import psutil
 
 from server import api, environment
+from server.address import Address, Endpoints, SocketAddress
 from server.archive import Archive
 from server.leftovers import Leftovers, Version
-from server.properties import Address, ConfigurationError, Properties
+from server.properties import ConfigurationError, Properties
 from server.workspace import NoWorkspaceError, Workspace
 
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.xml")
@@ -40,6 +41,7 @@ REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
 """The variable that names a file to the workers. While the file exists, the handler answers 503, not predictions."""
 
 _PR_SET_PDEATHSIG = 1
+_APIS = ("inference", "management", "metrics")
 
 
 class StartError(Exception):
@@ -49,11 +51,12 @@ class StartError(Exception):
 class TorchServe:
     """TorchServe's Java process and its workers."""
 
-    def __init__(self, properties: Properties, variables: Mapping[str, str]) -> None:
+    def __init__(self, properties: Properties, variables: Mapping[str, str], *, behind_door: bool) -> None:
         """Start the process.
 
         Args:
             variables: its environment, less what `server.environment` keeps from it.
+            behind_door: whether it listens for the door, on addresses of its own, rather than on those of `properties`.
 
         Raises:
             ConfigurationError: an address is in use, an archive or another file is missing or broken, there is no room
@@ -77,13 +80,14 @@ class TorchServe:
         try:
             if not self._workspace.has_sockets:
                 _check_free(properties.worker_address, properties.path)
-            if properties.token_authorization:
-                _make(properties.key_file)
+            self.endpoints = self._own_endpoints() if behind_door else properties.endpoints
+            """Where TorchServe listens."""
+            self._config = self._write_config() if behind_door else properties.path
             self._process = subprocess.Popen(
                 self._command(java),
                 # Relative paths in the configuration are relative to its folder.
                 cwd=properties.path.parent,
-                env=environment.torchserves(variables, self._workspace.path)
+                env=environment.torchserves(variables, self._workspace.path, has_own_addresses=behind_door)
                 | {REFUSE_VARIABLE: str(self._refuse_file)},
                 stdin=subprocess.DEVNULL,
                 # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
@@ -144,8 +148,8 @@ class TorchServe:
         if not suspects:
             return
         try:
-            names = api.names(self._properties)
-            models = api.versions(self._properties)
+            names = api.names(self.endpoints.management)
+            models = api.versions(self.endpoints.management)
         except api.ERRORS:
             return
         # gRPC alone can ask for a model without an address, and nobody can ask which folders its versions use.
@@ -187,7 +191,7 @@ class TorchServe:
         for model in self._models() or []:
             while self.running and (left_s := deadline - time.monotonic()) > 0:
                 try:
-                    api.pass_through_queue(self._properties, model, left_s)
+                    api.pass_through_queue(self.endpoints.management, model, left_s)
                     break
                 except api.ERRORS:
                     if not _queued(self._models() or []):
@@ -210,9 +214,21 @@ class TorchServe:
                 _reap(self.pid)
             time.sleep(POLL_S)
         self._workspace.close()
-        if self._properties.token_authorization:
-            with contextlib.suppress(OSError):
-                self._properties.key_file.unlink()
+
+    def _own_endpoints(self) -> Endpoints:
+        """Unix sockets in the temporary folder, or ports of the loopback interface if sockets cannot be there."""
+        if self._workspace.has_sockets:
+            return Endpoints(*(SocketAddress(self._workspace.path / name) for name in _APIS))
+        return Endpoints(
+            *(Address(f"{name}_address", "127.0.0.1", port) for name, port in zip(_APIS, _free_ports(), strict=True))
+        )
+
+    def _write_config(self) -> Path:
+        """The user's configuration with other addresses: the last line with a setting counts."""
+        path = self._workspace.path / self._properties.path.name
+        lines = [f"{name}_address={getattr(self.endpoints, name).for_torchserve}\n" for name in _APIS]
+        path.write_bytes(self._properties.path.read_bytes() + b"\n\n" + "".join(lines).encode())
+        return path
 
     def _command(self, java: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
@@ -229,7 +245,7 @@ class TorchServe:
             *("-cp", str(packages / "ts" / "frontend" / "*")),
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
-            *("-f", str(self._properties.path)),
+            *("-f", str(self._config)),
             *("-s", str(self._properties.model_store)),
             # Without snapshots, every start serves what the configuration says.
             "-ncs",
@@ -256,7 +272,7 @@ class TorchServe:
     def _models(self) -> list[dict[str, Any]] | None:
         """All versions of all models, described; None while the management API does not answer."""
         try:
-            return api.versions(self._properties)
+            return api.versions(self.endpoints.management)
         except api.ERRORS:
             return None
 
@@ -376,15 +392,13 @@ def _check_free(address: Address, path: Path) -> None:
             ) from error
 
 
-def _make(key_file: Path) -> None:
-    """Before TorchServe does, as it would be for everybody to read until TorchServe changes that."""
-    try:
-        os.close(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-    except OSError as error:
-        raise ConfigurationError(
-            f"Cannot write {key_file}, where TorchServe puts its tokens: {error.strerror}. Put the configuration into "
-            f"a folder that can be written, or set disable_token_authorization=true in it."
-        ) from error
+def _free_ports() -> list[int]:
+    """A port of the loopback interface for each API; all are held at once, so they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in _APIS]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _group_exists(group: int) -> bool:
