@@ -234,8 +234,8 @@ def test_bad_requests_leave_the_neighbours_in_their_batch_alone(
 
 
 def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Server, session: requests.Session) -> None:
-    """The test's server has a batch's limit of 30,000 characters, so of several long texts one is answered. The door sends
-    those that were refused once more, again in one batch."""
+    """The test's server has a batch's limit of 30,000 characters, so of several long texts one is answered. The door
+    sends those that were refused once more, again in one batch."""
     ask = Client(server, session, "batched")
     texts = ["late again " * 1_800] * (BATCH - 2) + ["thank you"] * 2
     with ThreadPoolExecutor(BATCH) as pool:
