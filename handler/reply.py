@@ -12,6 +12,7 @@ from handler.classifier import Explanation
 from handler.errors import RequestError
 from handler.open_inference import Outputs
 from handler.request import Form, Request
+from handler.spans import Span
 
 SCORE_DIGITS = 6
 JSON_TYPE = {"content-type": "application/json"}
@@ -56,12 +57,12 @@ def prediction(probabilities: Sequence[float], labels: Sequence[str]) -> dict[st
 
 def explained(prediction: dict[str, Any], explanation: Explanation) -> dict[str, Any]:
     """A prediction with what speaks for its label, token by token."""
-    weights = [round(weight, SCORE_DIGITS) for weight in explanation.weights]
-    return prediction | {
-        "tokens": [
-            {"token": token, "weight": weight} for token, weight in zip(explanation.tokens, weights, strict=True)
-        ]
-    }
+    rows = zip(explanation.tokens, explanation.weights, explanation.spans, strict=True)
+    return prediction | {"tokens": [_token(token, weight, span) for token, weight, span in rows]}
+
+
+def _token(token: str, weight: float, span: Span) -> dict[str, Any]:
+    return {"token": token, "weight": round(weight, SCORE_DIGITS), "start": span[0], "end": span[1]}
 
 
 def max_bytes(request: Request, labels: tuple[str, ...], is_explained: bool) -> int:
@@ -77,7 +78,8 @@ def max_bytes(request: Request, labels: tuple[str, ...], is_explained: bool) -> 
     size = len(to_json({"predictions": []})) + len(request.texts) * _prediction_bytes(labels)
     if is_explained:
         tokens = _TOKENS_PER_CHARACTER * request.characters + len(request.texts)
-        size += tokens * _token_bytes() + request.characters * _LONGEST_CHARACTER_BYTES
+        longest = max(map(len, request.texts), default=0)
+        size += tokens * _token_bytes(longest) + request.characters * _LONGEST_CHARACTER_BYTES
     return size
 
 
@@ -88,10 +90,11 @@ def _prediction_bytes(labels: tuple[str, ...]) -> int:
     return len(to_json({"label": longest, "score": _LONGEST_SCORE, "scores": scores, "tokens": []})) + _SEPARATOR_BYTES
 
 
-@cache
-def _token_bytes() -> int:
-    """Upper bound of the bytes of a token in an explanation, without those of the text's own characters."""
-    return len(to_json({"token": _LONGEST_SPECIAL_TOKEN, "weight": _LONGEST_SCORE})) + _SEPARATOR_BYTES
+def _token_bytes(characters: int) -> int:
+    """Upper bound of the bytes of a token in an explanation of a text with so many characters, without those of the
+    text's own characters."""
+    token = _token(_LONGEST_SPECIAL_TOKEN, _LONGEST_SCORE, (characters, characters))
+    return len(to_json(token)) + _SEPARATOR_BYTES
 
 
 def reply(results: list[dict[str, Any]], form: Form | Outputs, model: Model) -> Reply:
