@@ -332,9 +332,13 @@ def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     ask(f'{{"text": "{marks[1]}', JSON)
     ask.session.post(f"{ask.url}?text={marks[2]}", data=b"\xff", timeout=60)
     ask.session.post(ask.url, data=marks[0].encode() + b"\xff", headers=TEXT, timeout=60)
-    form = ask.session.post(ask.url, data=f"text=100% {marks[3]}", headers=FORM, timeout=60)
-    assert form.json()["type"] == "ErrorDataDecoderException"
-    server.wait_for("ErrorDataDecoderException at io.netty")
+    multipart = FORM | {"content-type": f"multipart/form-data; boundary={marks[3]}"}
+    for body, headers in ((f"text=100% {marks[3]}", FORM), (f"--{marks[3]}\r\n{marks[0]}\r\n\r\n", multipart)):
+        form = ask.session.post(ask.url, data=body, headers=headers, timeout=60)
+        assert form.json()["type"] == "WrongShapeError"
+    infer = f"{server.project.inference}/v2/models/sentiment/infer"
+    for tensors in (f'{{"inputs": "{marks[1]}"}}', f"{{{marks[2]}"):
+        assert ask.session.post(infer, data=tensors, timeout=60).status_code == 400
     log = server.log + "".join(
         path.read_text(errors="replace") for path in server.project.folder.rglob("*.log") if path.is_file()
     )
