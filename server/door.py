@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from server import swagger_ui
 from server.address import Endpoints
 
 CONFIGURATION = Path(__file__).parent.parent / "door" / "haproxy.cfg"
@@ -49,7 +50,7 @@ class Door:
         self._process = subprocess.Popen(
             [program, "-f", str(CONFIGURATION), "-db"],
             cwd=CONFIGURATION.parent,
-            env={**variables, **addresses},
+            env={**variables, **addresses, **swagger_ui.variables()},
             stdin=subprocess.DEVNULL,
             # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
             start_new_session=True,
