@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from server import process
+from server import process, swagger_ui
 from server.address import Endpoints
 from server.listener import Listeners
 from server.process import StartError
@@ -88,6 +88,7 @@ class Door:
             "TORCHSERVE_METRICS": torchserve.metrics.for_haproxy,
             "READINESS": readiness.for_haproxy,
             "CONTROL": self._control.for_haproxy,
+            **swagger_ui.variables(),
         }
         if key_hashes is not None:
             file = workspace.path / "keys"
