@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import measure
 from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
-from benchmarks.report import FLASK, FLASK_ALL, OURS, RESULTS, UNBATCHED, write_report
+from benchmarks.report import DIRECT, FLASK, FLASK_ALL, OURS, RESULTS, UNBATCHED, write_report
 from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve
 from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
@@ -117,7 +117,7 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     classifier.warm_up()
     unbatched = _config(workspace / "unbatched.properties", ROOT / "model_store", batch_size=1)
     all_sides = sides(options.product, unbatched, unpacked, learner, workers)
-    compared = [side for side in all_sides if side.name not in (FLASK, FLASK_ALL, UNBATCHED)]
+    compared = [side for side in all_sides if side.name not in (DIRECT, FLASK, FLASK_ALL, UNBATCHED)]
 
     found: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
     alone: dict[str, list[Any]] = {}
@@ -300,7 +300,7 @@ def _after(server: Any, side: Side, texts: Sequence[str], numbers: range) -> flo
 
 
 def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
-    """Processor milliseconds a request, of Java and of the workers, alone and loaded."""
+    """Processor milliseconds a request, of Java, of HAProxy and of the workers, alone and loaded."""
     requests = side.requests(asked)
     found = {}
     with running(side, log) as server:

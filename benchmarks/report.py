@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -11,9 +12,14 @@ RESULTS = HERE / "results.json"
 PICTURE = HERE / "results.png"
 PAGES = {"summary": HERE.parent / "README.md", "details": HERE / "README.md"}
 
-OURS, UNBATCHED, FLASK, FLASK_ALL = "torchserve", "torchserve-unbatched", "flask", "flask-all-cores"
+OURS, DIRECT, UNBATCHED = "torchserve", "torchserve-direct", "torchserve-unbatched"
+FLASK, FLASK_ALL = "flask", "flask-all-cores"
+MAX_DOOR_MS, MIN_DOOR_SHARE = 0.15, 0.97
+"""The overhead that the door may have: on the median latency of a single client, and on the throughput."""
+
 SHORT = {
-    OURS: "**this project**, TorchServe",
+    OURS: "**this project**, HAProxy and TorchServe",
+    DIRECT: "the same without HAProxy",
     UNBATCHED: "the same with `batchSize` 1",
     FLASK: "Flask, `learn.predict`, 1 worker",
     FLASK_ALL: "Flask, `learn.predict`, a worker a core",
@@ -87,6 +93,9 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     others = [side for name, side in sides.items() if name != OURS and "heavy_p99_ms" in side]
     latency, unbatched = (sides[FLASK]["p50_ms"] / sides[name]["p50_ms"] for name in (OURS, UNBATCHED))
     throughput = ours["throughput"] / sides[FLASK_ALL]["throughput"]
+    rounds, direct = ours["rounds"], sides[DIRECT]["rounds"]
+    door_ms = median(one - other for one, other in zip(rounds["p50_ms"], direct["p50_ms"], strict=True))
+    door_share = median(one / other for one, other in zip(rounds["throughput"], direct["throughput"], strict=True))
     share = ours["throughput"] / engine["alone"]["engine_in_batches"]
     larger = results["larger_network"]["throughput"] / results["larger_network"]["engine_texts_a_second"]
     best = max(side["throughput"] for side in others)
@@ -105,6 +114,18 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             latency >= 8,
         ),
         ("throughput, 32 connections, against it with a worker a core", "20×", f"{throughput:.1f}×", throughput >= 20),
+        (
+            "p50, 1 connection: HAProxy's overhead",
+            f"≤ {MAX_DOOR_MS} ms",
+            f"{door_ms:+.2f} ms",
+            door_ms <= MAX_DOOR_MS,
+        ),
+        (
+            "throughput, 32 connections, against TorchServe without HAProxy",
+            f"≥ {MIN_DOOR_SHARE:.0%}",
+            f"{door_share:.0%}",
+            door_share >= MIN_DOOR_SHARE,
+        ),
         (
             "throughput against the engine alone on the same cores, in batches of 16",
             "60 %",
@@ -229,12 +250,13 @@ def _profile(engine: Mapping[str, Any], profile: Mapping[str, Mapping[str, float
     for of, engine_ms in ((profile["one_connection"], steps["engine"]), (profile["loaded"], together[16])):
         known = {
             "Java": of["java"],
+            "HAProxy": of["haproxy"],
             "body to text": steps["request"],
             "tokenizer": steps["tokenizer"],
             "engine": engine_ms,
             "answer to JSON": steps["json"],
         }
-        total = of["java"] + of["python"]
+        total = of["java"] + of["haproxy"] + of["python"]
         known["the workers' rest: TorchServe's protocol, sockets, cold caches"] = total - sum(known.values())
         columns.append({name: f"{value:.3f} | {value / total:.0%}" for name, value in known.items()})
     return [f"| {name} | {columns[0][name]} | {columns[1][name]} |" for name in columns[0]]
@@ -248,7 +270,7 @@ def _plot(results: Mapping[str, Any]) -> None:
 
     sides = results["sides"]
     names = [SHORT[name].replace("**", "").replace("`", "") for name in sides]
-    colours = ["#1b6ca8" if name in (OURS, UNBATCHED) else "#9aa5b1" for name in sides]
+    colours = ["#1b6ca8" if name in (OURS, DIRECT, UNBATCHED) else "#9aa5b1" for name in sides]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
     panels = (
         ("throughput", "requests/s, 32 connections"),

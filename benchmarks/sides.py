@@ -88,6 +88,7 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
     batching = f"batches of up to {BATCH_TEXTS}, {1000 * BATCH_DELAY_S:.0f} ms"
     return [
         torchserve(product, CONFIG, workers),
+        torchserve(product, CONFIG, workers, direct=True),
         replace(
             torchserve(product, unbatched, workers),
             name="torchserve-unbatched",
@@ -127,10 +128,13 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
     ]
 
 
-def torchserve(product: Path, config: Path, workers: int) -> Side:
-    """This project's server, as `make serve` starts it."""
+def torchserve(product: Path, config: Path, workers: int, *, direct: bool = False) -> Side:
+    """This project's server, as `make serve` starts it; `direct` is without HAProxy before TorchServe."""
     command = [str(product / "bin" / "python"), "-m", "server", "--config", str(config)]
-    return Side("torchserve", f"this project: TorchServe, {workers} workers", command, 8080)
+    what = f"TorchServe, {workers} workers"
+    if direct:
+        return Side("torchserve-direct", f"this project without the door: {what}", [*command, "--direct"], 8080)
+    return Side("torchserve", f"this project: HAProxy before {what}", command, 8080)
 
 
 class Running:
@@ -151,11 +155,11 @@ class Running:
         return max(p.memory_info().rss for p in self.processes() if p.name() != "java") / 1e6
 
     def processor_seconds(self) -> dict[str, float]:
-        """Used so far: by Java, and by all others."""
-        used = {"java": 0.0, "python": 0.0}
+        """Processor time used so far: by Java, by HAProxy, and by all other processes."""
+        used = {"java": 0.0, "haproxy": 0.0, "python": 0.0}
         for process in self.processes():
             times = process.cpu_times()
-            used["java" if process.name() == "java" else "python"] += times.user + times.system
+            used[process.name() if process.name() in used else "python"] += times.user + times.system
         return used
 
 
