@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
 
 FOLDER = ROOT / "door"
+SWAGGER_UI = Path(
+    sysconfig.get_paths()["purelib"], "drf_spectacular_sidecar/static/drf_spectacular_sidecar/swagger-ui-dist"
+)
 WHEEL = haproxy()
 DISTRIBUTION = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 PROGRAMS = [program for program in (WHEEL, DISTRIBUTION) if program]
@@ -42,6 +46,7 @@ class Door:
             "READINESS": behind,
             "LARGE_DOOR": f"unix@{folder / 'large'}",
             "CONTROL": f"unix@{folder / 'control'}",
+            "SWAGGER_UI": str(SWAGGER_UI),
         }
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import pytest
 import requests
 
 from tests.door.conftest import Door
-from tests.door.stub import Reply, Request, echo, request
+from tests.door.stub import Client, Reply, Request, echo, request
 from tests.exposition import DOORS, kept_of_the_door, listed, total
 
 LARGE = b"a" * 100_000
@@ -133,6 +134,28 @@ def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
         assert waiting(door) == 6
         answered.set()
         assert [client.reply().status for client in clients] == [200] * len(clients)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(b"", "GET", "/metrics"), 200),
+        (request(b"", "GET", "/metrics?name[]=Requests2XX"), 200),
+        (request(b"", "GET", "/models"), 404),
+        (request(b"", "POST", "/metrics"), 405),
+        (request(b"a", "GET", "/metrics"), 413),
+        (
+            request(b"a", "GET", "/metrics", "Transfer-Encoding: chunked\r\n").replace(b"Content-Length: 1\r\n", b""),
+            413,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, int) else value.decode().replace("\r\n", " "),
+)
+def test_the_metrics_address_has_nothing_else(door: Door, sent: bytes, status: int) -> None:
+    """Whoever reads the metrics cannot send TorchServe a body."""
+    with Client(int(door.variables["PUBLIC_METRICS"].rpartition(":")[2]), sent) as client:
+        assert client.reply().status == status
+    assert len(door.stub.requests) == (status == 200)
 
 
 def waiting(door: Door) -> float:
