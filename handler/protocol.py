@@ -19,7 +19,7 @@ from io import BufferedReader
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from handler.request import TEXT_FIELDS
+from handler.body import TEXT_FIELDS
 
 BUFFER_BYTES: Final = 1 << 16
 _END: Final = -1

@@ -10,27 +10,26 @@
 | the same                                  | anything else: the text                          | SINGLE    |
 | a form                                    | one field `text`, `data` or `body`: the text     | SINGLE    |
 | none: gRPC                                | one input `text`, `data` or `body`: as with none | as above  |
+| any, by the Open Inference Protocol       | tensors, see `handler.open_inference`            | `Outputs` |
+
+The content type is the client's. The door passes it on in the header `X-Client-Content-Type`, and `handler.form`
+decodes forms. Without the door TorchServe decodes them; `handler.form` names the differences.
 
 The same text gives the same `Request`, however it is sent. Byte-order marks (U+FEFF) before JSON and before a text are
 dropped. A form, a gRPC request or a JSON object that has two texts where one is read is refused.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.message import Message
 from enum import Enum
 
-from handler.errors import (
-    BlankTextError,
-    ContentEncodingError,
-    NotJsonError,
-    NotUtf8Error,
-    TooLargeError,
-    WrongShapeError,
-)
+from handler import form, open_inference
+from handler.body import BYTE_ORDER_MARK, EXPECTED, TEXT_FIELDS, Pairs, decoded, one_text, parsed
+from handler.errors import BlankTextError, NotJsonError, NotUtf8Error, TooLargeError, WrongShapeError
 from handler.exported import is_unicode
+from handler.headers import CLIENT_CONTENT_TYPE, FORM_TYPES, check_encoding, content_type, is_grpc, only
 from handler.limits import Limits
+from handler.open_inference import Outputs
 
 
 class Form(Enum):
@@ -46,33 +45,24 @@ class Request:
     """The texts asked about. `SINGLE` has exactly one."""
 
     texts: tuple[str, ...]
-    form: Form
+    form: Form | Outputs
 
     @property
     def characters(self) -> int:
+        """The number of characters of all texts."""
         return sum(map(len, self.texts))
 
 
-FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
-TEXT_FIELDS = ("text", "data", "body")
-"""The names under which a form and a gRPC request may have their text. TorchServe's own examples use all three."""
-
-BYTE_ORDER_MARK = "\ufeff"
 BODY = "body"
-"""The name under which TorchServe hands over the body of a request that is not a form."""
-
-_EXPECTED = (
-    'Expected a text (Content-Type: text/plain), or (Content-Type: application/json) {"text": "..."}, '
-    '["...", "..."] or {"instances": ["..." or {"text": "..."}]}, or a form with one field `text`, `data` or `body`.'
-)
+"""The name under which TorchServe hands over a body that it does not decode."""
 
 
 def read_request(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits) -> Request:
     """Read one request as TorchServe hands it over.
 
     Args:
-        fields: `body` for a plain HTTP request, a form's fields, or gRPC's `input`. Values are bytes; if a name occurs
-            more than once, a tuple of all its values.
+        fields: `body` for a request whose Content-Type is no form, as each that comes through the door; else the form's
+            fields, or gRPC's `input`. Values are bytes; if a name occurs more than once, a tuple of all its values.
         headers: the HTTP headers, any case. TorchServe adds the content type of each field, as
             `{"content-type": "..."}` under the field's name; gRPC has nothing else.
         limits: over them is an error.
@@ -80,146 +70,92 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object], li
     Raises:
         RequestError: see `handler.errors`.
     """
-    if (encoding := _only(headers, "content-encoding")) not in ("", "identity"):
-        raise ContentEncodingError(
-            f"Content-Encoding {encoding[:40]!a} is not decoded. Expected a body that is not compressed."
-        )
-    content_type, charset = _content_type(headers)
-    if charset not in ("", "utf-8", "utf8", "us-ascii", "ascii"):
-        raise NotUtf8Error(f"Expected UTF-8, not the charset {charset[:40]!a} that Content-Type names.")
-    if content_type in FORM_TYPES:
-        request = Request((_decoded(_form_value(fields, headers)),), Form.SINGLE)
-    elif is_grpc(headers):
-        request = _read_body(_one_of(fields, "gRPC input"), content_type)
-    else:
-        request = _read_body(_body(fields, headers, content_type), content_type)
+    check_encoding(headers)
+    request = _read(fields, headers, limits)
     request = Request(tuple(text.lstrip(BYTE_ORDER_MARK) for text in request.texts), request.form)
     _check(request, limits)
     return request
 
 
-def is_grpc(headers: Mapping[str, object]) -> bool:
-    """Whether a request came over gRPC, which has no headers. TorchServe adds `content-length` to each HTTP request."""
-    return not any(isinstance(value, str) for value in headers.values())
+def _read(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits) -> Request:
+    sent_as = content_type(headers)
+    if is_grpc(headers):
+        return _read_body(_field(fields, "gRPC input"), sent_as.media_type)
+    if sent_as.media_type in FORM_TYPES and only(headers, CLIENT_CONTENT_TYPE) is None:
+        return Request((decoded(_decoded_form(fields, headers)),), Form.SINGLE)
+    body = _body(fields, headers)
+    if open_inference.ask(headers) is not None:
+        return Request(*open_inference.read(body, headers, limits.max_texts))
+    if sent_as.media_type in FORM_TYPES:
+        text = form.text(body, sent_as, limits.max_text_characters)
+        return Request((decoded(text, "The form's text"),), Form.SINGLE)
+    return _read_body(body, sent_as.media_type)
 
 
-def has_form(headers: Mapping[str, object]) -> bool:
-    """Whether the HTTP headers announce a form."""
-    types = {value for name, value in headers.items() if name.lower() == "content-type" and isinstance(value, str)}
-    return any(value.partition(";")[0].strip().lower() in FORM_TYPES for value in types)
-
-
-def _only(headers: Mapping[str, object], name: str) -> str:
-    """A header's value in lower case, empty if there is no such header.
-
-    Raises:
-        WrongShapeError: the header occurs with more than one value.
-    """
-    values = {value.strip().lower() for key, value in headers.items() if key.lower() == name and isinstance(value, str)}
-    if len(values) > 1:
-        raise WrongShapeError(f"The request has more than one {name.title()}. Expected one.")
-    return values.pop() if values else ""
-
-
-def _content_type(headers: Mapping[str, object]) -> tuple[str, str]:
-    """The media type and the charset, both lower-case, empty where not given."""
-    message = Message()
-    message["content-type"] = value = _only(headers, "content-type")
-    try:
-        charset = message.get_param("charset", "")
-    except ValueError as error:  # a parameter's number (RFC 2231) of thousands of digits
-        raise WrongShapeError(f"The Content-Type cannot be read. {_EXPECTED}") from error
-    # RFC 2231's form of a parameter is a tuple, whose last element is the value. `Message.get_content_type` would make
-    # `text/plain` of an invalid type.
-    return value.partition(";")[0].strip(), charset[-1] if isinstance(charset, tuple) else str(charset)
-
-
-def _body(fields: Mapping[str, object], headers: Mapping[str, object], content_type: str) -> object:
-    """The body of a request that is not a form.
+def _body(fields: Mapping[str, object], headers: Mapping[str, object]) -> bytes:
+    """The body that TorchServe has not decoded.
 
     At some of its addresses TorchServe puts the query parameters before the body, as fields. They are not read.
     """
     body = fields.get(BODY)
     read_as = _read_as(headers)
-    if BODY not in fields or (read_as is not None and read_as != content_type):
+    named = (only(headers, "content-type") or "").partition(";")[0].strip().lower()
+    if BODY not in fields or (read_as is not None and read_as != named):
         # Of two headers TorchServe uses the first to read the body, and hands over the second.
         raise WrongShapeError("The request has more than one Content-Type. Expected one.")
-    return body[-1] if isinstance(body, tuple) else body
+    body = body[-1] if isinstance(body, tuple) else body
+    if not isinstance(body, (bytes, bytearray)):
+        raise WrongShapeError(EXPECTED)
+    return bytes(body)
 
 
-def _form_value(fields: Mapping[str, object], headers: Mapping[str, object]) -> object:
+def _decoded_form(fields: Mapping[str, object], headers: Mapping[str, object]) -> object:
+    """The text in a form that TorchServe has decoded, where there is no door."""
     if BODY in fields and _read_as(headers) in FORM_TYPES:
         raise WrongShapeError("The multipart form has no boundary in its Content-Type, so its fields cannot be read.")
-    return _one_of(fields, "form")
+    return _field(fields, "form")
 
 
 def _read_as(headers: Mapping[str, object]) -> str | None:
     """The media type that TorchServe found for the body, or for the form's field `body`; None if it is not known."""
     match headers.get(BODY):
-        case {"content-type": str() as content_type}:
-            return content_type.strip().lower()
+        case {"content-type": str() as media_type}:
+            return media_type.strip().lower()
         case _:
             return None
 
 
-def _one_of(fields: Mapping[str, object], where: str) -> object:
-    """The value of the one field with a text; other fields are not read.
-
-    Raises:
-        WrongShapeError: there is none, or more than one.
-    """
-    values = [fields[name] for name in TEXT_FIELDS if name in fields]
-    if not values:
-        raise WrongShapeError(f"The {where} has no field `text`, `data` or `body`. {_EXPECTED}")
-    if len(values) > 1 or isinstance(values[0], tuple):
-        raise WrongShapeError(
-            f"The {where} has more than one field `text`, `data` or `body`. Expected one. "
-            "For several texts send a JSON list."
-        )
-    return values[0]
+def _field(fields: Mapping[str, object], where: str) -> object:
+    """The value of the one field with a text; other fields are not read."""
+    values: list[object] = []
+    for value in (fields[name] for name in TEXT_FIELDS if name in fields):
+        values += value if isinstance(value, tuple) else [value]
+    return one_text(values, where)
 
 
 def _read_body(body: object, content_type: str) -> Request:
-    text = _decoded(body)
+    text = decoded(body)
     if content_type in ("application/json", "text/json") or content_type.endswith("+json"):
-        return _read_json(_parsed(text))
+        return _read_json(parsed(text, _object))
     if content_type in ("", "application/octet-stream"):
         return _read_untyped(text)
     if content_type.startswith("text/"):
         return Request((text,), Form.SINGLE)
-    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not read. {_EXPECTED}")
+    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not read. {EXPECTED}")
 
 
 def _read_untyped(text: str) -> Request:
     """A body without a content type: a JSON object or array is read as JSON, anything else is the text."""
     if text.lstrip()[:1] in ("{", "["):
         try:
-            value = _parsed(text)
+            value = parsed(text, _object)
         except NotJsonError:
             return Request((text,), Form.SINGLE)
         return _read_json(value)
     return Request((text,), Form.SINGLE)
 
 
-def _decoded(value: object) -> str:
-    if not isinstance(value, (bytes, bytearray)):
-        raise WrongShapeError(_EXPECTED)
-    try:
-        return value.decode().lstrip(BYTE_ORDER_MARK)
-    except UnicodeDecodeError as error:
-        raise NotUtf8Error(f"The body is not UTF-8 (byte {error.start}). Expected text in UTF-8.") from None
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise NotJsonError(f"The body is not JSON: {error.msg} (character {error.pos}). {_EXPECTED}") from None
-    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
-        raise NotJsonError(f"The body is JSON that cannot be read. {_EXPECTED}") from None
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object(pairs: Pairs) -> dict[str, object]:
     """A JSON object. RFC 8259, section 4: what a repeated name means differs from parser to parser."""
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -233,7 +169,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _read_json(value: object) -> Request:
     match value:
         case {"text": _, "instances": _}:
-            raise WrongShapeError(f"The body has both `text` and `instances`. {_EXPECTED}")
+            raise WrongShapeError(f"The body has both `text` and `instances`. {EXPECTED}")
         case {"text": text}:
             return Request((_text_of(text, "`text`"),), Form.SINGLE)
         case {"instances": list() as items}:
@@ -241,7 +177,7 @@ def _read_json(value: object) -> Request:
         case list() as items:
             return Request(_texts_of(items), Form.LIST)
         case _:
-            raise WrongShapeError(f"The body is JSON of another shape. {_EXPECTED}")
+            raise WrongShapeError(f"The body is JSON of another shape. {EXPECTED}")
 
 
 def _texts_of(items: list[object]) -> tuple[str, ...]:
@@ -253,7 +189,7 @@ def _texts_of(items: list[object]) -> tuple[str, ...]:
 
 def _text_of(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise WrongShapeError(f"{name} is not a string. {_EXPECTED}")
+        raise WrongShapeError(f"{name} is not a string. {EXPECTED}")
     return value
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from handler import batch, protocol
 from handler.batch import Job
 from handler.classifier import TextClassifier
+from handler.headers import is_grpc
 from handler.limits import THREADS_VARIABLE, Limits, whole_number
 from handler.memory import give_freed_memory_back
 from handler.metrics import Metrics
-from handler.request import is_grpc
+from handler.reply import Model
 
 MODEL_FOLDER = "model"
 VERSION_HEADER = "X-Model-Version"
@@ -50,8 +51,9 @@ class TextClassifierHandler:
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
-        self._version = context.manifest["model"]["modelVersion"]
-        self._metrics = Metrics(self._classifier, context.model_name, self._version)
+        version = context.manifest["model"]["modelVersion"]
+        self._model = Model(context.model_name, version, self._classifier.labels, self._classifier.card)
+        self._metrics = Metrics(self._classifier, context.model_name, version)
         self._metrics.start()
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
@@ -73,22 +75,17 @@ class TextClassifierHandler:
         self._metrics.count(jobs, batch.infer(jobs, self._classifier, self._limits))
 
     def postprocess(self, jobs: Sequence[Job], context: Any) -> list[bytes]:
-        """Predictions and errors to JSON."""
-        bodies = []
-        for index, (status, body) in enumerate(batch.write(jobs, self.describe(), self._limits)):
-            context.set_response_content_type(index, "application/json")
+        """Predictions and errors to replies' bodies, with their headers and status."""
+        replies = batch.write(jobs, self._model, self._limits)
+        for index, reply in enumerate(replies):
+            for name, value in (reply.headers | {VERSION_HEADER: self._model.version}).items():
+                context.set_response_header(index, name, value)
             # TorchServe kills the worker if a reply to gRPC's StreamPredictions lacks this header. It must not be in an
             # HTTP reply, which TorchServe would then send as the last part of a stream that never began.
             if is_grpc(context.get_all_request_header(index)):
                 context.set_response_header(index, STREAM_HEADER, "false")
-            context.set_response_header(index, VERSION_HEADER, self._version)
-            if status is not HTTPStatus.OK:
-                context.set_response_status(code=status.value, phrase=status.phrase, idx=index)
-            if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            if reply.status is not HTTPStatus.OK:
+                context.set_response_status(code=reply.status.value, phrase=reply.status.phrase, idx=index)
+            if reply.status is HTTPStatus.SERVICE_UNAVAILABLE:
                 context.set_response_header(index, "Retry-After", str(RETRY_AFTER_S))
-            bodies.append(body)
-        return bodies
-
-    def describe(self) -> Mapping[str, Any]:
-        """The model's card, for `GET /models/<name>?customized=true`."""
-        return self._classifier.card
+        return [reply.body for reply in replies]

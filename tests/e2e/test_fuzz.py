@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
-from handler.request import FORM_TYPES
+from handler.headers import FORM_TYPES
 from tests.e2e.report import Report, sized
 from tests.e2e.server_process import Server
 from tests.paths import ROOT

@@ -29,12 +29,16 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 Samples = list[tuple[str, dict[str, str], float]]
 
 
-def samples_of(server: Server) -> Samples:
+def samples_of(server: Server, path: str = "/metrics") -> Samples:
     """All that is exposed, in Prometheus' text form."""
-    response = requests.get(f"{server.project.metrics}/metrics", timeout=10)
+    response = requests.get(f"{server.project.metrics}{path}", timeout=10)
     assert response.status_code == 200
+    return samples_in(response.text)
+
+
+def samples_in(text: str) -> Samples:
     found = []
-    for line in response.text.splitlines():
+    for line in text.splitlines():
         if not line.startswith("#"):
             match = LINE.fullmatch(line)
             assert match is not None, line
@@ -122,6 +126,13 @@ def test_the_counts_are_those_of_what_was_sent(own: Server, served: TextClassifi
     assert total(samples, "classifier_tokenizer_seconds_count") == batches
     assert total(samples, "classifier_explanations_seconds_count") == 1
     assert total(samples, "QueueTime_count") == total(samples, "ts_inference_requests_total") == 3 + 1 + LISTS + 5 + 1
+    doors = samples_of(own, "/metrics/door")
+    replies = "haproxy_backend_http_responses_total"
+    assert {code: total(doors, replies, proxy="small", code=f"{code}xx") for code in (2, 4, 5)} == {
+        2: 3 + LISTS + 1,
+        4: 1 + 5,
+        5: 0,
+    }
     assert "ERROR" not in own.log
 
 
@@ -165,7 +176,8 @@ def after_traffic(server: Server) -> Samples:
     return samples
 
 
-def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
+def listed_metrics() -> dict[str, set[str]]:
+    """The metrics of the page's tables, each with its own labels."""
     page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]+ \|([^|]*)\|", page, flags=re.MULTILINE)
     assert len({name for name, _, _ in rows}) == len(rows)
@@ -176,9 +188,28 @@ def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
             listed |= {f"{name}_bucket": own_labels | {"le"}, f"{name}_sum": own_labels, f"{name}_count": own_labels}
         else:
             listed[name] = own_labels
+    return listed
+
+
+def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
+    listed = {name: labels for name, labels in listed_metrics().items() if not name.startswith(DOORS)}
     found = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
     everywhere = {"Level", "Hostname", "hostname"}
     assert {name: labels - everywhere for name, labels in found.items()} == listed
+
+
+PROGRAMS = [program for program in {haproxy(), shutil.which("haproxy")} if program]
+"""The HAProxy that came with the packages, and the one on the PATH: in the image it is Debian's."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_doors_table_lists_exactly_what_is_kept(program: str, tmp_path: Path) -> None:
+    """Of the metrics of the door's processes, which differ from version to version, Managed Prometheus keeps those of
+    the page."""
+    found: dict[str, set[str]] = {}
+    for name, labels, _ in kept_of_the_door(program, tmp_path):
+        found.setdefault(name, set()).update(labels)
+    assert found == {name: labels for name, labels in listed_metrics().items() if name.startswith(DOORS)}
 
 
 def test_what_is_watched_is_there(after_traffic: Samples) -> None:

@@ -16,6 +16,7 @@ from handler import batch, reply
 from handler.classifier import Explanation, TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
+from handler.reply import Model
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -32,7 +33,11 @@ def answer(
 ) -> list[tuple[HTTPStatus, Any]]:
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    return [(status, json.loads(body)) for status, body in batch.write(jobs, CARD, limits)]
+    return [(reply.status, json.loads(reply.body)) for reply in batch.write(jobs, model(classifier), limits)]
+
+
+def model(classifier: TextClassifier, card: dict[str, str] = CARD) -> Model:
+    return Model("sentiment", "1.0", classifier.labels, card)
 
 
 def text_row(text: str) -> Row:
@@ -240,9 +245,9 @@ def test_replies_that_are_too_much_together_are_left_for_later_batches(classifie
     rows = [json_row(["late"] * 100)] * 6 + [text_row("late again")]
     jobs = batch.read(rows, DEFAULT_LIMITS)
     batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    replies = batch.write(jobs, CARD, DEFAULT_LIMITS)
-    assert [status.value for status, _ in replies] == [200] * 4 + [503] * 2 + [200]
-    assert sum(len(body) for _, body in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
+    replies = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    assert [reply.status.value for reply in replies] == [200] * 4 + [503] * 2 + [200]
+    assert sum(len(reply.body) for reply in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
     assert labelled.texts == 401
 
 
@@ -267,10 +272,10 @@ def test_no_reply_has_more_bytes_than_was_estimated(
     headers = JSON | ({"explain": "True"} if is_explained else {})
     jobs = batch.read([({"body": as_json({"instances": texts})}, headers)], DEFAULT_LIMITS)
     batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    [(status, body)] = batch.write(jobs, CARD, DEFAULT_LIMITS)
-    assert status is HTTPStatus.OK
+    [written] = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    assert written.status is HTTPStatus.OK
     assert jobs[0].request is not None
-    assert len(body) <= reply.max_bytes(jobs[0].request.texts, labelled.labels, is_explained)
+    assert len(written.body) <= reply.max_bytes(jobs[0].request, labelled.labels, is_explained)
 
 
 def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,8 +283,8 @@ def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, capl
     limits = Limits(max_batch_reply_bytes=200)
     jobs = batch.read([({}, {"describe": "True"})], limits)
     batch.infer(jobs, classifier, limits)
-    [(status, body)] = batch.write(jobs, {"card": "a" * 200}, limits)
-    assert (status.value, json.loads(body)["type"]) == (500, "InternalError")
+    [written] = batch.write(jobs, model(classifier, {"card": "a" * 200}), limits)
+    assert (written.status.value, json.loads(written.body)["type"]) == (500, "InternalError")
     assert "bytes" in caplog.text
 
 
@@ -373,8 +378,8 @@ def test_a_server_that_ends_refuses_everything_but_descriptions(classifier: Text
     jobs = batch.refuse(rows)
     durations = batch.infer(jobs, classifier, Limits())
     assert durations.texts == 0
-    replies = batch.write(jobs, CARD, Limits())
-    assert [status for status, _ in replies] == [503, 503, 503, 200]
-    for _, body in replies[:3]:
-        assert json.loads(body)["type"] == "OverloadedError"
-        assert "about to end" in json.loads(body)["message"]
+    replies = batch.write(jobs, model(classifier), Limits())
+    assert [reply.status for reply in replies] == [503, 503, 503, 200]
+    for refusal in replies[:3]:
+        assert json.loads(refusal.body)["type"] == "OverloadedError"
+        assert "about to end" in json.loads(refusal.body)["message"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler import protocol
-from handler.request import TEXT_FIELDS
+from handler.body import TEXT_FIELDS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # a file that `ts` leaves open

@@ -3,14 +3,19 @@
 It runs as Kubernetes would run it: not as root, on a read-only root with a writable `/tmp`, without any capability.
 """
 
+import contextlib
+import http.client
 import json
 import os
+import re
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -23,6 +28,8 @@ IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")
 TEXT = {"Content-Type": "text/plain"}
 START_TIMEOUT_S = 60
+TWEET = b"Thank you for the great flight!"
+BODY_BYTES = 2_400_000
 LONG_TEXT = "never again with this airline " * 300
 
 pytestmark = pytest.mark.skipif(not IMAGE, reason="no image: `make image-test` builds and tests it")
@@ -34,13 +41,13 @@ def engine(*arguments: str) -> str:
     return result.stdout.strip()
 
 
-@contextmanager
+AS_IN_A_POD = ("--read-only", "--tmpfs", "/tmp:size=128m", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+@contextlib.contextmanager
 def running(*options: str) -> Iterator[str]:
     """A container that is ready, by its id."""
-    name = engine(
-        *("run", "--detach", "--read-only", "--tmpfs", "/tmp:size=256m", "--cap-drop", "ALL"),
-        *("--security-opt", "no-new-privileges", "--publish", "127.0.0.1::8080", *options, IMAGE),
-    )
+    name = engine("run", "--detach", "--publish", "127.0.0.1::8080", *options, IMAGE)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while subprocess.run(
@@ -53,9 +60,16 @@ def running(*options: str) -> Iterator[str]:
         engine("rm", "--force", name)
 
 
-@pytest.fixture
-def container() -> Iterator[str]:
+@pytest.fixture(scope="module")
+def plain() -> Iterator[str]:
+    """A container as the README starts it: `run --publish` alone."""
     with running() as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[str]:
+    with running(*AS_IN_A_POD) as name:
         yield name
 
 
@@ -68,14 +82,75 @@ def sentiment(container: str, *arguments: str) -> str:
     )
 
 
-def url(container: str) -> str:
-    return f"http://{engine('port', container, '8080').splitlines()[0]}/predictions/sentiment"
+def address(container: str) -> str:
+    """The host and port of this machine that lead to the container's port 8080."""
+    return engine("port", container, "8080").splitlines()[0]
 
 
-def test_it_answers_as_the_readme_says(container: str) -> None:
-    reply = requests.post(url(container), data=b"Thank you for the great flight!", headers=TEXT, timeout=60)
+def url(container: str, path: str = "/predictions/sentiment") -> str:
+    return f"http://{address(container)}{path}"
+
+
+def predicted(container: str, **headers: str) -> requests.Response:
+    return requests.post(url(container), data=TWEET, headers=TEXT | headers, timeout=60)
+
+
+def workers(container: str) -> list[str]:
+    """The process ids of the workers, inside the container."""
+    code = "import psutil; print(*(p.pid for p in psutil.process_iter() if 'model_service_worker' in str(p.cmdline())))"
+    return engine("exec", container, "python", "-c", code).split()
+
+
+def test_run_alone_gives_predictions(plain: str) -> None:
+    reply = predicted(plain)
     assert reply.json()["label"] == "positive"
     assert reply.json()["score"] == pytest.approx(0.977, abs=0.005)
+
+
+def test_run_alone_gives_the_open_inference_protocol(plain: str) -> None:
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [TWEET.decode()]}]}
+    reply = requests.post(url(plain, "/v2/models/sentiment/infer"), json=body, timeout=60)
+    outputs = {output["name"]: output["data"] for output in reply.json()["outputs"]}
+    assert outputs["label"] == ["positive"]
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/sentiment", "/v2/models/sentiment/ready"):
+        assert requests.get(url(plain, path), timeout=60).status_code == 200, path
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_run_alone_gives_the_pages(plain: str, path: str) -> None:
+    """With every file that they load."""
+    page = requests.get(url(plain, path), timeout=60)
+    assert (page.status_code, page.headers["Content-Type"].partition(";")[0]) == (200, "text/html")
+    files = re.findall(r"<(?:script|link|img)\b[^>]*?(?:src|href)=[\"']([^\"'#]+)", page.text)
+    for file in files:
+        if not file.startswith("data:"):
+            assert requests.get(urljoin(page.url, file), timeout=60).status_code == 200, file
+    assert files or path == "/"
+
+
+def test_the_health_check_succeeds(plain: str) -> None:
+    [described] = json.loads(engine("image", "inspect", IMAGE))
+    kind, *command = described["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    engine("exec", plain, *command)
+    assert requests.get(url(plain, "/ready"), timeout=60).status_code == 200
+
+
+def test_nothing_but_the_door_is_on_the_network(plain: str) -> None:
+    """The door's addresses for predictions and metrics. TorchServe has sockets, management and gRPC are on loopback."""
+    code = (
+        "import psutil; print(*{':'.join(map(str, c.laddr)) for c in psutil.net_connections() if c.status == 'LISTEN'})"
+    )
+    listening = set(engine("exec", plain, "python", "-c", code).split())
+    public = {each for each in listening if not each.startswith(("127.0.0.1:", "::1:", "::ffff:127.0.0.1:"))}
+    assert public == {"0.0.0.0:8080", "0.0.0.0:8082"}
+    assert "127.0.0.1:8081" in listening
+
+
+def test_any_user_can_run_it() -> None:
+    """OpenShift gives each namespace a user id of its own, in the group root."""
+    with running(*AS_IN_A_POD, "--user", "1000670000:0") as container:
+        assert predicted(container).json()["label"] == "positive"
 
 
 def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
@@ -103,21 +178,117 @@ def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:
     assert engine("exec", container, "ls", "/var/lib/apt/lists") == ""
 
 
-def test_sigterm_under_load_answers_what_is_in_flight(container: str) -> None:
-    address = url(container)
-    with ThreadPoolExecutor(16) as pool:
-        sent = [pool.submit(requests.post, address, data=LONG_TEXT, headers=TEXT, timeout=120) for _ in range(16)]
-        time.sleep(0.5)
-        engine("kill", "--signal", "TERM", container)
-        assert [reply.result().status_code for reply in sent] == [200] * 16
-    assert engine("wait", container) == "0"
+def test_a_killed_worker_costs_no_answer(container: str) -> None:
+    """Its requests are given to another one."""
+    stop = threading.Event()
+
+    def ask() -> list[int]:
+        statuses = []
+        with requests.Session() as session:
+            while not stop.is_set():
+                statuses.append(session.post(url_of_container, data=TWEET, headers=TEXT, timeout=60).status_code)
+        return statuses
+
+    url_of_container = url(container)
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(ask) for _ in range(8)]
+        for _ in range(3):
+            time.sleep(1)
+            engine("exec", container, "sh", "-c", f"kill -9 {workers(container)[0]}")
+        time.sleep(3)
+        stop.set()
+        statuses = [status for client in clients for status in client.result()]
+    assert set(statuses) == {200}
+
+
+def test_half_sent_bodies_neither_end_it_nor_stop_the_others() -> None:
+    """More bodies than its memory would hold, with a pod's limits. The last byte of each never comes."""
+    head = f"POST /predictions/sentiment HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n".encode()
+    with running(*AS_IN_A_POD, "--memory", "2g", "--cpus", "2") as container, contextlib.ExitStack() as stack:
+        host, port = address(container).split(":")
+
+        def send() -> None:
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            with contextlib.suppress(OSError):  # it may be refused meanwhile
+                connection.sendall(head + bytes(BODY_BYTES - 1))
+
+        with ThreadPoolExecutor(32) as pool:
+            sent = [pool.submit(send) for _ in range(1_000)]
+            while not all(each.done() for each in sent):
+                assert predicted(container).status_code == 200
+        assert predicted(container).status_code == 200
+        [state] = json.loads(engine("inspect", container))
+        assert (state["State"]["Running"], state["State"]["OOMKilled"]) == (True, False)
+
+
+def test_sigterm_under_load_answers_what_is_in_flight() -> None:
+    with running(*AS_IN_A_POD) as container:
+        predictions = url(container)
+        with ThreadPoolExecutor(16) as pool:
+            sent = [
+                pool.submit(requests.post, predictions, data=LONG_TEXT, headers=TEXT, timeout=120) for _ in range(16)
+            ]
+            time.sleep(0.5)
+            engine("kill", "--signal", "TERM", container)
+            assert [reply.result().status_code for reply in sent] == [200] * 16
+        assert engine("wait", container) == "0"
+
+
+def test_sigterm_resets_no_kept_connection() -> None:
+    """Each is told to close by its last answer; after that nobody listens."""
+    with running(*AS_IN_A_POD) as container:
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(ask_until_refused, address(container)) for _ in range(8)]
+            time.sleep(2)
+            engine("kill", "--signal", "TERM", container)
+            statuses = [status for client in clients for status in client.result()]
+        assert len(statuses) > 100
+        assert set(statuses) <= {200, 503}, statuses
+        assert engine("wait", container) == "0"
+
+
+def ask_until_refused(container: str) -> list[int]:
+    """The statuses of one request after the other, on connections that are kept until the server closes them, until
+    there is no new connection."""
+    statuses = []
+    while True:
+        connection = http.client.HTTPConnection(container, timeout=60)
+        new = True
+        try:
+            while new or connection.sock is not None:
+                connection.request("POST", "/predictions/sentiment", TWEET, TEXT)
+                reply = connection.getresponse()
+                reply.read()
+                statuses.append(reply.status)
+                new = False
+        except (OSError, http.client.HTTPException):
+            # The engine's proxy may accept a connection for a container that no longer listens.
+            if not new:
+                raise
+            return statuses
+        finally:
+            connection.close()
+
+
+def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first-key\nsecond-key\n")
+    keys.chmod(0o444)
+    mounted = ("--volume", f"{keys}:/keys/keys:ro", "--env", "SENTIMENT_KEY_FILE=/keys/keys")
+    with running(*AS_IN_A_POD, *mounted) as container:
+        refused = predicted(container)
+        assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        for key in ("first-key", "second-key"):
+            assert predicted(container, Authorization=f"Bearer {key}").json()["label"] == "positive"
+        for path in ("/", "/docs", "/ready", "/ping"):
+            assert requests.get(url(container, path), timeout=60).status_code == 200, path
 
 
 def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
     """TorchServe executes programs for it, and the image has few."""
     second = tmp_path / "sentiment-2.mar"
     archive(MODEL, second, "2.0", "int8")
-    with running("--volume", f"{second}:/app/model_store/{second.name}:ro") as container:
+    with running(*AS_IN_A_POD, "--volume", f"{second}:/app/model_store/{second.name}:ro") as container:
         for arguments in ("scale 2", "scale 1", "register sentiment-2.mar", "unregister 2.0"):
             sentiment(container, *arguments.split())
         for command, version in (("rollout sentiment-2.mar", "2.0"), ("rollback sentiment.mar", "1.0")):

@@ -89,6 +89,7 @@ RESOURCES = [
     Resource("v1", "ConfigMap", "configmaps"),
     Resource("v1", "Namespace", "namespaces"),
     Resource("v1", "Pod", "pods"),
+    Resource("v1", "Secret", "secrets"),
     Resource("v1", "Service", "services"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
     Resource("apps/v1", "Deployment", "deployments"),

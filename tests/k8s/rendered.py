@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import yaml
 from tests.paths import ROOT
 
 K8S = ROOT / "k8s"
-OVERLAYS = ("gke", "local")
+OVERLAYS = ("gke", "local", "gke+keys")
+"""The overlays, and one with a component that it does not name."""
 
 Manifest = dict[str, Any]
 
@@ -21,7 +23,8 @@ Manifest = dict[str, Any]
 def render(overlay: str) -> list[Manifest]:
     """An overlay's manifests, anew for each caller. Skips the test where there is no kustomize; that is a failure
     where CI is true."""
-    return list(yaml.safe_load_all(_yaml(K8S / "overlays" / overlay)))
+    name, _, component = overlay.partition("+")
+    return list(yaml.safe_load_all(_yaml(name, component)))
 
 
 def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
@@ -31,16 +34,31 @@ def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 
 @functools.cache
-def _yaml(folder: Path) -> str:
+def _yaml(overlay: str, component: str) -> str:
     command = kustomize()
     if command is None:
         reason = "neither kubectl nor kustomize is installed"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    result = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        root = with_component(overlay, component, Path(folder)) if component else K8S
+        arguments = [*command, str(root / "overlays" / overlay)]
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def with_component(overlay: str, component: str, folder: Path) -> Path:
+    """A copy of the manifests in `folder`, with one more component in an overlay that does not name it."""
+    copy = Path(shutil.copytree(K8S, folder / "k8s"))
+    kustomization = copy / "overlays" / overlay / "kustomization.yaml"
+    text = kustomization.read_text(encoding="utf-8")
+    line = f"  - ../../components/{component}\n"
+    assert line not in text
+    assert "components:\n" in text
+    kustomization.write_text(text.replace("components:\n", f"components:\n{line}"), encoding="utf-8")
+    return copy
 
 
 def kustomize() -> list[str] | None:

@@ -285,6 +285,8 @@ def port_problems(manifests: list[Manifest]) -> list[str]:
                 wanted = [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
             case "PodMonitoring":
                 wanted = [endpoint["port"] for endpoint in spec["endpoints"]]
+                if len(set(wanted)) < len(wanted):
+                    problems.append(f"{_title(manifest)}: Managed Prometheus refuses two endpoints on one port")
             case "HealthCheckPolicy":
                 wanted = [spec["default"]["config"]["httpHealthCheck"]["port"]]
             case "HTTPRoute":
@@ -308,33 +310,42 @@ def _ports(spec: Manifest) -> Iterator[object]:
 # -- Probes, and the end --
 
 
+PROBES = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/ping"}
+
+
 def probe_problems(manifests: list[Manifest]) -> list[str]:
-    """Ready means workers that answer; alive means that Java answers, whatever its workers do."""
+    """Ready means workers that answer; alive means that the door and TorchServe answer, whatever the workers do."""
     problems = []
     for pod in _pods(manifests):
         for container in pod.spec["containers"]:
-            ports = {port["name"] for port in container["ports"]} | {
-                port["containerPort"] for port in container["ports"]
-            }
             title = f"{pod.title}: {container['name']}"
-            missing = {"startupProbe", "readinessProbe", "livenessProbe"} - container.keys()
-            problems += [f"{title}: no {name}" for name in missing]
-            for name in ("startupProbe", "readinessProbe"):
-                command = container.get(name, {}).get("exec", {}).get("command")
-                if command != ["python", "-m", "server.probe", "ready"]:
-                    problems.append(f"{title}: {name} asks {command}")
-            asked = container.get("livenessProbe", {}).get("httpGet", {})
-            if asked.get("path") != "/ping" or asked.get("port") not in ports:
-                problems.append(f"{title}: livenessProbe asks {asked}")
+            ports = {port["name"] for port in container["ports"]}
+            for name, path in PROBES.items():
+                asked = container.get(name, {}).get("httpGet", {})
+                if name not in container:
+                    problems.append(f"{title}: no {name}")
+                elif asked.get("path") != path or asked.get("port") not in ports:
+                    problems.append(f"{title}: {name} asks {asked}")
+            if container.get("livenessProbe", {}).get("httpGet", {}).get("port") == "http":
+                problems.append(f"{title}: livenessProbe fails while clients hold all connections")
             startup = container.get("startupProbe", {})
             if startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3) < START_TIMEOUT_S:
                 problems.append(f"{title}: startupProbe gives up before the server does ({START_TIMEOUT_S} s)")
+    for policy in (each for each in manifests if each["kind"] == "HealthCheckPolicy"):
+        asked = policy["spec"]["default"]["config"]["httpHealthCheck"]
+        if asked["requestPath"] != PROBES["readinessProbe"]:
+            problems.append(f"{_title(policy)}: asks {asked['requestPath']}")
     return problems
 
 
+LOAD_BALANCERS_LEARN_S = 15
+"""Until no load balancer sends a new request to a pod that ends."""
+
+
 def ending_problems(manifests: list[Manifest]) -> list[str]:
-    """A rollout loses no request: the load balancer lets go of a pod, then the server drains, then it ends."""
-    policies = [each["spec"]["default"] for each in manifests if each["kind"] == "GCPBackendPolicy"]
+    """A rollout loses no request: the load balancers let go of a pod, then the server drains, then it ends."""
+    policies = [each for each in manifests if each["kind"] == "GCPBackendPolicy"]
+    request_s = longest_request_s()
     problems = []
     for deployment in (each for each in manifests if each["kind"] == "Deployment"):
         title = _title(deployment)
@@ -348,13 +359,31 @@ def ending_problems(manifests: list[Manifest]) -> list[str]:
         needed_s = sleep_s + DRAIN_TIMEOUT_S + 2 * STOP_TIMEOUT_S
         if grace_s <= needed_s:
             problems.append(f"{title}: killed after {grace_s} s, but its end takes up to {needed_s} s")
-        for policy in policies:
-            drain_s = policy.get("connectionDraining", {}).get("drainingTimeoutSec", 0)
-            if sleep_s <= drain_s:
-                problems.append(f"{title}: preStop ({sleep_s} s) is over before the load balancer drains ({drain_s} s)")
-            if policy.get("timeoutSec", 30) > DRAIN_TIMEOUT_S:
-                problems.append(f"{title}: the load balancer waits longer than the server drains ({DRAIN_TIMEOUT_S} s)")
+        if sleep_s <= LOAD_BALANCERS_LEARN_S:
+            problems.append(f"{title}: preStop ({sleep_s} s) is over before the load balancers let go of it")
+        if sleep_s + DRAIN_TIMEOUT_S < LOAD_BALANCERS_LEARN_S + request_s:
+            problems.append(f"{title}: the drain is over before the longest request ({request_s} s)")
+    for policy in policies:
+        default = policy["spec"]["default"]
+        if default.get("timeoutSec", 30) <= request_s:
+            problems.append(f"{_title(policy)}: gives up before the door does ({request_s} s)")
+        if default.get("connectionDraining", {}).get("drainingTimeoutSec", 0) <= request_s:
+            problems.append(f"{_title(policy)}: cuts the longest request ({request_s} s)")
     return problems
+
+
+@functools.cache
+def longest_request_s() -> int:
+    """The longest that the door lets a request take, in seconds: the arrival of its headers and of its body, and for
+    each try the queue and the answer."""
+    configuration = (ROOT / "door" / "haproxy.cfg").read_text(encoding="utf-8")
+    defaults = configuration.partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
+    [arrival_s], [queue_s], [answer_s] = (
+        re.findall(rf"^ *timeout {name} (\d+)s$", defaults, flags=re.MULTILINE)
+        for name in ("http-request", "queue", "server")
+    )
+    [retries] = set(re.findall(r"^ *retries (\d+)$", configuration, flags=re.MULTILINE))
+    return 2 * int(arrival_s) + (1 + int(retries)) * (int(queue_s) + int(answer_s))
 
 
 # -- Resources --
@@ -482,16 +511,19 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 
 @functools.cache
 def exposed_metrics() -> frozenset[str]:
-    """The names at the metrics address, from the list that TorchServe reads. A histogram has three."""
+    """The names at the metrics address: those from the list that TorchServe reads (a histogram has three), and the door's
+    from the page."""
     declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
     suffixes = {"histogram": ("_bucket", "_sum", "_count")}
-    return frozenset(
+    torchserves = {
         metric["name"] + suffix
         for part in ("ts_metrics", "model_metrics")
         for kind, group in declared[part].items()
         for metric in group
         for suffix in suffixes.get(kind, ("",))
-    )
+    }
+    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
+    return frozenset(torchserves | set(re.findall(r"^\| `(haproxy_\w+)` ", page, flags=re.MULTILINE)))
 
 
 # -- Manifests --

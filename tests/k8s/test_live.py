@@ -1,5 +1,6 @@
 """Components come and go on a live cluster, and the pods stay: the real kubectl, a stand-in for the API server."""
 
+import base64
 import copy
 import json
 import re
@@ -12,13 +13,15 @@ import pytest
 import yaml
 
 from tests.k8s.api_server import ApiServer, cluster
-from tests.k8s.rendered import K8S, Manifest, find, render
+from tests.k8s.rendered import K8S, Manifest, find, render, with_component
 from tests.paths import ROOT
 
 DEPLOYMENT = "/apis/apps/v1/namespaces/sentiment/deployments/sentiment"
 README = (K8S / "README.md").read_text(encoding="utf-8")
 [APPLY] = set(re.findall(r"`(kubectl apply -k k8s/overlays/gke)`", README[README.index("### Add or remove") :]))
 DELETE = dict(re.findall(r"^\| (\w+) \| `(kubectl delete .*)` \|$", README, flags=re.MULTILINE))
+[MAKE_KEY] = re.findall(r"^python3 -c .*>> keys$", README, flags=re.MULTILINE)
+[CREATE_SECRET] = re.findall(r"^kubectl create secret [^\n]*\|\n[^\n]*$", README, flags=re.MULTILINE)
 [FORGET_REPLICAS] = re.findall(r"^KUBE_EDITOR=.*$", README, flags=re.MULTILINE)
 
 
@@ -46,15 +49,21 @@ def kubectl(command: str, folder: Path = ROOT, manifest: Manifest | None = None)
     return result.stdout
 
 
-def without(component: str, folder: Path) -> Path:
-    """A copy of the project's manifests whose overlay `gke` has one line less."""
+def copied(component: str, folder: Path) -> Path:
+    """A copy of the project's manifests whose overlay `gke` names the component."""
+    if component == "keys":
+        return with_component("gke", component, folder).parent
     shutil.copytree(K8S, folder / "k8s")
+    return folder
+
+
+def remove(component: str, folder: Path) -> None:
+    """Take the component's line out of a copy."""
     kustomization = folder / "k8s" / "overlays" / "gke" / "kustomization.yaml"
     lines = kustomization.read_text(encoding="utf-8").splitlines(keepends=True)
     left = [line for line in lines if line.strip() != f"- ../../components/{component}"]
     assert len(left) == len(lines) - 1
     kustomization.write_text("".join(left), encoding="utf-8")
-    return folder
 
 
 def names(manifests: Iterable[Manifest]) -> set[tuple[str, str]]:
@@ -75,19 +84,24 @@ def test_every_component_can_be_removed() -> None:
 @pytest.mark.parametrize("component", sorted(DELETE))
 def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, component: str) -> None:
     """By the page's commands: none of its objects is left, no other is gone, and the number of pods stays."""
-    kubectl(APPLY)
-    assert names(api.objects.values()) == names(render("gke"))
+    before, after = copied(component, tmp_path / "before"), copied(component, tmp_path / "after")
+    remove(component, after)
+    kubectl(APPLY, before)
+    deployment = find(rendered(before), "Deployment", "sentiment")
+    assert names(api.objects.values()) == names(rendered(before))
     api.objects[DEPLOYMENT]["spec"]["replicas"] = 5  # as the autoscaler would
 
-    folder = without(component, tmp_path)
-    kubectl(APPLY, folder)
+    kubectl(APPLY, after)
     kubectl(DELETE[component])
-    assert names(api.objects.values()) == names(rendered(folder))
-    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 5
+    assert names(api.objects.values()) == names(rendered(after))
+    live = api.objects[DEPLOYMENT]["spec"]
+    assert live["replicas"] == 5
+    assert live["template"] == find(rendered(after), "Deployment", "sentiment")["spec"]["template"]
 
-    kubectl(APPLY)
-    assert names(api.objects.values()) == names(render("gke"))
-    assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 5
+    kubectl(APPLY, before)
+    assert names(api.objects.values()) == names(rendered(before))
+    assert live["replicas"] == 5
+    assert api.objects[DEPLOYMENT]["spec"]["template"] == deployment["spec"]["template"]
 
 
 @pytest.mark.parametrize("overlay", ["gke", "local"])
@@ -101,6 +115,21 @@ def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> 
     live = api.objects[DEPLOYMENT]["spec"]
     assert live["template"]["spec"]["containers"][0]["image"] == "sentiment:next"
     assert live["replicas"] == 5
+
+
+def test_keys_go_from_the_file_into_a_secret(api: ApiServer, tmp_path: Path) -> None:
+    """By the page's commands, for the first time and again with other keys; the file has one key a line."""
+    kubectl("kubectl apply -f k8s/overlays/gke/namespace.yaml")
+    secret = "/api/v1/namespaces/sentiment/secrets/sentiment-keys"
+    seen = []
+    for _ in range(2):
+        kubectl(MAKE_KEY, tmp_path)
+        kubectl(CREATE_SECRET, tmp_path)
+        seen.append(base64.b64decode(api.objects[secret]["data"]["keys"]).decode())
+    first, second = seen
+    assert re.fullmatch(r"\S{43}\n", first)
+    assert second.startswith(first)
+    assert len(second.splitlines()) == 2
 
 
 def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServer) -> None:

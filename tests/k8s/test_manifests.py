@@ -82,7 +82,7 @@ def schemas() -> list[Broken]:
         Broken(check, "Gateway", ("spec", "listeners", 0, "protocol"), "HTTP", "'HTTPS' was expected"),
         Broken(check, "Gateway", ("kind",), "Gatewayy", "no schema"),
         Broken(check, "HTTPRoute", ("apiVersion",), "gateway.networking.k8s.io/v1alpha2", "was expected"),
-        Broken(check, "PodMonitoring", ("spec", "endpoints", 0, "interval"), "30", "does not match"),
+        Broken(check, "PodMonitoring", ("spec", "endpoints", 0, "interval"), "30", "does not match", "sentiment-d"),
         Broken(check, "GCPBackendPolicy", ("spec", "default", "connectionDraining", "drainTimeoutSec"), 1, "dditional"),
         Broken(check, "HealthCheckPolicy", ("spec", "default", "config", "type"), "TCP", "'HTTP' was expected"),
         Broken(check, "Rules", ("spec", "groups", 0, "rules", 0, "for"), "5m", "is not valid under any"),
@@ -166,7 +166,7 @@ def references() -> list[Broken]:
     return [
         Broken(selector, "Service", ("spec", "selector"), labels, "selects no pod"),
         Broken(selector, "PodDisruptionBudget", ("spec", "selector", "matchLabels"), labels, "selects no pod"),
-        Broken(selector, "PodMonitoring", ("spec", "selector", "matchLabels"), labels, "selects no pod"),
+        Broken(selector, "PodMonitoring", ("spec", "selector", "matchLabels"), labels, "selects no pod", "sentiment-d"),
         Broken(selector, "NetworkPolicy", ("spec", "podSelector", "matchLabels"), labels, "selects no pod", "metrics"),
         Broken(selector, "Deployment", spread, labels, "selects no pod"),
         Broken(selector, "Deployment", ("spec", "selector", "matchLabels"), labels, "does not match its own pods"),
@@ -185,11 +185,13 @@ def references() -> list[Broken]:
 def ports() -> list[Broken]:
     check = rules.port_problems
     way_in: Path = ("spec", "ingress", 0, "ports", 0, "port")
+    endpoints: Path = ("spec", "endpoints")
     health: Path = ("spec", "default", "config", "httpHealthCheck", "port")
     return [
         Broken(check, "Service", ("spec", "ports", 0, "targetPort"), "web", "no container has the port web"),
         Broken(check, "NetworkPolicy", way_in, 8081, "no container has the port 8081", "inference-for-clients"),
-        Broken(check, "PodMonitoring", ("spec", "endpoints", 0, "port"), "prom", "no container has the port prom"),
+        Broken(check, "PodMonitoring", (*endpoints, 0, "port"), "prom", "no container has the port prom", "sentiment-d"),
+        Broken(check, "PodMonitoring", (*endpoints, 1), {"port": "metrics"}, "two endpoints on one port", "sentiment-d"),
         Broken(check, "HealthCheckPolicy", health, 80, "no container has the port 80"),
         Broken(check, "HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), 8080, "has no port 8080"),
         Broken(check, "HTTPRoute", ("spec", "parentRefs", 0, "sectionName"), "http", "has no listener http"),
@@ -198,16 +200,17 @@ def ports() -> list[Broken]:
 
 def probes() -> list[Broken]:
     check = rules.probe_problems
-    live = ["python", "-m", "server.probe", "live"]
+    startup, ready, live = ((*CONTAINER, name) for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+    health: Path = ("spec", "default", "config", "httpHealthCheck", "requestPath")
     return [
-        Broken(check, "Deployment", (*CONTAINER, "startupProbe"), ABSENT, "no startupProbe"),
-        Broken(check, "Deployment", (*CONTAINER, "startupProbe", "failureThreshold"), 5, "gives up before the server"),
-        Broken(check, "Deployment", (*CONTAINER, "readinessProbe", "exec", "command"), live, "readinessProbe asks"),
-        Broken(check, "Deployment", (*CONTAINER, "livenessProbe"), ABSENT, "no livenessProbe"),
-        Broken(
-            check, "Deployment", (*CONTAINER, "livenessProbe", "httpGet", "port"), "management", "livenessProbe asks"
-        ),
-        Broken(check, "Deployment", (*CONTAINER, "livenessProbe", "httpGet", "path"), "/models", "livenessProbe asks"),
+        Broken(check, "Deployment", startup, ABSENT, "no startupProbe"),
+        Broken(check, "Deployment", (*startup, "failureThreshold"), 5, "gives up before the server"),
+        Broken(check, "Deployment", (*ready, "httpGet", "path"), "/ping", "readinessProbe asks"),
+        Broken(check, "Deployment", live, ABSENT, "no livenessProbe"),
+        Broken(check, "Deployment", (*live, "httpGet", "port"), "management", "livenessProbe asks"),
+        Broken(check, "Deployment", (*live, "httpGet", "port"), "http", "while clients hold all connections"),
+        Broken(check, "Deployment", (*live, "httpGet", "path"), "/ready", "livenessProbe asks"),
+        Broken(check, "HealthCheckPolicy", health, "/ping", "asks /ping"),
     ]
 
 
@@ -215,13 +218,15 @@ def ending() -> list[Broken]:
     check = rules.ending_problems
     update: Path = ("spec", "strategy", "rollingUpdate")
     drain: Path = ("spec", "default", "connectionDraining", "drainingTimeoutSec")
+    sleep: Path = (*CONTAINER, "lifecycle", "preStop", "sleep", "seconds")
     return [
         Broken(check, "Deployment", (*update, "maxUnavailable"), 1, "before its successor"),
         Broken(check, "Deployment", (*update, "maxSurge"), 0, "before its successor"),
         Broken(check, "Deployment", (*POD, "terminationGracePeriodSeconds"), 60, "killed after 60 s"),
-        Broken(check, "Deployment", (*CONTAINER, "lifecycle", "preStop", "sleep", "seconds"), 30, "is over before"),
-        Broken(check, "GCPBackendPolicy", drain, 60, "is over before"),
-        Broken(check, "GCPBackendPolicy", ("spec", "default", "timeoutSec"), 120, "waits longer"),
+        Broken(check, "Deployment", sleep, 10, "before the load balancers let go"),
+        Broken(check, "Deployment", sleep, 10, "before the longest request"),
+        Broken(check, "GCPBackendPolicy", drain, 30, "cuts the longest request"),
+        Broken(check, "GCPBackendPolicy", ("spec", "default", "timeoutSec"), 30, "gives up before the door"),
     ]
 
 

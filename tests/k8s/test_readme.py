@@ -12,6 +12,7 @@ import requests
 
 from tests.e2e.server_process import Project, Server, run_module, serving
 from tests.k8s.api_server import StandInPod, cluster
+from tests.k8s import rules
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
 from training.archive import archive
@@ -150,11 +151,19 @@ def test_the_numbers_are_the_manifests() -> None:
         f"**Autoscaling by CPU: {cpu['resource']['target']['averageUtilization']} %.**",
         f"**Autoscaling by queue time: {queue['external']['target']['value']} ms.**",
         f"for {pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']} s the pod answers as before",
-        f"the other {policy['connectionDraining']['drainingTimeoutSec']} s are the load balancer's",
-        f"After {pod['terminationGracePeriodSeconds']} s",
+        f"and its draining | more than the longest request | {policy['timeoutSec']} |",
+        f"| {rules.longest_request_s()} |\n| load balancer's timeout",
+        f"After {pod['terminationGracePeriodSeconds']} s (`terminationGracePeriodSeconds`)",
     }
+    assert policy["timeoutSec"] == policy["connectionDraining"]["drainingTimeoutSec"]
     assert {text for text in said if text not in README} == set()
     assert (autoscaler["minReplicas"], autoscaler["maxReplicas"]) == (2, 10)
+
+
+def test_every_alert_is_in_the_table() -> None:
+    [group] = find(render("gke"), "Rules", "sentiment")["spec"]["groups"]
+    alerts = {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"] if "alert" in rule}
+    assert dict(re.findall(r"^\| `(Sentiment\w+)` \| (\w+) \|", README, flags=re.MULTILINE)) == alerts
 
 
 def test_the_dashboard_is_one_that_grafana_can_import() -> None:

@@ -22,7 +22,7 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "LOCAL_RANK": "1",
         "_JAVA_OPTIONS": "-Djava.io.tmpdir=/elsewhere",
     }
-    started = environment.torchserves(users, Path("/short"))
+    started = environment.torchserves(users, Path("/short"), has_own_addresses=False)
     assert started == {
         "HOME": "/home",
         "PATH": f"/bin:{environment.PROGRAMS}",
@@ -34,6 +34,14 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "TMPDIR": "/short",
     }
     assert started["LC_ALL"] in environment.UTF_8_LOCALES
+
+
+def test_the_users_addresses_are_the_doors() -> None:
+    """TorchServe would read them instead of its own."""
+    users = {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080", "TS_NUMBER_OF_GPU": "0"}
+    started = environment.torchserves(users, Path("/short"), has_own_addresses=True)
+    assert {name for name in started if name.startswith("TS_")} == {"TS_NUMBER_OF_GPU"}
+    assert users.items() <= environment.torchserves(users, Path("/short"), has_own_addresses=False).items()
 
 
 def test_what_is_kept_back_is_named() -> None:

@@ -36,7 +36,6 @@ def test_defaults_are_torchserves(tmp_path: Path) -> None:
     assert [address.port for address in properties.addresses] == [8080, 8081, 8082, 7070, 7071]
     assert properties.jvm_arguments == []
     assert properties.metrics_config is None
-    assert properties.token_authorization
 
 
 @pytest.mark.parametrize(("content", "values"), AS_JAVA_READS)
@@ -201,8 +200,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_folder_of_the_file_itself(tmp_path: Path) -> None:
-    """As TorchServe's working folder is, where it writes its tokens."""
+    """As TorchServe's working folder is."""
     (tmp_path / "real").mkdir()
     write(tmp_path / "real", "")
     (tmp_path / "link.properties").symlink_to(tmp_path / "real" / "config.properties")
-    assert Properties.read(tmp_path / "link.properties").key_file == tmp_path / "real" / "key_file.json"
+    assert Properties.read(tmp_path / "link.properties").model_store == tmp_path / "real" / "model_store"
