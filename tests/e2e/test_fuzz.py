@@ -45,7 +45,7 @@ def answers(report: Report) -> Iterator[Counter[tuple[int, str]]]:
 
 
 def agree(request: Any) -> None:
-    """Let the parts of a request of the Open Inference Protocol agree, which no schema can say: the input has its data's
+    """Let the parts of a request of the Open Inference Protocol agree, which no schema says: the input has its data's
     shape, and no output is asked for twice."""
     outputs = request.get("outputs") or []
     if len({output["name"] for output in outputs}) < len(outputs):
