@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sysconfig
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from server import process
+from server import process, swagger_ui
 from server.address import Endpoints
 from server.listener import Listeners
 from server.process import StartError
@@ -26,8 +25,6 @@ from server.readiness import Readiness
 from server.workspace import Workspace
 
 FOLDER = Path(__file__).parent.parent / "door"
-SWAGGER_UI = Path("drf_spectacular_sidecar", "static", "drf_spectacular_sidecar", "swagger-ui-dist")
-"""Where the package has the files of /docs."""
 MMAP_THRESHOLD_BYTES = 1_000_000
 """The C library gives memory of this size back when it is free: a buffer of a large request."""
 OLDEST = (2, 6)
@@ -215,8 +212,7 @@ class Door:
             file = workspace.path / "keys"
             file.write_text("".join(f"{each}\n" for each in key_hashes), encoding="ascii")
             for_front["KEY_HASHES"] = str(file)
-        for_large = {"SWAGGER_UI": str(Path(sysconfig.get_paths()["purelib"]) / SWAGGER_UI)}
-        self._large = Process(program, FOLDER / "large.cfg", shared | for_large, (), say)
+        self._large = Process(program, FOLDER / "large.cfg", shared | swagger_ui.variables(), (), say)
         try:
             self._front = Process(program, FOLDER / "haproxy.cfg", shared | for_front, files, say)
         except BaseException:

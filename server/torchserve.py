@@ -129,7 +129,9 @@ class TorchServe:
         return False
 
     def remove_leftovers(self) -> None:
-        """Remove unpacked archives that no registered version uses."""
+        """Remove unpacked archives that no registered version uses, and ended workers that wait to be waited for."""
+        if sys.platform == "linux":
+            _reap_workers(self.pid)
         suspects = self._leftovers.suspects()
         if not suspects:
             return
@@ -206,7 +208,7 @@ class TorchServe:
         """The workers' processes, those of models without an address too."""
         found = []
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.pid).children():
+            for process in psutil.Process(self.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if any("model_service_worker" in argument for argument in process.cmdline()):
                         found.append(process)
@@ -288,3 +290,11 @@ def _reap(group: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG) != (0, 0):
             pass
+
+
+def _reap_workers(java: int) -> None:
+    """TorchServe ends the parent of a worker, and the worker ends with its parent (`worker_parent`). As a container's
+    first process, this one then inherits the worker."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_PGID, java, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != java:
+            os.waitpid(ended.si_pid, 0)
