@@ -126,13 +126,18 @@ PART_HEADS = (
 WAYS: dict[str, Way] = {
     "text/plain": lambda server, text: post(server, text.encode(), TEXT),
     "text/html": lambda server, text: post(server, text.encode(), {"content-type": "Text/HTML; charset=UTF-8"}),
-    "address parameters": lambda server, text: _single(
+    "SageMaker's path, and address parameters": lambda server, text: _single(
         requests.post(
-            f"{server.project.inference}/models/sentiment/invoke",
-            params={"text": "early", "body": "early"},
+            f"{server.project.inference}/invocations",
+            params={"text": "early", "model_name": "sentiment", "body": "early"},
             data=text.encode(),
             headers=TEXT,
             timeout=60,
+        ).json()
+    ),
+    "KServe's path": lambda server, text: _single(
+        requests.post(
+            f"{server.project.inference}/v1/models/sentiment:predict", json={"instances": [text]}, timeout=60
         ).json()
     ),
     "client": lambda server, text: json.loads(sentiment(server, "predict", "--json", "--", text).stdout),
@@ -297,7 +302,7 @@ def test_grpc_with_two_texts_is_refused(server: Server) -> None:
     assert (error["code"], error["type"]) == (400, "WrongShapeError")
 
 
-@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations", "/models/sentiment/invoke"])
+@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations"])
 def test_an_address_parameter_is_no_text(server: Server, path: str) -> None:
     query = {"model_name": "sentiment", "text": "early", "data": "early"}
     response = requests.post(server.project.inference + path, params=query, timeout=60)
