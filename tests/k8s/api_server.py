@@ -204,7 +204,11 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self._body()
-        self._answer(200, self.server.objects.pop(self.path.partition("?")[0]))
+        path = self.path.partition("?")[0]
+        if deleted := self.server.objects.pop(path, None):
+            self._answer(200, deleted)
+        else:
+            self._fail(404, "NotFound", f"{path} not found")
 
     def _store(self, path: str, value: Manifest) -> None:
         if value["kind"] == "Deployment":
