@@ -1,6 +1,7 @@
 """`python -m server`: TorchServe and the door before it in the foreground, until Ctrl-C or SIGTERM."""
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 from server import keys
 from server.door import HOW_TO_GET_IT, Door, haproxy
+from server.listener import Listeners
 from server.process import StartError
 from server.properties import ConfigurationError, Properties
 from server.torchserve import TorchServe
@@ -101,22 +103,23 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
         raise ConfigurationError(
             f"{keys.VARIABLE} is set, and without HAProxy nobody would ask for keys. {HOW_TO_GET_IT}"
         )
-    server = TorchServe(properties, environment(properties), behind_door=program is not None)
-    door = None
-    try:
+    with contextlib.ExitStack() as ends:
+        # Those who ask while TorchServe starts wait until the door accepts them.
+        public = [address for address in properties.addresses if address in properties.public]
+        listeners = Listeners(public if program else [], properties.path)
+        ends.callback(listeners.close)
+        server = TorchServe(properties, environment(properties), behind_door=program is not None)
+        ends.callback(say, "Stopped.")
+        ends.callback(server.stop)
         for note in server.notes:
             say(note)
+        door = None
         if program is None:
             say(DIRECT)
         else:
-            addresses = properties.endpoints, server.endpoints
-            door = Door(program, *addresses, server.workspace, key_hashes, lambda line: say(f"door: {line}"))
+            door = Door(program, listeners, server.endpoints, server.workspace, key_hashes, say_for_door)
+            ends.callback(door.stop)
         return run(properties, server, door, drain_timeout_s, signals)
-    finally:
-        if door is not None:
-            door.stop()
-        server.stop()
-        say("Stopped.")
 
 
 def run(properties: Properties, server: TorchServe, door: Door | None, drain_timeout_s: float, signals: Signals) -> int:
@@ -156,6 +159,11 @@ def say(line: str, stream: TextIO | None = None) -> None:
     except OSError:
         # What is left in the buffer would be tried again at the end, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say_for_door(line: str) -> None:
+    """Write a line of the door's."""
+    say(f"door: {line}")
 
 
 def environment(properties: Properties) -> dict[str, str]:

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from server import process
+from server import process, swagger_ui
 from server.address import Endpoints
+from server.listener import Listeners
 from server.process import StartError
 from server.properties import ConfigurationError
 from server.readiness import Readiness
@@ -35,6 +36,7 @@ STOP_TIMEOUT_S = 5
 ANSWER_S = 2
 """How long the door may take to answer this program."""
 POLL_S = 0.05
+_APIS = ("INFERENCE", "MANAGEMENT", "METRICS")
 IDLE = "0 0"
 """The door's answer when no client is connected and none has asked for a second."""
 
@@ -49,12 +51,12 @@ def haproxy() -> str | None:
 
 
 class Door:
-    """HAProxy's process. It listens on the addresses of the user's configuration."""
+    """HAProxy's process."""
 
     def __init__(
         self,
         program: str,
-        public: Endpoints,
+        listeners: Listeners,
         torchserve: Endpoints,
         workspace: Workspace,
         key_hashes: Sequence[str] | None,
@@ -64,7 +66,7 @@ class Door:
 
         Args:
             program: HAProxy, as `haproxy` returns it.
-            public: where clients ask.
+            listeners: where clients ask: the sockets for inference, management and metrics.
             torchserve: where TorchServe listens.
             workspace: for sockets and the file of hashes.
             key_hashes: as `keys.hashes` returns them.
@@ -76,12 +78,17 @@ class Door:
         _check_version(program)
         readiness, self._control = workspace.address("ready"), workspace.address("door")
         self._command = [program, "-f", str(CONFIGURATION), "-db"]
+        self._listeners = listeners
+        self._files = [each.fileno() for each in listeners.sockets]
         # Nothing else of the user's environment: HAProxy and its C library read variables that would change them.
         self._variables = {
-            **{f"PUBLIC_{name}": address for name, address in _addresses(public)},
-            **{f"TORCHSERVE_{name}": address for name, address in _addresses(torchserve)},
+            **{f"PUBLIC_{name}": f"fd@{file}" for name, file in zip(_APIS, self._files, strict=True)},
+            "TORCHSERVE_INFERENCE": torchserve.inference.for_haproxy,
+            "TORCHSERVE_MANAGEMENT": torchserve.management.for_haproxy,
+            "TORCHSERVE_METRICS": torchserve.metrics.for_haproxy,
             "READINESS": readiness.for_haproxy,
             "CONTROL": self._control.for_haproxy,
+            **swagger_ui.variables(),
         }
         if key_hashes is not None:
             file = workspace.path / "keys"
@@ -114,6 +121,7 @@ class Door:
         """
         if self.running:
             return
+        self._reader.join(STOP_TIMEOUT_S)  # what it said comes before what is said of it
         code = self._process.returncode
         if len(self._starts) == STARTS and time.monotonic() - self._starts[0] < WITHIN_S:
             raise StartError(
@@ -143,8 +151,10 @@ class Door:
             if self._ask("/drain") in (None, IDLE):
                 break
             time.sleep(POLL_S)
+        self._listeners.refuse()
         if self.running:
             self._process.send_signal(signal.SIGUSR1)
+        self._listeners.close()
         while self.running and time.monotonic() < now + timeout_s and not force.is_set():
             time.sleep(POLL_S)
         return self._process.poll() == 0
@@ -166,6 +176,7 @@ class Door:
             [*self._command, "-c"],
             cwd=CONFIGURATION.parent,
             env=self._variables,
+            pass_fds=self._files,
             capture_output=True,
             text=True,
             errors="replace",
@@ -177,7 +188,9 @@ class Door:
             )
 
     def _start(self) -> None:
-        self._process = process.start(self._command, CONFIGURATION.parent, self._variables, subprocess.PIPE)
+        self._process = process.start(
+            self._command, CONFIGURATION.parent, self._variables, subprocess.PIPE, self._files
+        )
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=[self._process.stdout], daemon=True)
         self._reader.start()
@@ -203,15 +216,6 @@ class Door:
             return None
         finally:
             connection.close()
-
-
-def _addresses(endpoints: Endpoints) -> list[tuple[str, str]]:
-    """The names and the addresses of the APIs, as HAProxy's configuration has them."""
-    return [
-        ("INFERENCE", endpoints.inference.for_haproxy),
-        ("MANAGEMENT", endpoints.management.for_haproxy),
-        ("METRICS", endpoints.metrics.for_haproxy),
-    ]
 
 
 def _check_version(program: str) -> None:

@@ -3,12 +3,16 @@ the archive's or override the configuration, and with a UTF-8 locale."""
 
 import locale
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 WITHOUT_TORCH = Path(__file__).with_name("without_torch")
+WORKER_PARENT = Path(__file__).with_name("worker_parent")
 PROGRAMS = Path(__file__).with_name("programs")
 """What TorchServe executes besides Python, for machines that lack it."""
+MODULES = [WITHOUT_TORCH, WORKER_PARENT] if sys.platform == "linux" else [WITHOUT_TORCH]
+"""Folders of modules for the workers. Linux alone ends a process together with its parent (prctl(2))."""
 
 KEPT_OF_PYTHON = {
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONMALLOC"),
@@ -55,7 +59,7 @@ def torchserves(environment: Mapping[str, str], temporary: Path, *, has_own_addr
         "TMPDIR": str(temporary),
         "PATH": os.pathsep.join([environment.get("PATH", os.defpath), str(PROGRAMS)]),
         # TorchServe appends the folder of the archive's code.
-        "PYTHONPATH": str(WITHOUT_TORCH),
+        "PYTHONPATH": os.pathsep.join(map(str, MODULES)),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
     }

@@ -16,7 +16,11 @@ class StartError(Exception):
 
 
 def start(
-    command: Sequence[str], folder: Path, variables: Mapping[str, str], output: int | None = None
+    command: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str],
+    output: int | None = None,
+    files: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process. It must be called by the program's main thread, as Linux ends the process with that thread.
 
@@ -24,6 +28,7 @@ def start(
         folder: the process's working folder.
         variables: all of its environment.
         output: where it writes its output and its errors, as `subprocess` has it; None for where this program does.
+        files: this program's files that it gets, under the same numbers.
     """
     return subprocess.Popen(
         command,
@@ -32,6 +37,7 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
+        pass_fds=files,
         # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # takes no lock

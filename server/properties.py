@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from server.address import ANY_HOST, Address, Endpoints
+from server.address import ANY_HOST, Address
 
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
 """What TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), except TLS and sockets. It accepts no IPv6 addresses."""
@@ -73,8 +73,9 @@ class Properties:
         return self._http("metrics_address", "http://127.0.0.1:8082")
 
     @property
-    def endpoints(self) -> Endpoints:
-        return Endpoints(self.inference, self.management, self.metrics)
+    def public(self) -> tuple[Address, Address, Address]:
+        """Where clients ask over HTTP: for inference, management and metrics."""
+        return self.inference, self.management, self.metrics
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -83,7 +84,7 @@ class Properties:
         Raises:
             ConfigurationError: one of them is none, or two have the same port.
         """
-        found = [self.inference, self.management, self.metrics]
+        found = [*self.public]
         found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
         if self.values.get("use_native_io", "true").lower() != "true":
             found.append(self.worker_address)

@@ -8,7 +8,6 @@ have been drained before (`server.door`).
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,9 +19,10 @@ from typing import Any
 import psutil
 
 from server import api, environment, process
-from server.address import Address, Endpoints
+from server.address import Endpoints
 from server.archive import Archive
 from server.leftovers import Leftovers, Version
+from server.listener import bound
 from server.process import StartError
 from server.properties import ConfigurationError, Properties
 from server.workspace import NoWorkspaceError, Workspace
@@ -58,7 +58,8 @@ class TorchServe:
         archives = [Archive.read(properties.model_store / file) for file in properties.models.values()]
         self._expected = {_version(entry, each) for entry, each in zip(properties.models, archives, strict=True)}
         for address in properties.addresses:
-            _check_free(address, properties.path)
+            if not (behind_door and address in properties.public):
+                bound(address, properties.path).close()
         java = java_home()
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
@@ -71,9 +72,9 @@ class TorchServe:
         self._seen: set[int] = set()
         try:
             if not self.workspace.has_sockets:
-                _check_free(properties.worker_address, properties.path)
+                bound(properties.worker_address, properties.path).close()
             own = Endpoints(*map(self.workspace.address, _APIS))
-            self.endpoints = own if behind_door else properties.endpoints
+            self.endpoints = own if behind_door else Endpoints(*properties.public)
             """Where TorchServe listens."""
             self._process = process.start(
                 self._command(java, self._write_config(own if behind_door else None)),
@@ -128,7 +129,9 @@ class TorchServe:
         return False
 
     def remove_leftovers(self) -> None:
-        """Remove unpacked archives that no registered version uses."""
+        """Remove unpacked archives that no registered version uses, and ended workers that wait to be waited for."""
+        if sys.platform == "linux":
+            _reap_workers(self.pid)
         suspects = self._leftovers.suspects()
         if not suspects:
             return
@@ -205,7 +208,7 @@ class TorchServe:
         """The workers' processes, those of models without an address too."""
         found = []
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.pid).children():
+            for process in psutil.Process(self.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if any("model_service_worker" in argument for argument in process.cmdline()):
                         found.append(process)
@@ -273,19 +276,6 @@ def _check_files(properties: Properties) -> None:
         raise ConfigurationError(f"Cannot read {metrics}: {error.strerror}; {expected}.") from error
 
 
-def _check_free(address: Address, path: Path) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise ConfigurationError(
-                f"Cannot listen on {address.host}:{address.port} ({address.setting} in {path.name}): {error.strerror}. "
-                f"Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."
-            ) from error
-
-
 def _group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -300,3 +290,11 @@ def _reap(group: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG) != (0, 0):
             pass
+
+
+def _reap_workers(java: int) -> None:
+    """TorchServe ends the parent of a worker, and the worker ends with its parent (`worker_parent`). As a container's
+    first process, this one then inherits the worker."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_PGID, java, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != java:
+            os.waitpid(ended.si_pid, 0)

@@ -47,6 +47,7 @@ class Door:
             "LARGE_DOOR": f"unix@{folder / 'large'}",
             "CONTROL": f"unix@{folder / 'control'}",
             "SWAGGER_UI": str(SWAGGER_UI),
+            "MALLOC_MMAP_THRESHOLD_": "1000000",
         }
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [

@@ -3,7 +3,7 @@
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -11,6 +11,10 @@ from typing import Self
 
 TIMEOUT_S = 60
 """After it a test fails. The door's own limits are shorter."""
+
+
+LARGEST = 2_500_000
+"""The largest body, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ def echo(request: Request) -> Reply:
 
 
 class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """An HTTP server on a Unix socket. A test sets `answer`; None ends the connection without a reply."""
+    """An HTTP server on a Unix socket. A test sets `answer`; None ends the connection without a reply.
+
+    To a body that is too large it answers as TorchServe: at once, and then it reads on.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -81,7 +88,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         if headers.get("transfer-encoding") == "chunked":
-            body = self._chunks()
+            body = b""
+            for chunk in self._chunks():
+                if len(body) <= LARGEST < len(body) + len(chunk):
+                    self.wfile.write(b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n")
+                body += chunk
+            if len(body) > LARGEST:
+                return
         else:
             body = self.rfile.read(int(headers.get("content-length", "0")))
         reply = self.server.reply(Request(self.command, self.path, headers, body))
@@ -96,13 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_HEAD = do_TRACE = do_OPTIONS = do_CONNECT = do_DELETE = _handle  # noqa: N815
 
-    def _chunks(self) -> bytes:
-        body = b""
+    def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
+            yield self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return body
 
 
 class Client:

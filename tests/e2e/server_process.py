@@ -16,6 +16,7 @@ from typing import TextIO
 
 import psutil
 import pytest
+import requests
 
 from tests.paths import ROOT
 
@@ -124,6 +125,11 @@ class Server:
                     found.append(process)
         return found
 
+    def door(self, metric: str) -> list[float]:
+        """The values of one of the door's own metrics, of all its parts."""
+        lines = requests.get(f"{self.project.metrics}/metrics/door", timeout=10).text.splitlines()
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric}{{")]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and wait for its end; returns its exit code."""
         self.process.send_signal(number)
@@ -145,9 +151,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(project: Project, **environment: str) -> Iterator[Server]:
+def serving(project: Project, command: list[str] | None = None, **environment: str) -> Iterator[Server]:
     """A server that is ready; in the end it must stop as it should."""
-    server = Server(project, None, None, **environment)
+    server = Server(project, command, None, **environment)
     try:
         server.wait_for(READY)
         yield server

@@ -1,6 +1,7 @@
 """One body, one meaning: the same text gets the same answer by every way in."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ JSON = {"content-type": "application/json"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 BYTES = {"content-type": "application/octet-stream"}
 MARK = "\ufeff"
+LABELS = ("negative", "neutral", "positive")
 
 TEXTS = {
     "plain": "late again",
@@ -70,6 +72,41 @@ def as_json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+def encoded_form(text: str, percent: bool) -> bytes:
+    """An urlencoded form: each byte percent-encoded, or as few as can be."""
+    if percent:
+        return b"other=%&text=" + b"".join(b"%%%02X" % byte for byte in text.encode())
+    raw = text.encode().replace(b"%", b"%25").replace(b"&", b"%26").replace(b"+", b"%2B")
+    return b"a;b&text=" + raw.replace(b" ", b"+") + b"&"
+
+
+def hand_made_multipart(text: str, head: str) -> bytes:
+    return b"--x'X\r\n" + head.encode() + b"\r\n\r\n" + text.encode() + b"\r\n--x'X--\r\nan epilogue"
+
+
+def infer(server: Server, request: dict[str, Any], binary: bytes = b"", **headers: str) -> Any:
+    """Asked by the Open Inference Protocol."""
+    head = as_json(request)
+    if binary:
+        headers["Inference-Header-Content-Length"] = str(len(head))
+    url = f"{server.project.inference}/v2/models/sentiment/infer"
+    response = requests.post(url, data=head + binary, headers=headers, timeout=60)
+    assert response.status_code == 200, response.text
+    [scores] = [output["data"] for output in response.json()["outputs"] if output["name"] == "scores"]
+    return {"scores": dict(zip(LABELS, scores, strict=True))}
+
+
+def tensor(text: str, **changes: object) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]} | changes]}
+
+
+def binary_tensor(server: Server, text: str) -> Any:
+    binary = struct.pack("<I", len(text.encode())) + text.encode()
+    request = tensor(text, parameters={"binary_data_size": len(binary)})
+    del request["inputs"][0]["data"]
+    return infer(server, request, binary)
+
+
 JSON_FORMS: dict[str, Callable[[str], bytes]] = {
     "single": lambda text: as_json({"text": text}),
     "with other keys": lambda text: as_json({"id": 1, "text": text, "data": "early"}),
@@ -79,6 +116,12 @@ JSON_FORMS: dict[str, Callable[[str], bytes]] = {
     "instances of objects": lambda text: as_json({"instances": [{"text": text}]}),
     "with a mark": lambda text: MARK.encode() + as_json({"text": text}),
 }
+
+PART_HEADS = (
+    "content-disposition:form-data; name=text",
+    'Content-Type: text/plain; charset="UTF-8"\r\nContent-Disposition: form-data; name="data"; filename="text; data"',
+    'Content-Transfer-Encoding: 8bit\r\nContent-Disposition: form-data; filename="a"; name="body"; x',
+)
 
 WAYS: dict[str, Way] = {
     "text/plain": lambda server, text: post(server, text.encode(), TEXT),
@@ -103,6 +146,22 @@ WAYS: dict[str, Way] = {
         f"multipart {name}": lambda server, text, name=name: multipart(server, name, (None, text.encode()))  # type: ignore[misc]
         for name in ("text", "data", "body")
     },
+    **{
+        f"form, {'each byte' if percent else 'no byte'} encoded": lambda server, text, percent=percent: post(  # type: ignore[misc]
+            server, encoded_form(text, percent), FORM
+        )
+        for percent in (True, False)
+    },
+    **{
+        f"multipart by hand {number}": lambda server, text, head=head: post(  # type: ignore[misc]
+            server, hand_made_multipart(text, head), {"content-type": 'Multipart/Form-Data; x=y; Boundary="x\'X"'}
+        )
+        for number, head in enumerate(PART_HEADS)
+    },
+    "tensor": lambda server, text: infer(server, tensor(text)),
+    "tensor, nested": lambda server, text: infer(server, tensor(text, shape=[1, 1], data=[[text]])),
+    "tensor, named as a form": lambda server, text: infer(server, tensor(text), **FORM),
+    "binary tensor": binary_tensor,
     "file": lambda server, text: multipart(server, "data", ("tweet.txt", text.encode())),
     **{
         f"JSON {form}": lambda server, text, encode=encode: post(server, encode(text), JSON)  # type: ignore[misc]

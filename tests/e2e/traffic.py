@@ -1,17 +1,22 @@
 """Clients that ask and ask, and account for every request: each got the right answer, or an error that is kept."""
 
 import itertools
+import json
+import selectors
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
 import requests
 from urllib3.exceptions import NewConnectionError
 
+from benchmarks.client import load, to_request
 from handler.classifier import TextClassifier
 
 TEXTS = ("Thank you for the great flight!", "Two hours late, no word from anyone", "Which gate is flight 12?")
@@ -129,6 +134,84 @@ class Traffic:
             return Outcome(NO_ANSWER, what, None, time.monotonic() - due), 0
         outcome = Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
         return outcome, float(reply.headers.get("Retry-After", 0))
+
+
+class Press:
+    """Clients that send at a rate, whatever they are told."""
+
+    CONNECTIONS = 600
+
+    def __init__(self, url: str, labels: Mapping[str, str]) -> None:
+        """
+        Args:
+            labels: the texts to send, and the right label of each.
+        """
+        self._url = url
+        self._texts = {text.encode(): label for text, label in labels.items()}
+        self._started: dict[bytes, float] = {}
+        self.answers_s: list[float] = []
+        """How long each right answer took."""
+        self.refusals_s: list[float] = []
+        self.errors: Counter[tuple[int, str]] = Counter()
+        self.wrong: list[bytes] = []
+
+    def send(self, rate: float, seconds: float) -> None:
+        """Send so many requests a second, and wait for the last answers."""
+        seen = load(self._url, self._requests(), self.CONNECTIONS, seconds, rate, check=self._check)
+        self.sent, self.seconds = seen.statuses.total(), seen.seconds
+
+    def _requests(self) -> Iterator[bytes]:
+        for number, text in enumerate(itertools.cycle(self._texts)):
+            head, _, body = to_request(self._url, text, "text/plain").partition(b"\r\n\r\n")
+            request = b"%s\r\nX-Number: %d\r\n\r\n%s" % (head, number, body)
+            self._started[request] = time.monotonic()
+            yield request
+
+    def _check(self, request: bytes, body: bytes) -> None:
+        seconds = time.monotonic() - self._started.pop(request)
+        reply = json.loads(body)
+        if "label" not in reply:
+            self.errors[reply["code"], reply["type"]] += 1
+            self.refusals_s.append(seconds)
+            return
+        self.answers_s.append(seconds)
+        if reply["label"] != self._texts[request.partition(b"\r\n\r\n")[2]]:
+            self.wrong.append(body)
+
+
+def sent_in_part(address: tuple[str, int], part: bytes, count: int) -> Counter[int]:
+    """Open `count` connections at once, send each of them a part of a request, and wait: the statuses of the answers,
+    `NO_ANSWER` for a connection that ends without."""
+    statuses: Counter[int] = Counter()
+    with selectors.DefaultSelector() as selector:
+        for _ in range(count):
+            client = socket.create_connection(address, timeout=PATIENCE_S)
+            client.setblocking(False)
+            selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE, memoryview(part))
+        while selector.get_map():
+            ready = selector.select(PATIENCE_S)
+            assert ready, f"{len(selector.get_map())} connections have no answer"
+            for key, events in ready:
+                client, rest = cast(socket.socket, key.fileobj), key.data
+                with suppress(BlockingIOError):
+                    if events & selectors.EVENT_READ:
+                        statuses[_status(client)] += 1
+                        selector.unregister(client)
+                        client.close()
+                    elif rest:
+                        with suppress(ConnectionError):  # the answer says why
+                            rest = rest[client.send(rest[:65_536]) :]
+                        selector.modify(client, selectors.EVENT_READ | (selectors.EVENT_WRITE if rest else 0), rest)
+    return statuses
+
+
+def _status(client: socket.socket) -> int:
+    """Of the answer that has arrived on a connection."""
+    try:
+        head = client.recv(65_536).split()
+    except ConnectionError:
+        return NO_ANSWER
+    return int(head[1]) if head else NO_ANSWER
 
 
 def wait_until(holds: Callable[[], object], what: str, patience_s: float = 60) -> None:

@@ -371,13 +371,6 @@ def test_the_limits_of_lists_hold_and_the_error_has_the_protocols_form(classifie
     assert "token reads" in json.loads(large.body)["error"]
 
 
-def test_a_server_that_ends_refuses_inference_in_the_protocols_form(classifier: TextClassifier) -> None:
-    jobs = batch.refuse([({"body": as_json({"inputs": [tensor("a")]})}, INFER), ({"body": b""}, METADATA)])
-    refused, described = batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {}), Limits())
-    assert (refused.status.value, list(json.loads(refused.body))) == (503, ["error"])
-    assert described.status.value == 200
-
-
 anything = st.text(st.characters(exclude_categories=["Cs"]))
 labels_of_any_kind = st.lists(anything, min_size=1, max_size=5, unique=True)
 scores_of_any_kind = st.floats(0, 1, width=32)

@@ -12,9 +12,8 @@ from tests.e2e.server_process import Server
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_MS = 15_000
-VIOLATIONS = """
-addEventListener("securitypolicyviolation", (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
-"""
+VIOLATIONS = """addEventListener("securitypolicyviolation",
+    (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));"""
 
 
 def chromium() -> str:

@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import requests
@@ -13,6 +15,7 @@ import requests
 from server import door as module
 from server.address import Address, Endpoints
 from server.door import Door, haproxy
+from server.listener import Listeners
 from server.process import StartError
 from server.properties import ConfigurationError
 from server.workspace import Workspace
@@ -29,18 +32,28 @@ def workspace() -> Iterator[Workspace]:
     opened.close()
 
 
-def endpoints() -> Endpoints:
-    return Endpoints(*(Address("port", "127.0.0.1", port) for port in free_ports(3)))
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    opened = Listeners([Address("port", "127.0.0.1", port) for port in free_ports(3)], Path("config.properties"))
+    yield opened
+    opened.close()
 
 
-def url(public: Endpoints) -> str:
-    assert isinstance(public.inference, Address)
-    return public.inference.url()
+@pytest.fixture
+def door(workspace: Workspace, listeners: Listeners) -> Iterator[Callable[..., Door]]:
+    """Makes a door before a TorchServe that is not there. Its last argument is a list for its output."""
+    nowhere = Endpoints(*map(workspace.address, ("a", "b", "c")))
+    started: list[Door] = []
 
+    def start(program: str, output: list[str] | None = None, key_hashes: list[str] | None = None) -> Door:
+        say = ([] if output is None else output).append
+        started.append(Door(program, listeners, nowhere, workspace, key_hashes, say))
+        wait_until(started[-1].answers, "an answer")
+        return started[-1]
 
-def door(program: str, workspace: Workspace, output: list[str] | None = None) -> Door:
-    """A door before a TorchServe that is not there."""
-    return Door(program, endpoints(), endpoints(), workspace, None, ([] if output is None else output).append)
+    yield start
+    for each in started:
+        each.stop()
 
 
 def script(folder: Path, content: str) -> str:
@@ -71,58 +84,62 @@ def test_it_is_the_packages_else_the_paths(tmp_path: Path, monkeypatch: pytest.M
         ("echo what? >&2; exit 1", r"it says 'what\?'"),
     ],
 )
-def test_one_that_is_too_old_or_none_is_told(tmp_path: Path, workspace: Workspace, content: str, message: str) -> None:
+def test_one_that_is_too_old_or_none_is_told(
+    tmp_path: Path, door: Callable[..., Door], content: str, message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=rf"{message}.*HAProxy 2\.6 or newer is needed: `brew install"):
-        door(script(tmp_path, content), workspace)
+        door(script(tmp_path, content))
 
 
-def test_one_that_does_not_run_is_told(tmp_path: Path, workspace: Workspace) -> None:
+def test_one_that_does_not_run_is_told(tmp_path: Path, door: Callable[..., Door]) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigurationError, match=r"does not run \(.*HAProxy 2\.6 or newer is needed"):
-            door(str(path), workspace)
+            door(str(path))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_configuration_that_it_rejects_is_told(
-    tmp_path: Path, workspace: Workspace, program: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, door: Callable[..., Door], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "haproxy.cfg").write_text("global\n    nonsense\n")
     monkeypatch.setattr(module, "CONFIGURATION", tmp_path / "haproxy.cfg")
     with pytest.raises(ConfigurationError, match=r"does not accept .*haproxy\.cfg: [\s\S]*nonsense"):
-        door(program, workspace)
+        door(program)
 
 
-@pytest.mark.parametrize("with_keys", [False, True], ids=["without keys", "with keys"])
+@pytest.mark.parametrize("key_hashes", [None, ["0" * 64]], ids=["without keys", "with keys"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_haproxy_starts_without_a_word(workspace: Workspace, program: str, with_keys: bool) -> None:
+def test_every_haproxy_starts_and_drains_without_a_word(
+    door: Callable[..., Door], program: str, key_hashes: list[str] | None
+) -> None:
+    """An idle one waits for nobody, however long it may."""
     output: list[str] = []
-    started = Door(program, endpoints(), endpoints(), workspace, ["0" * 64] if with_keys else None, output.append)
-    try:
-        wait_until(started.answers, "an answer")
-        environ = Path(f"/proc/{started.pid}/environ").read_bytes().decode()
-        assert "HOME=" not in environ, "nothing of the user's environment"
-    finally:
-        started.stop()
-    assert [line for line in output if "stopped (cumulated" not in line and "Exiting" not in line] == []
+    started = door(program, output, key_hashes)
+    environ = Path(f"/proc/{started.pid}/environ").read_bytes()
+    assert b"HOME=" not in environ, "nothing of the user's environment"
+    assert started.drain(3600, 3600, threading.Event())
+    assert not started.running
+    started.stop()
+    assert output == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_one_that_ends_is_started_again_until_it_is_too_often(workspace: Workspace, program: str) -> None:
+def test_one_that_ends_is_started_again_until_it_is_too_often(
+    door: Callable[..., Door], listeners: Listeners, program: str
+) -> None:
+    """Who asks meanwhile waits."""
     output: list[str] = []
-    public = endpoints()
-    started = Door(program, public, endpoints(), workspace, None, output.append)
-    try:
-        for _ in range(module.STARTS - 1):
-            wait_until(started.answers, "an answer")
-            end(started)
-            started.start_again()
+    started = door(program, output)
+    for _ in range(module.STARTS - 1):
         wait_until(started.answers, "an answer")
-        assert requests.get(f"{url(public)}/ready", timeout=10).status_code == 503
         end(started)
-        with pytest.raises(StartError, match=r"The door ended by itself 5 times within 60 s, the last time with exit"):
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(requests.get, f"{url(listeners)}/ready", timeout=30)
             started.start_again()
-    finally:
-        started.stop()
+            assert reply.result().status_code == 503, "TorchServe is not there"
+    end(started)
+    with pytest.raises(StartError, match=r"The door ended by itself 5 times within 60 s, the last time with exit"):
+        started.start_again()
     assert sum("starting it again" in line for line in output) == module.STARTS - 1
 
 
@@ -131,43 +148,35 @@ def end(started: Door) -> None:
     wait_until(lambda: not started.running, "its end")
 
 
-def test_a_port_that_is_taken_meanwhile_is_an_error(workspace: Workspace) -> None:
-    """Another server's door may have come first; HAProxy by itself would share the port with it."""
+def url(listeners: Listeners) -> str:
+    host, port = listeners.sockets[0].getsockname()
+    return f"http://{host}:{port}"
+
+
+def test_one_that_cannot_start_ends_soon(tmp_path: Path, door: Callable[..., Door]) -> None:
+    """It accepts the configuration, and has no right to what it needs, say."""
     program = haproxy()
     assert program is not None
-    public, output = endpoints(), list[str]()
-    first = Door(program, public, endpoints(), workspace, None, output.append)
-    another = Workspace(os.environ, 0)
-    try:
-        wait_until(first.answers, "an answer")
-        second = Door(program, public, endpoints(), another, None, output.append)
-        wait_until(lambda: not second.running, "its end")
-        second.stop()
-        assert any("cannot bind" in line for line in output), output
-        assert first.running
-    finally:
-        first.stop()
-        another.close()
+    path = script(tmp_path, f'case " $* " in *" -c "* | *" -v "*) exec {program} "$@" ;; esac; echo no rights; exit 1')
+    output: list[str] = []
+    with pytest.raises(StartError, match="ended by itself 5 times within 60 s, the last time with exit code 1"):
+        keep_starting(door, path, output)
+    assert output.count("no rights") == module.STARTS
+
+
+def keep_starting(door: Callable[..., Door], path: str, output: list[str]) -> None:
+    with patch.object(Door, "answers", lambda _: True):
+        started = door(path, output)
+    while True:
+        wait_until(lambda: not started.running, "its end")
+        started.start_again()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_drain_of_an_idle_door_waits_for_nobody(workspace: Workspace, program: str) -> None:
-    started = door(program, workspace)
-    wait_until(started.answers, "an answer")
-    assert started.drain(3600, 3600, threading.Event())
-    assert not started.running
-    started.stop()
-
-
-def test_a_second_signal_ends_a_drain(workspace: Workspace) -> None:
-    program = haproxy()
-    assert program is not None
-    public = endpoints()
-    started = Door(program, public, endpoints(), workspace, None, print)
-    wait_until(started.answers, "an answer")
+def test_a_second_signal_ends_a_drain(door: Callable[..., Door], listeners: Listeners, program: str) -> None:
+    started = door(program)
     force = threading.Event()
-    host, port = url(public).removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
+    with socket.create_connection(listeners.sockets[0].getsockname()) as connection:
         connection.sendall(b"GET /")  # a request that is waited for
         threading.Timer(0.5, force.set).start()
         assert not started.drain(3600, 3600, force)

@@ -1,5 +1,6 @@
 """What TorchServe and its workers get of the user's environment."""
 
+import os
 from pathlib import Path
 
 from server import environment
@@ -26,7 +27,7 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "HOME": "/home",
         "PATH": f"/bin:{environment.PROGRAMS}",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(environment.WITHOUT_TORCH),
+        "PYTHONPATH": os.pathsep.join(map(str, environment.MODULES)),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
         "LC_ALL": started["LC_ALL"],
