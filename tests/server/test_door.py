@@ -101,9 +101,9 @@ def test_one_that_does_not_run_is_told(tmp_path: Path, door: Callable[..., Door]
 def test_a_configuration_that_it_rejects_is_told(
     tmp_path: Path, door: Callable[..., Door], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "haproxy.cfg").write_text("global\n    nonsense\n")
-    monkeypatch.setattr(module, "CONFIGURATION", tmp_path / "haproxy.cfg")
-    with pytest.raises(ConfigurationError, match=r"does not accept .*haproxy\.cfg: [\s\S]*nonsense"):
+    (tmp_path / "large.cfg").write_text("global\n    nonsense\n")
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    with pytest.raises(ConfigurationError, match=r"does not accept .*large\.cfg: [\s\S]*nonsense"):
         door(program)
 
 
@@ -115,36 +115,37 @@ def test_every_haproxy_starts_and_drains_without_a_word(
     """An idle one waits for nobody, however long it may."""
     output: list[str] = []
     started = door(program, output, key_hashes)
-    environ = Path(f"/proc/{started.pid}/environ").read_bytes()
-    assert b"HOME=" not in environ, "nothing of the user's environment"
+    for pid in started.pids:
+        assert b"HOME=" not in Path(f"/proc/{pid}/environ").read_bytes(), "nothing of the user's environment"
     assert started.drain(3600, 3600, threading.Event())
     assert not started.running
     started.stop()
     assert output == []
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["front", "large"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_one_that_ends_is_started_again_until_it_is_too_often(
-    door: Callable[..., Door], listeners: Listeners, program: str
+    door: Callable[..., Door], listeners: Listeners, program: str, which: int
 ) -> None:
     """Who asks meanwhile waits."""
     output: list[str] = []
     started = door(program, output)
     for _ in range(module.STARTS - 1):
         wait_until(started.answers, "an answer")
-        end(started)
+        end(started, which)
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(requests.get, f"{url(listeners)}/ready", timeout=30)
             started.start_again()
             assert reply.result().status_code == 503, "TorchServe is not there"
-    end(started)
+    end(started, which)
     with pytest.raises(StartError, match=r"The door ended by itself 5 times within 60 s, the last time with exit"):
         started.start_again()
     assert sum("starting it again" in line for line in output) == module.STARTS - 1
 
 
-def end(started: Door) -> None:
-    os.kill(started.pid, signal.SIGKILL)
+def end(started: Door, which: int) -> None:
+    os.kill(started.pids[which], signal.SIGKILL)
     wait_until(lambda: not started.running, "its end")
 
 
@@ -161,7 +162,7 @@ def test_one_that_cannot_start_ends_soon(tmp_path: Path, door: Callable[..., Doo
     output: list[str] = []
     with pytest.raises(StartError, match="ended by itself 5 times within 60 s, the last time with exit code 1"):
         keep_starting(door, path, output)
-    assert output.count("no rights") == module.STARTS
+    assert output.count("no rights") >= module.STARTS
 
 
 def keep_starting(door: Callable[..., Door], path: str, output: list[str]) -> None:
