@@ -1,6 +1,7 @@
 """What one request can do to others: whatever TorchServe's HTTP and gRPC protocols let a client send, the workers live
 and the neighbours get their own answers."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from safetensors.numpy import save_file
 
 from handler.classifier import TextClassifier
 from handler.limits import Limits
+from tests.door.stub import Client, request
 from tests.e2e import grpc_calls
 from tests.e2e.server_process import BATCH, Server
 from tests.paths import MODEL
@@ -194,6 +197,37 @@ def test_no_header_of_a_client_changes_an_answer(server: Server, model: str) -> 
             assert reply.status_code == 200, (headers, reply.text)
             assert reply.json()["scores"] == pytest.approx(expected["scores"], abs=1e-5), headers
             assert set(reply.json()) == set(expected), headers
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_a_body_over_the_limit_is_refused_with_the_limit(server: Server, chunked: bool) -> None:
+    """The length of chunks is known when it is too much: then TorchServe answers, and the door gives the reason."""
+    body = b"x" * 8_000_000
+    data = (body[start : start + 100_000] for start in range(0, len(body), 100_000)) if chunked else body
+    with unharmed(server):
+        response = requests.post(server.project.predictions, data=data, headers=TEXT, timeout=60)
+        assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
+        assert "2,500,000 bytes" in response.json()["message"]
+
+
+def test_pipelined_requests_have_their_own_answers(server: Server) -> None:
+    """TorchServe itself mixes them up."""
+    texts = [f"{number} hours late" for number in range(40)]
+    expected = [ask(server, text).json() for text in texts]
+    sent = b"".join(request(text.encode(), headers="Content-Type: text/plain\r\n") for text in texts)
+    with unharmed(server), Client(urlsplit(server.project.inference).port or 0, sent) as client:
+        assert [json.loads(client.reply().body) for _ in texts] == expected
+
+
+def test_half_of_a_body_holds_up_nobody(server: Server) -> None:
+    """As many large bodies as the door takes, and hundreds of small ones: nothing of them reaches Java."""
+    port = urlsplit(server.project.inference).port or 0
+    large, small = request(b"x" * 2_400_000)[:-1], request(b"x" * 10_000)[:-1]
+    with contextlib.ExitStack() as stack, unharmed(server):
+        clients = [stack.enter_context(Client(port, sent)) for sent in [large] * 30 + [small] * 500]
+        for _ in range(20):
+            assert ask(server, NEIGHBOUR).json()["label"] == "positive"
+        assert {client.reply().status for client in clients} == {408}
 
 
 def write_model(folder: Path, labels: list[str]) -> None:
