@@ -198,6 +198,8 @@ class _Answers:
             case ["v2", "health", "ready"]:
                 self._check()
                 return {"ready": True}
+            case ["v2", "models"]:
+                return {"models": [version["modelName"] for version in self._models.defaults()]}
             case ["v2", "models", name, "ready"]:
                 self._check_model(self._default(name))
                 return {"name": name, "ready": True}
