@@ -32,7 +32,7 @@ RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
         -e 's#-Xmx512m#-XX:MaxRAMPercentage=25#' config.properties \
     && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 3 \
-    && chmod -R a+rX config.properties metrics.yaml door model_store server
+    && chmod -R a+rX config.properties metrics.yaml door handler model_store server
 
 FROM ${BASE}
 # hadolint ignore=DL3008
@@ -45,6 +45,7 @@ COPY --from=build /app/model_store/sentiment.mar model_store/
 COPY --from=build /app/config.properties /app/metrics.yaml ./
 COPY --from=build /app/server server
 COPY --from=build /app/door door
+COPY --from=build /app/handler/openapi.yaml handler/
 ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532

@@ -1,6 +1,6 @@
 """A batch of requests through all the steps. What goes wrong with one request stays with it.
 
-`read` (or `refuse`), `infer` and `write` are called in this order, on the same jobs.
+`read`, `infer` and `write` are called in this order, on the same jobs.
 """
 
 import logging
@@ -57,7 +57,6 @@ TOKENIZER_COST = 0.4
 """Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
 
 _TOO_MUCH_AT_ONCE = "The server has too much work at once. Send the request again in a moment."
-_ENDING = "The server is about to end. Send the request again in a moment, to the server that takes its place."
 
 
 @dataclass
@@ -103,12 +102,6 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
         else:
             admitted_characters += request.characters
     return jobs
-
-
-def refuse(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]]) -> list[Job]:
-    """Refuse every request of a batch but descriptions, for a server that is about to end. Arguments as `read`."""
-    kinds = [_kind(fields, headers) for fields, headers in rows]
-    return [Job(kind, error=None if kind in DESCRIPTIONS else OverloadedError(_ENDING)) for kind in kinds]
 
 
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:

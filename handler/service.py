@@ -4,7 +4,6 @@ The archive has this file in its root, the package `handler` and the model, `mod
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -27,9 +26,6 @@ LARGE_BLOCK_MIB, HEAP_END_MIB = 16, 32
 1 sixteen tweets cost 0.79 ms each for 0.61, and a list of a thousand 0.6 ms for 0.45. Longer texts give theirs back:
 after a minute of all lengths a worker had 31 MB more than with 4 and 1, and 15 less than with glibc's own ways."""
 
-REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
-"""Names a file. While it exists, the server is about to end and every request is refused; see `server.torchserve`."""
-
 RETRY_AFTER_S = 1
 """What a request is told that came with too much text at once; most batches are done within milliseconds, the
 longest within seconds."""
@@ -47,7 +43,6 @@ class TextClassifierHandler:
         # TorchServe's worker logs a line for every batch.
         logging.getLogger().setLevel(logging.WARNING)
         self._limits = Limits.from_environment()
-        self._refuse_file = os.environ.get(REFUSE_VARIABLE)
         folder = Path(context.system_properties["model_dir"]) / MODEL_FOLDER
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
@@ -66,8 +61,6 @@ class TextClassifierHandler:
         """Bodies to texts."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         rows = list(zip(data, headers, strict=True))
-        if self._refuse_file is not None and os.path.exists(self._refuse_file):
-            return batch.refuse(rows)
         return batch.read(rows, self._limits)
 
     def inference(self, jobs: Sequence[Job]) -> None:

@@ -1,20 +1,36 @@
-"""`python -m server`: TorchServe in the foreground, until Ctrl-C or SIGTERM."""
+"""`python -m server`: TorchServe and the door before it in the foreground, until Ctrl-C or SIGTERM."""
 
 import argparse
+import contextlib
 import io
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
-from server.door import Door, haproxy
+from server import keys
+from server.door import HOW_TO_GET_IT, Door, haproxy
+from server.listener import Listeners
+from server.process import StartError
 from server.properties import ConfigurationError, Properties
-from server.torchserve import StartError, TorchServe
+from server.torchserve import TorchServe
 
 DRAIN_TIMEOUT_S = 30
+GRACE_S = 5
+"""How long a drain goes on answering new requests, if any come. A client that asks again on its connection within that
+time is told that the connection closes, rather than finding it closed; `docker stop` leaves 10 s for all. There is no
+grace after Ctrl-C, as a person waits."""
+POLL_S = 0.1
+LEFTOVERS_S = 1
+"""How often unpacked archives that nobody uses are looked for."""
+DIRECT = f"""\
+TorchServe serves directly, without HAProxy before it. There are no page, no /docs, no /ready, no Open Inference
+Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Keep it from
+networks. {HOW_TO_GET_IT}"""
 REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
 """The handler's limit for what TorchServe reads from a worker at once."""
 
@@ -39,62 +55,100 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # paths may have what the locale has not
 
-    stop = threading.Event()
-    force = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        (force if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup has its program ignore the terminal's end, a script has its background jobs ignore Ctrl-C.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, on_signal)
+    signals = Signals()
     try:
-        return serve(
-            Properties.read(options.config), None if options.direct else haproxy(), options.drain_timeout, stop, force
-        )
+        program = None if options.direct else haproxy()
+        return serve(Properties.read(options.config), program, options.drain_timeout, signals)
     except (ConfigurationError, StartError) as error:
         say(f"error: {error}", sys.stderr)
         return 1
 
 
-def serve(
-    properties: Properties, program: str | None, drain_timeout_s: float, stop: threading.Event, force: threading.Event
-) -> int:
-    """Run TorchServe and the door until `stop` is set; returns the exit code.
+class Signals:
+    """The signals that end this program."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        """There was one."""
+        self.force = threading.Event()
+        """There was a second."""
+        self.by_hand = False
+        """Whether the first was Ctrl-C."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup has its program ignore the terminal's end, a script has its background jobs ignore Ctrl-C.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if self.stop.is_set():
+            self.force.set()
+        else:
+            self.by_hand = number == signal.SIGINT
+            self.stop.set()
+
+
+def serve(properties: Properties, program: str | None, drain_timeout_s: float, signals: Signals) -> int:
+    """Run TorchServe and the door until there is a signal; returns the exit code.
 
     Args:
         program: HAProxy; None to serve without the door.
+
+    Raises:
+        ConfigurationError: something is missing or in use, or a setting cannot work.
+        StartError: TorchServe or the door does not come up.
     """
-    server = TorchServe(properties, environment(properties), behind_door=program is not None)
-    door = None
-    try:
+    properties.check_tokens()
+    key_hashes = keys.hashes(os.environ)
+    if program is None and key_hashes is not None:
+        raise ConfigurationError(
+            f"{keys.VARIABLE} is set, and without HAProxy nobody would ask for keys. {HOW_TO_GET_IT}"
+        )
+    with contextlib.ExitStack() as ends:
+        # Those who ask while TorchServe starts wait until the door accepts them.
+        public = [address for address in properties.addresses if address in properties.public]
+        listeners = Listeners(public if program else [], properties.path)
+        ends.callback(listeners.close)
+        server = TorchServe(properties, environment(properties), behind_door=program is not None)
+        ends.callback(say, "Stopped.")
+        ends.callback(server.stop)
         for note in server.notes:
             say(note)
+        door = None
         if program is None:
-            say("There is no HAProxy, so TorchServe serves directly: no page, no /docs, no limits on connections.")
+            say(DIRECT)
         else:
-            door = Door(program, properties.endpoints, server.endpoints, os.environ)
-        if not server.wait_until_ready(stop):
+            door = Door(program, listeners, server.endpoints, server.workspace, key_hashes, say_for_door)
+            ends.callback(door.stop)
+        return run(properties, server, door, drain_timeout_s, signals)
+
+
+def run(properties: Properties, server: TorchServe, door: Door | None, drain_timeout_s: float, signals: Signals) -> int:
+    """Watch TorchServe and the door until there is a signal, then drain; returns the exit code.
+
+    Raises:
+        StartError: TorchServe or the door does not come up, or the door ends by itself again and again.
+    """
+    while not (server.loaded() and (door is None or door.answers())):
+        if door is not None:
+            door.start_again()
+        if signals.stop.wait(POLL_S):
             return 0
-        say(welcome(properties, quote(server.model_names[0], safe="")))
-        while server.running and (door is None or door.running) and not stop.wait(1):
-            server.remove_leftovers()
+    say(welcome(properties, quote(server.model_names[0], safe="")))
+    looked_s = time.monotonic()
+    while not signals.stop.wait(POLL_S):
         if not server.running:
             say("error: TorchServe ended by itself; see its output above.", sys.stderr)
             return 1
-        if door is not None and not door.running:
-            say("error: The door ended by itself; see its output above.", sys.stderr)
-            return 1
-        say("Stopping: answering the requests that have arrived, refusing new ones (a second signal stops at once) ...")
-        if not (door.drain(drain_timeout_s) if door else server.drain(drain_timeout_s, force)):
-            say("Some requests were not answered.", sys.stderr)
-        return 0
-    finally:
         if door is not None:
-            door.stop()
-        server.stop()
-        say("Stopped.")
+            door.start_again()
+        if time.monotonic() - looked_s > LEFTOVERS_S:
+            server.remove_leftovers()
+            looked_s = time.monotonic()
+    if door is not None:
+        say("Stopping: answering the requests that have arrived (a second signal stops at once) ...")
+        if not door.drain(0 if signals.by_hand else GRACE_S, drain_timeout_s, signals.force):
+            say("Some requests were not answered.", sys.stderr)
+    return 0
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -105,6 +159,11 @@ def say(line: str, stream: TextIO | None = None) -> None:
     except OSError:
         # What is left in the buffer would be tried again at the end, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say_for_door(line: str) -> None:
+    """Write a line of the door's."""
+    say(f"door: {line}")
 
 
 def environment(properties: Properties) -> dict[str, str]:

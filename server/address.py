@@ -35,8 +35,8 @@ class Address:
 
     @property
     def for_haproxy(self) -> str:
-        """As HAProxy's configuration has it."""
-        return f"{self.host}:{self.port}"
+        """As HAProxy's configuration has it; TorchServe takes IPv4 addresses alone, too."""
+        return f"ipv4@{self.host}:{self.port}"
 
     def connection(self, timeout_s: float) -> HTTPConnection:
         """A connection to the address, not yet opened."""

@@ -1,7 +1,6 @@
-"""Requests of this project's own programs to the TorchServe beside them."""
+"""Requests of this project's own programs to TorchServe, and to the door before it."""
 
 import json
-from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
@@ -13,7 +12,11 @@ TIMEOUT_S = 3
 
 
 class AnswerError(Exception):
-    """TorchServe answered otherwise than was to be expected. The message says what."""
+    """The answer has another status than 200. The message has the body."""
+
+    def __init__(self, path: str, status: int, body: bytes) -> None:
+        super().__init__(f"{path} was answered {status}: {body.decode(errors='replace').strip()}")
+        self.status = status
 
 
 ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError)
@@ -21,7 +24,7 @@ ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError)
 
 
 def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
-    """JSON from one of TorchServe's addresses.
+    """JSON from an address.
 
     Raises:
         ERRORS: it does not answer, or not with status 200 and JSON.
@@ -32,7 +35,7 @@ def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
         response = connection.getresponse()
         body = response.read()
         if response.status != HTTPStatus.OK:
-            raise AnswerError(f"{path} was answered {response.status}: {body.decode(errors='replace').strip()}")
+            raise AnswerError(path, response.status, body)
         return json.loads(body)
     finally:
         connection.close()
@@ -48,14 +51,17 @@ def versions(management: Endpoint) -> list[dict[str, Any]]:
     return [version for path in paths for version in get(management, path)]
 
 
-def defaults(management: Endpoint) -> list[dict[str, Any]]:
+def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:
     """The default version of each model that has an address, as the management API describes it.
+
+    Args:
+        timeout_s: for each of the requests.
 
     Raises:
         ERRORS: it does not answer as it should.
     """
-    paths = [f"/models/{quote(name, safe='')}" for name in names(management) if has_address(name)]
-    return [version for path in paths for version in get(management, path)]
+    paths = [f"/models/{quote(name, safe='')}" for name in names(management, timeout_s) if has_address(name)]
+    return [version for path in paths for version in get(management, path, timeout_s)]
 
 
 def has_address(name: str) -> bool:
@@ -64,20 +70,7 @@ def has_address(name: str) -> bool:
     return "/" not in name
 
 
-def pass_through_queue(management: Endpoint, version: Mapping[str, Any], timeout_s: float) -> None:
-    """Return when all requests that a described version had in its queue have gone to its workers.
-
-    To describe a model with what its handler says of it, TorchServe puts a request of its own into the queue, which is
-    first in, first out; a worker gets it alone (`Model.pollBatch`).
-
-    Raises:
-        ERRORS: the queue is full, there is no worker, or it took longer.
-    """
-    path = f"/models/{quote(version['modelName'], safe='')}/{quote(version['modelVersion'], safe='')}?customized=true"
-    get(management, path, timeout_s)
-
-
-def names(management: Endpoint) -> list[str]:
+def names(management: Endpoint, timeout_s: float = TIMEOUT_S) -> list[str]:
     """The names of all models, those without an address too.
 
     Raises:
@@ -86,7 +79,7 @@ def names(management: Endpoint) -> list[str]:
     found: list[str] = []
     page = ""
     while True:
-        answer = get(management, f"/models{page}")
+        answer = get(management, f"/models{page}", timeout_s)
         found += [model["modelName"] for model in answer["models"]]
         if "nextPageToken" not in answer:
             return found

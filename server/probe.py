@@ -1,18 +1,14 @@
-"""`python -m server.probe ready|live`: what Kubernetes and the image's health check ask, from inside the container.
-
-TorchServe's `/ping` answers while a model still loads, and its management API is not to be reached from outside.
-"""
+"""`python -m server.probe ready|live`: what the image's health check asks, from inside the container. The door answers
+the same over HTTP, under `/ready` and `/ping`."""
 
 import argparse
 import sys
+from http import HTTPStatus
 from pathlib import Path
 
-from server import api
+from server import api, readiness
 from server.properties import ConfigurationError, Properties
-
-
-class NotReadyError(Exception):
-    """The message says what was seen."""
+from server.readiness import NotReadyError
 
 
 def main() -> int:
@@ -36,23 +32,22 @@ def main() -> int:
 def ready(properties: Properties) -> None:
     """
     Raises:
-        NotReadyError: a model's default version has no worker that answers, or there is no model. A version beside it
-            that does not load takes nobody's answer away.
-        server.api.ERRORS: the management API does not answer as it should.
+        NotReadyError: there is no door before TorchServe, and a model has no worker that answers.
+        server.api.ERRORS: the door does not answer, or says that the server is not ready.
     """
-    defaults = api.defaults(properties.management)
-    if not defaults:
-        raise NotReadyError("no model is registered")
-    for version in defaults:
-        states = [worker["status"] for worker in version["workers"]]
-        if "READY" not in states:
-            raise NotReadyError(f"{version['modelName']} {version['modelVersion']} has the workers {states}")
+    try:
+        api.get(properties.inference, "/ready")
+    except api.AnswerError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        # TorchServe serves directly.
+        readiness.check(api.defaults(properties.management, api.TIMEOUT_S))
 
 
 def live(properties: Properties) -> None:
     """
     Raises:
-        server.api.ERRORS: TorchServe does not answer, or says that it is not healthy.
+        server.api.ERRORS: TorchServe or the door does not answer, or TorchServe says that it is not healthy.
     """
     api.get(properties.inference, "/ping")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from server.address import ANY_HOST, Address, Endpoints
+from server.address import ANY_HOST, Address
 
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
 """What TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), except TLS and sockets. It accepts no IPv6 addresses."""
@@ -73,22 +73,21 @@ class Properties:
         return self._http("metrics_address", "http://127.0.0.1:8082")
 
     @property
-    def endpoints(self) -> Endpoints:
-        return Endpoints(self.inference, self.management, self.metrics)
+    def public(self) -> tuple[Address, Address, Address]:
+        """Where clients ask over HTTP: for inference, management and metrics."""
+        return self.inference, self.management, self.metrics
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that TorchServe binds.
+        """All addresses that TorchServe binds, or the door for it.
 
         Raises:
             ConfigurationError: one of them is none, or two have the same port.
         """
-        found = [self.inference, self.management, self.metrics]
+        found = [*self.public]
         found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
         if self.values.get("use_native_io", "true").lower() != "true":
             found.append(self.worker_address)
-        if found[0].host == found[1].host and found[0].port == found[1].port:
-            del found[1]  # TorchServe then listens once for both
         for one, other in combinations(found, 2):
             if one.port == other.port and (one.host == other.host or ANY_HOST & {one.host, other.host}):
                 raise ConfigurationError(
@@ -111,6 +110,18 @@ class Properties:
         """The list of the metrics; None for TorchServe's own."""
         value = self.values.get("metrics_config")
         return None if value is None else self.path.parent / value
+
+    def check_tokens(self) -> None:
+        """
+        Raises:
+            ConfigurationError: TorchServe's own tokens are turned on.
+        """
+        value = self.values.get(_TOKENS_OFF, "true")
+        if value.lower() != "true":
+            raise ConfigurationError(
+                f"{self.path}: {_TOKENS_OFF}={value}, but TorchServe's own tokens are not supported. Expected "
+                f"{_TOKENS_OFF}=true; for bearer keys, SENTIMENT_KEY_FILE names a file with one key a line."
+            )
 
     @property
     def max_response_size(self) -> int:
@@ -195,10 +206,12 @@ class Properties:
         return int(value)
 
 
+_TOKENS_OFF = "disable_token_authorization"
+
 _SETTINGS = (
     *("inference_address", "management_address", "metrics_address", "grpc_inference_address"),
     *("grpc_management_address", "grpc_inference_port", "grpc_management_port", "initial_worker_port"),
-    *("model_store", "load_models", "metrics_config", "disable_token_authorization", "max_response_size"),
+    *("model_store", "load_models", "metrics_config", _TOKENS_OFF, "max_response_size"),
 )
 """Those read here that TorchServe takes from the environment, as `TS_` and their name, if `enable_envvars_config` is
 true."""

@@ -1,29 +1,29 @@
-"""One TorchServe process: started, watched until it can answer, drained and ended.
+"""One TorchServe process: started, watched until it can answer, and ended.
 
 TorchServe's own `torchserve` command leaves Java running when it gets a signal, refuses to start when a file in
-the temporary folder names a process, and Java drops what is in flight when it ends. So Java is started here.
+the temporary folder names a process. So Java is started here. It drops what is in flight when it ends, so the door must
+have been drained before (`server.door`).
 """
 
 import contextlib
-import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from server import api, environment
-from server.address import Address, Endpoints, SocketAddress
+from server import api, environment, process
+from server.address import Endpoints
 from server.archive import Archive
 from server.leftovers import Leftovers, Version
+from server.listener import bound
+from server.process import StartError
 from server.properties import ConfigurationError, Properties
 from server.workspace import NoWorkspaceError, Workspace
 
@@ -32,20 +32,11 @@ START_TIMEOUT_S = 120
 LOAD_RETRIES = 2
 STOP_TIMEOUT_S = 15
 POLL_S = 0.1
-QUIET_S = 0.3
-"""How long nothing must be going on for the server to count as drained."""
 
 NATIVE_BYTES = 8_000_000
 """What TorchServe puts into its temporary folder beside the archives: native libraries, and some room."""
-REFUSE_VARIABLE = "CLASSIFIER_REFUSE_FILE"
-"""The variable that names a file to the workers. While the file exists, the handler answers 503, not predictions."""
 
-_PR_SET_PDEATHSIG = 1
 _APIS = ("inference", "management", "metrics")
-
-
-class StartError(Exception):
-    """TorchServe did not come up. The message says what was seen."""
 
 
 class TorchServe:
@@ -67,35 +58,32 @@ class TorchServe:
         archives = [Archive.read(properties.model_store / file) for file in properties.models.values()]
         self._expected = {_version(entry, each) for entry, each in zip(properties.models, archives, strict=True)}
         for address in properties.addresses:
-            _check_free(address, properties.path)
+            if not (behind_door and address in properties.public):
+                bound(address, properties.path).close()
         java = java_home()
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         try:
-            self._workspace = Workspace(variables, sum(archive.unpacked_bytes for archive in archives) + NATIVE_BYTES)
+            self.workspace = Workspace(variables, sum(archive.unpacked_bytes for archive in archives) + NATIVE_BYTES)
         except NoWorkspaceError as error:
             raise ConfigurationError(str(error)) from error
-        self._leftovers = Leftovers(self._workspace.path)
-        self._refuse_file = self._workspace.path / "refuse"
+        self._leftovers = Leftovers(self.workspace.path)
+        self._deadline = time.monotonic() + START_TIMEOUT_S
+        self._seen: set[int] = set()
         try:
-            if not self._workspace.has_sockets:
-                _check_free(properties.worker_address, properties.path)
-            self.endpoints = self._own_endpoints() if behind_door else properties.endpoints
+            if not self.workspace.has_sockets:
+                bound(properties.worker_address, properties.path).close()
+            own = Endpoints(*map(self.workspace.address, _APIS))
+            self.endpoints = own if behind_door else Endpoints(*properties.public)
             """Where TorchServe listens."""
-            self._config = self._write_config() if behind_door else properties.path
-            self._process = subprocess.Popen(
-                self._command(java),
+            self._process = process.start(
+                self._command(java, self._write_config(own if behind_door else None)),
                 # Relative paths in the configuration are relative to its folder.
-                cwd=properties.path.parent,
-                env=environment.torchserves(variables, self._workspace.path, has_own_addresses=behind_door)
-                | {REFUSE_VARIABLE: str(self._refuse_file)},
-                stdin=subprocess.DEVNULL,
-                # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
-                start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
+                properties.path.parent,
+                environment.torchserves(variables, self.workspace.path, has_own_addresses=behind_door),
             )
         except BaseException:
-            self._workspace.close()
+            self.workspace.close()
             raise
         self.notes = self._notes(variables)
         """What whoever starts it may not expect."""
@@ -113,33 +101,31 @@ class TorchServe:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_ready(self, stop: threading.Event) -> bool:
-        """Return True when all workers of the start answer, False when `stop` is set before.
+    def loaded(self) -> bool:
+        """Whether all workers of the start answer; to be asked until they do.
 
         Raises:
             StartError: the process ended, it registered less than it was told to, workers end while they load, or none
                 became ready in time.
         """
-        deadline = time.monotonic() + START_TIMEOUT_S
-        seen: set[int] = set()
-        while not stop.is_set():
-            if not self.running:
-                raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
-            models = self._models()
-            if models is not None:
-                # TorchServe listens when it has registered all that it could.
-                missing = self._expected - set(map(_name_and_version, models))
-                if missing:
-                    names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
-                    raise StartError(f"TorchServe did not register {names}; see its output above.")
-                if all(map(_all_ready, models)):
-                    return True
-                seen |= {worker.pid for worker in self._workers()}
-                if len(seen) > sum(max(model["minWorkers"], 1) for model in models) + LOAD_RETRIES:
-                    raise StartError("Workers end while they load the model; see the output above.")
-            if time.monotonic() > deadline:
-                raise StartError(f"Not all workers were ready after {START_TIMEOUT_S} s; see the output above.")
-            time.sleep(POLL_S)
+        if not self.running:
+            raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
+        if time.monotonic() > self._deadline:
+            raise StartError(f"Not all workers were ready after {START_TIMEOUT_S} s; see the output above.")
+        try:
+            models = api.versions(self.endpoints.management)
+        except api.ERRORS:
+            return False
+        # TorchServe listens when it has registered all that it could.
+        missing = self._expected - set(map(_name_and_version, models))
+        if missing:
+            names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
+            raise StartError(f"TorchServe did not register {names}; see its output above.")
+        self._seen |= {worker.pid for worker in self._workers()}
+        if all(map(_all_ready, models)):
+            return True
+        if len(self._seen) > sum(max(model["minWorkers"], 1) for model in models) + LOAD_RETRIES:
+            raise StartError("Workers end while they load the model; see the output above.")
         return False
 
     def remove_leftovers(self) -> None:
@@ -160,49 +146,8 @@ class TorchServe:
             suspects, unknown | {_name_and_version(model): _working_folders(model) for model in models}
         )
 
-    def drain(self, timeout_s: float, force: threading.Event) -> bool:
-        """Answer the requests that have come, then refuse further requests (503) until no worker is at work.
-
-        Clients that repeat refused requests without a pause keep the workers at work. They are cut off after
-        `timeout_s`, or when `force` is set.
-
-        Returns:
-            Whether everything was answered.
-        """
-        deadline = time.monotonic() + timeout_s
-        waiting = threading.Thread(target=self._wait_for_queues, args=[deadline - timeout_s / 4], daemon=True)
-        waiting.start()
-        while waiting.is_alive() and not force.is_set():
-            waiting.join(POLL_S)
-        with contextlib.suppress(OSError):  # on a full disk, nothing is refused
-            self._refuse_file.touch()
-        # TorchServe gathers a batch for `maxBatchDelay`; meanwhile its requests are neither queued nor with a worker.
-        quiet_s = QUIET_S + max((model["maxBatchDelay"] / 1_000 for model in self._models() or []), default=0)
-        quiet_since, before = time.monotonic(), None
-        while self.running and time.monotonic() < deadline and not force.is_set():
-            time.sleep(POLL_S)
-            now = _work_done(self._models(), self._workers())
-            if now is None or now != before:
-                quiet_since, before = time.monotonic(), now
-            elif time.monotonic() - quiet_since >= quiet_s:
-                return True
-        return not self.running
-
-    def _wait_for_queues(self, deadline: float) -> None:
-        """Return when the requests that are queued now are with the workers, or at `deadline` (monotonic seconds)."""
-        for model in self._models() or []:
-            while self.running and (left_s := deadline - time.monotonic()) > 0:
-                try:
-                    api.pass_through_queue(self.endpoints.management, model, left_s)
-                    break
-                except api.ERRORS:
-                    if not _queued(self._models() or []):
-                        break
-                    time.sleep(POLL_S)
-        time.sleep(POLL_S)  # until the workers have begun with the last requests
-
     def stop(self) -> None:
-        """End Java and the workers; returns when they are gone."""
+        """End Java and the workers, with what they are at; returns when they are gone."""
         if self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -215,31 +160,29 @@ class TorchServe:
             if not self.running:
                 _reap(self.pid)
             time.sleep(POLL_S)
-        self._workspace.close()
+        self.workspace.close()
 
-    def _own_endpoints(self) -> Endpoints:
-        """Unix sockets in the temporary folder, or ports of the loopback interface if sockets cannot be there."""
-        if self._workspace.has_sockets:
-            return Endpoints(*(SocketAddress(self._workspace.path / name) for name in _APIS))
-        return Endpoints(
-            *(Address(f"{name}_address", "127.0.0.1", port) for name, port in zip(_APIS, _free_ports(), strict=True))
-        )
+    def _write_config(self, own: Endpoints | None) -> Path:
+        """The user's configuration with changes: of the lines with a setting, the last counts.
 
-    def _write_config(self) -> Path:
-        """The user's configuration with other addresses: the last line with a setting counts."""
-        path = self._workspace.path / self._properties.path.name
-        lines = [f"{name}_address={getattr(self.endpoints, name).for_torchserve}\n" for name in _APIS]
+        Args:
+            own: addresses instead of the user's.
+        """
+        path = self.workspace.path / self._properties.path.name
+        lines = ["disable_token_authorization=true\n"]
+        if own is not None:
+            lines += [f"{name}_address={getattr(own, name).for_torchserve}\n" for name in _APIS]
         path.write_bytes(self._properties.path.read_bytes() + b"\n\n" + "".join(lines).encode())
         return path
 
-    def _command(self, java: Path) -> list[str]:
+    def _command(self, java: Path, config: Path) -> list[str]:
         packages = Path(sysconfig.get_paths()["purelib"])
         return [
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
-            f"-Djava.io.tmpdir={self._workspace.path}",
+            f"-Djava.io.tmpdir={self.workspace.path}",
             # TorchServe decides for sockets or ports of the workers by whether Netty has its native library.
-            *([] if self._workspace.has_sockets else ["-Dio.netty.transport.noNative=true"]),
+            *([] if self.workspace.has_sockets else ["-Dio.netty.transport.noNative=true"]),
             # Of what it writes: to its output, and under /metrics.
             "-Dfile.encoding=UTF-8",
             f"-Dlog4j.configurationFile={LOG_CONFIGURATION.as_uri()}",
@@ -247,7 +190,7 @@ class TorchServe:
             *("-cp", str(packages / "ts" / "frontend" / "*")),
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
-            *("-f", str(self._config)),
+            *("-f", str(config)),
             *("-s", str(self._properties.model_store)),
             # Without snapshots, every start serves what the configuration says.
             "-ncs",
@@ -256,7 +199,7 @@ class TorchServe:
         ]
 
     def _notes(self, variables: Mapping[str, str]) -> list[str]:
-        found = [f"Temporary files are in {self._workspace.path}. {each}." for each in self._workspace.avoided]
+        found = [f"Temporary files are in {self.workspace.path}. {each}." for each in self.workspace.avoided]
         if hidden := environment.not_passed_on(variables):
             found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")
         return found
@@ -270,43 +213,6 @@ class TorchServe:
                     if any("model_service_worker" in argument for argument in process.cmdline()):
                         found.append(process)
         return found
-
-    def _models(self) -> list[dict[str, Any]] | None:
-        """All versions of all models, described; None while the management API does not answer."""
-        try:
-            return api.versions(self.endpoints.management)
-        except api.ERRORS:
-            return None
-
-
-def _queued(models: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether requests wait for a worker of described models."""
-    return any(model["jobQueueStatus"]["pendingRequests"] for model in models)
-
-
-def _work_done(
-    models: list[dict[str, Any]] | None, workers: Iterable[psutil.Process]
-) -> tuple[tuple[int, float], ...] | None:
-    """The processor time that each worker has used. None while requests are queued or a worker is at work or not yet
-    there, and if nothing is described.
-
-    TorchServe does not tell how many requests its workers hold. But a worker that waits for requests sleeps and
-    uses no processor time; one at work is running, or would be if it were let.
-    """
-    if models is None or _queued(models):
-        return None
-    if any(worker["pid"] <= 0 for model in models for worker in model["workers"]):
-        return None  # TorchServe's number of one that it is about to start
-    times = []
-    for process in workers:
-        try:
-            if _wants_to_run(process):
-                return None
-            used = process.cpu_times()
-        except psutil.Error:
-            continue
-        times.append((process.pid, used.user + used.system))
-    return tuple(times)
 
 
 def _version(entry: str, archive: Archive) -> Version:
@@ -341,17 +247,6 @@ def _all_ready(model: Mapping[str, Any]) -> bool:
     return bool(len(ready) == len(model["workers"]) >= max(model["minWorkers"], 1))
 
 
-def _wants_to_run(process: psutil.Process) -> bool:
-    """Whether any thread of a process is running, or ready to and waiting for a processor."""
-    if sys.platform != "linux":
-        return bool(process.status() == psutil.STATUS_RUNNING)
-    for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):
-            if stat.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
-                return True
-    return False
-
-
 def java_home() -> Path:
     """The Java runtime that came with the packages.
 
@@ -381,28 +276,6 @@ def _check_files(properties: Properties) -> None:
         raise ConfigurationError(f"Cannot read {metrics}: {error.strerror}; {expected}.") from error
 
 
-def _check_free(address: Address, path: Path) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise ConfigurationError(
-                f"Cannot listen on {address.host}:{address.port} ({address.setting} in {path.name}): {error.strerror}. "
-                f"Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."
-            ) from error
-
-
-def _free_ports() -> list[int]:
-    """A port of the loopback interface for each API; all are held at once, so they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in _APIS]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def _group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -425,8 +298,3 @@ def _reap_workers(java: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitid(os.P_PGID, java, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != java:
             os.waitpid(ended.si_pid, 0)
-
-
-def _die_with_parent() -> None:
-    """In the new process: end when this program does, however it ends (Linux, prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,11 +4,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
+
+from server.address import Address, Endpoint, SocketAddress
 
 PREFIX = "fastai-sentiment-server-"
 """No one else's: what is left of the name is removed."""
@@ -22,8 +25,10 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The longest path of a socket: unix(7), `sun_path` without the byte at its end."""
 RANDOM_NAME = "12345678"
 """As `tempfile.mkdtemp` has them."""
-SOCKET_NAME = "/.ts.sock.1234567"
-"""What TorchServe adds to the folder's path; it counts up from `initial_worker_port`."""
+SOCKET_NAME = "/large.1234567.tmp"
+"""The longest name of a socket in the folder, that of the door's second process (`server/door.py`): HAProxy adds its
+process's number while it makes a socket. TorchServe's names for workers are shorter: `.ts.sock.` and a number, which
+counts up from `initial_worker_port`."""
 
 
 class NoWorkspaceError(Exception):
@@ -49,6 +54,7 @@ class Workspace:
         """
         self.avoided: list[str] = []
         """Each folder that was passed over, with the reason."""
+        self._ports: set[int] = set()
 
         roots = list(_roots(environment))
         for root in roots:
@@ -77,6 +83,19 @@ class Workspace:
             except OSError as error:
                 problem = error.strerror
         return problem
+
+    def address(self, name: str) -> Endpoint:
+        """An address that this server's processes alone can use: a Unix socket in the folder, or, if sockets cannot be
+        there, a free port of the loopback interface.
+
+        Args:
+            name: what listens there; at most 16 characters.
+        """
+        if self.has_sockets:
+            return SocketAddress(self.path / name)
+        port = _free_port(without=self._ports)
+        self._ports.add(port)
+        return Address(name, "127.0.0.1", port)
 
     def close(self) -> None:
         """Remove it."""
@@ -107,14 +126,26 @@ def _problem(root: Path, needed_bytes: int) -> str | None:
 
 
 def _problem_of_sockets(root: Path) -> str | None:
-    """The reason why TorchServe cannot have its sockets in a folder; None if it can."""
+    """The reason why TorchServe and HAProxy cannot have their sockets in a folder; None if they can."""
     length = len(str(root).encode("utf-8"))
     longest = SOCKET_PATH_BYTES - len(f"/{PREFIX}{RANDOM_NAME}{SOCKET_NAME}")
     if length > longest:
         return f"its path has {length} bytes, over the {longest} that leave room for a socket's name"
+    if "," in str(root):
+        return "its path has a comma, at which HAProxy divides addresses"
     if sys.platform == "linux" and os.statvfs(root).f_flag & os.ST_NOEXEC:
         return "it is mounted noexec, and TorchServe's native libraries are unpacked there"
     return None
+
+
+def _free_port(without: Container[int]) -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in without:
+            return port
 
 
 def _mb(count: int) -> str:

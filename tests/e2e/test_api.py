@@ -234,8 +234,8 @@ def test_bad_requests_leave_the_neighbours_in_their_batch_alone(
 
 
 def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Server, session: requests.Session) -> None:
-    """The test's server has a batch's limit of 30,000 characters, so of several long texts one is answered. The door sends
-    those that were refused once more, again in one batch."""
+    """The test's server has a batch's limit of 30,000 characters, so of several long texts one is answered. The door
+    sends those that were refused once more, again in one batch."""
     ask = Client(server, session, "batched")
     texts = ["late again " * 1_800] * (BATCH - 2) + ["thank you"] * 2
     with ThreadPoolExecutor(BATCH) as pool:
@@ -332,9 +332,13 @@ def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     ask(f'{{"text": "{marks[1]}', JSON)
     ask.session.post(f"{ask.url}?text={marks[2]}", data=b"\xff", timeout=60)
     ask.session.post(ask.url, data=marks[0].encode() + b"\xff", headers=TEXT, timeout=60)
-    form = ask.session.post(ask.url, data=f"text=100% {marks[3]}", headers=FORM, timeout=60)
-    assert form.json()["type"] == "ErrorDataDecoderException"
-    server.wait_for("ErrorDataDecoderException at io.netty")
+    multipart = FORM | {"content-type": f"multipart/form-data; boundary={marks[3]}"}
+    for body, headers in ((f"text=100% {marks[3]}", FORM), (f"--{marks[3]}\r\n{marks[0]}\r\n\r\n", multipart)):
+        form = ask.session.post(ask.url, data=body, headers=headers, timeout=60)
+        assert form.json()["type"] == "WrongShapeError"
+    infer = f"{server.project.inference}/v2/models/sentiment/infer"
+    for tensors in (f'{{"inputs": "{marks[1]}"}}', f"{{{marks[2]}"):
+        assert ask.session.post(infer, data=tensors, timeout=60).status_code == 400
     log = server.log + "".join(
         path.read_text(errors="replace") for path in server.project.folder.rglob("*.log") if path.is_file()
     )

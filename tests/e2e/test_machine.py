@@ -97,8 +97,6 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, awkward_mar: Path) -> It
     server = Server(project, command, None, **environment)
     server.wait_for(READY)
     yield server
-    # As on a full disk: the file cannot be made that has the workers refuse requests.
-    (temporary_folder(server) / "refuse").symlink_to("/nowhere/refuse")
     assert server.stop() == 0, server.log
     assert "Some requests were not answered." not in server.log
 

@@ -15,39 +15,21 @@ import yaml
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS
 from tests.e2e.server_process import BATCH, Project, Server, serving
+from tests.exposition import DOORS, Samples, kept_of_the_door, listed, samples_at, total
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
-from tests.paths import MODEL, ROOT
+from tests.paths import MODEL
 from training.archive import archive
 
+SELECTED = re.compile(r'(\w+)=~?"([^"]*)"')
+"""A label and its value, or those that it may have, in PromQL."""
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
 ARRIVAL_TIMEOUT_S = 15
-LINE = re.compile(r"(\w+)(?:\{(.*)\})? ([-+.\w]+)")
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-
-Samples = list[tuple[str, dict[str, str], float]]
 
 
 def samples_of(server: Server, path: str = "/metrics") -> Samples:
-    """All that is exposed, in Prometheus' text form."""
-    response = requests.get(f"{server.project.metrics}{path}", timeout=10)
-    assert response.status_code == 200
-    return samples_in(response.text)
-
-
-def samples_in(text: str) -> Samples:
-    found = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            match = LINE.fullmatch(line)
-            assert match is not None, line
-            found.append((match[1], dict(LABEL.findall(match[2] or "")), float(match[3])))
-    return found
-
-
-def total(samples: Samples, name: str, **labels: str) -> float:
-    return sum(value for found, has, value in samples if found == name and labels.items() <= has.items())
+    return samples_at(f"{server.project.metrics}{path}")
 
 
 def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
@@ -176,43 +158,14 @@ def after_traffic(server: Server) -> Samples:
     return samples
 
 
-def listed_metrics() -> dict[str, set[str]]:
-    """The metrics of the page's tables, each with its own labels."""
-    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]+ \|([^|]*)\|", page, flags=re.MULTILINE)
-    assert len({name for name, _, _ in rows}) == len(rows)
-    listed: dict[str, set[str]] = {}
-    for name, kind, labels in rows:
-        own_labels = set(re.findall(r"`(\w+)`", labels.partition(":")[0]))  # behind the colon are values
-        if kind == "histogram":
-            listed |= {f"{name}_bucket": own_labels | {"le"}, f"{name}_sum": own_labels, f"{name}_count": own_labels}
-        else:
-            listed[name] = own_labels
-    return listed
-
-
 def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
-    listed = {name: labels for name, labels in listed_metrics().items() if not name.startswith(DOORS)}
     found = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
     everywhere = {"Level", "Hostname", "hostname"}
-    assert {name: labels - everywhere for name, labels in found.items()} == listed
+    listed_here = {name: labels for name, labels in listed().items() if not name.startswith(DOORS)}
+    assert {name: labels - everywhere for name, labels in found.items()} == listed_here
 
 
-PROGRAMS = [program for program in {haproxy(), shutil.which("haproxy")} if program]
-"""The HAProxy that came with the packages, and the one on the PATH: in the image it is Debian's."""
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_doors_table_lists_exactly_what_is_kept(program: str, tmp_path: Path) -> None:
-    """Of the metrics of the door's processes, which differ from version to version, Managed Prometheus keeps those of
-    the page."""
-    found: dict[str, set[str]] = {}
-    for name, labels, _ in kept_of_the_door(program, tmp_path):
-        found.setdefault(name, set()).update(labels)
-    assert found == {name: labels for name, labels in listed_metrics().items() if name.startswith(DOORS)}
-
-
-def test_what_is_watched_is_there(after_traffic: Samples) -> None:
+def test_what_is_watched_is_there(server: Server, after_traffic: Samples) -> None:
     """Every metric of the alerts and of the dashboard, but what the rules themselves record; with the labels that
     they ask for."""
     folder = K8S / "components" / "monitoring"
@@ -222,10 +175,11 @@ def test_what_is_watched_is_there(after_traffic: Samples) -> None:
     asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     recorded = {rule["record"] for rule in group["rules"] if "record" in rule}
     labels_by_name: dict[str, set[tuple[str, str]]] = {}
-    for name, labels, _ in after_traffic:
+    for name, labels, _ in after_traffic + kept_of_the_door(server.project.metrics):
         labels_by_name.setdefault(name, set()).update(labels.items())
     for expression in asked:
         assert metric_names(expression) - recorded <= labels_by_name.keys(), expression
         for name, selector in re.findall(r"(\w+)\{([^}]*)\}", expression):
-            for label, value in LABEL.findall(selector):
-                assert label == "namespace" or (label, value) in labels_by_name[name], expression
+            for label, value in SELECTED.findall(selector):
+                values = {has for found, has in labels_by_name[name] if found == label}
+                assert label == "namespace" or set(value.split("|")) <= values, expression

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from server import api, probe
+from server import api, probe, readiness
 from server.properties import Properties
 from tests.e2e.server_process import Project, Server, run_module
 
@@ -18,7 +18,7 @@ RECOVERY_TIMEOUT_S = 60
 def yes(question: Callable[[Properties], None], properties: Properties) -> bool:
     try:
         question(properties)
-    except (probe.NotReadyError, *api.ERRORS):
+    except (readiness.NotReadyError, *api.ERRORS):
         return False
     return True
 

@@ -1,7 +1,9 @@
 """One body, one meaning: the same text gets the same answer by every way in."""
 
 import json
-from collections.abc import Callable
+import struct
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from tests.e2e import grpc_calls
-from tests.e2e.server_process import Server, run_module, sentiment
+from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 BYTES = {"content-type": "application/octet-stream"}
 MARK = "\ufeff"
+LABELS = ("negative", "neutral", "positive")
 
 TEXTS = {
     "plain": "late again",
@@ -70,6 +73,40 @@ def as_json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+def encoded_form(text: str, percent: bool) -> bytes:
+    """An urlencoded form: each byte percent-encoded, or as few as can be."""
+    if percent:
+        return b"other=%&text=" + b"".join(b"%%%02X" % byte for byte in text.encode())
+    raw = text.encode().replace(b"%", b"%25").replace(b"&", b"%26").replace(b"+", b"%2B")
+    return b"a;b&text=" + raw.replace(b" ", b"+") + b"&"
+
+
+def hand_made_multipart(text: str, head: str) -> bytes:
+    return b"--x'X\r\n" + head.encode() + b"\r\n\r\n" + text.encode() + b"\r\n--x'X--\r\nan epilogue"
+
+
+def infer(server: Server, request: dict[str, Any], headers: dict[str, str] | None = None, binary: bytes = b"") -> Any:
+    """Asked by the Open Inference Protocol."""
+    head = as_json(request)
+    length = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    url = f"{server.project.inference}/v2/models/sentiment/infer"
+    response = requests.post(url, data=head + binary, headers=(headers or {}) | length, timeout=60)
+    assert response.status_code == 200, response.text
+    [scores] = [output["data"] for output in response.json()["outputs"] if output["name"] == "scores"]
+    return {"scores": dict(zip(LABELS, scores, strict=True))}
+
+
+def tensor(text: str, **changes: object) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]} | changes]}
+
+
+def binary_tensor(server: Server, text: str) -> Any:
+    binary = struct.pack("<I", len(text.encode())) + text.encode()
+    request = tensor(text, parameters={"binary_data_size": len(binary)})
+    del request["inputs"][0]["data"]
+    return infer(server, request, binary=binary)
+
+
 JSON_FORMS: dict[str, Callable[[str], bytes]] = {
     "single": lambda text: as_json({"text": text}),
     "with other keys": lambda text: as_json({"id": 1, "text": text, "data": "early"}),
@@ -80,16 +117,27 @@ JSON_FORMS: dict[str, Callable[[str], bytes]] = {
     "with a mark": lambda text: MARK.encode() + as_json({"text": text}),
 }
 
+PART_HEADS = (
+    "content-disposition:form-data; name=text",
+    'Content-Type: text/plain; charset="UTF-8"\r\nContent-Disposition: form-data; name="data"; filename="text; data"',
+    'Content-Transfer-Encoding: 8bit\r\nContent-Disposition: form-data; filename="a"; name="body"; x',
+)
+
 WAYS: dict[str, Way] = {
     "text/plain": lambda server, text: post(server, text.encode(), TEXT),
     "text/html": lambda server, text: post(server, text.encode(), {"content-type": "Text/HTML; charset=UTF-8"}),
-    "address parameters": lambda server, text: _single(
+    "SageMaker's path, and address parameters": lambda server, text: _single(
         requests.post(
-            f"{server.project.inference}/models/sentiment/invoke",
-            params={"text": "early", "body": "early"},
+            f"{server.project.inference}/invocations",
+            params={"text": "early", "model_name": "sentiment", "body": "early"},
             data=text.encode(),
             headers=TEXT,
             timeout=60,
+        ).json()
+    ),
+    "KServe's path": lambda server, text: _single(
+        requests.post(
+            f"{server.project.inference}/v1/models/sentiment:predict", json={"instances": [text]}, timeout=60
         ).json()
     ),
     "client": lambda server, text: json.loads(sentiment(server, "predict", "--json", "--", text).stdout),
@@ -103,6 +151,22 @@ WAYS: dict[str, Way] = {
         f"multipart {name}": lambda server, text, name=name: multipart(server, name, (None, text.encode()))  # type: ignore[misc]
         for name in ("text", "data", "body")
     },
+    **{
+        f"form, {'each byte' if percent else 'no byte'} encoded": lambda server, text, percent=percent: post(  # type: ignore[misc]
+            server, encoded_form(text, percent), FORM
+        )
+        for percent in (True, False)
+    },
+    **{
+        f"multipart by hand {number}": lambda server, text, head=head: post(  # type: ignore[misc]
+            server, hand_made_multipart(text, head), {"content-type": 'Multipart/Form-Data; x=y; Boundary="x\'X"'}
+        )
+        for number, head in enumerate(PART_HEADS)
+    },
+    "tensor": lambda server, text: infer(server, tensor(text)),
+    "tensor, nested": lambda server, text: infer(server, tensor(text, shape=[1, 1], data=[[text]])),
+    "tensor, named as a form": lambda server, text: infer(server, tensor(text), FORM),
+    "binary tensor": binary_tensor,
     "file": lambda server, text: multipart(server, "data", ("tweet.txt", text.encode())),
     **{
         f"JSON {form}": lambda server, text, encode=encode: post(server, encode(text), JSON)  # type: ignore[misc]
@@ -191,6 +255,34 @@ AMBIGUOUS: dict[str, tuple[bytes, dict[str, str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
+    """A server without the door, as where there is no HAProxy: TorchServe's Java decodes forms."""
+    project = Project(tmp_path_factory.mktemp("direct"), mar)
+    command = [sys.executable, "-m", "server", "--config", str(project.config), "--direct"]
+    with serving(project, command, OMP_NUM_THREADS="1") as running:
+        yield running
+
+
+FORM_WAYS = [
+    way for way in WAYS if way.startswith(("form t", "form d", "form b", "multipart t", "multipart d", "file"))
+]
+
+
+def test_without_the_door_forms_have_the_same_answer(direct: Server, served: TextClassifier) -> None:
+    for text in TEXTS.values():
+        expected = dict(zip(served.labels, map(float, served.predict([text.lstrip(MARK)])[0]), strict=True))
+        for way in FORM_WAYS:
+            assert WAYS[way](direct, text)["scores"] == pytest.approx(expected, abs=1e-5), way
+
+
+def test_without_the_door_a_broken_form_is_not_logged(direct: Server) -> None:
+    response = requests.post(direct.project.predictions, data="text=100% zebrafinch", headers=FORM, timeout=60)
+    assert response.json()["type"] == "ErrorDataDecoderException"
+    direct.wait_for("ErrorDataDecoderException at io.netty")
+    assert "zebrafinch" not in direct.log
+
+
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_what_could_mean_two_texts_is_refused(server: Server, name: str) -> None:
     body, headers = AMBIGUOUS[name]
@@ -210,7 +302,7 @@ def test_grpc_with_two_texts_is_refused(server: Server) -> None:
     assert (error["code"], error["type"]) == (400, "WrongShapeError")
 
 
-@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations", "/models/sentiment/invoke"])
+@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations"])
 def test_an_address_parameter_is_no_text(server: Server, path: str) -> None:
     query = {"model_name": "sentiment", "text": "early", "data": "early"}
     response = requests.post(server.project.inference + path, params=query, timeout=60)

@@ -366,20 +366,3 @@ def test_any_bodies_get_an_answer_or_a_contract_error(classifier: TextClassifier
     ]
     for status, _ in answer(rows, classifier):
         assert status.value in (200, 400, 413)
-
-
-def test_a_server_that_ends_refuses_everything_but_descriptions(classifier: TextClassifier) -> None:
-    rows: list[tuple[dict[str, object], dict[str, str]]] = [
-        ({"body": b"late again"}, TEXT),
-        ({"body": b"late again"}, TEXT | {"explain": "True"}),
-        ({"body": b"\xff"}, TEXT),
-        ({}, {"describe": "True"}),
-    ]
-    jobs = batch.refuse(rows)
-    durations = batch.infer(jobs, classifier, Limits())
-    assert durations.texts == 0
-    replies = batch.write(jobs, model(classifier), Limits())
-    assert [reply.status for reply in replies] == [503, 503, 503, 200]
-    for refusal in replies[:3]:
-        assert json.loads(refusal.body)["type"] == "OverloadedError"
-        assert "about to end" in json.loads(refusal.body)["message"]

@@ -287,7 +287,7 @@ def answer(rows: list[tuple[bytes, dict[str, str]]], classifier: TextClassifier)
     limits = Limits()
     jobs = batch.read([({"body": body}, headers) for body, headers in rows], limits)
     batch.infer(jobs, classifier, limits)
-    return batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {}), limits)
+    return batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {"notes": "Of tests."}), limits)
 
 
 def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: TextClassifier) -> None:
@@ -342,7 +342,7 @@ def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: T
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "scores", "datatype": "FP32", "shape": [-1, 3]},
         ],
-        "properties": {"labels": '["negative", "neutral", "positive"]'},
+        "properties": {"labels": '["negative", "neutral", "positive"]', "notes": "Of tests."},
     }
 
 
@@ -369,13 +369,6 @@ def test_the_limits_of_lists_hold_and_the_error_has_the_protocols_form(classifie
     )
     assert (large.status.value, small.status.value) == (413, 200)
     assert "token reads" in json.loads(large.body)["error"]
-
-
-def test_a_server_that_ends_refuses_inference_in_the_protocols_form(classifier: TextClassifier) -> None:
-    jobs = batch.refuse([({"body": as_json({"inputs": [tensor("a")]})}, INFER), ({"body": b""}, METADATA)])
-    refused, described = batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {}), Limits())
-    assert (refused.status.value, list(json.loads(refused.body))) == (503, ["error"])
-    assert described.status.value == 200
 
 
 anything = st.text(st.characters(exclude_categories=["Cs"]))

@@ -29,6 +29,7 @@ ENGINE = os.environ.get("CONTAINER_ENGINE", "")
 TEXT = {"Content-Type": "text/plain"}
 START_TIMEOUT_S = 60
 TWEET = b"Thank you for the great flight!"
+KEYS = ["first-key-" * 4, "second-key-" * 4]
 BODY_BYTES = 2_400_000
 LONG_TEXT = "never again with this airline " * 300
 
@@ -272,13 +273,13 @@ def ask_until_refused(container: str) -> list[int]:
 
 def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("first-key\nsecond-key\n")
+    keys.write_text("".join(f"{key}\n" for key in KEYS))
     keys.chmod(0o444)
     mounted = ("--volume", f"{keys}:/keys/keys:ro", "--env", "SENTIMENT_KEY_FILE=/keys/keys")
     with running(*AS_IN_A_POD, *mounted) as container:
         refused = predicted(container)
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
-        for key in ("first-key", "second-key"):
+        for key in KEYS:
             assert predicted(container, Authorization=f"Bearer {key}").json()["label"] == "positive"
         for path in ("/", "/docs", "/ready", "/ping"):
             assert requests.get(url(container, path), timeout=60).status_code == 200, path

@@ -511,8 +511,8 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 
 @functools.cache
 def exposed_metrics() -> frozenset[str]:
-    """The names at the metrics address: those from the list that TorchServe reads (a histogram has three), and the door's
-    from the page."""
+    """The names at the metrics address: those from the list that TorchServe reads (a histogram has three), and those of
+    the door that the page lists."""
     declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
     suffixes = {"histogram": ("_bucket", "_sum", "_count")}
     torchserves = {

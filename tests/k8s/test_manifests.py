@@ -65,7 +65,6 @@ def schemas() -> list[Broken]:
         "Service": ("selectors",),
         "PodDisruptionBudget": ("minAvailabel",),
         "HorizontalPodAutoscaler": ("maxReplica",),
-        "PodMonitoring": ("endpoint",),
         "Rules": ("group",),
         "Gateway": ("listener",),
         "HTTPRoute": ("hostname",),
@@ -77,6 +76,7 @@ def schemas() -> list[Broken]:
     return [
         *misspelled,
         Broken(check, "NetworkPolicy", ("spec", "ingres"), [], "dditional properties", "deny-all"),
+        Broken(check, "PodMonitoring", ("spec", "endpoint"), [], "dditional properties", "sentiment-d"),
         Broken(check, "ServiceAccount", ("automountServiceAccountTokens",), False, "dditional properties"),
         Broken(check, "Deployment", (*CONTAINER, "ports", 0, "containerPort"), "http", "is not of type"),
         Broken(check, "Gateway", ("spec", "listeners", 0, "protocol"), "HTTP", "'HTTPS' was expected"),
@@ -190,8 +190,12 @@ def ports() -> list[Broken]:
     return [
         Broken(check, "Service", ("spec", "ports", 0, "targetPort"), "web", "no container has the port web"),
         Broken(check, "NetworkPolicy", way_in, 8081, "no container has the port 8081", "inference-for-clients"),
-        Broken(check, "PodMonitoring", (*endpoints, 0, "port"), "prom", "no container has the port prom", "sentiment-d"),
-        Broken(check, "PodMonitoring", (*endpoints, 1), {"port": "metrics"}, "two endpoints on one port", "sentiment-d"),
+        Broken(
+            check, "PodMonitoring", (*endpoints, 0, "port"), "prom", "no container has the port prom", "sentiment-d"
+        ),
+        Broken(
+            check, "PodMonitoring", (*endpoints, 1), {"port": "metrics"}, "two endpoints on one port", "sentiment-d"
+        ),
         Broken(check, "HealthCheckPolicy", health, 80, "no container has the port 80"),
         Broken(check, "HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), 8080, "has no port 8080"),
         Broken(check, "HTTPRoute", ("spec", "parentRefs", 0, "sectionName"), "http", "has no listener http"),

@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from tests.e2e.server_process import Project, Server, run_module, serving
-from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s import rules
+from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
 from training.archive import archive

@@ -150,6 +150,7 @@ PORT = "expected a port's number, from 1 to 65534"
         ("use_native_io=false\ninitial_worker_port=70000\n", PORT),
         ("grpc_inference_port=8080\n", "inference_address and grpc_inference_port have the same port, 8080"),
         ("metrics_address=http://127.0.0.1:8081\n", "management_address and metrics_address have the same port"),
+        ("management_address=http://127.0.0.1:8080\n", "inference_address and management_address have the same port"),
         ("metrics_address=http://0.0.0.0:8081\n", "management_address and metrics_address have the same port"),
         ("use_native_io=false\ninitial_worker_port=7071\n", "grpc_management_port and initial_worker_port"),
     ],
@@ -159,11 +160,20 @@ def test_wrong_addresses_are_named(tmp_path: Path, content: str, message: str) -
         _ = write(tmp_path, content).addresses
 
 
-def test_inference_and_management_may_share_an_address(tmp_path: Path) -> None:
-    properties = write(tmp_path, "management_address=http://127.0.0.1:8080\n")
-    assert [address.port for address in properties.addresses] == [8080, 8082, 7070, 7071]
+def test_one_port_may_be_used_on_two_hosts(tmp_path: Path) -> None:
     properties = write(tmp_path, "management_address=http://127.0.0.2:8080\n")
     assert [address.port for address in properties.addresses] == [8080, 8080, 8082, 7070, 7071]
+
+
+@pytest.mark.parametrize("value", ["false", "False", "no", ""])
+def test_torchserves_own_tokens_are_an_error_that_names_the_doors_keys(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"disable_token_authorization=.*SENTIMENT_KEY_FILE names a file"):
+        write(tmp_path, f"disable_token_authorization={value}\n").check_tokens()
+
+
+def test_torchserves_own_tokens_are_off_without_a_word(tmp_path: Path) -> None:
+    write(tmp_path, "").check_tokens()
+    write(tmp_path, "disable_token_authorization=TRUE\n").check_tokens()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Processes that end when this program ends, however it ends."""
+
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_C_LIBRARY = ctypes.CDLL(None)
+
+
+class StartError(Exception):
+    """A process did not come up. The message says what was seen."""
+
+
+def start(
+    command: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str],
+    output: int | None = None,
+    files: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a process. It must be called by the program's main thread, as Linux ends the process with that thread.
+
+    Args:
+        folder: the process's working folder.
+        variables: all of its environment.
+        output: where it writes its output and its errors, as `subprocess` has it; None for where this program does.
+        files: this program's files that it gets, under the same numbers.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=dict(variables),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        pass_fds=files,
+        # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # takes no lock
+    )
+
+
+def _die_with_parent() -> None:
+    """In the new process: end when this program does (Linux, prctl(2))."""
+    _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

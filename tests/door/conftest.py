@@ -1,0 +1,110 @@
+"""The door before a server that does what a test says, with each HAProxy that is there."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+import pytest
+
+from server import swagger_ui
+from server.door import haproxy
+from tests.door.stub import Client, Stub
+from tests.e2e.server_process import free_ports
+from tests.paths import ROOT
+
+FOLDER = ROOT / "door"
+WHEEL = haproxy()
+DISTRIBUTION = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+PROGRAMS = [program for program in (WHEEL, DISTRIBUTION) if program]
+
+
+class Door:
+    """Both processes of the door."""
+
+    def __init__(self, program: str, folder: Path, prefix: tuple[str, ...] = ()) -> None:
+        """
+        Args:
+            folder: for sockets and output.
+            prefix: a command that runs the command after it.
+        """
+        self.port, self.management_port, metrics_port = free_ports(3)
+        self.stub = Stub(folder / "stub")
+        behind = f"unix@{folder / 'stub'}"
+        self.variables = {
+            "PUBLIC_INFERENCE": f"127.0.0.1:{self.port}",
+            "PUBLIC_MANAGEMENT": f"127.0.0.1:{self.management_port}",
+            "PUBLIC_METRICS": f"127.0.0.1:{metrics_port}",
+            **dict.fromkeys(("TORCHSERVE_INFERENCE", "TORCHSERVE_MANAGEMENT", "TORCHSERVE_METRICS"), behind),
+            "READINESS": behind,
+            "LARGE_DOOR": f"unix@{folder / 'large'}",
+            "CONTROL": f"unix@{folder / 'control'}",
+            **swagger_ui.variables(),
+            "MALLOC_MMAP_THRESHOLD_": "1000000",
+        }
+        self._output: IO[str] = (folder / "output").open("w+")
+        self._processes = [
+            subprocess.Popen(
+                [*prefix, program, "-f", file, "-db"],
+                cwd=FOLDER,
+                env=self.variables,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+            )
+            for file in ("large.cfg", "haproxy.cfg")
+        ]
+        self.large, self.front = (psutil.Process(process.pid) for process in self._processes)
+        self._wait()
+
+    def connect(self, sent: bytes = b"", receive_bytes: int | None = None) -> Client:
+        return Client(self.port, sent, receive_bytes)
+
+    @property
+    def output(self) -> str:
+        """What both have written."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def stop(self) -> list[int]:
+        """End both; returns their exit codes."""
+        for process in self._processes:
+            process.terminate()
+        codes = [process.wait(10) for process in self._processes]
+        self.stub.shutdown()
+        self.stub.server_close()
+        self._output.close()
+        return codes
+
+    def _wait(self) -> None:
+        while True:
+            try:
+                self.connect().close()
+                return
+            except ConnectionRefusedError:
+                assert all(process.poll() is None for process in self._processes), self.output
+                time.sleep(0.02)
+
+
+@pytest.fixture(
+    scope="session", params=PROGRAMS, ids=lambda program: "wheel" if "site-packages" in program else "system"
+)
+def program(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def running(program: str) -> Iterator[Door]:
+    with tempfile.TemporaryDirectory(prefix="door") as folder:
+        door = Door(program, Path(folder))
+        yield door
+        door.stop()
+
+
+@pytest.fixture
+def door(running: Door) -> Door:
+    running.stub.reset()
+    return running

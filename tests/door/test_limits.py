@@ -1,0 +1,229 @@
+"""What clients can take of the door: time, places and memory. Who takes too much is refused; others are answered."""
+
+import contextlib
+import json
+import selectors
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.door.conftest import Door
+from tests.door.stub import LARGEST, TIMEOUT_S, Client, Reply, Request, request
+from tests.door.test_http import error
+
+SMALL = 16_384
+"""The largest body of a small request, in bytes."""
+PLACES, QUEUE, LARGE_PLACES = 64, 1_000, 32
+OVERLOADED = (503, "OverloadedError", "1")
+MEGABYTE = 2**20
+
+
+def head(size: int, path: str = "/predictions/sentiment") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: door\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
+PATH = b"/predictions/sentiment"
+CHUNKED = head(4).replace(b"Content-Length: 4", b"Transfer-Encoding: chunked")
+
+
+def refusal(reply: Reply) -> tuple[int, str, str | None]:
+    return reply.status, error(reply), reply.headers.get("retry-after")
+
+
+@contextlib.contextmanager
+def connected(door: Door, count: int, sent: bytes, receive_bytes: int | None = None) -> Iterator[list[Client]]:
+    """As many clients, each of which has sent this."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(door.connect(sent, receive_bytes)) for _ in range(count)]
+
+
+def answered(door: Door, count: int = 20) -> bool:
+    """Whether small requests are answered meanwhile."""
+    with door.connect() as client:
+        for number in range(count):
+            client.send(request(str(number).encode()))
+            if client.reply().body != str(number).encode():
+                return False
+    return True
+
+
+def resident(process: psutil.Process) -> float:
+    """In MB."""
+    return float(process.memory_info().rss) / MEGABYTE
+
+
+def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door) -> None:
+    """1,000 small ones, as many as may be large ones, chunks, and some without all of their headers."""
+    idle = resident(door.front), resident(door.large)
+    half = b"x" * 8_000
+    with (
+        connected(door, 1_000, head(SMALL) + half) as small,
+        connected(door, LARGE_PLACES - 1, head(2_400_000) + b"x" * 2_300_000) as large,
+        connected(door, 1, CHUNKED + b"2\r\nhi\r\n") as chunks,
+        connected(door, 1, head(4, "/v2/models/sentiment/infer") + b"hi") as protocol,
+        connected(door, 100, head(4)[:-4] + b"\r\nA: " + half) as headers,
+    ):
+        assert answered(door)
+        used = resident(door.front) - idle[0], resident(door.large) - idle[1]
+        assert used[0] < 1_200 * 32_768 / MEGABYTE + 10, used
+        assert used[1] < LARGE_PLACES * 2_520_000 / MEGABYTE + 10, used
+        for client in (*small, *large, *chunks):
+            assert refusal(client.reply()) == (408, "RequestTimeoutException", None)
+            assert client.is_closed()
+        assert error(protocol[0].reply(), "/v2") == ""
+        assert {client.reply().status for client in headers} == {408}
+    assert len(door.stub.requests) == 20
+    assert answered(door)
+
+
+def test_large_bodies_take_no_place_of_small_ones(door: Door) -> None:
+    """One too many is refused before its body arrives."""
+    with connected(door, LARGE_PLACES + 3, head(LARGEST)) as clients:
+        refused = first_answered(clients, 3)
+        assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
+        for sent in (head(SMALL + 1), CHUNKED):
+            with door.connect(sent) as one_more:
+                assert refusal(one_more.reply()) == OVERLOADED
+        assert answered(door)
+        [last] = [client for client in clients if client not in refused][-1:]
+        last.send(b"x" * LARGEST)
+        assert last.reply().status == 200
+    assert door.stub.requests[-1].body == b"x" * LARGEST
+
+
+def first_answered(clients: list[Client], count: int) -> list[Client]:
+    """So many of the clients, those whose replies come first."""
+    answered: list[Client] = []
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client.socket, selectors.EVENT_READ, client)
+        while len(answered) < count:
+            for key, _ in selector.select(TIMEOUT_S):
+                selector.unregister(key.fileobj)
+                answered.append(key.data)
+    return answered
+
+
+def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Door) -> None:
+    """As many clients as there are places, as many as may wait, and 50 more; of those that wait, 200 leave."""
+    answer = threading.Event()
+
+    def wait(seen: Request) -> Reply:
+        answer.wait()
+        return Reply(200, {}, seen.body)
+
+    door.stub.answer = wait
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(door.connect(request(str(number).encode()))) for number in range(PLACES + QUEUE + 50)
+        ]
+        refused = first_answered(clients, 50)
+        assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
+        served = [clients[int(seen.body)] for seen in door.stub.requests]
+        assert len(served) == PLACES
+        waiting = [client for client in clients if client not in refused and client not in served]
+        for client in waiting[:200]:
+            client.close()
+        assert {refusal(client.reply()) for client in waiting[200:]} == {OVERLOADED}
+        answer.set()
+        assert {client.reply().status for client in served} == {200}
+    assert answered(door)
+    assert len(door.stub.requests) == PLACES + 20
+    assert door.stub.most_at_once == PLACES
+
+
+def send_all(client: Client, body: bytes) -> None:
+    """As much of a body as the door takes."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.send(body)
+
+
+@pytest.mark.parametrize("path", ["/predictions/sentiment", "/v2/models/sentiment/infer"])
+def test_a_body_over_the_limit_is_413_for_a_client_that_still_sends(door: Door, path: str) -> None:
+    """Its length is said, or known when it is too much."""
+    chunk = b"%x\r\n" % LARGEST + b"x" * LARGEST + b"\r\n"
+    for start, body in ((head(20_000_000, path), b"x" * 20_000_000), (CHUNKED.replace(PATH, path.encode()), chunk * 8)):
+        with door.connect(start) as client:
+            send_all(client, body)
+            reply = client.reply()
+            assert (reply.status, error(reply, path)) in {(413, "TooLargeError"), (413, "")}
+            assert b"2,500,000 bytes" in reply.body
+    assert not door.stub.requests
+    assert answered(door)
+
+
+@pytest.mark.parametrize("size", [LARGEST + 1, 20_000_000])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_a_library_sees_the_413(door: Door, size: int, chunked: bool) -> None:
+    body = b"x" * size
+    data = (body[start : start + 65_536] for start in range(0, size, 65_536)) if chunked else body
+    response = requests.post(f"http://127.0.0.1:{door.port}/predictions/sentiment", data=data, timeout=TIMEOUT_S)
+    assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.parametrize(
+    "headers", [[], ["Expect:"], ["Transfer-Encoding: chunked"], ["Transfer-Encoding: chunked", "Expect:"]]
+)
+def test_curl_sees_the_413(door: Door, tmp_path: Path, headers: list[str]) -> None:
+    file = tmp_path / "body"
+    file.write_bytes(b"x" * 10_000_000)
+    options = [option for header in headers for option in ("-H", header)]
+    url = f"http://127.0.0.1:{door.port}/predictions/sentiment"
+    command = ["curl", "--silent", "--data-binary", f"@{file}", *options, url]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert json.loads(result.stdout)["type"] == "TooLargeError", result.stderr
+
+
+def test_the_largest_body_passes_with_the_largest_headers(door: Door) -> None:
+    headers = f"A: {'x' * 7_800}\r\n"
+    for size in (SMALL, SMALL + 1, LARGEST):
+        with door.connect(request(b"x" * size, headers=headers)) as client:
+            assert client.reply().body == b"x" * size
+
+
+def test_memory_is_given_back(door: Door) -> None:
+    """What large bodies have touched does not stay with the small requests after them."""
+    before = resident(door.front), resident(door.large)
+    for _ in range(3):
+        with connected(door, LARGE_PLACES, request(b"x" * LARGEST)) as clients:
+            assert {client.reply().status for client in clients} == {200}
+    assert answered(door)
+    assert resident(door.large) - before[1] < 30
+    assert resident(door.front) - before[0] < 30
+
+
+@pytest.mark.parametrize("size", [1_000, 200_000])
+def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
+    """Of more clients than there are places, with a reply each."""
+    door.stub.answer = lambda _: Reply(200, {}, b"x" * size)
+    with connected(door, 3 * PLACES, request(), receive_bytes=4_096) as clients:
+        while len(door.stub.requests) < len(clients):
+            time.sleep(0.01)
+        with door.connect(request()) as client:
+            assert client.reply().status == 200
+        assert {client.reply().body for client in clients} == {b"x" * size}
+
+
+def test_pipelined_requests_whose_answers_are_not_read_take_little(door: Door) -> None:
+    """2.5 MB of them on each of eight connections."""
+    before = resident(door.front), resident(door.large)
+    many = {
+        path: request(b"", "GET", path) for path in ("/api-description", "/ping", "/", "/docs/swagger-ui-bundle.js")
+    }
+    with contextlib.ExitStack() as stack:
+        for one in (*many.values(), *many.values()):
+            client = stack.enter_context(door.connect(receive_bytes=4_096))
+            client.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.socket.send(one * (LARGEST // len(one)))
+        assert answered(door)
+        assert resident(door.front) - before[0] < 10
+        assert resident(door.large) - before[1] < 10

@@ -1,0 +1,162 @@
+"""What the door counts, and what Managed Prometheus keeps of it."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import requests
+
+from tests.door.conftest import Door
+from tests.door.stub import Client, Reply, Request, echo, request
+from tests.exposition import DOORS, kept_of_the_door, listed, total
+
+LARGE = b"a" * 100_000
+SMALL_PLACES, LARGE_PLACES = 64, 32
+"""How many requests the door lets through at a time."""
+
+
+def metrics_of(door: Door) -> str:
+    return f"http://{door.variables['PUBLIC_METRICS']}"
+
+
+def counted(door: Door, act: Callable[[], None]) -> dict[str, float]:
+    """By how much each series of what is kept rises while `act` runs; those that do not are left out."""
+
+    def now() -> dict[str, float]:
+        return {
+            " ".join([name.removeprefix(DOORS), labels["proxy"], labels.get("code", "")]).strip()
+            + (" (large)" if labels["job"] == "sentiment-large-door" else ""): value
+            for name, labels, value in kept_of_the_door(metrics_of(door))
+            if name.endswith("_total")
+        }
+
+    before = now()
+    act()
+    return {name: value - before[name] for name, value in now().items() if value != before[name]}
+
+
+def ask(door: Door, sent: bytes) -> int:
+    with door.connect(sent) as client:
+        return client.reply().status
+
+
+def once(reply: Reply) -> Callable[[Request], Reply]:
+    """An answer for the first request; the others are echoed."""
+    left = [reply]
+    return lambda request: left.pop() if left else echo(request)
+
+
+def test_the_table_lists_exactly_what_is_kept(door: Door) -> None:
+    """HAProxy's metrics differ from version to version."""
+    found: dict[str, set[str]] = {}
+    for name, labels, _ in kept_of_the_door(metrics_of(door)):
+        found.setdefault(name, set()).update(labels.keys() - {"job"})
+    assert found == {name: labels for name, labels in listed().items() if name.startswith(DOORS)}
+
+
+def test_a_request_that_succeeds_when_it_is_sent_again(door: Door) -> None:
+    """The alert `SentimentRetries` goes by it, and takes into account that HAProxy counts it twice."""
+
+    def small() -> None:
+        door.stub.answer = once(Reply(500))
+        assert ask(door, request()) == 200
+
+    def large() -> None:
+        door.stub.answer = once(Reply(500))
+        assert ask(door, request(LARGE)) == 200
+
+    assert counted(door, small) == {
+        "backend_http_responses_total small 2xx": 1,
+        "frontend_http_responses_total inference 2xx": 1,
+        "backend_retry_warnings_total small": 2,
+    }
+    assert counted(door, large) == {
+        "backend_http_responses_total large 2xx": 1,
+        "frontend_http_responses_total inference 2xx": 1,
+        "backend_retry_warnings_total large (large)": 2,
+    }
+
+
+def test_a_request_that_fails_twice(door: Door) -> None:
+    def act() -> None:
+        door.stub.answer = lambda _: Reply(500)
+        assert ask(door, request()) == 500
+
+    assert counted(door, act) == {
+        "backend_http_responses_total small 5xx": 1,
+        "frontend_http_responses_total inference 5xx": 1,
+        "backend_retry_warnings_total small": 2,
+    }
+
+
+def test_what_a_rule_refuses(door: Door) -> None:
+    def act() -> None:
+        assert ask(door, request(path="/models")) == 404
+
+    assert counted(door, act) == {
+        "frontend_http_responses_total inference 4xx": 1,
+        "frontend_intercepted_requests_total inference": 1,
+    }
+
+
+def test_large_requests_over_their_number_fail(door: Door) -> None:
+    """They are among what the alert `SentimentErrors` counts."""
+    with ExitStack() as stack:
+        for _ in range(LARGE_PLACES):
+            stack.enter_context(door.connect(request(LARGE)[:-1]))
+
+        def act() -> None:
+            assert ask(door, request(LARGE)) == 503
+
+        found = counted(door, act)
+    assert found["backend_http_responses_total large 5xx"] == 1
+
+
+def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
+    """A liveness probe is answered at both addresses while small requests wait for a place."""
+    answered = threading.Event()
+
+    def answer(sent: Request) -> Reply:
+        if sent.path != "/ping":
+            assert answered.wait(30)
+        return echo(sent)
+
+    door.stub.answer = answer
+    with ExitStack() as stack:
+        stack.callback(answered.set)
+        clients = [stack.enter_context(door.connect(request())) for _ in range(SMALL_PLACES + 6)]
+        while waiting(door) != 6:
+            time.sleep(0.02)
+        for address in (f"127.0.0.1:{door.port}", door.variables["PUBLIC_METRICS"]):
+            assert requests.get(f"http://{address}/ping", timeout=5).status_code == 200
+        assert waiting(door) == 6
+        answered.set()
+        assert [client.reply().status for client in clients] == [200] * len(clients)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(b"", "GET", "/metrics"), 200),
+        (request(b"", "GET", "/metrics?name[]=Requests2XX"), 200),
+        (request(b"", "GET", "/models"), 404),
+        (request(b"", "POST", "/metrics"), 405),
+        (request(b"a", "GET", "/metrics"), 400),
+        (
+            request(b"a", "GET", "/metrics", "Transfer-Encoding: chunked\r\n").replace(b"Content-Length: 1\r\n", b""),
+            400,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, int) else value.decode().replace("\r\n", " "),
+)
+def test_the_metrics_address_has_nothing_else(door: Door, sent: bytes, status: int) -> None:
+    """Whoever reads the metrics cannot send TorchServe a body."""
+    with Client(int(door.variables["PUBLIC_METRICS"].rpartition(":")[2]), sent) as client:
+        assert client.reply().status == status
+    assert len(door.stub.requests) == (status == 200)
+
+
+def waiting(door: Door) -> float:
+    return total(kept_of_the_door(metrics_of(door)), "haproxy_backend_current_queue", proxy="small")

@@ -1,0 +1,140 @@
+"""Every error of the API is a sentence on the page, and what may be tried again is tried again."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, Route, expect
+
+SENTENCES = {
+    400: "The server refuses this request.",
+    403: "The server does not allow this request.",
+    404: "The server has no such model.",
+    408: "The request took too long to arrive. Check the connection and try again.",
+    413: "This is too much for one request. Shorten the text.",
+    415: "The server does not read this kind of content.",
+    500: "The server failed on this request. Try again; if it fails again, tell whoever runs the server.",
+    502: "The server did not get an answer from the model in time. Try again.",
+    504: "The server did not get an answer from the model in time. Try again.",
+    507: "The server did not get an answer from the model in time. Try again.",
+    418: "The server answered with an error (status 418).",
+}
+
+
+def classify(page: Page, text: str = "late again") -> None:
+    page.get_by_label("Text", exact=True).fill(text)
+    page.keyboard.press("Control+Enter")
+
+
+def answer_with(page: Page, status: int, body: str) -> None:
+    page.route("**/predictions/*", lambda route: route.fulfill(status=status, body=body))
+
+
+def alert(page: Page, text: str) -> None:
+    expect(page.get_by_role("alert").filter(has_text=text)).to_be_visible()
+    expect(page.locator("#answer")).to_be_hidden()
+
+
+def test_the_servers_own_errors(page: Page) -> None:
+    classify(page, " \u2003")
+    alert(page, "There is no text to classify. Write something first.")
+    alert(page, "The server says: The text is empty or blank.")
+    classify(page, "x" * 20_001)
+    alert(page, "This is too much for one request. Shorten the text.")
+    alert(page, "The server says: The text has 20001 characters; at most 20000 are read.")
+    assert page.get_by_role("button", name="Try again").count() == 0, "it would fail again"
+    classify(page)
+    expect(page.locator("#verdict")).to_be_visible()
+    expect(page.locator("#one-message")).to_be_empty()
+
+
+def test_a_model_that_is_not_there(context: BrowserContext) -> None:
+    page = context.new_page()
+    page.goto("/?model=nothing%2Fhere%20%3Cb%3E")
+    expect(page.get_by_role("heading", level=1)).to_have_text("nothing/here <b>")
+    classify(page)
+    alert(page, "The server has no such model.")
+
+
+def test_no_connection(page: Page, context: BrowserContext) -> None:
+    context.set_offline(True)
+    classify(page)
+    alert(page, "There is no connection to the server. Check that it runs, then try again.")
+    context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#verdict")).to_be_visible()
+
+
+def test_every_status_has_its_sentence(page: Page) -> None:
+    """A proxy's page too, which is not JSON."""
+    for status, sentence in SENTENCES.items():
+        for body in (
+            json.dumps({"code": status, "type": "X", "message": "<i>why</i>"}),
+            "<html>Bad</html>",
+            "null",
+            "",
+        ):
+            answer_with(page, status, body)
+            classify(page)
+            alert(page, sentence)
+            assert page.get_by_text("<i>why</i>").count() == ("why" in body)
+            page.unroute("**/predictions/*")
+
+
+@pytest.mark.parametrize("body", ["", "null", "[]", "{}", "<html>", '{"label": 1, "scores": null}'])
+def test_an_answer_that_is_none(page: Page, body: str) -> None:
+    answer_with(page, 200, body)
+    classify(page)
+    expect(page.get_by_role("alert").filter(has_text="The server's answer")).to_be_visible()
+
+
+def test_a_busy_server_is_asked_again_after_the_time_that_it_names(page: Page) -> None:
+    answers: list[float] = []
+
+    def busy_twice(route: Route) -> None:
+        answers.append(page.evaluate("performance.now()"))
+        if len(answers) < 3:
+            route.fulfill(
+                status=503, headers={"Retry-After": "1"}, json={"code": 503, "type": "OverloadedError", "message": ""}
+            )
+        else:
+            route.continue_()
+
+    page.route("**/predictions/*", busy_twice)
+    classify(page)
+    expect(page.get_by_text("The server is busy. It is asked again in 1 second (2 of 6).")).to_be_visible()
+    expect(page.locator("#verdict")).to_be_visible()
+    expect(page.locator("#one-message")).to_be_empty()
+    assert len(answers) == 3
+    assert all(later - earlier >= 990 for earlier, later in pairwise(answers))
+
+
+def test_a_server_that_stays_busy(page: Page) -> None:
+    page.clock.install()
+    answer_with(page, 503, "{}")
+    classify(page)
+    for attempt in range(2, 7):
+        expect(page.get_by_text(f"({attempt} of 6)")).to_be_visible()
+        page.clock.run_for(30_000)
+    alert(page, "The server is too busy, or is about to stop. Try again later.")
+
+
+def test_a_part_of_a_list_that_fails_can_be_tried_again(page: Page) -> None:
+    page.get_by_role("tab", name="Many texts").click()
+    page.get_by_label("Texts, one a line").fill("\n".join(["late"] * 300))
+    asked = []
+
+    def fail_second(route: Route) -> None:
+        asked.append(route.request)
+        if len(asked) == 2:
+            route.fulfill(status=507, body="{}")
+        else:
+            route.continue_()
+
+    page.route("**/predictions/*", fail_second)
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.get_by_role("alert").filter(has_text=SENTENCES[507])).to_be_visible()
+    expect(page.locator("#progress-text")).to_have_text("200 of 300 texts.")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#progress-text")).to_contain_text("300 of 300 texts")
+    assert len(asked) == 3
