@@ -191,12 +191,18 @@ class _Answers:
             case ["v2", "health", "ready"]:
                 self._check()
                 return {"ready": True}
-            case ["v2", "models"]:
+            case ["v2", "models", *rest]:
+                return self._content_of_models(rest)
+        raise UnknownModelError("There is nothing at this address.")
+
+    def _content_of_models(self, parts: list[str]) -> dict[str, Any]:
+        match parts:
+            case []:
                 return {"models": [version["modelName"] for version in self._models.defaults()]}
-            case ["v2", "models", name, "ready"]:
+            case [name, "ready"]:
                 self._check_model(self._default(name))
                 return {"name": name, "ready": True}
-            case ["v2", "models", name, "versions", version, "ready"]:
+            case [name, "versions", version, "ready"]:
                 self._check_model(self._models.version(name, version))
                 return {"name": name, "version": version, "ready": True}
         raise UnknownModelError("There is nothing at this address.")
