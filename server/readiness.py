@@ -183,7 +183,7 @@ class _Answers:
             case ["ready"]:
                 self._check()
                 return {"status": "Ready"}
-            case ["v2"]:
+            case ["v2"] | ["v2", ""]:
                 return {"name": NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
             case ["v2", "health", "live"]:
                 self._check_live()

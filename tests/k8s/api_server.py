@@ -273,7 +273,7 @@ def _discovery(path: str) -> Manifest | None:
 
 
 def _merged(value: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7396), in which lists of objects with names are merged by name."""
+    """A JSON merge patch (RFC 7396), in which lists of objects are merged by the key that Kubernetes has for them."""
     if isinstance(patch, dict):
         merged = dict(value) if isinstance(value, dict) else {}
         for name, change in patch.items():
@@ -282,9 +282,15 @@ def _merged(value: Any, patch: Any) -> Any:
             elif not name.startswith("$"):
                 merged[name] = _merged(merged.get(name), change)
         return merged
-    if isinstance(patch, list) and patch and all(isinstance(each, dict) and "name" in each for each in patch):
-        by_name = {each["name"]: each for each in value or []}
-        return list((by_name | {each["name"]: _merged(by_name.get(each["name"]), each) for each in patch}).values())
+    for key in ("mountPath", "name"):
+        if isinstance(patch, list) and patch and all(isinstance(each, dict) and key in each for each in patch):
+            by_key = {each[key]: each for each in value or []}
+            for each in patch:
+                if each.get("$patch") == "delete":
+                    del by_key[each[key]]
+                else:
+                    by_key[each[key]] = _merged(by_key.get(each[key]), each)
+            return list(by_key.values())
     return patch
 
 
