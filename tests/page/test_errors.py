@@ -69,8 +69,14 @@ def test_the_servers_own_errors(page: Page) -> None:
 
 def test_a_model_that_is_not_there(context: BrowserContext) -> None:
     page = context.new_page()
-    page.goto("/?model=nothing%2Fhere%20%3Cb%3E")
-    expect(page.get_by_role("heading", level=1)).to_have_text("nothing/here <b>")
+    page.goto("/?model=Call%20this%20number")
+    classify(page)
+    alert(page, "The server has no model of the name in this page's address.")
+    assert page.get_by_text("Call this number").count() == 0, "an address puts no words on the page"
+
+
+def test_a_model_that_has_gone(page: Page) -> None:
+    answer_with(page, 404, '{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: sentiment"}')
     classify(page)
     alert(page, "The server has no such model.")
 
