@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,15 +11,13 @@ from typing import IO
 import psutil
 import pytest
 
+from server import swagger_ui
 from server.door import haproxy
 from tests.door.stub import Client, Stub
 from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
 
 FOLDER = ROOT / "door"
-SWAGGER_UI = Path(
-    sysconfig.get_paths()["purelib"], "drf_spectacular_sidecar/static/drf_spectacular_sidecar/swagger-ui-dist"
-)
 WHEEL = haproxy()
 DISTRIBUTION = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 PROGRAMS = [program for program in (WHEEL, DISTRIBUTION) if program]
@@ -46,8 +43,8 @@ class Door:
             "READINESS": behind,
             "LARGE_DOOR": f"unix@{folder / 'large'}",
             "CONTROL": f"unix@{folder / 'control'}",
-            "SWAGGER_UI": str(SWAGGER_UI),
             "MALLOC_MMAP_THRESHOLD_": "1000000",
+            **swagger_ui.variables(),
         }
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [
