@@ -3,9 +3,10 @@
 Forms are as browsers and `curl` send them: `application/x-www-form-urlencoded` (WHATWG, "URL Standard", section 5) and
 `multipart/form-data` (RFC 7578).
 
-Where there is no door, TorchServe's Java decodes forms. It differs in these: it has no bound on fields; it answers a
-`%` without two digits, a transfer encoding and a form cut off with 500 where this module refuses them with 400 or 415;
-it replaces bytes that are not UTF-8, decodes a part's charset, and drops a line's end behind the last urlencoded field.
+Where there is no door, TorchServe's Java decodes forms, and these get another answer: a form of more fields is read; a
+`%` without two digits, also in another field, and a part without a name get 500; a form is read though its final
+boundary is cut off or its lines end with LF; base64 is taken for the text; the first line end that is not
+percent-encoded ends an urlencoded form; the boundary has to be the first parameter of Content-Type.
 """
 
 import logging

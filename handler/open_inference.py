@@ -126,8 +126,10 @@ def error(problem: RequestError) -> bytes:
     return _to_json({"error": str(problem)})
 
 
-def metadata(labels: Sequence[str], model_name: str, model_version: str) -> bytes:
-    """The model's inputs and outputs. `properties`, whose values are strings, has the labels as a list in JSON."""
+def metadata(labels: Sequence[str], notes: str, model_name: str, model_version: str) -> bytes:
+    """The model's inputs and outputs. `properties`, whose values are strings, has the labels as a list in JSON, and the
+    notes of the model's card if it has any."""
+    properties = {"labels": json.dumps(list(labels), ensure_ascii=False)} | ({"notes": notes} if notes else {})
     return _to_json(
         {
             "name": model_name,
@@ -138,7 +140,7 @@ def metadata(labels: Sequence[str], model_name: str, model_version: str) -> byte
                 {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
                 {"name": SCORES, "datatype": "FP32", "shape": [-1, len(labels)]},
             ],
-            "properties": {"labels": json.dumps(list(labels), ensure_ascii=False)},
+            "properties": properties,
         }
     )
 

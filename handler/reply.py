@@ -117,7 +117,8 @@ def description(model: Model) -> Reply:
 
 def metadata(model: Model) -> Reply:
     """What the Open Inference Protocol tells of a model."""
-    return Reply(HTTPStatus.OK, open_inference.metadata(model.labels, model.name, model.version), JSON_TYPE)
+    notes = str(model.card.get("notes") or "")
+    return Reply(HTTPStatus.OK, open_inference.metadata(model.labels, notes, model.name, model.version), JSON_TYPE)
 
 
 def error(problem: RequestError, is_open_inference: bool) -> Reply:

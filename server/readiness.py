@@ -183,7 +183,7 @@ class _Answers:
             case ["ready"]:
                 self._check()
                 return {"status": "Ready"}
-            case ["v2"]:
+            case ["v2"] | ["v2", ""]:
                 return {"name": NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
             case ["v2", "health", "live"]:
                 self._check_live()
@@ -191,6 +191,8 @@ class _Answers:
             case ["v2", "health", "ready"]:
                 self._check()
                 return {"ready": True}
+            case ["v2", "models"]:
+                return {"models": [version["modelName"] for version in self._models.defaults()]}
             case ["v2", "models", name, "ready"]:
                 self._check_model(self._default(name))
                 return {"name": name, "ready": True}

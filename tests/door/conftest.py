@@ -43,8 +43,8 @@ class Door:
             "READINESS": behind,
             "LARGE_DOOR": f"unix@{folder / 'large'}",
             "CONTROL": f"unix@{folder / 'control'}",
-            "MALLOC_MMAP_THRESHOLD_": "1000000",
             **swagger_ui.variables(),
+            "MALLOC_MMAP_THRESHOLD_": "1000000",
         }
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [

@@ -96,6 +96,16 @@ def test_another_method_is_405_and_says_which_are_allowed(door: Door, path: str,
     assert not door.stub.requests
 
 
+@pytest.mark.parametrize("path", ["/", "/ping", "/ready", "/docs", "/v2/models/sentiment"])
+def test_a_body_that_nobody_reads_is_refused(door: Door, path: str) -> None:
+    """TorchServe would keep what has arrived of it."""
+    for headers in ("Content-Length: 16000", "Content-Length: 2000000", "Transfer-Encoding: chunked"):
+        with door.connect(f"GET {path} HTTP/1.1\r\nHost: door\r\n{headers}\r\n\r\n".encode()) as client:
+            reply = client.reply()
+            assert (reply.status, error(reply, path)) in {(400, "BadRequestException"), (400, "")}
+    assert not door.stub.requests
+
+
 def test_metadata_is_asked_of_the_model(door: Door) -> None:
     with door.connect(request(b"", "GET", "/v2/models/sentiment/versions/1.0")) as client:
         assert client.reply().status == 200

@@ -390,7 +390,8 @@ def test_three_times_its_capacity(
         len(press.answers_s),
         press.errors,
         f"{len(press.answers_s) / press.seconds:.0f} right answers/s; medians: "
-        f"{statistics.median(press.answers_s):.2f} s for those, {1000 * statistics.median(press.refusals_s or [0]):.0f} ms for refusals; longest wait "
+        f"{statistics.median(press.answers_s):.2f} s for those, "
+        f"{1000 * statistics.median(press.refusals_s or [0]):.0f} ms for refusals; longest wait "
         f"{max(press.answers_s + press.refusals_s):.1f} s; the first {CLIENTS} requests afterwards within "
         f"{max(outcome.seconds for outcome in afterwards.outcomes[:CLIENTS]):.2f} s",
     )

@@ -165,6 +165,52 @@ def test_the_metadata_tells_what_the_model_takes_and_gives(
         assert json.loads(metadata["properties"]["labels"]) == list(served.labels)
 
 
+def test_the_server_and_the_model_are_alive_and_ready(client: triton.InferenceServerClient, server: Server) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("sentiment")
+    assert client.is_model_ready("sentiment", "1.0")
+    assert not client.is_model_ready("other")
+    assert not client.is_model_ready("sentiment", "2.0")
+    metadata = client.get_server_metadata()
+    assert set(metadata) == {"name", "version", "extensions"}
+    assert metadata["extensions"] == ["binary_tensor_data"]
+    assert requests.get(f"{server.project.inference}/v2/", timeout=60).json() == metadata
+
+
+@pytest.mark.parametrize(("model", "version"), [("other", ""), ("other", "1.0"), ("sentiment", "2.0")])
+def test_a_model_or_a_version_that_is_not_there_is_told(
+    client: triton.InferenceServerClient, model: str, version: str
+) -> None:
+    with pytest.raises(InferenceServerException, match="no such model") as inferred:
+        client.infer(model, [tensor(["late"])], version)
+    with pytest.raises(InferenceServerException, match="no such model") as described:
+        client.get_model_metadata(model, version)
+    assert inferred.value.status() == described.value.status() == "404"
+
+
+def test_a_request_of_the_largest_size_is_answered_and_a_larger_one_refused(
+    client: triton.InferenceServerClient, served: TextClassifier
+) -> None:
+    """The door sends large requests another way."""
+    texts = ["\U0001f600" * 200] * 1_000
+    assert_predicted(client.infer("sentiment", [tensor(texts)]), served, texts)
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("sentiment", [tensor(["a" * 2_600_000])])
+    assert caught.value.status() == "413"
+    assert caught.value.message() == "The body is too large. Expected 2,500,000 bytes at most."
+
+
+@pytest.mark.parametrize("path", ["", "/ready", "/infer", "/versions/1.0/infer", "/other", "/infer/more"])
+def test_errors_of_the_door_have_the_protocols_form(server: Server, path: str) -> None:
+    for method in ("DELETE", "POST", "GET", "PATCH"):
+        url = f"{server.project.inference}/v2/models/sentiment{path}"
+        response = requests.request(method, url, data=b"{", timeout=60)
+        if response.status_code != 200:
+            assert list(response.json()) == ["error"], (method, response.text)
+            assert response.status_code in (400, 404, 405)
+
+
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(

@@ -2,7 +2,8 @@
 
 import json
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from tests.e2e import grpc_calls
-from tests.e2e.server_process import Server, run_module, sentiment
+from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
@@ -84,13 +85,12 @@ def hand_made_multipart(text: str, head: str) -> bytes:
     return b"--x'X\r\n" + head.encode() + b"\r\n\r\n" + text.encode() + b"\r\n--x'X--\r\nan epilogue"
 
 
-def infer(server: Server, request: dict[str, Any], binary: bytes = b"", **headers: str) -> Any:
+def infer(server: Server, request: dict[str, Any], headers: dict[str, str] | None = None, binary: bytes = b"") -> Any:
     """Asked by the Open Inference Protocol."""
     head = as_json(request)
-    if binary:
-        headers["Inference-Header-Content-Length"] = str(len(head))
+    length = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
     url = f"{server.project.inference}/v2/models/sentiment/infer"
-    response = requests.post(url, data=head + binary, headers=headers, timeout=60)
+    response = requests.post(url, data=head + binary, headers=(headers or {}) | length, timeout=60)
     assert response.status_code == 200, response.text
     [scores] = [output["data"] for output in response.json()["outputs"] if output["name"] == "scores"]
     return {"scores": dict(zip(LABELS, scores, strict=True))}
@@ -104,7 +104,7 @@ def binary_tensor(server: Server, text: str) -> Any:
     binary = struct.pack("<I", len(text.encode())) + text.encode()
     request = tensor(text, parameters={"binary_data_size": len(binary)})
     del request["inputs"][0]["data"]
-    return infer(server, request, binary)
+    return infer(server, request, binary=binary)
 
 
 JSON_FORMS: dict[str, Callable[[str], bytes]] = {
@@ -126,13 +126,18 @@ PART_HEADS = (
 WAYS: dict[str, Way] = {
     "text/plain": lambda server, text: post(server, text.encode(), TEXT),
     "text/html": lambda server, text: post(server, text.encode(), {"content-type": "Text/HTML; charset=UTF-8"}),
-    "address parameters": lambda server, text: _single(
+    "SageMaker's path, and address parameters": lambda server, text: _single(
         requests.post(
-            f"{server.project.inference}/models/sentiment/invoke",
-            params={"text": "early", "body": "early"},
+            f"{server.project.inference}/invocations",
+            params={"text": "early", "model_name": "sentiment", "body": "early"},
             data=text.encode(),
             headers=TEXT,
             timeout=60,
+        ).json()
+    ),
+    "KServe's path": lambda server, text: _single(
+        requests.post(
+            f"{server.project.inference}/v1/models/sentiment:predict", json={"instances": [text]}, timeout=60
         ).json()
     ),
     "client": lambda server, text: json.loads(sentiment(server, "predict", "--json", "--", text).stdout),
@@ -160,7 +165,7 @@ WAYS: dict[str, Way] = {
     },
     "tensor": lambda server, text: infer(server, tensor(text)),
     "tensor, nested": lambda server, text: infer(server, tensor(text, shape=[1, 1], data=[[text]])),
-    "tensor, named as a form": lambda server, text: infer(server, tensor(text), **FORM),
+    "tensor, named as a form": lambda server, text: infer(server, tensor(text), FORM),
     "binary tensor": binary_tensor,
     "file": lambda server, text: multipart(server, "data", ("tweet.txt", text.encode())),
     **{
@@ -250,6 +255,34 @@ AMBIGUOUS: dict[str, tuple[bytes, dict[str, str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
+    """A server without the door, as where there is no HAProxy: TorchServe's Java decodes forms."""
+    project = Project(tmp_path_factory.mktemp("direct"), mar)
+    command = [sys.executable, "-m", "server", "--config", str(project.config), "--direct"]
+    with serving(project, command, OMP_NUM_THREADS="1") as running:
+        yield running
+
+
+FORM_WAYS = [
+    way for way in WAYS if way.startswith(("form t", "form d", "form b", "multipart t", "multipart d", "file"))
+]
+
+
+def test_without_the_door_forms_have_the_same_answer(direct: Server, served: TextClassifier) -> None:
+    for text in TEXTS.values():
+        expected = dict(zip(served.labels, map(float, served.predict([text.lstrip(MARK)])[0]), strict=True))
+        for way in FORM_WAYS:
+            assert WAYS[way](direct, text)["scores"] == pytest.approx(expected, abs=1e-5), way
+
+
+def test_without_the_door_a_broken_form_is_not_logged(direct: Server) -> None:
+    response = requests.post(direct.project.predictions, data="text=100% zebrafinch", headers=FORM, timeout=60)
+    assert response.json()["type"] == "ErrorDataDecoderException"
+    direct.wait_for("ErrorDataDecoderException at io.netty")
+    assert "zebrafinch" not in direct.log
+
+
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_what_could_mean_two_texts_is_refused(server: Server, name: str) -> None:
     body, headers = AMBIGUOUS[name]
@@ -269,7 +302,7 @@ def test_grpc_with_two_texts_is_refused(server: Server) -> None:
     assert (error["code"], error["type"]) == (400, "WrongShapeError")
 
 
-@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations", "/models/sentiment/invoke"])
+@pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations"])
 def test_an_address_parameter_is_no_text(server: Server, path: str) -> None:
     query = {"model_name": "sentiment", "text": "early", "data": "early"}
     response = requests.post(server.project.inference + path, params=query, timeout=60)

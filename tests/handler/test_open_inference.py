@@ -287,7 +287,7 @@ def answer(rows: list[tuple[bytes, dict[str, str]]], classifier: TextClassifier)
     limits = Limits()
     jobs = batch.read([({"body": body}, headers) for body, headers in rows], limits)
     batch.infer(jobs, classifier, limits)
-    return batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {}), limits)
+    return batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {"notes": "Of tests."}), limits)
 
 
 def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: TextClassifier) -> None:
@@ -342,7 +342,7 @@ def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: T
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "scores", "datatype": "FP32", "shape": [-1, 3]},
         ],
-        "properties": {"labels": '["negative", "neutral", "positive"]'},
+        "properties": {"labels": '["negative", "neutral", "positive"]', "notes": "Of tests."},
     }
 
 

@@ -9,7 +9,7 @@ def test_the_documentation_asks_this_server(context: BrowserContext) -> None:
     page = context.new_page()
     page.goto("/")
     page.get_by_role("link", name="API documentation").click()
-    operation = page.locator("#operations-default-predict")
+    operation = page.locator(".opblock", has=page.get_by_text("/predictions/sentiment", exact=True))
     operation.get_by_role("button").first.click()
     operation.locator("textarea").fill("Thank you for the great flight!")
     operation.get_by_role("button", name="Execute").click()

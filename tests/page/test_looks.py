@@ -61,7 +61,7 @@ def classify(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     expect(page.locator("#why-words")).to_be_visible()
     page.get_by_text("All tokens that the model reads").click()
-    page.get_by_text("About this model").click()
+    page.locator("#card summary").click()
 
 
 def classify_many(page: Page) -> None:

@@ -191,7 +191,7 @@ def test_a_later_text_wins(page: Page) -> None:
 
 
 def test_the_card_is_the_servers(page: Page) -> None:
-    page.get_by_text("About this model").click()
+    page.locator("#card summary").click()
     facts = page.locator("#facts").inner_text()
     assert "sentiment" in facts
     assert "negative, neutral, positive" in facts

@@ -1,0 +1,55 @@
+"""`python -m tests.page.picture`: makes the README's picture of the page, door/page.png, anew."""
+
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from tests.e2e.server_process import Project, serving
+from tests.page.conftest import chromium
+from tests.paths import MODEL, ROOT
+from training.archive import archive
+
+PICTURE = ROOT / "door" / "page.png"
+TEXT = "@JetAway lovely crew, but TWO hours late and noooo word from anyone"
+SIZE = {"width": 900, "height": 1_200}
+SCALE = 1.5
+COLOURS = 64
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive(MODEL, folder / "sentiment.mar", "1.0", "int8")
+        (folder / "server").mkdir()
+        with serving(Project(folder / "server", folder / "sentiment.mar"), OMP_NUM_THREADS="1") as server:
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+                page = browser.new_page(base_url=server.project.inference, device_scale_factor=SCALE)
+                picture = taken(page)
+                browser.close()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(PICTURE, optimize=True)
+    print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1_000:.0f} kB")
+
+
+def taken(page: Page) -> bytes:
+    """The page with an answer, down to the words that decided."""
+    page.set_viewport_size({"width": SIZE["width"], "height": SIZE["height"]})
+    page.goto("/")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    for _ in range(3):  # the first answers take longest, and the time is in the picture
+        page.get_by_role("button", name="Classify", exact=True).click()
+        page.locator("#why-words").wait_for()
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # the bars grow
+    sides = page.locator("#sides").bounding_box()
+    assert sides is not None
+    height = sides["y"] + sides["height"] + 20
+    return page.screenshot(clip={"x": 0, "y": 0, "width": SIZE["width"], "height": height})
+
+
+if __name__ == "__main__":
+    main()
