@@ -1,6 +1,7 @@
 """The door before a server that does what a test says, with each HAProxy that is there."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -80,11 +81,14 @@ class Door:
         return codes
 
     def _wait(self) -> None:
+        large = self.variables["LARGE_DOOR"].removeprefix("unix@")
         while True:
             try:
                 self.connect().close()
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(large)
                 return
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 assert all(process.poll() is None for process in self._processes), self.output
                 time.sleep(0.02)
 
