@@ -30,7 +30,7 @@ COPY config.properties metrics.yaml ./
 # user owns no file, so every file must be readable for all, whatever the umask of the checkout.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
-        -e 's#-Xmx512m#-XX:MaxRAMPercentage=25#' config.properties \
+        -e 's#-Xmx256m#-XX:MaxRAMPercentage=25#' config.properties \
     && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 3 \
     && chmod -R a+rX config.properties metrics.yaml door handler model_store server
 
