@@ -164,13 +164,6 @@ def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
     assert made.returncode != 0
 
 
-def test_java_has_a_quarter_of_the_memory(container: str) -> None:
-    code = "import pathlib; print([each.read_text() for each in pathlib.Path('/proc').glob('[0-9]*/cmdline')])"
-    command = engine("exec", container, "python", "-c", code)
-    assert "org.pytorch.serve.ModelServer" in command
-    assert "-XX:MaxRAMPercentage=25" in command
-
-
 def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:
     for program in ("pip", "gcc", "cc"):
         found = subprocess.run(
