@@ -26,12 +26,11 @@ COPY server/ server/
 COPY door/ door/
 COPY config.properties metrics.yaml ./
 # Predictions are for every client, and metrics for the collector. Management and gRPC stay on the container's loopback
-# interface. Java's heap is a quarter of the container's memory; its buffers may take as much again. The container's
-# user owns no file, so every file must be readable for all, whatever the umask of the checkout.
+# interface. The container's user owns no file, so every file must be readable for all, whatever the umask of the
+# checkout.
 RUN sed -i -E \
-        -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
-        -e 's#-Xmx512m#-XX:MaxRAMPercentage=25#' config.properties \
-    && test "$(grep -cE '0\.0\.0\.0|MaxRAMPercentage' config.properties)" = 3 \
+        -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' config.properties \
+    && test "$(grep -cF 'http://0.0.0.0:' config.properties)" = 2 \
     && chmod -R a+rX config.properties metrics.yaml door handler model_store server
 
 FROM ${BASE}

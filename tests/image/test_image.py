@@ -131,7 +131,8 @@ def test_run_alone_gives_the_pages(plain: str, path: str) -> None:
 
 def test_the_health_check_succeeds(plain: str) -> None:
     [described] = json.loads(engine("image", "inspect", IMAGE))
-    kind, *command = described["Config"]["Healthcheck"]["Test"]
+    check = described.get("Healthcheck") or described["Config"]["Healthcheck"]  # podman's place, docker's place
+    kind, *command = check["Test"]
     assert kind == "CMD"
     engine("exec", plain, *command)
     assert requests.get(url(plain, "/ready"), timeout=60).status_code == 200
@@ -161,13 +162,6 @@ def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
     assert "NoNewPrivs:\t1" in status
     made = subprocess.run([ENGINE, "exec", container, "touch", "/app/here"], capture_output=True, check=False)
     assert made.returncode != 0
-
-
-def test_java_has_a_quarter_of_the_memory(container: str) -> None:
-    code = "import pathlib; print([each.read_text() for each in pathlib.Path('/proc').glob('[0-9]*/cmdline')])"
-    command = engine("exec", container, "python", "-c", code)
-    assert "org.pytorch.serve.ModelServer" in command
-    assert "-XX:MaxRAMPercentage=25" in command
 
 
 def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:

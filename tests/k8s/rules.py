@@ -393,10 +393,11 @@ _FACTORS = {None: Decimal(1), "m": Decimal("0.001")}
 _FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T"), start=1)}
 _FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)}
 
-# Measured (benchmarks/README.md, k8s/README.md), in MB.
-WORKER_MB = 240
+# Measured (k8s/README.md has the table), in MB.
+WORKER_MB = 420
 JAVA_BESIDE_HEAP_MB = 130
-SERVER_MB = 30
+SERVER_MB = 45
+DOOR_MB = 155
 
 
 def quantity(text: object) -> Decimal:
@@ -439,17 +440,16 @@ def _resources(spec: Manifest) -> Iterator[str]:
                 yield f"{container['name']}: asks for more {name} than its limit"
         if quantity(limits.get("ephemeral-storage", 0)) < storage:
             yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
-        memory = quantity(limits.get("memory", 0))
-        if memory < _memory(memory, quantity(limits.get("cpu", 0))):
+        if quantity(limits.get("memory", 0)) < _memory(quantity(limits.get("cpu", 0))):
             yield f"{container['name']}: less memory than its processes may take"
 
 
-def _memory(limit: Decimal, cores: Decimal) -> Decimal:
-    """What a pod with that limit takes in bytes with everything full at once: Java's heap, as much again in buffers
-    (Java's own bound for them), and a worker for each core, with its longest batch."""
-    [percentage] = re.findall(r"MaxRAMPercentage=(\d+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
-    processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB
-    return 2 * limit * int(percentage) / 100 + processes * quantity("1M")
+def _memory(cores: Decimal) -> Decimal:
+    """What a pod takes in bytes with everything full at once: Java's heap, as much again in buffers (Java's own bound
+    for them), a worker for each core, with its longest batch, and the door with all its places taken."""
+    [heap] = re.findall(r"-Xmx(\d+)m", (ROOT / "config.properties").read_text(encoding="utf-8"))
+    processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB + DOOR_MB
+    return 2 * int(heap) * quantity("1Mi") + processes * quantity("1M")
 
 
 def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
