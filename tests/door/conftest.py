@@ -21,7 +21,7 @@ from tests.paths import ROOT
 FOLDER = ROOT / "door"
 WHEEL = haproxy()
 DISTRIBUTION = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-PROGRAMS = [program for program in (WHEEL, DISTRIBUTION) if program]
+PROGRAMS = sorted({program for program in (WHEEL, DISTRIBUTION) if program})
 
 
 class Door:
@@ -59,10 +59,10 @@ class Door:
             for file in ("large.cfg", "haproxy.cfg")
         ]
         self.large, self.front = (psutil.Process(process.pid) for process in self._processes)
-        self._wait()
+        self._wait(folder / "large")
 
-    def connect(self, sent: bytes = b"", receive_bytes: int | None = None) -> Client:
-        return Client(self.port, sent, receive_bytes)
+    def connect(self, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1") -> Client:
+        return Client(self.port, sent, receive_bytes, source)
 
     @property
     def output(self) -> str:
@@ -80,13 +80,13 @@ class Door:
         self._output.close()
         return codes
 
-    def _wait(self) -> None:
-        large = self.variables["LARGE_DOOR"].removeprefix("unix@")
+    def _wait(self, large: Path) -> None:
+        """Until both listen."""
         while True:
             try:
-                self.connect().close()
                 with socket.socket(socket.AF_UNIX) as probe:
-                    probe.connect(large)
+                    probe.connect(str(large))
+                self.connect().close()
                 return
             except (ConnectionRefusedError, FileNotFoundError):
                 assert all(process.poll() is None for process in self._processes), self.output

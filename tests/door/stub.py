@@ -119,16 +119,20 @@ class _Handler(BaseHTTPRequestHandler):
 class Client:
     """A connection that sends what it is told to."""
 
-    def __init__(self, port: int, sent: bytes = b"", receive_bytes: int | None = None) -> None:
+    def __init__(
+        self, port: int, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1"
+    ) -> None:
         """
         Args:
             receive_bytes: how much the kernel keeps of what is not read.
+            source: the client's own address.
         """
         self.socket = socket.socket()
         self.socket.settimeout(TIMEOUT_S)
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         try:
+            self.socket.bind((source, 0))
             self.socket.connect(("127.0.0.1", port))
         except OSError:
             self.socket.close()
@@ -162,7 +166,10 @@ class Client:
 
     def is_closed(self) -> bool:
         """Whether the door ends the connection, and says nothing more."""
-        return self._file.read(1) == b""
+        try:
+            return self._file.read(1) == b""
+        except ConnectionResetError:
+            return True
 
     def close(self) -> None:
         self._file.close()

@@ -1,9 +1,9 @@
 """What one request can do to others: whatever TorchServe's HTTP and gRPC protocols let a client send, the workers live
 and the neighbours get their own answers."""
 
+import contextlib
 import json
 import shutil
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from handler.classifier import TextClassifier
 from handler.limits import Limits
+from tests.door.stub import Client, request
 from tests.e2e import grpc_calls
 from tests.e2e.server_process import BATCH, Server
 from tests.paths import MODEL
@@ -111,17 +112,14 @@ def test_grpc_describes_the_model(server: Server, served: TextClassifier) -> Non
 
 PATHS = (
     "/predictions/sentiment",
-    "/predictions/sentiment/1.0/any/path",
+    "/predictions/sentiment/1.0",
+    "/predictions/sentiment?text=early&body=early",
     "/explanations/sentiment",
     "/v1/models/sentiment:predict",
     "/v1/models/sentiment:explain",
-    "/v2/models/sentiment/infer",
     "/invocations?model_name=sentiment",
-    "/models/sentiment/invoke?text=early&body=early",
-    "/sentiment/predict",
-    "/sentiment/1.0/predict",
 )
-"""Everywhere that TorchServe hands a body to a model."""
+"""Everywhere that the door takes a body for a model, in the API's own forms."""
 
 OTHER_PATHS = (
     "/",
@@ -129,9 +127,18 @@ OTHER_PATHS = (
     "/ping",
     "/api-description",
     "/predictions",
+    "/predictions/sentiment/1.0/any/path",
+    "/predictions/%00",
+    "/predictions/none",
+    "/explanations/sentiment/2.0",
     "/v1/models/:predict",
+    "/v2/models/sentiment/infer",
+    "/v2/models/none/infer",
     "/wfpredict/x",
+    "/invocations",
+    "/models/sentiment/invoke?text=early&body=early",
     "/models/%00",
+    "/sentiment/predict",
 )
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "ANY")
 
@@ -142,10 +149,20 @@ def test_every_method_and_address_has_an_answer_and_hurts_nobody(server: Server)
             for method in METHODS:
                 url = server.project.inference + path
                 response = session.request(method, url, data=b'["late"]', headers=JSON, timeout=30)
-                assert response.status_code in (200, 400, 404, 405), (method, path, response.text)
-                if path in PATHS and method == "POST":
+                if path in PATHS and method in ("POST", "PUT"):
                     [prediction] = response.json()
                     assert prediction["label"] == "negative", path
+                    continue
+                assert response.status_code in (400, 404, 405), (method, path, response.text)
+                if method != "HEAD":
+                    assert_contract(response)
+
+
+def assert_contract(response: requests.Response) -> None:
+    """An error has one of the API's two forms."""
+    error = response.json()
+    assert set(error) in ({"code", "type", "message"}, {"error"}), error
+    assert error.get("code", response.status_code) == response.status_code
 
 
 HEADERS = {
@@ -182,29 +199,35 @@ def test_no_header_of_a_client_changes_an_answer(server: Server, model: str) -> 
             assert set(reply.json()) == set(expected), headers
 
 
-def test_http_without_a_header_is_answered(server: Server) -> None:
-    """It is told from gRPC, whose replies have a header with which an HTTP reply never ends."""
-    address = urlsplit(server.project.inference)
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_a_body_over_the_limit_is_refused_with_the_limit(server: Server, chunked: bool) -> None:
+    """The length of chunks is known when it is too much: then TorchServe answers, and the door gives the reason."""
+    body = b"x" * 8_000_000
+    data = (body[start : start + 100_000] for start in range(0, len(body), 100_000)) if chunked else body
     with unharmed(server):
-        for request in (
-            b"GET /models/sentiment/invoke HTTP/1.0\r\n\r\n",
-            b"GET /invocations?model_name=sentiment HTTP/1.0\r\n\r\n",
-        ):
-            with socket.create_connection((address.hostname, address.port), 30) as connection:
-                connection.settimeout(30)
-                connection.sendall(request)
-                reply = b""
-                while not reply.endswith(b"}"):  # TorchServe resets the connection after it
-                    reply += connection.recv(65_536)
-            assert reply.startswith(b"HTTP/1.1 400 "), reply
-            assert b"BlankTextError" in reply
-            assert b"ts_stream_next" not in reply
+        response = requests.post(server.project.predictions, data=data, headers=TEXT, timeout=60)
+        assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
+        assert "2,500,000 bytes" in response.json()["message"]
 
 
-def test_the_inference_address_does_not_describe_the_model(server: Server) -> None:
-    url = f"{server.project.inference}/models/sentiment/invoke"
-    response = requests.post(url, headers=FORM | {"describe": "True"}, timeout=30)
-    assert (response.status_code, response.json()["type"]) == (400, "WrongShapeError")
+def test_pipelined_requests_have_their_own_answers(server: Server) -> None:
+    """TorchServe itself mixes them up."""
+    texts = [f"{number} hours late" for number in range(40)]
+    expected = [ask(server, text).json() for text in texts]
+    sent = b"".join(request(text.encode(), headers="Content-Type: text/plain\r\n") for text in texts)
+    with unharmed(server), Client(urlsplit(server.project.inference).port or 0, sent) as client:
+        assert [json.loads(client.reply().body) for _ in texts] == expected
+
+
+def test_half_of_a_body_holds_up_nobody(server: Server) -> None:
+    """As many large bodies as the door takes, and hundreds of small ones: nothing of them reaches Java."""
+    port = urlsplit(server.project.inference).port or 0
+    large, small = request(b"x" * 2_400_000)[:-1], request(b"x" * 10_000)[:-1]
+    with contextlib.ExitStack() as stack, unharmed(server):
+        clients = [stack.enter_context(Client(port, sent)) for sent in [large] * 30 + [small] * 500]
+        for _ in range(20):
+            assert ask(server, NEIGHBOUR).json()["label"] == "positive"
+        assert {client.reply().status for client in clients} == {408}
 
 
 def write_model(folder: Path, labels: list[str]) -> None:
