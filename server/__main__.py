@@ -27,10 +27,11 @@ grace after Ctrl-C, as a person waits."""
 POLL_S = 0.1
 LEFTOVERS_S = 1
 """How often unpacked archives that nobody uses are looked for."""
-DIRECT = f"""\
-TorchServe serves directly, without HAProxy before it. There are no page, no /docs, no /ready, no Open Inference
-Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Keep it from
-networks. {HOW_TO_GET_IT}"""
+DIRECT = (
+    "TorchServe serves directly, without HAProxy before it: there are no page, no /docs, no /ready, no Open Inference "
+    "Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Keep it from "
+    f"networks. {HOW_TO_GET_IT}"
+)
 REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
 """The handler's limit for what TorchServe reads from a worker at once."""
 
@@ -101,7 +102,7 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
     key_hashes = keys.hashes(os.environ)
     if program is None and key_hashes is not None:
         raise ConfigurationError(
-            f"{keys.VARIABLE} is set, and without HAProxy nobody would ask for keys. {HOW_TO_GET_IT}"
+            f"{keys.VARIABLE} is set, but without HAProxy no key would be asked for. {HOW_TO_GET_IT}"
         )
     with contextlib.ExitStack() as ends:
         # Those who ask while TorchServe starts wait until the door accepts them.

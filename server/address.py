@@ -38,6 +38,16 @@ class Address:
         """As HAProxy's configuration has it; TorchServe takes IPv4 addresses alone, too."""
         return f"ipv4@{self.host}:{self.port}"
 
+    def bound(self) -> socket.socket:
+        """A socket at the address.
+
+        Raises:
+            OSError: the address is in use, or cannot be used.
+        """
+        opened = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return _bound(opened, (self.host, self.port))
+
     def connection(self, timeout_s: float) -> HTTPConnection:
         """A connection to the address, not yet opened."""
         return HTTPConnection(self.reachable_host, self.port, timeout=timeout_s)
@@ -59,6 +69,14 @@ class SocketAddress:
         """As HAProxy's configuration has it."""
         return f"unix@{self.path}"
 
+    def bound(self) -> socket.socket:
+        """A socket at the path.
+
+        Raises:
+            OSError: there is something at the path, or it cannot be used.
+        """
+        return _bound(socket.socket(socket.AF_UNIX), str(self.path))
+
     def connection(self, timeout_s: float) -> HTTPConnection:
         """A connection to the socket, not yet opened."""
         return _SocketConnection(self.path, timeout_s)
@@ -73,6 +91,15 @@ class _SocketConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _bound(opened: socket.socket, address: tuple[str, int] | str) -> socket.socket:
+    try:
+        opened.bind(address)
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 Endpoint = Address | SocketAddress

@@ -19,7 +19,7 @@ class AnswerError(Exception):
         self.status = status
 
 
-ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError)
+ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError, TypeError)
 """What the functions here raise where TorchServe does not answer as it should."""
 
 

@@ -3,9 +3,11 @@
 It is two processes: `door/haproxy.cfg` has the public addresses, `door/large.cfg` the large requests behind them.
 """
 
+import contextlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -197,27 +199,30 @@ class Door:
         large = workspace.address("large")
         self._listeners = listeners
         files = [each.fileno() for each in listeners.sockets]
-        shared = {
-            "TORCHSERVE_INFERENCE": torchserve.inference.for_haproxy,
-            "LARGE_DOOR": large.for_haproxy,
-        }
+        # As the public sockets, it stays while its process starts again.
+        self._large_listener = large.bound()
+        self._large_listener.listen(socket.SOMAXCONN)
+        shared = {"TORCHSERVE_INFERENCE": torchserve.inference.for_haproxy}
         for_front = {
             **{f"PUBLIC_{name}": f"fd@{file}" for name, file in zip(_APIS, files, strict=True)},
             "TORCHSERVE_MANAGEMENT": torchserve.management.for_haproxy,
             "TORCHSERVE_METRICS": torchserve.metrics.for_haproxy,
             "READINESS": readiness.for_haproxy,
             "CONTROL": self._control.for_haproxy,
+            "LARGE_DOOR": large.for_haproxy,
         }
         if key_hashes is not None:
-            file = workspace.path / "keys"
-            file.write_text("".join(f"{each}\n" for each in key_hashes), encoding="ascii")
-            for_front["KEY_HASHES"] = str(file)
-        self._large = Process(program, FOLDER / "large.cfg", shared | swagger_ui.variables(), (), say)
-        try:
+            path = workspace.path / "keys"
+            path.write_text("".join(f"{each}\n" for each in key_hashes), encoding="ascii")
+            for_front["KEY_HASHES"] = str(path)
+        file = self._large_listener.fileno()
+        for_large = {"LARGE_DOOR": f"fd@{file}", **swagger_ui.variables()}
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._large_listener.close)
+            self._large = Process(program, FOLDER / "large.cfg", shared | for_large, [file], say)
+            undo.callback(self._large.stop)
             self._front = Process(program, FOLDER / "haproxy.cfg", shared | for_front, files, say)
-        except BaseException:
-            self._large.stop()
-            raise
+            undo.pop_all()
         self._readiness = Readiness(readiness, torchserve)
 
     @property
@@ -272,6 +277,7 @@ class Door:
         """End the processes, with what they are at; returns when they are gone."""
         self._front.stop()
         self._large.stop()
+        self._large_listener.close()
         self._readiness.close()
 
     def _ask(self, path: str) -> str | None:

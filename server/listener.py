@@ -27,13 +27,9 @@ def bound(address: Address, configuration: Path) -> socket.socket:
     Raises:
         ConfigurationError: the address is in use, or cannot be used.
     """
-    opened = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind((address.host, address.port))
-        return opened
+        return address.bound()
     except OSError as error:
-        opened.close()
         raise ConfigurationError(
             f"Cannot listen on {address.host}:{address.port} ({address.setting} in {configuration.name}): "
             f"{error.strerror}. Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."

@@ -59,10 +59,14 @@ def check_version(version: Mapping[str, Any]) -> None:
     Raises:
         NotReadyError: it has no worker that answers.
     """
-    states = [worker["status"] for worker in version["workers"]]
+    states = _states(version)
     if "READY" not in states:
         found = f"its workers are {', '.join(states)}" if states else "it has no worker"
         raise NotReadyError(f"{version['modelName']} {version['modelVersion']} cannot answer: {found}.")
+
+
+def _states(version: Mapping[str, Any]) -> list[str]:
+    return [worker["status"] for worker in version["workers"]]
 
 
 class Readiness:
@@ -131,6 +135,7 @@ class _Models:
         try:
             path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
             [found] = api.get(self._management, path, ANSWER_S)
+            _states(found)
         except api.AnswerError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 raise UnknownModelError(f"There is no version {version} of a model {name}.") from error
@@ -143,6 +148,8 @@ class _Models:
     def _ask(self) -> None:
         try:
             self._defaults, self._problem = api.defaults(self._management, ANSWER_S), None
+            for version in self._defaults:  # of the form that is expected
+                _states(version)
         except api.ERRORS as error:
             self._problem = _problem(error)
         self._asked_s = time.monotonic()
@@ -191,12 +198,19 @@ class _Answers:
             case ["v2", "health", "ready"]:
                 self._check()
                 return {"ready": True}
-            case ["v2", "models"]:
+            case ["v2", "models", *rest]:
+                return self._model_content(rest)
+        raise UnknownModelError("There is nothing at this address.")
+
+    def _model_content(self, parts: list[str]) -> dict[str, Any]:
+        """As `_content`, for the paths under `/v2/models`."""
+        match parts:
+            case []:
                 return {"models": [version["modelName"] for version in self._models.defaults()]}
-            case ["v2", "models", name, "ready"]:
+            case [name, "ready"]:
                 self._check_model(self._default(name))
                 return {"name": name, "ready": True}
-            case ["v2", "models", name, "versions", version, "ready"]:
+            case [name, "versions", version, "ready"]:
                 self._check_model(self._models.version(name, version))
                 return {"name": name, "version": version, "ready": True}
         raise UnknownModelError("There is nothing at this address.")
@@ -260,6 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _TcpServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
+    request_queue_size = 128
     allow_reuse_address = True
 
     def handle_error(self, request: object, client_address: object) -> None:

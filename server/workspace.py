@@ -25,10 +25,9 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The longest path of a socket: unix(7), `sun_path` without the byte at its end."""
 RANDOM_NAME = "12345678"
 """As `tempfile.mkdtemp` has them."""
-SOCKET_NAME = "/large.1234567.tmp"
-"""The longest name of a socket in the folder, that of the door's second process (`server/door.py`): HAProxy adds its
-process's number while it makes a socket. TorchServe's names for workers are shorter: `.ts.sock.` and a number, which
-counts up from `initial_worker_port`."""
+SOCKET_NAME = "/.ts.sock.1234567"
+"""The longest name of a socket in the folder: a worker's, which TorchServe counts up from `initial_worker_port`. The
+door's is as long while HAProxy makes it: `/door.1234567.tmp`, with the process's number."""
 
 
 class NoWorkspaceError(Exception):

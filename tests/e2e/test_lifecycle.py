@@ -1,5 +1,7 @@
 """Start, stop and restart of the server, as a user does it: no orphan, no lost request, clear errors."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -10,10 +12,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from tests.e2e.server_process import READY, Project, Server, gone, run_module
+from tests.e2e.traffic import wait_until
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -52,6 +56,162 @@ def pending_requests(project: Project) -> int:
     [model] = requests.get(f"{project.management}/models/sentiment", timeout=10).json()
     pending: int = model["jobQueueStatus"]["pendingRequests"]
     return pending
+
+
+class Kept:
+    """A client that sends one request after the other on one connection, until nobody listens any more."""
+
+    def __init__(self, project: Project, pause_s: float) -> None:
+        self._address = project.inference.removeprefix("http://")
+        self._pause_s = pause_s
+        self.right = 0
+        self.told = 0
+        """How often the answer had `Connection: close`."""
+        self.lost: list[str] = []
+        """Requests that were sent and got no right answer."""
+
+    def ask(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        while True:
+            kept = connection.sock is not None
+            try:
+                connection.request("POST", "/predictions/sentiment", b"late again", TEXT)
+                reply = connection.getresponse()
+                reply.read()
+            except ConnectionRefusedError:
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self.lost.append(f"{error!r} on a {'kept' if kept else 'new'} connection")
+                connection.close()
+                continue
+            if reply.status == 200:
+                self.right += 1
+            else:
+                self.lost.append(str(reply.status))
+            self.told += reply.headers["Connection"] == "close"
+            time.sleep(self._pause_s)
+        connection.close()
+
+
+def test_the_end_of_a_pod_resets_no_connection_that_is_in_use(project: Project) -> None:
+    """SIGTERM: whoever asks within the grace is told that the connection closes, and whoever connects is answered or
+    finds nobody. `/ready` says no meanwhile."""
+    server = Server(project)
+    server.wait_for(READY)
+    clients = [Kept(project, pause_s) for pause_s in (0, 0, 0, 0, 0.01, 0.01, 0.3, 0.3, 1, 3)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        running = [pool.submit(client.ask) for client in clients]
+        wait_until(lambda: all(client.right for client in clients), "an answer for each")
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: requests.get(f"{project.inference}/ready", timeout=60).status_code == 503, "not ready")
+        assert post(project, "still here") == 200
+        assert server.wait() == 0
+        for client in running:
+            client.result()
+    assert [client.lost for client in clients] == [[]] * len(clients)
+    assert all(client.told for client in clients)
+    assert "Some requests were not answered." not in server.log
+
+
+def test_a_second_signal_stops_at_once(project: Project) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    processes = server.processes()
+    address, _, port = project.inference.removeprefix("http://").partition(":")
+    with socket.create_connection((address, int(port))) as connection:
+        connection.sendall(b"POST /predictions/sentiment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nlate")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("a second signal stops at once")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "Some requests were not answered." in server.log
+    assert gone(processes)
+
+
+def doors(server: Server) -> list[psutil.Process]:
+    """Its processes: the one behind, then the one that clients connect to."""
+    found = []
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):  # gone since
+            if Path(process.cmdline()[0]).name == "haproxy":
+                found.append(process)
+    return found
+
+
+def test_a_door_that_ends_is_started_again_and_nobody_finds_it_closed(project: Project) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    for number in (0, 1, 0, 1):
+        doors(server)[number].kill()
+        assert post(project, "waits for the next one") == 200
+        assert requests.get(project.inference, timeout=60).status_code == 200, "the page"
+        large = requests.post(project.predictions, data=b"late " * 3_900, headers=TEXT, timeout=60)
+        assert large.status_code == 200, large.text
+    assert server.log.count("starting it again") == 4
+    assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_door_that_ends_again_and_again_ends_the_server(project: Project) -> None:
+    server = Server(project)
+    server.wait_for(READY)
+    processes = server.processes()
+    while server.process.poll() is None:
+        for door in doors(server)[:1]:
+            with contextlib.suppress(psutil.Error):
+                door.kill()
+        time.sleep(0.05)
+    assert server.wait() == 1
+    assert "error: The door ended by itself 5 times within 60 s, the last time with exit code -9" in server.log
+    assert gone(processes)
+
+
+WITHOUT_HAPROXY = """
+import sys
+from server import __main__, door
+door.find_spec = lambda _: None
+sys.exit(__main__.main())
+"""
+"""The server's command where HAProxy came with no package; `PATH` decides whether there is one."""
+
+
+def without_haproxy(project: Project, folder: Path, **environment: str) -> Server:
+    command = [sys.executable, "-c", WITHOUT_HAPROXY, "--config", str(project.config)]
+    return Server(project, command, None, PATH=str(folder), **environment)
+
+
+def test_without_haproxy_torchserve_serves_and_it_is_said_how_to_get_it(project: Project, tmp_path: Path) -> None:
+    server = without_haproxy(project, tmp_path / "empty")
+    server.wait_for(READY)
+    assert "`brew install haproxy` on macOS" in server.log
+    assert "Keep it from networks" in server.log
+    assert post(project, "late again") == 200
+    assert requests.get(f"{project.management}/models", timeout=60).status_code == 200
+    for question in ("ready", "live"):
+        probe = run_module("server.probe", question, "--config", str(project.config))
+        assert probe.returncode == 0, probe.stderr
+    for worker in server.workers():
+        worker.kill()
+    wait_until(lambda: run_module("server.probe", "ready", "--config", str(project.config)).returncode, "not ready")
+    processes = server.processes()
+    assert server.stop() == 0
+    assert gone(processes)
+
+
+def test_keys_without_haproxy_are_an_error(project: Project, tmp_path: Path) -> None:
+    """They must not be ignored."""
+    (tmp_path / "keys").write_text("k" * 32)
+    server = without_haproxy(project, tmp_path / "empty", SENTIMENT_KEY_FILE=str(tmp_path / "keys"))
+    assert server.wait() == 1
+    assert "error: SENTIMENT_KEY_FILE is set, but without HAProxy no key would be asked for" in server.log
+
+
+def test_a_haproxy_that_is_too_old_is_a_clear_error(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "haproxy").write_text("#!/bin/sh\necho HAProxy version 2.4.22\n")
+    (tmp_path / "haproxy").chmod(0o755)
+    server = without_haproxy(project, tmp_path)
+    assert server.wait() == 1
+    assert f"error: {tmp_path}/haproxy is no HAProxy that can be used (it says 'HAProxy version 2.4.22')" in server.log
+    assert "HAProxy 2.6 or newer is needed" in server.log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

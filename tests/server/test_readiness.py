@@ -1,0 +1,260 @@
+"""What is said of readiness where TorchServe answers, errs, hangs or is not there."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from server import NAME, VERSION, readiness
+from server.address import Address, Endpoint, Endpoints
+from server.readiness import Readiness
+from server.workspace import Workspace
+from tests.paths import ROOT
+
+
+class TorchServe:
+    """Answers as TorchServe does. It notes what it was asked."""
+
+    def __init__(self, address: Endpoint) -> None:
+        self.answers: dict[str, Any] = {"/ping": {"status": "Healthy"}}
+        self.hangs = threading.Event()
+        self.asked: list[str] = []
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                stand_in.asked.append(self.path)
+                while stand_in.hangs.wait(0) and not stand_in.ended.wait(0.05):
+                    pass
+                found = stand_in.answers.get(self.path)
+                body = json.dumps(found).encode() if not isinstance(found, bytes) else found
+                self.send_response(404 if found is None else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.ended = threading.Event()
+        self._server = readiness._server(address, Handler)  # type: ignore[arg-type]
+        threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
+
+    def register(self, name: str, *states: str, version: str = "1.0") -> None:
+        names = [model["modelName"] for model in self.answers.get("/models", {"models": []})["models"]]
+        self.answers["/models"] = {"models": [{"modelName": each} for each in {*names, name}]}
+        described = {"modelName": name, "modelVersion": version, "workers": [{"status": state} for state in states]}
+        self.answers[f"/models/{name}"] = self.answers[f"/models/{name}/{version}"] = [described]
+
+    def close(self) -> None:
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(params=[True, False], ids=["sockets", "ports"])
+def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
+    opened = Workspace({"TMPDIR": "/tmp"}, 0)
+    opened.has_sockets = request.param
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def addresses(workspace: Workspace) -> Endpoints:
+    one = workspace.address("torchserve")
+    return Endpoints(one, one, one)
+
+
+@pytest.fixture
+def torchserve(addresses: Endpoints) -> Iterator[TorchServe]:
+    opened = TorchServe(addresses.management)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def address(workspace: Workspace) -> Endpoint:
+    return workspace.address("ready")
+
+
+@pytest.fixture
+def ready(address: Endpoint, addresses: Endpoints, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readiness]:
+    monkeypatch.setattr(readiness, "FRESH_S", 0)
+    opened = Readiness(address, addresses)
+    yield opened
+    opened.close()
+
+
+def ask(address: Endpoint, path: str, method: str = "GET") -> tuple[int, Any]:
+    connection = address.connection(60)
+    connection.request(method, path)
+    reply = connection.getresponse()
+    body = reply.read()
+    connection.close()
+    return reply.status, json.loads(body) if body else None
+
+
+@pytest.mark.usefixtures("ready")
+def test_ready_means_that_every_models_default_version_has_a_worker(address: Endpoint, torchserve: TorchServe) -> None:
+    torchserve.answers["/models"] = {"models": []}
+    error = {"code": 503, "type": "NotReadyError", "message": "No model is registered."}
+    assert ask(address, "/ready") == (503, error)
+    torchserve.register("a", "READY", "UNLOADING")
+    assert ask(address, "/ready") == (200, {"status": "Ready"})
+    assert ask(address, "/ready", "HEAD") == (200, None)
+    assert ask(address, "/ready?verbose=1") == (200, {"status": "Ready"})
+    assert ask(address, "/v2/health/ready") == (200, {"ready": True})
+    assert ask(address, "/v2/models/a/ready") == (200, {"name": "a", "ready": True})
+    torchserve.register("b", "UNLOADING")
+    message = "b 1.0 cannot answer: its workers are UNLOADING."
+    assert ask(address, "/ready") == (503, error | {"message": message})
+    assert ask(address, "/v2/health/ready") == (503, {"error": message})
+    assert ask(address, "/v2/models/a/ready")[0] == 200
+    assert ask(address, "/v2/models/b/ready") == (503, {"error": message})
+    torchserve.register("b")
+    assert ask(address, "/v2/models/b/ready") == (503, {"error": "b 1.0 cannot answer: it has no worker."})
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_version_is_asked_for_by_itself(address: Endpoint, torchserve: TorchServe) -> None:
+    torchserve.register("a", "READY")
+    torchserve.answers["/models/a/2.0"] = [{"modelName": "a", "modelVersion": "2.0", "workers": []}]
+    assert ask(address, "/v2/models/a/versions/1.0/ready") == (200, {"name": "a", "version": "1.0", "ready": True})
+    assert ask(address, "/v2/models/a/versions/2.0/ready")[0] == 503
+    unknown = {"error": "There is no version 3.0 of a model a."}
+    assert ask(address, "/v2/models/a/versions/3.0/ready") == (404, unknown)
+    assert ask(address, "/v2/models/c/ready") == (404, {"error": "There is no model c."})
+
+
+@pytest.mark.usefixtures("ready")
+def test_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: TorchServe) -> None:
+    torchserve.register("a b")
+    torchserve.answers["/models/a%20b"] = torchserve.answers["/models/a%20b/1.0"] = [
+        {"modelName": "a b", "modelVersion": "1.0", "workers": [{"status": "READY"}]}
+    ]
+    assert ask(address, "/v2/models/a%20b/ready") == (200, {"name": "a b", "ready": True})
+    assert ask(address, "/v2/models/a%20b/versions/1%2e0/ready")[0] == 200
+    assert ask(address, "/v2/models/..%2fx/versions/%0d%0a/ready")[0] == 404
+    assert "/models/..%2Fx/%0D%0A" in torchserve.asked, "one path, and no header of its own"
+
+
+@pytest.mark.usefixtures("ready")
+def test_the_server_describes_itself(address: Endpoint) -> None:
+    assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    described = {"name": NAME, "version": VERSION, "extensions": ["binary_tensor_data"]}
+    assert ask(address, "/v2") == (200, described)
+
+
+@pytest.mark.usefixtures("ready")
+def test_live_is_what_torchserve_says_of_itself(address: Endpoint, torchserve: TorchServe) -> None:
+    assert ask(address, "/v2/health/live") == (200, {"live": True})
+    del torchserve.answers["/ping"]
+    status, content = ask(address, "/v2/health/live")
+    assert (status, list(content)) == (503, ["error"])
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_torchserve_that_is_not_there_is_an_error(address: Endpoint) -> None:
+    for path in (
+        "/ready",
+        "/v2/health/ready",
+        "/v2/health/live",
+        "/v2/models/a/ready",
+        "/v2/models/a/versions/1/ready",
+    ):
+        status, content = ask(address, path)
+        assert status == 503
+        assert "does not answer" in content["message" if path == "/ready" else "error"]
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    "models", [b"<html>", {"models": None}, [], {"models": [{}]}, {"models": [{"modelName": "a"}]}]
+)
+def test_an_answer_that_is_none_is_an_error(address: Endpoint, torchserve: TorchServe, models: Any) -> None:
+    torchserve.answers["/models"] = models
+    torchserve.answers["/models/a"] = [{"modelName": "a"}]
+    status, content = ask(address, "/ready")
+    assert status == 503
+    assert content["type"] == "NotReadyError"
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_torchserve_that_hangs_is_an_error_for_everybody_soon(
+    address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "ANSWER_S", 0.2)
+    torchserve.register("a", "READY")
+    torchserve.hangs.set()
+    paths = ["/ready", "/v2/health/live", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"] * 4
+    with ThreadPoolExecutor(len(paths)) as pool:
+        for status, content in pool.map(lambda path: ask(address, path), paths):
+            assert status == 503
+            assert "has not answered within" in (content.get("message") or content["error"])
+    torchserve.hangs.clear()
+    assert ask(address, "/ready")[0] == 200
+
+
+def test_many_probes_are_one_question(addresses: Endpoints, address: Endpoint, torchserve: TorchServe) -> None:
+    torchserve.register("a", "READY")
+    opened = Readiness(address, addresses)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: ask(address, "/ready")[0], range(8))) == {200}
+        assert torchserve.asked.count("/models") <= 2, "half a second may have passed"
+    finally:
+        opened.close()
+
+
+def test_it_says_no_while_it_drains(address: Endpoint, torchserve: TorchServe, ready: Readiness) -> None:
+    torchserve.register("a", "READY")
+    ready.drain()
+    for path in ("/ready", "/v2/health/ready", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"):
+        status, content = ask(address, path)
+        assert (status, content.get("message") or content["error"]) == (503, "The server is stopping.")
+    assert ask(address, "/v2/health/live")[0] == 200
+
+
+BROKEN = [
+    b"",
+    b"GET",
+    b"\r\n\r\n",
+    b"\0" * 100,
+    b"GET /ready HTTP/9\r\n\r\n",
+    b"X" * 100_000,
+    b"POST /ready HTTP/1.1\r\n\r\n",
+]
+
+
+@pytest.mark.usefixtures("ready")
+def test_slow_and_broken_requests_hold_nobody_up(
+    address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torchserve.register("a", "READY")
+    held = []
+    for content in BROKEN:
+        connection = open_connection(address)
+        held.append(connection)
+        connection.sendall(content)
+        assert ask(address, "/ready")[0] == 200
+    for connection in held:
+        connection.close()
+    for content in BROKEN:
+        connection = open_connection(address)
+        connection.sendall(content)
+        connection.close()
+    assert ask(address, "/ready")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def open_connection(address: Endpoint) -> socket.socket:
+    if isinstance(address, Address):
+        return socket.create_connection((address.host, address.port))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(address.path))
+    return connection
