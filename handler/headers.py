@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
 
 from handler.errors import ContentEncodingError, NotUtf8Error, WrongShapeError
 
@@ -64,15 +65,7 @@ def content_type(headers: Mapping[str, object]) -> ContentType:
     value = only(headers, CLIENT_CONTENT_TYPE)
     if value is None:
         value = only(headers, "content-type") or ""
-    message = Message()
-    message["content-type"] = value
-    try:
-        charset, boundary = _parameter(message, "charset").lower(), _parameter(message, "boundary")
-    except ValueError as error:  # a parameter's number (RFC 2231) of thousands of digits
-        raise WrongShapeError("The Content-Type cannot be read. Expected a media type and its parameters.") from error
-    check_charset(charset)
-    # `Message.get_content_type` would make `text/plain` of an invalid type.
-    return ContentType(_media_type(value), charset, boundary)
+    return _parsed(value)
 
 
 def check_charset(charset: str) -> None:
@@ -88,6 +81,19 @@ def check_encoding(headers: Mapping[str, object]) -> None:
         raise ContentEncodingError(
             f"Content-Encoding {encoding[:40]!a} is not decoded. Expected a body that is not compressed."
         )
+
+
+@lru_cache(maxsize=32)  # most clients send one of few values; a header has at most 8 kB
+def _parsed(value: str) -> ContentType:
+    message = Message()
+    message["content-type"] = value
+    try:
+        charset, boundary = _parameter(message, "charset").lower(), _parameter(message, "boundary")
+    except ValueError as error:  # a parameter's number (RFC 2231) of thousands of digits
+        raise WrongShapeError("The Content-Type cannot be read. Expected a media type and its parameters.") from error
+    check_charset(charset)
+    # `Message.get_content_type` would make `text/plain` of an invalid type.
+    return ContentType(_media_type(value), charset, boundary)
 
 
 def _parameter(message: Message, name: str) -> str:

@@ -226,7 +226,7 @@ def _texts(tensor: Mapping[str, object], binary: bytes, max_texts: int) -> tuple
     shape = tensor.get("shape")
     count = _count(shape)
     if count > max_texts:
-        raise TooLargeError(f"The input has {count} texts; at most {max_texts} are read at once.")
+        raise TooLargeError(f"The input has more than {max_texts} texts, the most that are read at once.")
     parameters = _parameters(tensor, "The input")
     if ("data" in tensor) == ("binary_data_size" in parameters):
         raise WrongShapeError(f"The input has both `data` and `binary_data_size`, or neither. {_EXPECTED}")

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
+from handler.errors import RequestError
 from tests.e2e.report import Report, sized
 from tests.e2e.server_process import Server
 from tests.paths import ROOT
@@ -81,3 +82,11 @@ def ask(case: schemathesis.Case[Any], server: Server, answers: Counter[tuple[int
     # Whatever a part of a multipart form holds is a text, so no other type can be refused there.
     is_multipart = case.media_type == "multipart/form-data"
     case.validate_response(response, excluded_checks=[negative_data_rejection] if is_multipart else [])
+
+
+def test_the_description_names_every_error_and_has_no_merge_keys() -> None:
+    """Swagger UI, which shows the description, leaves out what a merge key brings."""
+    description = (ROOT / "handler" / "openapi.yaml").read_text(encoding="utf-8")
+    for error in RequestError.__subclasses__():
+        assert f"`{error.__name__}`" in description, error
+    assert "<<:" not in description

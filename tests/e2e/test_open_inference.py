@@ -1,5 +1,6 @@
 """The Open Inference Protocol over HTTP, with the client that Triton's users have."""
 
+import asyncio
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.e2e.server_process import BATCH, Server
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of gevent, on which the client is built
     import tritonclient.http as triton
+    import tritonclient.http.aio as triton_aio
     from tritonclient.utils import InferenceServerException
 
 TEXTS = ["late again ✈", "Thank you for the great flight!", "\ufeffwhich gate?", "null\x00", '{"text": "late"}']
@@ -93,6 +95,18 @@ def test_many_at_once_by_the_clients_own_concurrency(
         assert_predicted(result, served, [text])
 
 
+def test_many_at_once_with_asyncio(server: Server, served: TextClassifier) -> None:
+    texts = [f"flight {number} was {'late' if number % 2 else 'great'}" for number in range(64)]
+
+    async def ask() -> list[triton.InferResult]:
+        address = urlsplit(server.project.inference).netloc
+        async with triton_aio.InferenceServerClient(address) as client:
+            return await asyncio.gather(*(client.infer("sentiment", [tensor([text])]) for text in texts))
+
+    for text, result in zip(texts, asyncio.run(ask()), strict=True):
+        assert_predicted(result, served, [text])
+
+
 def test_it_shares_batches_with_every_other_request(server: Server, served: TextClassifier) -> None:
     """The model `batched` waits for a full batch."""
     root = server.project.inference
@@ -111,6 +125,7 @@ def test_it_shares_batches_with_every_other_request(server: Server, served: Text
     with ThreadPoolExecutor(BATCH) as pool:
         replies = list(pool.map(lambda each: requests.post(root + each[0], json=each[1], timeout=60), sent))
     assert [reply.status_code for reply in replies] == [200, 400, 400, 200, 200, 200, 200, 400]
+    assert replies[0].json()["model_name"] == "batched"
     [label, scores] = replies[0].json()["outputs"]
     np.testing.assert_allclose([scores["data"]], served.predict(["late"]), rtol=0, atol=1e-5)
     assert replies[2].json() == {"error": replies[2].json()["error"]}
@@ -129,7 +144,7 @@ ERRORS: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
     "an unknown output": (lambda: {"inputs": [tensor(["late"])], "outputs": outputs("x")}, "400", "unknown"),
     "a blank text": (lambda: {"inputs": [tensor(["late", " "])]}, "400", "Item 1 is empty"),
     "a long text": (lambda: {"inputs": [tensor(["a" * 20_001])]}, "413", "20001 characters"),
-    "many texts": (lambda: {"inputs": [tensor(["late"] * 1_001)]}, "413", "1001 texts"),
+    "many texts": (lambda: {"inputs": [tensor(["late"] * 1_001)]}, "413", "more than 1000 texts"),
     "compression": (
         lambda: {"inputs": [tensor(["late"])], "request_compression_algorithm": "gzip"},
         "415",

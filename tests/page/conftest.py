@@ -78,6 +78,6 @@ def watch(context: BrowserContext) -> list[str]:
 def page(context: BrowserContext) -> Page:
     """The page, as it is when it has found the model."""
     opened = context.new_page()
-    opened.goto("/")
+    opened.goto("/?model=sentiment")
     opened.get_by_role("heading", level=1, name="sentiment").wait_for()
     return opened

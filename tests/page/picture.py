@@ -13,10 +13,10 @@ from tests.paths import MODEL, ROOT
 from training.archive import archive
 
 PICTURE = ROOT / "door" / "page.png"
-TEXT = "@JetAway lovely crew, but TWO hours late and noooo word from anyone"
+TEXT = "@JetAway lovely crew, but TWO hours late"
 SIZE = {"width": 900, "height": 1_200}
 SCALE = 1.5
-COLOURS = 64
+COLOURS = 256
 
 
 def main() -> None:
@@ -24,13 +24,15 @@ def main() -> None:
         folder = Path(name)
         archive(MODEL, folder / "sentiment.mar", "1.0", "int8")
         (folder / "server").mkdir()
-        with serving(Project(folder / "server", folder / "sentiment.mar"), OMP_NUM_THREADS="1") as server:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-                page = browser.new_page(base_url=server.project.inference, device_scale_factor=SCALE)
-                picture = taken(page)
-                browser.close()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(PICTURE, optimize=True)
+        project = Project(folder / "server", folder / "sentiment.mar")
+        with serving(project, OMP_NUM_THREADS="1") as server, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            page = browser.new_page(base_url=server.project.inference, device_scale_factor=SCALE)
+            picture = taken(page)
+            browser.close()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
+        PICTURE, optimize=True
+    )
     print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1_000:.0f} kB")
 
 

@@ -25,3 +25,11 @@ def test_the_documentation_is_dark_where_the_person_wants_it(context: BrowserCon
     page.goto("/docs")
     expect(page.locator("html")).to_have_class("dark-mode")
     expect(page.get_by_role("heading", level=1).or_(page.locator("h2.title")).first).to_be_visible()
+
+
+def test_the_documentation_names_the_servers_model(context: BrowserContext) -> None:
+    page = context.new_page()
+    page.route("**/v2/models", lambda route: route.fulfill(json={"models": ["my model"]}))
+    page.goto("/docs")
+    expect(page.locator(".opblock", has_text="/predictions/my%20model")).to_be_visible()
+    expect(page.locator(".opblock", has_text="/v2/models/my%20model/infer")).to_be_visible()

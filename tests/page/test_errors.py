@@ -1,10 +1,17 @@
 """Every error of the API is a sentence on the page, and what may be tried again is tried again."""
 
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+
+from tests.e2e.server_process import Project, Server, serving
+from tests.page.conftest import TIMEOUT_MS, watch
 
 SENTENCES = {
     400: "The server refuses this request.",
@@ -19,6 +26,18 @@ SENTENCES = {
     507: "The server did not get an answer from the model in time. Try again.",
     418: "The server answered with an error (status 418).",
 }
+
+
+KEY = "correct-horse_battery.staple~tilde+plus=="
+
+
+@pytest.fixture
+def server_with_keys(tmp_path: Path, mar: Path) -> Iterator[Server]:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n")
+    file.chmod(0o600)
+    with serving(Project(tmp_path, mar), OMP_NUM_THREADS="1", SENTIMENT_KEY_FILE=str(file)) as running:
+        yield running
 
 
 def classify(page: Page, text: str = "late again") -> None:
@@ -50,8 +69,14 @@ def test_the_servers_own_errors(page: Page) -> None:
 
 def test_a_model_that_is_not_there(context: BrowserContext) -> None:
     page = context.new_page()
-    page.goto("/?model=nothing%2Fhere%20%3Cb%3E")
-    expect(page.get_by_role("heading", level=1)).to_have_text("nothing/here <b>")
+    page.goto("/?model=Call%20this%20number")
+    classify(page)
+    alert(page, "The server has no model of the name in this page's address.")
+    assert page.get_by_text("Call this number").count() == 0, "an address puts no words on the page"
+
+
+def test_a_model_that_has_gone(page: Page) -> None:
+    answer_with(page, 404, '{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: sentiment"}')
     classify(page)
     alert(page, "The server has no such model.")
 
@@ -138,3 +163,46 @@ def test_a_part_of_a_list_that_fails_can_be_tried_again(page: Page) -> None:
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#progress-text")).to_contain_text("300 of 300 texts")
     assert len(asked) == 3
+
+
+def test_a_server_with_keys_is_given_one(browser: Browser, server_with_keys: Server) -> None:
+    context = browser.new_context(base_url=server_with_keys.project.inference)
+    context.set_default_timeout(TIMEOUT_MS)
+    problems = watch(context)
+    page = context.new_page()
+    page.goto("/")
+    dialog = page.get_by_role("dialog", name="This server asks for a key")
+    expect(dialog).to_be_hidden()
+    classify(page)
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    page.keyboard.press("Escape")
+    alert(page, "This server asks for a key. Without it, it does not answer.")
+
+    page.get_by_role("button", name="Try again").click()
+    for wrong, answer in (("two words", "A key has letters"), ("another", "The server does not know this key.")):
+        page.get_by_label("Key", exact=True).fill(wrong)
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_text(answer)).to_be_visible()
+    page.get_by_label("Key", exact=True).fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#why-words")).to_be_visible()
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("heading", level=1)).to_have_text("sentiment")
+
+    assert page.evaluate("[Object.keys(sessionStorage), Object.keys(localStorage)]") == [["key"], []]
+    assert page.evaluate("sessionStorage.getItem('key')") == KEY
+    assert context.cookies() == []
+    assert KEY not in page.content(), "the key is shown nowhere, nor in a command that is copied"
+    command = page.locator("#curls code").first.inner_text()
+    output = subprocess.run(
+        ["bash", "-c", command], env=os.environ | {"SENTIMENT_TOKEN": KEY}, capture_output=True, check=True
+    ).stdout
+    assert json.loads(output)["label"] == page.locator("#verdict").inner_text()
+
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_have_text("sentiment")
+    page.get_by_role("button", name="Forget the key").click()
+    classify(page)
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    context.close()
+    assert problems == []

@@ -50,7 +50,7 @@ def opened(browser: Browser, server: Server, **options: Any) -> Page:
     context = browser.new_context(base_url=server.project.inference, **options)
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
-    page.goto("/")
+    page.goto("/?model=sentiment")
     page.get_by_role("heading", level=1, name="sentiment").wait_for()
     return page
 

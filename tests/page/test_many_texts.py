@@ -185,3 +185,29 @@ def test_a_long_list_goes_in_parts_and_can_be_cancelled(many: Page) -> None:
     assert len(downloaded(many)) == count
     assert max(bodies) <= 16_384, "small requests have places of their own in the door"
     assert len(bodies) == 4 + 3, "what is done is not asked again"
+
+
+def test_the_download_is_of_the_file_that_was_classified(many: Page) -> None:
+    """Another file may be open since, and a column may have a name that the download uses."""
+    open_file(many, "first.csv", b"text,label,id\nlate,mine,7\n")
+    classify_all(many)
+    open_file(many, "second.csv", b"comment\nthank you\n")
+    [row] = downloaded(many)
+    assert (row["text"], row["label"], row["id"]) == ("late", "mine", "7")
+    assert row["predicted label"] in ("negative", "neutral", "positive")
+
+
+def test_no_list_has_answers_of_two_models(many: Page) -> None:
+    many.get_by_label("Texts, one a line").fill("late\nthank you")
+    classify_all(many)
+    many.get_by_label("Model", exact=True).select_option("batched")
+    expect(many.locator("#table-field")).to_be_hidden()
+    many.route("**/predictions/*", lambda _: None)  # never answered
+    many.get_by_role("button", name="Classify all").click()
+    expect(many.locator("#cancel")).to_be_visible()
+    many.get_by_label("Model", exact=True).select_option("sentiment")
+    expect(many.locator("#cancel")).to_be_hidden()
+    assert many.get_by_role("button", name="Continue").count() == 0
+    many.unroute("**/predictions/*")
+    classify_all(many)
+    expect(many.locator("#progress-text")).to_contain_text("by sentiment")
