@@ -105,7 +105,7 @@ def test_a_dead_or_hung_worker_costs_time_and_no_answers(
     faulty: Server, labels: dict[str, str], report: Report, number: signal.Signals, workers: int
 ) -> None:
     killed = number is signal.SIGKILL
-    times = sized(1, 50 if killed else 3)
+    times = sized(1, 50 if killed else 2)
     traffic = Traffic(faulty.project.predictions, labels)
     ended = set()
     retried = retries(faulty)
@@ -430,7 +430,7 @@ def _answers(project: Project) -> bool:
 
 def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, report: Report) -> None:
     """Ever new words, none of which the model knows; the known ones around them decide the label."""
-    url, count = faulty.project.predictions, sized(5_000, 200_000)
+    url, count = faulty.project.predictions, sized(5_000, 100_000)
     numbers = itertools.count()
     wrong: Counter[str] = Counter()
 
