@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from server.address import Address
 from tests.door.conftest import Door
 from tests.door.stub import Reply, Request, request
 
@@ -125,6 +126,19 @@ def test_the_client_says_nothing_of_the_body_to_torchserve(door: Door) -> None:
         assert seen.headers["content-type"] == "application/octet-stream"
         assert seen.headers.get("x-client-content-type") == ("multipart/form-data; boundary=x, y" if named else None)
         assert "x-open-inference" not in seen.headers
+
+
+def test_a_key_stays_in_the_door(door: Door) -> None:
+    for body in (b"late", b"x" * 20_000):
+        with door.connect(request(body, headers="Authorization: Bearer secret\r\n")) as client:
+            assert client.reply().status == 200
+    managed = Address("management_address", "127.0.0.1", door.management_port).connection(60)
+    managed.request("GET", "/models", headers={"Authorization": "Bearer secret"})
+    assert managed.getresponse().status == 200
+    managed.close()
+    assert len(door.stub.requests) == 3
+    for seen in door.stub.requests:
+        assert "authorization" not in seen.headers
 
 
 START = b"POST /predictions/sentiment HTTP/1.1\r\nHost: door\r\n"
