@@ -5,8 +5,8 @@
     ├── NotJsonError          400  the content type says JSON and the body is not
     ├── WrongShapeError       400  none of the API's body forms, or two texts where one is expected
     ├── BlankTextError        400  an empty text, or nothing but white space
-    ├── TooLargeError         413  a text, a list, a request or its reply over its limit
-    ├── ContentEncodingError  415  a compressed body
+    ├── TooLargeError         413  a text, a list, a form, a request or its reply over its limit
+    ├── ContentEncodingError  415  a compressed body, or a form's text in base64 or the like
     ├── OverloadedError       503  the batch is full, or the server is stopping; a retry may succeed
     └── InternalError         500  a defect in this code, for this request alone
 

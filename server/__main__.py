@@ -134,7 +134,7 @@ def run(properties: Properties, server: TorchServe, door: Door | None, drain_tim
             door.start_again()
         if signals.stop.wait(POLL_S):
             return 0
-    say(welcome(properties, quote(server.model_names[0], safe="")))
+    say(welcome(properties, quote(server.model_names[0], safe=""), has_page=door is not None))
     looked_s = time.monotonic()
     while not signals.stop.wait(POLL_S):
         if not server.running:
@@ -186,15 +186,17 @@ def environment(properties: Properties) -> dict[str, str]:
     return variables
 
 
-def welcome(properties: Properties, model: str) -> str:
+def welcome(properties: Properties, model: str, *, has_page: bool) -> str:
     """What a person reads when the server is up.
 
     Args:
         model: the name of one, as it stands in an address.
+        has_page: whether there is a page for browsers.
     """
     url = properties.inference.url()
+    page = f"\n  page        {url}" if has_page else ""
     return f"""
-Ready.
+Ready.{page}
   inference   {url}/predictions/{model}
   management  {properties.management.url()}/models/{model}
   metrics     {properties.metrics.url()}/metrics

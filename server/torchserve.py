@@ -36,6 +36,7 @@ POLL_S = 0.1
 NATIVE_BYTES = 8_000_000
 """What TorchServe puts into its temporary folder beside the archives: native libraries, and some room."""
 
+_WORKERS = {"model_service_worker.py", "parent.py"}
 _APIS = ("inference", "management", "metrics")
 
 
@@ -121,7 +122,7 @@ class TorchServe:
         if missing:
             names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
             raise StartError(f"TorchServe did not register {names}; see its output above.")
-        self._seen |= {worker.pid for worker in self._workers()}
+        self._seen |= self._started()
         if all(map(_all_ready, models)):
             return True
         if len(self._seen) > sum(max(model["minWorkers"], 1) for model in models) + LOAD_RETRIES:
@@ -204,14 +205,14 @@ class TorchServe:
             found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")
         return found
 
-    def _workers(self) -> list[psutil.Process]:
-        """The workers' processes, those of models without an address too."""
-        found = []
+    def _started(self) -> set[int]:
+        """The processes that TorchServe has started as workers; each is one, or its parent (`worker_parent`)."""
+        found = set()
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.pid).children(recursive=True):
+            for process in psutil.Process(self.pid).children():
                 with contextlib.suppress(psutil.Error):
-                    if any("model_service_worker" in argument for argument in process.cmdline()):
-                        found.append(process)
+                    if any(_WORKERS & set(Path(argument).parts[-1:]) for argument in process.cmdline()):
+                        found.add(process.pid)
         return found
 
 

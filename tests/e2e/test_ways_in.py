@@ -135,6 +135,9 @@ WAYS: dict[str, Way] = {
             timeout=60,
         ).json()
     ),
+    "the door's own headers": lambda server, text: post(
+        server, text.encode(), TEXT | {"X-Open-Inference": "infer", "X-Client-Content-Type": "application/json"}
+    ),
     "KServe's path": lambda server, text: _single(
         requests.post(
             f"{server.project.inference}/v1/models/sentiment:predict", json={"instances": [text]}, timeout=60

@@ -17,6 +17,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
+from server import door
 from server.__main__ import DRAIN_TIMEOUT_S
 from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
 from tests.k8s.rendered import Manifest
@@ -355,8 +356,8 @@ def ending_problems(manifests: list[Manifest]) -> list[str]:
         spec = deployment["spec"]["template"]["spec"]
         sleep_s = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         grace_s = spec.get("terminationGracePeriodSeconds", 30)
-        # Java gets one STOP_TIMEOUT_S, the workers another.
-        needed_s = sleep_s + DRAIN_TIMEOUT_S + 2 * STOP_TIMEOUT_S
+        # Each of the door's two processes gets so long; Java gets one STOP_TIMEOUT_S, the workers another.
+        needed_s = sleep_s + DRAIN_TIMEOUT_S + 2 * door.STOP_TIMEOUT_S + 2 * STOP_TIMEOUT_S
         if grace_s <= needed_s:
             problems.append(f"{title}: killed after {grace_s} s, but its end takes up to {needed_s} s")
         if sleep_s <= LOAD_BALANCERS_LEARN_S:

@@ -76,3 +76,9 @@ def test_the_pages_name_no_other_host() -> None:
         assert set(re.findall(r"https?://[^/'\"\s]+", html)) <= {"http://www.w3.org"}, "SVG's name, which is no address"
         assert "innerHTML" not in html
         assert not re.search(r"localStorage|indexedDB|document\.cookie|eval\(", html)
+
+
+def test_the_page_learns_the_models_names(server: Server) -> None:
+    """Of all models, as the page serves any."""
+    answer = requests.get(f"{server.project.inference}/v2/models", timeout=10)
+    assert (answer.status_code, sorted(answer.json()["models"])) == (200, ["batched", "sentiment"])

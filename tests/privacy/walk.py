@@ -30,12 +30,17 @@ def main(folder: Path, archive: Path) -> None:
 
 
 def ask(server: Server) -> None:
-    """Everything that the server's three addresses answer."""
+    """What the server's three addresses answer, TorchServe's part and HAProxy's."""
     for action in ("predictions", "explanations"):
         requests.post(
             f"{server.project.inference}/{action}/sentiment", data="Late again", headers=TEXT, timeout=60
         ).raise_for_status()
-    requests.get(f"{server.project.metrics}/metrics", timeout=60).raise_for_status()
+    for path in ("/", "/docs", "/openapi.yaml", "/ready", "/ping", "/v2", "/v2/models/sentiment", "/v2/health/live"):
+        requests.get(server.project.inference + path, timeout=60).raise_for_status()
+    for path in ("/metrics", "/metrics/door"):
+        requests.get(server.project.metrics + path, timeout=60).raise_for_status()
+    refused = requests.get(f"{server.project.management}/models", headers={"Host": "a.example"}, timeout=60)
+    assert refused.status_code == 403, "no name of a client's is looked up"
     for question in ("ready", "live"):
         done(run_module("server.probe", question, "--config", str(server.project.config)))
 
