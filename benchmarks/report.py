@@ -113,7 +113,12 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             f"{latency:.1f}×; with `batchSize` 1: {unbatched:.1f}×",
             latency >= 8,
         ),
-        ("throughput, 32 connections, against it with a worker a core", "20×", f"{throughput:.1f}×", throughput >= 20),
+        (
+            "throughput, 32 connections, against Flask with a worker a core",
+            "20×",
+            f"{throughput:.1f}×",
+            throughput >= 20,
+        ),
         (
             "p50, 1 connection: HAProxy's overhead",
             f"≤ {MAX_DOOR_MS} ms",
@@ -215,11 +220,11 @@ def details(results: Mapping[str, Any]) -> str:
         f"{engine['alone']['engine_in_batches']:.0f} in batches of 16; with the tokenizer "
         f"{engine['alone']['tokenizer_and_engine_in_batches']:.0f} |",
         "",
-        "### Texts together",
+        "### Batches",
         "",
-        "Milliseconds a tweet by how many arrive together (the engine takes those of like length together), and "
-        "how far a probability is from that of the tweet alone. Ordinary dynamic quantization takes its scales from "
-        "whatever is computed together; here they are constant.",
+        "Milliseconds for each tweet by batch size (the engine computes texts of similar length together), and the "
+        "largest difference of a probability from that of the tweet alone. Ordinary dynamic quantization takes its "
+        "scales from the whole batch; here they are constant.",
         "",
         "| together | ms | largest difference | ordinary: ms | ordinary: largest difference |",
         "|---|---|---|---|---|",

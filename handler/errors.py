@@ -7,7 +7,7 @@
     ├── BlankTextError        400  an empty text, or nothing but white space
     ├── TooLargeError         413  a text, a list, a form, a request or its reply over its limit
     ├── ContentEncodingError  415  a compressed body, or a form's text in base64 or the like
-    ├── OverloadedError       503  the batch is full, or the server is stopping; a retry may succeed
+    ├── OverloadedError       503  the batch is full; a retry may succeed
     └── InternalError         500  a defect in this code, for this request alone
 
 A message says what was wrong and what is expected. It never quotes what the user sent.

@@ -3,7 +3,8 @@
 Forms are as browsers and `curl` send them: `application/x-www-form-urlencoded` (WHATWG, "URL Standard", section 5) and
 `multipart/form-data` (RFC 7578).
 
-Where there is no door, TorchServe's Java decodes forms, and these get another answer: a form of more fields is read; a
+Where there is no door, TorchServe's Java decodes forms, and these get another answer: a form of more than
+1,000 fields is read; a
 `%` without two digits, also in another field, and a part without a name get 500; a form is read though its final
 boundary is cut off or its lines end with LF; base64 is taken for the text; the first line end that is not
 percent-encoded ends an urlencoded form; the boundary has to be the first parameter of Content-Type.

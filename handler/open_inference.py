@@ -57,7 +57,7 @@ class Ask(Enum):
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that the reply shall have."""
+    """A tensor that the client wants in the reply."""
 
     name: str
     is_binary: bool
@@ -187,7 +187,9 @@ def _outputs(request: Mapping[str, object]) -> tuple[Output, ...]:
     is_binary = _flag(_parameters(request, "The request"), "binary_data_output", default=False)
     items = [] if request.get("outputs") is None else request["outputs"]
     if not isinstance(items, list):
-        raise WrongShapeError('`outputs` is not a list. Expected [{"name": "label"}, {"name": "scores"}] or a part.')
+        raise WrongShapeError(
+            '`outputs` is not a list. Expected [{"name": "label"}, {"name": "scores"}] or one of the two.'
+        )
     outputs = [_output(item, f"Output {index}", is_binary) for index, item in enumerate(items[:3])]
     if len({output.name for output in outputs}) < len(items):
         raise WrongShapeError("`outputs` has an output more than once. Expected each of `label` and `scores` once.")

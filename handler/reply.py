@@ -41,7 +41,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is sent for a request."""
+    """The HTTP response to a request."""
 
     status: HTTPStatus
     body: bytes
@@ -116,7 +116,7 @@ def description(model: Model) -> Reply:
 
 
 def metadata(model: Model) -> Reply:
-    """What the Open Inference Protocol tells of a model."""
+    """The model's metadata for the Open Inference Protocol."""
     notes = str(model.card.get("notes") or "")
     return Reply(HTTPStatus.OK, open_inference.metadata(model.labels, notes, model.name, model.version), JSON_TYPE)
 

@@ -65,7 +65,7 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object], li
             fields, or gRPC's `input`. Values are bytes; if a name occurs more than once, a tuple of all its values.
         headers: the HTTP headers, any case. TorchServe adds the content type of each field, as
             `{"content-type": "..."}` under the field's name; gRPC has nothing else.
-        limits: over them is an error.
+        limits: a request over one of them is an error.
 
     Raises:
         RequestError: see `handler.errors`.

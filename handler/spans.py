@@ -27,7 +27,7 @@ class Substitution:
         return self.pattern.sub(self.replacement, text)
 
     def new_part(self, match: re.Match[str]) -> str:
-        """What a match is replaced by."""
+        """The replacement of a match."""
         return match.expand(self.replacement) if isinstance(self.replacement, str) else self.replacement(match)
 
 
@@ -46,8 +46,8 @@ class TracedText:
     def substituted(self, substitution: Substitution) -> "TracedText":
         """The text after a substitution.
 
-        What a match and its new part have in common at their ends, but for case and the kind of white space, keeps its
-        spans. The rest of the new part stands for the rest of the match; if nothing of the match is left, for the
+        Characters that a match and its new part share at their ends, apart from case and the kind of white space, keep
+        their spans. The rest of the new part stands for the rest of the match; if nothing of the match is left, for the
         character that follows. White space around it stands for nothing.
         """
         parts: list[str] = []

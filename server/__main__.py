@@ -28,9 +28,9 @@ POLL_S = 0.1
 LEFTOVERS_S = 1
 """How often unpacked archives that nobody uses are looked for."""
 DIRECT = (
-    "TorchServe serves directly, without HAProxy before it: there are no page, no /docs, no /ready, no Open Inference "
-    "Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Keep it from "
-    f"networks. {HOW_TO_GET_IT}"
+    "TorchServe serves directly, without HAProxy before it: there is no page, no /docs, no /ready, no Open Inference "
+    "Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Do not expose "
+    f"it to a network. {HOW_TO_GET_IT}"
 )
 REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
 """The handler's limit for what TorchServe reads from a worker at once."""
@@ -70,9 +70,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        """There was one."""
+        """Set by the first signal."""
         self.force = threading.Event()
-        """There was a second."""
+        """Set by the second signal."""
         self.by_hand = False
         """Whether the first was Ctrl-C."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -105,7 +105,7 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
             f"{keys.VARIABLE} is set, but without HAProxy no key would be asked for. {HOW_TO_GET_IT}"
         )
     with contextlib.ExitStack() as ends:
-        # Those who ask while TorchServe starts wait until the door accepts them.
+        # Clients that connect while TorchServe starts wait until the door accepts them.
         public = [address for address in properties.addresses if address in properties.public]
         listeners = Listeners(public if program else [], properties.path)
         ends.callback(listeners.close)
@@ -187,10 +187,10 @@ def environment(properties: Properties) -> dict[str, str]:
 
 
 def welcome(properties: Properties, model: str, *, has_page: bool) -> str:
-    """What a person reads when the server is up.
+    """The text that is printed when the server is ready.
 
     Args:
-        model: the name of one, as it stands in an address.
+        model: the name of a model, quoted for a URL.
         has_page: whether there is a page for browsers.
     """
     url = properties.inference.url()

@@ -24,7 +24,7 @@ ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError, TypeError)
 
 
 def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
-    """JSON from an address.
+    """The JSON in the response to a GET request.
 
     Raises:
         ERRORS: it does not answer, or not with status 200 and JSON.

@@ -35,7 +35,7 @@ HOW_TO_GET_IT = f"""HAProxy {".".join(map(str, OLDEST))} or newer is needed: `br
 `apt install haproxy` on Debian and Ubuntu, `apk add haproxy` on Alpine."""
 
 STARTS, WITHIN_S = 5, 60
-"""A door that ends by itself is started again, unless it was started as often in that time."""
+"""A door that ends by itself is started again, but not more often than this within this time."""
 STOP_TIMEOUT_S = 5
 ANSWER_S = 2
 """How long the door may take to answer this program."""
@@ -125,7 +125,7 @@ class Process:
             self._process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
-        """End the process, with what it is at; returns when it is gone."""
+        """End the process at once, whatever requests it has; returns when it is gone."""
         self._stopping = True
         if self.running:
             self._process.terminate()
@@ -160,8 +160,8 @@ class Process:
         self._starts.append(time.monotonic())
 
     def _read(self, output: IO[bytes]) -> None:
-        """Pass the output on, line by line. HAProxy makes its output non-blocking, which would then be everybody's who
-        writes there."""
+        """Pass the output on, line by line. HAProxy makes its output non-blocking. If this program's output were passed
+        to HAProxy, it would be non-blocking for all programs that write there."""
         with output:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
@@ -199,7 +199,7 @@ class Door:
         large = workspace.address("large")
         self._listeners = listeners
         files = [each.fileno() for each in listeners.sockets]
-        # As the public sockets, it stays while its process starts again.
+        # Like the public sockets, it stays open while its process starts again.
         self._large_listener = large.bound()
         self._large_listener.listen(socket.SOMAXCONN)
         shared = {"TORCHSERVE_INFERENCE": torchserve.inference.for_haproxy}
@@ -274,7 +274,7 @@ class Door:
         return self._front.ended_well
 
     def stop(self) -> None:
-        """End the processes, with what they are at; returns when they are gone."""
+        """End the processes at once, whatever requests they have; returns when they are gone."""
         self._front.stop()
         self._large.stop()
         self._large_listener.close()
@@ -307,4 +307,4 @@ def _check_version(program: str) -> None:
     version = re.match(r"HA-?Proxy version ([0-9]+)\.([0-9]+)", asked.stdout)
     if version is None or (int(version[1]), int(version[2])) < OLDEST:
         said = (asked.stdout + asked.stderr).strip().partition("\n")[0]
-        raise ConfigurationError(f"{program} is no HAProxy that can be used (it says {said!r}). {HOW_TO_GET_IT}")
+        raise ConfigurationError(f"{program} is not a usable HAProxy (it says {said!r}). {HOW_TO_GET_IT}")

@@ -63,7 +63,7 @@ def torchserves(environment: Mapping[str, str], temporary: Path, *, has_own_addr
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
     }
-    # Java takes the names of files and what it is told in the locale's encoding, and no option changes that.
+    # Java reads file names and its arguments in the locale's encoding, and no option changes that.
     utf_8 = _utf_8_locale()
     return kept | own | ({"LC_ALL": utf_8} if utf_8 else {})
 

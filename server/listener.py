@@ -17,7 +17,7 @@ _SO_ATTACH_FILTER = 26
 _DROP_EVERYTHING = struct.pack("@HBBI", 0x06, 0, 0, 0)
 """A program of the packet filter (`linux/filter.h`): `BPF_RET | BPF_K`, no byte of the packet."""
 REFUSE_S = 1
-"""The longest that is waited for the door to accept what has connected."""
+"""How long this program waits at most for the door to accept all connections."""
 POLL_S = 0.05
 
 
@@ -57,10 +57,10 @@ class Listeners:
             raise
 
     def refuse(self) -> None:
-        """Let nobody connect any more; returns when the door has accepted all who have connected.
+        """Refuse new connections; returns when the door has accepted the connections that were made before.
 
-        To close a listening socket resets the connections that are not accepted yet. So packets to it are dropped
-        first, on Linux: who would connect tries again a second later, and is refused then.
+        Closing a listening socket resets the connections that are not accepted yet. So, on Linux, packets to it are
+        dropped first: a client that tries to connect tries again a second later, and is refused then.
         """
         if sys.platform != "linux":
             return

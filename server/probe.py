@@ -12,7 +12,9 @@ from server.readiness import NotReadyError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m server.probe", description="Exit with 0 if it is, else with 1.")
+    parser = argparse.ArgumentParser(
+        prog="python -m server.probe", description="Exit with 0 if the answer is yes, else with 1."
+    )
     parser.add_argument(
         "question", choices=["ready", "live"], help="ready: every model's default version has a worker that answers"
     )

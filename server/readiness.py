@@ -23,7 +23,7 @@ from server.address import Endpoint, Endpoints, SocketAddress
 ANSWER_S = 2
 """How long TorchServe may take to answer."""
 FRESH_S = 0.5
-"""An answer of TorchServe that is not older serves for further questions, so that many probes are one question."""
+"""How long an answer of TorchServe is reused, so that many probes cause one request."""
 EXTENSIONS = ("binary_tensor_data",)
 """Of the Open Inference Protocol: texts may come in binary, behind the JSON."""
 
@@ -76,7 +76,7 @@ class Readiness:
         """Start to listen.
 
         Args:
-            address: where it listens; nobody but the door must be able to ask there.
+            address: where it listens; only the door may be able to connect.
             torchserve: where TorchServe listens.
         """
         models = _Models(torchserve)
@@ -94,7 +94,7 @@ class Readiness:
         self._answers.draining = True
 
     def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -159,7 +159,7 @@ def _problem(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"TorchServe has not answered within {ANSWER_S} s."
     if isinstance(error, OSError):
-        return "TorchServe does not answer; it starts, or it has ended."
+        return "TorchServe does not answer: it is starting, or it has ended."
     return f"TorchServe did not answer as it should: {error or type(error).__name__}"
 
 

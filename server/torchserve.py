@@ -1,6 +1,6 @@
 """One TorchServe process: started, watched until it can answer, and ended.
 
-TorchServe's own `torchserve` command leaves Java running when it gets a signal, refuses to start when a file in
+TorchServe's own `torchserve` command leaves Java running when it gets a signal, and refuses to start if a file in
 the temporary folder names a process. So Java is started here. It drops what is in flight when it ends, so the door must
 have been drained before (`server.door`).
 """
@@ -148,7 +148,7 @@ class TorchServe:
         )
 
     def stop(self) -> None:
-        """End Java and the workers, with what they are at; returns when they are gone."""
+        """End Java and the workers, whatever requests they have; returns when they are gone."""
         if self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

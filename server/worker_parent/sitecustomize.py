@@ -1,13 +1,13 @@
 """Gives each worker a parent process that survives it. Python imports this module at the start of a worker (`site`).
 
-TorchServe does two things to the requests of a worker that was killed which a proxy cannot cure:
+If a worker is killed, TorchServe treats its requests in two ways that a proxy cannot repair:
 
 - It answers 507 if the exit value of the process that it started is 137 (SIGKILL), and 500 otherwise
   (`WorkerThread.run`, `RestJob.sendError`). HAProxy retries a 500, but it cannot retry a 507.
 - It answers nothing if the worker's connection closes while requests are collected for it (`maxBatchDelay`).
 
 So TorchServe's child process is the parent (`parent.py`). Its exit value is 1, however the worker ends, and it keeps
-the worker's connection open until what was being collected has been sent, and so gets its 500.
+the worker's connection open until TorchServe has sent the requests that it was collecting, and so answers them 500.
 
 TorchServe ends the process that it started, with SIGKILL; Linux then sends the same signal to the worker.
 """

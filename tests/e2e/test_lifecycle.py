@@ -183,7 +183,7 @@ def test_without_haproxy_torchserve_serves_and_it_is_said_how_to_get_it(project:
     server = without_haproxy(project, tmp_path / "empty")
     server.wait_for(READY)
     assert "`brew install haproxy` on macOS" in server.log
-    assert "Keep it from networks" in server.log
+    assert "Do not expose it to a network" in server.log
     assert post(project, "late again") == 200
     assert requests.get(f"{project.management}/models", timeout=60).status_code == 200
     for question in ("ready", "live"):
@@ -210,7 +210,7 @@ def test_a_haproxy_that_is_too_old_is_a_clear_error(project: Project, tmp_path: 
     (tmp_path / "haproxy").chmod(0o755)
     server = without_haproxy(project, tmp_path)
     assert server.wait() == 1
-    assert f"error: {tmp_path}/haproxy is no HAProxy that can be used (it says 'HAProxy version 2.4.22')" in server.log
+    assert f"error: {tmp_path}/haproxy is not a usable HAProxy (it says 'HAProxy version 2.4.22')" in server.log
     assert "HAProxy 2.6 or newer is needed" in server.log
 
 
