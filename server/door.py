@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from server import process, swagger_ui
+from server import cores, process, swagger_ui
 from server.address import Endpoints
 from server.listener import Listeners
 from server.process import StartError
@@ -210,6 +210,7 @@ class Door:
             "READINESS": readiness.for_haproxy,
             "CONTROL": self._control.for_haproxy,
             "LARGE_DOOR": large.for_haproxy,
+            "PLACES": str(places(cores.available())),
         }
         if key_hashes is not None:
             path = workspace.path / "keys"
@@ -291,6 +292,12 @@ class Door:
             return None
         finally:
             connection.close()
+
+
+def places(workers: int) -> int:
+    """How many small requests are with TorchServe at a time: for each worker a batch of 16 (`batchSize`) and the next
+    one, so that no worker waits."""
+    return max(64, 32 * workers)
 
 
 def _check_version(program: str) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from server import swagger_ui
-from server.door import haproxy
+from server.door import haproxy, places
 from tests.door.stub import Client, Stub
 from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
@@ -44,6 +44,7 @@ class Door:
             "READINESS": behind,
             "LARGE_DOOR": f"unix@{folder / 'large'}",
             "CONTROL": f"unix@{folder / 'control'}",
+            "PLACES": str(places(2)),
             **swagger_ui.variables(),
             "MALLOC_MMAP_THRESHOLD_": "1000000",
         }
