@@ -158,7 +158,8 @@ def serving(project: Project, command: list[str] | None = None, **environment: s
         server.wait_for(READY)
         yield server
     finally:
-        assert server.stop() == 0, server.log
+        # Ctrl-C has no grace in which clients leave their connections.
+        assert server.stop(signal.SIGINT) == 0, server.log
 
 
 def run_module(
