@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
-from server import keys
+from server import keys, process
 from server.door import HOW_TO_GET_IT, Door, haproxy
 from server.listener import Listeners
 from server.process import StartError
@@ -98,6 +98,7 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
         ConfigurationError: something is missing or in use, or a setting cannot work.
         StartError: TorchServe or the door does not come up.
     """
+    process.adopt_orphans()
     properties.check_tokens()
     key_hashes = keys.hashes(os.environ)
     if program is None and key_hashes is not None:

@@ -7,12 +7,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _C_LIBRARY = ctypes.CDLL(None)
 
 
 class StartError(Exception):
     """A process did not come up. The message says what was seen."""
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what this program's processes leave behind (Linux, prctl(2)). The first process of a
+    container or a sandbox, which would be it otherwise, may never wait for its children."""
+    if sys.platform == "linux":
+        _C_LIBRARY.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def start(

@@ -134,6 +134,8 @@ class _Models:
         """
         try:
             path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
+            if version == "all":  # TorchServe's word for every version
+                raise UnknownModelError(f"There is no version {version} of a model {name}.")
             [found] = api.get(self._management, path, ANSWER_S)
             _states(found)
         except api.AnswerError as error:

@@ -157,7 +157,8 @@ class TorchServe:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while _group_exists(self.pid):
             if time.monotonic() > deadline or not self.running:
-                os.killpg(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # the last has ended since
+                    os.killpg(self.pid, signal.SIGKILL)
             if not self.running:
                 _reap(self.pid)
             time.sleep(POLL_S)

@@ -107,6 +107,22 @@ def test_a_body_that_nobody_reads_is_refused(door: Door, path: str) -> None:
     assert not door.stub.requests
 
 
+@pytest.mark.parametrize("path", ["/predictions/%zz", "/v1/models/a%:predict", "/v2/models/%1/infer"])
+def test_a_malformed_escape_does_not_reach_torchserve(door: Door, path: str) -> None:
+    with door.connect(request(b"late", "POST", path)) as client:
+        reply = client.reply()
+        assert (reply.status, error(reply, path)) in {(400, "BadRequestException"), (400, "")}
+    assert not door.stub.requests
+
+
+def test_an_expectation_that_nobody_knows_is_dropped(door: Door) -> None:
+    with door.connect(
+        b"POST /predictions/a HTTP/1.1\r\nHost: door\r\nExpect: x\r\nContent-Length: 4\r\n\r\nlate"
+    ) as client:
+        assert client.reply().status == 200
+    assert "expect" not in door.stub.requests[0].headers
+
+
 def test_metadata_is_asked_of_the_model(door: Door) -> None:
     with door.connect(request(b"", "GET", "/v2/models/sentiment/versions/1.0")) as client:
         assert client.reply().status == 200

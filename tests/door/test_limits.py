@@ -138,6 +138,10 @@ def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Do
         served = [clients[int(seen.body)] for seen in door.stub.requests]
         assert len(served) == PLACES
         waiting = [client for client in clients if client not in refused and client not in served]
+        with selectors.DefaultSelector() as selector:
+            for client in waiting:
+                selector.register(client.socket, selectors.EVENT_READ)
+            assert selector.select(1) == [], "the others have their whole time"
         for client in waiting[:200]:
             client.close()
         assert {refusal(client.reply()) for client in waiting[200:]} == {OVERLOADED}

@@ -398,7 +398,7 @@ _FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "M
 WORKER_MB = 420
 JAVA_BESIDE_HEAP_MB = 130
 SERVER_MB = 45
-DOOR_MB = 155
+DOOR_MB = 240
 
 
 def quantity(text: object) -> Decimal:

@@ -138,6 +138,7 @@ def test_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: Torc
         {"modelName": "a b", "modelVersion": "1.0", "workers": [{"status": "READY"}]}
     ]
     assert ask(address, "/v2/models/a%20b/ready") == (200, {"name": "a b", "ready": True})
+    assert ask(address, "/v2/models/a/versions/all/ready")[0] == 404
     assert ask(address, "/v2/models/a%20b/versions/1%2e0/ready")[0] == 200
     assert ask(address, "/v2/models/..%2fx/versions/%0d%0a/ready")[0] == 404
     assert "/models/..%2Fx/%0D%0A" in torchserve.asked, "one path, and no header of its own"
