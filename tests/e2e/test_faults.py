@@ -473,10 +473,13 @@ def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, repo
         count,
         right,
         Counter(),
-        f"memory and file handles after 1,000 and after all: Java {shown[1]}; workers {shown[2]} and {shown[3]}",
+        f"memory and file handles after 1,000 and after all: Java {shown[0]}; the door {shown[1]} and {shown[2]}; "
+        f"workers {' and '.join(shown[3:])}",
     )
 
 
 def _state(server: Server) -> list[tuple[float, int]]:
-    """Resident megabytes and open files of the server's own process, Java and the workers."""
-    return [(process.memory_info().rss / 1e6, process.num_fds()) for process in server.processes()]
+    """Resident megabytes and open files of Java, HAProxy's two processes and the workers, in this order."""
+    named = {kind: [each for each in server.processes() if each.name() == kind] for kind in ("java", "haproxy")}
+    processes = [*named["java"], *named["haproxy"], *server.workers()]
+    return [(process.memory_info().rss / 1e6, process.num_fds()) for process in processes]
