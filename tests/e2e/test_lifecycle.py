@@ -133,7 +133,7 @@ def doors(server: Server) -> list[psutil.Process]:
     found = []
     for process in server.processes():
         with contextlib.suppress(psutil.Error):  # gone since
-            if Path(process.cmdline()[0]).name == "haproxy":
+            if Path((process.cmdline() or [""])[0]).name == "haproxy":  # a process that has ended has no command
                 found.append(process)
     return found
 

@@ -124,7 +124,7 @@ def test_files_of_other_programs_are_read(many: Page) -> None:
 def test_the_first_row_is_data_where_the_person_says_so(many: Page) -> None:
     open_file(many, "names.csv", b"late,gate\nagain,crew")
     expect(many.locator("#file-note")).to_have_text("names.csv: 1 row.")
-    many.get_by_label("The first row has the column names").uncheck()
+    many.get_by_label("The first row is a header").uncheck()
     expect(many.locator("#file-note")).to_have_text("names.csv: 2 rows.")
     expect(many.get_by_label("Column").locator("option")).to_have_text(["Column 1", "Column 2"])
     classify_all(many)
