@@ -131,8 +131,7 @@ class TorchServe:
 
     def remove_leftovers(self) -> None:
         """Remove unpacked archives that no registered version uses, and ended workers that wait to be waited for."""
-        if sys.platform == "linux":
-            _reap_workers(self.pid)
+        _reap_workers(self.pid)
         suspects = self._leftovers.suspects()
         if not suspects:
             return
@@ -160,7 +159,7 @@ class TorchServe:
                 with contextlib.suppress(ProcessLookupError):  # the last has ended since
                     os.killpg(self.pid, signal.SIGKILL)
             if not self.running:
-                _reap(self.pid)
+                _reap_workers(self.pid)
             time.sleep(POLL_S)
         self.workspace.close()
 
@@ -286,17 +285,11 @@ def _group_exists(group: int) -> bool:
     return True
 
 
-def _reap(group: int) -> None:
-    """As a container's first process, this one inherits Java's workers, and a dead one is there until it is waited
-    for."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG) != (0, 0):
-            pass
-
-
 def _reap_workers(java: int) -> None:
-    """TorchServe ends the parent of a worker, and the worker ends with its parent (`worker_parent`). As a container's
-    first process, this one then inherits the worker."""
+    """Wait for workers that have ended. If Java or a worker's parent (`worker_parent`) ends first, this program becomes
+    their parent (`process.adopt_orphans`), and they are in Java's process group until it waits for them."""
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitid(os.P_PGID, java, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != java:
             os.waitpid(ended.si_pid, 0)
