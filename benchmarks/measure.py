@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from handler.body import to_json
 from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE, Engine, open_session
 from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
-from handler.reply import prediction, to_json
+from handler.reply import prediction
 from handler.request import read_request
 from training.graph import IR_VERSION, OPSET
 

@@ -1,4 +1,4 @@
-"""What all forms of a body share: bytes to text, text to JSON, one text of several fields."""
+"""What all forms of a body share: bytes to text, text to JSON and back, one text of several fields."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -55,6 +55,11 @@ def parsed(text: str, read_object: Callable[[Pairs], dict[str, object]], expecte
         raise NotJsonError(f"The body is not JSON: {error.msg} (character {error.pos}). {expected}") from None
     except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
         raise NotJsonError(f"The body is JSON that cannot be read. {expected}") from None
+
+
+def to_json(value: object) -> bytes:
+    """A value as JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def one_text(values: Sequence[Value], where: str) -> Value:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from handler.body import Pairs, decoded, parsed
+from handler.body import Pairs, decoded, parsed, to_json
 from handler.errors import NotUtf8Error, RequestError, TooLargeError, WrongShapeError
 from handler.exported import is_unicode
 from handler.headers import only
@@ -115,7 +115,7 @@ def reply(
         else:
             tensors.append(tensor | {"data": values})
     given_id = {} if outputs.id is None else {"id": outputs.id}
-    head = _to_json({"model_name": model_name, "model_version": model_version} | given_id | {"outputs": tensors})
+    head = to_json({"model_name": model_name, "model_version": model_version} | given_id | {"outputs": tensors})
     if not binary:
         return head, {"content-type": "application/json"}
     return b"".join([head, *binary]), {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
@@ -123,14 +123,14 @@ def reply(
 
 def error(problem: RequestError) -> bytes:
     """The body of an error."""
-    return _to_json({"error": str(problem)})
+    return to_json({"error": str(problem)})
 
 
 def metadata(labels: Sequence[str], notes: str, model_name: str, model_version: str) -> bytes:
     """The model's inputs and outputs. `properties`, whose values are strings, has the labels as a list in JSON, and the
     notes of the model's card if it has any."""
     properties = {"labels": json.dumps(list(labels), ensure_ascii=False)} | ({"notes": notes} if notes else {})
-    return _to_json(
+    return to_json(
         {
             "name": model_name,
             "versions": [model_version],
@@ -147,8 +147,8 @@ def metadata(labels: Sequence[str], notes: str, model_name: str, model_version: 
 
 def max_bytes(texts: int, labels: Sequence[str], outputs: Outputs) -> int:
     """Upper bound of the length in bytes of a reply to a number of texts. Binary tensors are shorter than JSON."""
-    longest_label = max(len(_to_json(label)) for label in labels) + len(", ")
-    return _ENVELOPE_BYTES + len(_to_json(outputs.id)) + texts * (longest_label + len(labels) * _LONGEST_SCORE)
+    longest_label = max(len(to_json(label)) for label in labels) + len(", ")
+    return _ENVELOPE_BYTES + len(to_json(outputs.id)) + texts * (longest_label + len(labels) * _LONGEST_SCORE)
 
 
 def _json_length(headers: Mapping[str, object], body_length: int) -> int:
@@ -306,7 +306,3 @@ def _packed(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype == "FP32":
         return struct.pack(f"<{len(values)}f", *values)
     return b"".join(_LENGTH.pack(len(label)) + label for label in map(str.encode, values))
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()

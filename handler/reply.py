@@ -1,6 +1,5 @@
 """The last step: probabilities, or an error, to the reply's JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from handler import open_inference
+from handler.body import to_json
 from handler.classifier import Explanation
 from handler.errors import RequestError
 from handler.open_inference import Outputs
@@ -131,7 +131,3 @@ def error(problem: RequestError, is_open_inference: bool) -> Reply:
 
 def _ok(value: object) -> Reply:
     return Reply(HTTPStatus.OK, to_json(value), JSON_TYPE)
-
-
-def to_json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()

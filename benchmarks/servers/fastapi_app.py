@@ -4,7 +4,8 @@ a pool of threads, which is what `def` instead of `async def` would give."""
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.servers.common import PATH, classifier
-from handler.reply import prediction, to_json
+from handler.body import to_json
+from handler.reply import prediction
 
 app = FastAPI()
 model = classifier()
