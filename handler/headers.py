@@ -8,8 +8,8 @@ from functools import lru_cache
 from handler.errors import ContentEncodingError, NotUtf8Error, WrongShapeError
 
 CLIENT_CONTENT_TYPE = "x-client-content-type"
-"""The header in which the door (`door/haproxy.cfg`) passes on the client's Content-Type. The door itself names every
-body `application/octet-stream`, so that TorchServe decodes none."""
+"""The header in which the door (`door/haproxy.cfg`) passes on the client's Content-Type. TorchServe gets none, so it
+decodes no body."""
 
 FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
 

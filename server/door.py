@@ -154,6 +154,7 @@ class Process:
 
     def _start(self) -> None:
         self._process = process.start(self._command, FOLDER, self._variables, subprocess.PIPE, self._files)
+        process.yield_to_others(self._process)
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=[self._process.stdout], daemon=True)
         self._reader.start()

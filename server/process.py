@@ -1,6 +1,8 @@
 """Processes that end when this program ends, however it ends."""
 
+import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +51,15 @@ def start(
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # takes no lock
     )
+
+
+def yield_to_others(started: subprocess.Popen[bytes]) -> None:
+    """Let a process wait for a free core or its turn, rather than interrupt another one when it has something to do
+    (Linux, sched(7), SCHED_BATCH). Its share of the cores stays the same."""
+    if sys.platform == "linux":
+        # A sandbox may forbid it, or the process may have ended.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(started.pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _die_with_parent() -> None:

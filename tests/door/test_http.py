@@ -139,9 +139,28 @@ def test_the_client_says_nothing_of_the_body_to_torchserve(door: Door) -> None:
             with door.connect(request(body, headers=headers)) as client:
                 assert client.reply().status == 200
     for seen, named in zip(door.stub.requests, [True, True, False, False] * 2, strict=True):
-        assert seen.headers["content-type"] == "application/octet-stream"
+        assert "content-type" not in seen.headers
         assert seen.headers.get("x-client-content-type") == ("multipart/form-data; boundary=x, y" if named else None)
         assert "x-open-inference" not in seen.headers
+
+
+def test_torchserve_gets_no_header_that_it_need_not_have(door: Door) -> None:
+    needed = {"content-encoding": "identity", "inference-header-content-length": "2"}
+    others = {
+        "User-Agent": "x",
+        "Accept": "*/*",
+        "Cookie": "a=b",
+        "Explain": "True",
+        "describe": "True",
+        "Content-Length-": "1",
+    }
+    headers = "".join(f"{name}: {value}\r\n" for name, value in (needed | others).items())
+    for body in (b"late", b"x" * 20_000):
+        with door.connect(request(body, headers=headers)) as client:
+            assert client.reply().status == 200
+        seen = door.stub.requests[-1]
+        assert seen.headers == needed | {"content-length": str(len(body))}
+        assert seen.body == body
 
 
 def test_a_key_stays_in_the_door(door: Door) -> None:

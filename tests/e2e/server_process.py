@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -27,20 +28,37 @@ READY = "Ctrl-C stops it"
 BATCH = 8
 """The size of the batches of the model `batched` in the fixture `server`."""
 
+FIRST_PORT, LAST_PORT = 12_000, 32_000
+PORT_RANGES = 4
+
 PORT_SETTINGS = ("inference_address", "management_address", "metrics_address")
 GRPC_SETTINGS = ("grpc_inference_port", "grpc_management_port")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; all are held at once, so they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
+    """Ports that nothing listens on; they differ.
+
+    They are below the ports that the system gives to connections (from 32,768 on Linux, 49,152 on macOS), because a
+    connection could take such a port before the server does. Each process of pytest-xdist has a range of its own.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PORT_RANGES
+    size = (LAST_PORT - FIRST_PORT) // PORT_RANGES
+    start = FIRST_PORT + process * size
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(start, start + size)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Project:
