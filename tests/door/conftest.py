@@ -51,7 +51,7 @@ class Door:
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [
             subprocess.Popen(
-                [*prefix, program, "-f", file, "-db"],
+                [*prefix, program, "-f", "shared.cfg", "-f", file, "-db"],
                 cwd=FOLDER,
                 env=self.variables,
                 stdout=self._output,
