@@ -4,8 +4,16 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV := .venv
 BIN := $(VENV)/bin
 
-MODEL := model_store/sentiment
-ARCHIVE := $(MODEL).mar
+# The models: by name, or by the folder of the exported model. These four are not taken from the environment, where other
+# programs set variables of such names.
+NAME :=
+MODEL := $(addprefix model_store/,$(or $(NAME),sentiment))
+LEARNER :=
+TEXTS :=
+ARCHIVE := $(addsuffix .mar,$(MODEL))
+# Without a model on the command line, the configuration says which models are served.
+SERVED := $(if $(filter command,$(origin NAME) $(origin MODEL)),$(notdir $(MODEL)))
+TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
 CONFIG ?= config.properties
 DATA ?= Tweets.csv
 
@@ -26,7 +34,7 @@ define INSTALL_CLIENT
 $(WRITE_COMMAND)
 endef
 
-IMAGE ?= sentiment
+IMAGE ?= $(notdir $(MODEL))
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
 # Podman's own format of images has no health check.
 ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
@@ -40,8 +48,8 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
-	@exec $(BIN)/python -E -s -m server --config $(CONFIG)
+serve: $(if $(LEARNER),learner,$(SERVE) $(ARCHIVE)) ## set up what is missing, build the archive, and serve until Ctrl-C
+	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
 
 .PHONY: test
 test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
@@ -60,9 +68,26 @@ lint: $(TEST) ## ruff and strict mypy
 .PHONY: archive
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
 
+# What fastai's `learner.export` wrote, in LEARNER, to an archive. A learner is a pickle of fastai's, so this needs the
+# packages of training.
+.PHONY: learner
+learner: learner-check $(TEST)
+	$(BIN)/python -m training export --learner '$(LEARNER)' --to '$(MODEL)'
+	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
+
+# Before any package is installed.
+.PHONY: learner-check
+learner-check:
+	@test -f '$(LEARNER)' || \
+	  { echo "error: no file at $(LEARNER); expected what fastai's learner.export wrote" >&2; exit 1; }
+	@test $(words $(NAME)) = 1 || \
+	  { echo "error: the model needs one name: make serve LEARNER=$(LEARNER) NAME=reviews" >&2; exit 1; }
+	@test -z '$(filter sentiment general,$(NAME))' || \
+	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
+
 .PHONY: train
 train: $(TRAIN) ## set up what training needs, and train the embedded model anew
-	$(BIN)/python -m training all --data $(DATA) --notes $(MODEL)-notes.md $(TRAIN_ARGS)
+	$(BIN)/python -m training all --data $(DATA) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
 
 .PHONY: train-setup
 train-setup: $(TRAIN) ## set up what training needs
@@ -124,5 +149,10 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
-	$(BIN)/python -E -s -m training archive --model $(MODEL) --to $@
+# Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
+.SECONDEXPANSION:
+$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
+    $(if $(TEXTS),always) | $(SERVE)
+	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
+
+.PHONY: always
