@@ -11,7 +11,6 @@ import contextlib
 import html
 import io
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -57,7 +56,9 @@ from fastai.text.all import (
 from torch import nn
 
 from handler.classifier import TextClassifier
+from handler.exported import Probabilities
 from handler.service import MODEL_FOLDER
+from handler.task import Task
 from tests.paths import LEARNERS, ROOT
 from training import cli
 from training.learner_file import read_learner
@@ -71,7 +72,6 @@ TRAIN, CHOOSE, MEASURE = 1_500, 300, 300
 """Texts to train on, for `archive --texts`, and to measure."""
 PREDICTED = 40
 """Texts of those to measure that fastai predicts, one at a time."""
-TEXTS = ()
 SMALL = {"emb_sz": 64, "n_hid": 128, "n_layers": 2}
 
 Rows = pd.DataFrame
@@ -108,10 +108,6 @@ class Outcome:
     """Those of them that are clear: their two best probabilities differ by more than `CLEAR`, or in a multi-label
     classifier the changed label's probability is that far from its threshold."""
     measured: int = 0
-
-    @property
-    def holds(self) -> bool:
-        return bool(self.refused) or bool(self.exported <= TOLERANCE)
 
 
 # Tables of texts.
@@ -440,21 +436,37 @@ def outcome_of_file(file: Path, choose: Sequence[str], texts: Sequence[str], fol
     classifier = TextClassifier.load(model)
     learner = read_learner(file)
     exported = max(difference(fastais(learner, text), classifier.predict([text])[0]) for text in texts[:PREDICTED])
+    assert exported <= TOLERANCE, f"the exported model differs from fastai's predict by {exported}"
     (folder / "choose.txt").write_text("\n".join(" ".join(text.split()) for text in choose) + "\n", encoding="utf-8")
-    code, told = training("archive", "--model", str(model), "--to", str(mar), *TEXTS)
+    code, told = training("archive", "--model", str(model), "--to", str(mar), "--texts", str(folder / "choose.txt"))
     assert code == 0, told
     shutil.unpack_archive(mar, folder / "unpacked", "zip")
     card = json.loads((folder / "unpacked" / MODEL_FOLDER / "card.json").read_text(encoding="utf-8"))["archive"]
     served = TextClassifier.load_archived(folder / "unpacked" / MODEL_FOLDER, threads=1)
-    found, reference = np.asarray(served.predict(texts)), np.asarray(classifier.predict(texts))
+    found, reference = served.predict(texts), classifier.predict(texts)
+    changed = [
+        margin(classifier.task, expected)
+        for expected, output in zip(reference, found, strict=True)
+        if classifier.task.name != "regression"
+        and classifier.task.predicted(expected) != classifier.task.predicted(output)
+    ]
     return Outcome(
         exported=exported,
         precision=card["precision"],
-        stated=stated_of(card, told),
+        stated=card.get("differences", {}).get(card["precision"], {}).get("largest", 0.0),
         served=difference(reference, found),
-        changed=int((found.argmax(1) != reference.argmax(1)).sum()) if found.ndim > 1 else 0,
+        changed=len(changed),
+        clear=sum(each > CLEAR for each in changed),
         measured=len(texts),
     )
+
+
+def margin(task: Task, outputs: Probabilities) -> float:
+    """How far a text's outputs, (C,), are from those with which other labels are predicted."""
+    if task.name == "multi-label":
+        return float(np.abs(outputs - np.array(task.thresholds)).min())
+    second, best = np.sort(outputs)[-2:]
+    return float(best - second)
 
 
 def training(*arguments: str) -> tuple[int, str]:
@@ -463,11 +475,6 @@ def training(*arguments: str) -> tuple[int, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = cli.main(arguments)
     return code, out.getvalue()
-
-
-def stated_of(_card: dict[str, Any], told: str) -> float:
-    numbers = re.findall(r"by (\d\.\d+)", told)
-    return float(numbers[-1]) if numbers else float("nan")
 
 
 def fastais(learner: Any, text: str) -> Any:
@@ -481,21 +488,21 @@ def difference(one: Any, other: Any) -> float:
 
 def row_of(kind: Kind, outcome: Outcome) -> str:
     if outcome.refused:
-        return f"| {kind.name} | refused: {cell(outcome.refused)} | | | |"
-    exported = f"{outcome.exported:.0e}"
+        return f"| {kind.name} | refused: {cell(outcome.refused)} | | | | |"
     return (
-        f"| {kind.name} | {exported} | {outcome.precision} | {outcome.stated:.3f} | {outcome.served:.3f}, "
-        f"{outcome.changed} of {outcome.measured} |"
-    )
+        f"| {kind.name} | {outcome.exported:.0e} | {outcome.precision} | {outcome.stated:.3f} | {outcome.served:.3f} | "
+        f"{outcome.changed} ({outcome.clear}) of {outcome.measured} |"
+    ).replace("| 0e+00 |", "| 0 |")
 
 
 def cell(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
+FAILED = "failed"
 HEAD = (
-    "| learner | exported: difference from `predict` | archive | stated | served: difference, labels changed |",
-    "|---|---|---|---|---|",
+    "| learner | exported | archive | stated | measured | labels changed |",
+    "|---|---|---|---|---|---|",
 )
 
 
@@ -504,9 +511,15 @@ def rows_of(kinds: Sequence[Kind], table: Rows) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 yield row_of(kind, outcome_of(kind, table, Path(folder)))
-            except Exception as error:
+            except Exception as error:  # a row of the table, too
                 traceback.print_exc()
-                yield f"| {kind.name} | **failed**: {type(error).__name__}: {cell(str(error))} | | | |"
+                yield f"| {kind.name} | **{FAILED}**: {type(error).__name__}: {cell(str(error))} | | | | |"
+
+
+def read_texts(file: Path) -> Rows:
+    lines = [line.partition("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+    table = pd.DataFrame({"text": [text for _, _, text in lines], "label": [label for label, _, _ in lines]})
+    return table.sample(frac=1, random_state=1, ignore_index=True)
 
 
 def main() -> None:
@@ -515,13 +528,10 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="WORDS", help="kinds with these words in their names")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
-    lines = [line.partition("\t") for line in options.texts.read_text(encoding="utf-8").splitlines()]
-    table = pd.DataFrame({"text": [text for _, _, text in lines], "label": [label for label, _, _ in lines]})
-    table = table.sample(frac=1, random_state=1).reset_index(drop=True)
-    kinds = [kind for kind in KINDS if options.only in kind.name]
-    found = list(HEAD)
+    table = read_texts(options.texts)
+    found = [*HEAD]
     print(*HEAD, sep="\n", flush=True)
-    for row in rows_of(kinds, table):
+    for row in rows_of([kind for kind in KINDS if options.only in kind.name], table):
         print(row, flush=True)
         found.append(row)
     if options.write:
