@@ -6,7 +6,7 @@ Reading it runs no code from it. Everything is checked before it is used, and wh
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,9 @@ VOCABULARY_FILE: Final = "vocabulary.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
 FILES: Final = (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, CARD_FILE)
+PIECES_FILE: Final = "sentencepiece.model"
+"""Of a model whose tokenizer is SentencePiece's."""
+
 REFERENCE_KEY: Final = "reference"
 
 
@@ -129,15 +132,17 @@ class Description:
     config: ModelConfig
     vocabulary: tuple[str | None, ...]
     card: dict[str, Any]
+    pieces: bytes | None = field(default=None, kw_only=True)
+    """SentencePiece's model, of a tokenizer of that kind."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """
         Raises:
-            ValueError: a rule that is not known, or a vocabulary without fastai's `xxunk` or `xxpad`.
+            ValueError: see `Tokenizer`.
             ImportError: a language that spaCy does not know.
         """
-        return Tokenizer(self.config.tokenizer, self.vocabulary)
+        return Tokenizer(self.config.tokenizer, self.vocabulary, self.pieces)
 
     @cached_property
     def reference(self) -> Reference | None:
@@ -170,7 +175,9 @@ def read(folder: Path) -> ExportedModel:
         weights = safetensors.numpy.load_file(_existing(folder / WEIGHTS_FILE))
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportedModelError(f"{folder / WEIGHTS_FILE}: expected a safetensors file: {error}") from error
-    model = ExportedModel(description.config, description.vocabulary, description.card, weights)
+    model = ExportedModel(
+        description.config, description.vocabulary, description.card, weights, pieces=description.pieces
+    )
     check(model, folder)
     return model
 
@@ -195,7 +202,9 @@ def _read_description(folder: Path) -> Description:
     card = _read_json(folder / CARD_FILE)
     if not isinstance(card, dict):
         raise ExportedModelError(f"{folder / CARD_FILE}: expected a JSON object.")
-    return Description(config, tuple(vocabulary), card)
+    has_pieces = config.tokenizer.kind == "sentencepiece"
+    pieces = _existing(folder / PIECES_FILE).read_bytes() if has_pieces else None
+    return Description(config, tuple(vocabulary), card, pieces=pieces)
 
 
 def write(model: ExportedModel, folder: Path) -> None:
@@ -222,6 +231,8 @@ def write_description(model: Description, folder: Path) -> None:
     _write_json(header | config, folder / CONFIG_FILE)
     _write_json(model.vocabulary, folder / VOCABULARY_FILE)
     _write_json(model.card, folder / CARD_FILE)
+    if model.pieces is not None:
+        (folder / PIECES_FILE).write_bytes(model.pieces)
 
 
 def check(model: ExportedModel, folder: Path = Path()) -> None:
@@ -238,10 +249,12 @@ def check(model: ExportedModel, folder: Path = Path()) -> None:
 
 
 def identity(folder: Path) -> str:
-    """SHA-256 over the files that decide the answers: config, vocabulary and weights."""
+    """SHA-256 over the files that decide the answers: config, vocabulary, weights, and the tokenizer's model if there
+    is one."""
     digest = hashlib.sha256()
-    for name in (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE):
-        digest.update((folder / name).read_bytes())
+    for name in (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, PIECES_FILE):
+        if name != PIECES_FILE or (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -330,9 +343,7 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
         )
     try:
         parts = {
-            field.name: value[field.name]
-            for field in fields(ModelConfig)
-            if field.default is MISSING or field.name in value
+            part.name: value[part.name] for part in fields(ModelConfig) if part.default is MISSING or part.name in value
         }
         parts["labels"] = tuple(map(str, parts["labels"]))
         for name in ("thresholds", "value_range"):

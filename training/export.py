@@ -32,6 +32,7 @@ from fastai.text.all import (
     PoolingLinearClassifier,
     RegressionSetup,
     SentenceEncoder,
+    SentencePieceTokenizer,
     SigmoidRange,
     SpacyTokenizer,
     reverse_text,
@@ -148,10 +149,12 @@ def export_file(
         parameters = sum(value.size for value in model.weights.values())
         if "validation" in card["metrics"]:
             plot(card["metrics"]["validation"], new / PICTURE)
-        size = sum((new / name).stat().st_size for name in exported.FILES)
+        names = [*exported.FILES, *([exported.PIECES_FILE] if model.pieces else [])]
+        size = sum((new / name).stat().st_size for name in names)
         page = to_markdown(card, folder.resolve().name, parameters, size)
         (new / "README.md").write_text(page, encoding="utf-8")
-        (folder / PICTURE).unlink(missing_ok=True)  # the one before, where this one has none
+        for optional in (PICTURE, exported.PIECES_FILE):  # of the one before, where this one has none
+            (folder / optional).unlink(missing_ok=True)
         for file in sorted(new.iterdir()):
             os.replace(file, folder / file.name)
 
@@ -164,7 +167,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         card: where it comes from; `training.card` makes one.
 
     Raises:
-        TrainingError: the learner is not an AWD-LSTM for one of the tasks with spaCy tokens and fastai's rules.
+        TrainingError: the learner is not an AWD-LSTM for one of the tasks with fastai's tokenizers and rules.
     """
     encoder, head = _parts_of(learner)
     task = _task_of(learner)
@@ -182,7 +185,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     )
     tensors = {**_encoder_weights(encoder.module), **_head_weights(blocks)}
     weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
-    model = ExportedModel(config, _vocabulary_of(numericalize), card, weights)
+    model = ExportedModel(config, _vocabulary_of(numericalize), card, weights, pieces=_pieces_of(tokenizer))
     check(model)
     prove(learner, model)
     _tell_of_columns(tokenizer)
@@ -345,21 +348,33 @@ def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
 
 
 def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
+    rules = _names(tokenizer.rules, RULES, "rule")
+    token_rules = _names(defaults.text_postproc_rules, TOKEN_RULES, "token rule")
+    if type(tokenizer.tok) is SentencePieceTokenizer:
+        return TokenizerConfig("", rules, token_rules, special_tokens=(), kind="sentencepiece")
     if type(tokenizer.tok) is not SpacyTokenizer:
         raise TrainingError(
-            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported. "
-            f"Train with `tok=SpacyTokenizer()`."
+            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer and SentencePieceTokenizer "
+            f"are exported. Train with `tok=SpacyTokenizer()`, which is the default."
         )
     # A bound method of the spaCy pipeline is all that fastai keeps of it.
     pipeline = tokenizer.tok.pipe.__self__
     installed = SpacyTokenizer(pipeline.lang, tokenizer.tok.special_toks).pipe.__self__
     return TokenizerConfig(
         language=pipeline.lang,
-        rules=_names(tokenizer.rules, RULES, "rule"),
-        token_rules=_names(defaults.text_postproc_rules, TOKEN_RULES, "token rule"),
+        rules=rules,
+        token_rules=token_rules,
         special_tokens=tuple(tokenizer.tok.special_toks),
         spacy_rules=own_rules(pipeline, installed),
     )
+
+
+def _pieces_of(tokenizer: FastaiTokenizer) -> bytes | None:
+    """SentencePiece's model of a tokenizer of that kind."""
+    if type(tokenizer.tok) is not SentencePieceTokenizer:
+        return None
+    pieces: bytes = tokenizer.tok.tok.serialized_model_proto()
+    return pieces
 
 
 def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str, ...]:
