@@ -10,9 +10,11 @@ NAME :=
 MODEL := $(addprefix model_store/,$(or $(NAME),sentiment))
 LEARNER :=
 TEXTS :=
-ARCHIVE := $(addsuffix .mar,$(MODEL))
 # Without a model on the command line, the configuration says which models are served.
-SERVED := $(if $(filter command,$(origin NAME) $(origin MODEL)),$(notdir $(MODEL)))
+ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
+override MODEL := $(patsubst %/,%,$(MODEL))
+SERVED := $(if $(ON_COMMAND_LINE),$(notdir $(MODEL)))
+ARCHIVE := $(addsuffix .mar,$(MODEL))
 TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
 CONFIG ?= config.properties
 DATA ?= Tweets.csv
@@ -34,7 +36,8 @@ define INSTALL_CLIENT
 $(WRITE_COMMAND)
 endef
 
-IMAGE ?= $(notdir $(MODEL))
+# Named as the model is, in lower case.
+IMAGE ?= $(shell echo '$(notdir $(MODEL))' | tr A-Z a-z)
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
 # Podman's own format of images has no health check.
 ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
@@ -99,7 +102,10 @@ bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers,
 .PHONY: image
 image: ## build the container image, with podman or docker
 	@test -n "$(ENGINE)" || { echo "error: neither podman nor docker is installed" >&2; exit 1; }
-	$(ENGINE) build $(ENGINE_ARGS) --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+	@test -f '$(MODEL)/config.json' && test '$(MODEL)' = 'model_store/$(notdir $(MODEL))' || \
+	  { echo "error: MODEL=$(MODEL); expected one exported model, such as MODEL=model_store/reviews" >&2; exit 1; }
+	$(ENGINE) build $(ENGINE_ARGS) --tag '$(IMAGE)' --build-arg NAME='$(notdir $(MODEL))' \
+	  --build-arg REVISION=$$(git rev-parse HEAD) .
 
 .PHONY: image-test
 image-test: image $(TEST) ## build it, run it as Kubernetes would, and test it

@@ -179,7 +179,7 @@ class TorchServe:
             own: addresses instead of the user's.
         """
         path = self.workspace.path / self._properties.path.name
-        # In ASCII, and with a second backslash for each: Java reads the file as ISO-8859-1, and takes one for an escape.
+        # Java takes one backslash for an escape of its own.
         settings = self._properties.settings_of(self._models, self._workers).replace("\\", "\\\\")
         lines = ["disable_token_authorization=true\n", f"models={settings}\n"]
         if own is not None:
@@ -214,8 +214,8 @@ class TorchServe:
         found = [f"Temporary files are in {self.workspace.path}. {each}." for each in self.workspace.avoided]
         if self._workers is not None:
             found.append(
-                f"The memory has room for {self._workers} of {cores.available()} workers of each model, one for each core. "
-                f"Where {self._properties.path.name} sets no minWorkers, a model gets {self._workers}."
+                f"There are {cores.available()} cores, but memory for {self._workers} workers of each model. A model "
+                f"gets {self._workers}, unless minWorkers in {self._properties.path.name} says otherwise."
             )
         if hidden := environment.not_passed_on(variables):
             found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")

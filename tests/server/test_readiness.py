@@ -143,11 +143,17 @@ def test_the_models_are_listed_with_their_versions_and_states(address: Endpoint,
     assert sorted(listed["versions"], key=lambda each: (each["name"], each["version"])) == [
         {"name": "a", "version": "1.0", "default": True, "state": "READY"},
         {
-            **{"name": "a", "version": "2.0", "default": False, "state": "UNAVAILABLE"},
+            "name": "a",
+            "version": "2.0",
+            "default": False,
+            "state": "UNAVAILABLE",
             "reason": "a 2.0 cannot answer: it has no worker.",
         },
         {
-            **{"name": "b", "version": "1.0", "default": True, "state": "UNAVAILABLE"},
+            "name": "b",
+            "version": "1.0",
+            "default": True,
+            "state": "UNAVAILABLE",
             "reason": "b 1.0 cannot answer: its workers are UNLOADING.",
         },
     ]
