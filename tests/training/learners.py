@@ -68,9 +68,9 @@ BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
 TOLERANCE = 1e-5
 CLEAR = 0.03
 """In a probability."""
-TRAIN, CHOOSE, MEASURE = 1_500, 300, 300
+TRAIN, CHOOSE, MEASURE = 1_000, 300, 300
 """Texts to train on, for `archive --texts`, and to measure."""
-PREDICTED = 40
+PREDICTED = 20
 """Texts of those to measure that fastai predicts, one at a time."""
 SMALL = {"emb_sz": 64, "n_hid": 128, "n_layers": 2}
 
@@ -178,7 +178,7 @@ def trained(
     target: Any = None,
     columns: Any = "text",
     sizes: dict[str, Any] | None = None,
-    epochs: int = 4,
+    epochs: int = 3,
     unfrozen: bool = True,
     callbacks: Sequence[Any] = (),
     **options: Any,
@@ -212,7 +212,7 @@ def from_a_csv(rows: Rows, folder: Path) -> Any:
     data = TextDataLoaders.from_csv(folder, "texts.csv", text_col="text", label_col="label", bs=32, seed=1)
     config = awd_lstm_clas_config | SMALL
     learner = text_classifier_learner(data, AWD_LSTM, config=config, drop_mult=0.3, pretrained=False, metrics=accuracy)
-    learner.fit_one_cycle(4, 1e-2)
+    learner.fit_one_cycle(3, 1e-2)
     return learner
 
 
