@@ -179,13 +179,19 @@ class _Text:
                     f"{self._source.name}, line {line}, is not {self._source.format.encoding.upper()}: {reason}. "
                     f"{self._other_encoding()}"
                 ) from error
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise InputError(f"{self._source.name} is not whole gzip: {error}.") from error
 
-    def _bytes(self) -> BinaryIO:
-        if self._compressed:
-            return cast(BinaryIO, gzip.open(self._source.path))
-        return self._source.path.open("rb")
+    @contextmanager
+    def _bytes(self) -> Iterator[BinaryIO]:
+        """The bytes that are decoded."""
+        if not self._compressed:
+            with self._source.path.open("rb") as file:
+                yield file
+            return
+        try:
+            with gzip.open(self._source.path) as file:
+                yield cast(BinaryIO, file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{self._source.name} is not whole gzip: {error}.") from error
 
     def _line_that_cannot_be_decoded(self) -> int:
         decoder = _decoder(self._encoding)

@@ -128,6 +128,8 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
             "line 3, is not valid CSV: unexpected end of data, read unt",
         ),
         ("a.csv.gz", gzip.compress(TABLE.encode() * 99)[:-20], ["--delimiter", ";"], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9)[:-9], [], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(b"id;text\n")[:-9], [], "is not whole gzip"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": 5}\n', [], "line 3, is not a JSON object with a string in 'text'"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": "\xfc"}\n', [], "line 3, is not UTF-8"),
         ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter goes with CSV and TSV; a.jsonl is JSON lines."),
