@@ -177,6 +177,7 @@ def test_the_error_table_is_the_codes() -> None:
 def test_links_lead_somewhere() -> None:
     for page in (
         ROOT / "README.md",
+        ROOT / "docs" / "tutorial.md",
         ROOT / "model_store" / "README.md",
         ROOT / "training" / "README.md",
         ROOT / "handler" / "METRICS.md",
