@@ -14,7 +14,7 @@ import onnx
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.engine import GRAPH_FILE, Engine
+from handler.engine import graph_file
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
 from training.graph import PRECISIONS, Precision, to_onnx
@@ -47,7 +47,8 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
         shutil.copytree(HANDLER, content / "handler", ignore=left_out)
         card = source.card | {"archive": {"precision": precision, "identity": exported.identity(model)}}
         exported.write_description(replace(source, card=card), content / MODEL_FOLDER)
-        onnx.save(to_onnx(source, precision), content / MODEL_FOLDER / GRAPH_FILE)
+        for index, member in enumerate(source.members):
+            onnx.save(to_onnx(member, precision), content / MODEL_FOLDER / graph_file(index))
         command = [
             sys.executable,
             "-c",
@@ -76,7 +77,8 @@ def rounding_error(model: Path) -> float:
     with tempfile.TemporaryDirectory() as workspace:
         answers = {}
         for precision in PRECISIONS:
-            graph = Path(workspace, f"{precision}.onnx")
-            onnx.save(to_onnx(source, precision), graph)
-            answers[precision] = TextClassifier(source, Engine(graph, source.config.network, threads=1)).predict(texts)
+            for index, member in enumerate(source.members):
+                onnx.save(to_onnx(member, precision), Path(workspace, graph_file(index)))
+            exported.write_description(source, Path(workspace))
+            answers[precision] = TextClassifier.load_archived(Path(workspace), threads=1).predict(texts)
     return float(np.abs(answers["int8"] - answers["float32"]).max())

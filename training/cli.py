@@ -151,7 +151,14 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _url_options(command)
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
-    command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
+    command.add_argument(
+        "--learner",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="a fastai learner's export; give two, such as a forward and a backward one, for a model that answers with "
+        "the mean of their probabilities (default: the run's)",
+    )
     command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
     command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
     command.add_argument(
@@ -499,7 +506,8 @@ def _behaviour(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from training.export import export_file
 
-    export_file(options.learner, options.run, options.data, _notes(options), options.to, options.stage)
+    learner, *others = options.learner or [None]
+    export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
     print(f"Exported to {options.to}")
 
 
