@@ -68,7 +68,7 @@ BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
 TOLERANCE = 1e-5
 CLEAR = 0.03
 """In a probability."""
-TRAIN, CHOOSE, MEASURE = 1_000, 300, 300
+TRAIN, CHOOSE, MEASURE = 600, 300, 300
 """Texts to train on, for `archive --texts`, and to measure."""
 PREDICTED = 20
 """Texts of those to measure that fastai predicts, one at a time."""
@@ -115,7 +115,7 @@ class Outcome:
 
 def few(rows: Rows) -> Rows:
     """For a learner that takes long to train."""
-    return rows[:600]
+    return rows[:450]
 
 
 def two_labels(rows: Rows) -> Rows:
@@ -152,7 +152,7 @@ def long_texts(rows: Rows) -> Rows:
     for label, group in rows.groupby("label"):
         texts = list(group["text"])
         joined += [(" ".join(texts[start : start + 40]), label) for start in range(0, len(texts) - 39, 10)]
-    return pd.DataFrame(joined, columns=["text", "label"]).sample(300, random_state=1)
+    return pd.DataFrame(joined, columns=["text", "label"]).sample(240, random_state=1)
 
 
 def with_a_title(rows: Rows) -> Rows:
