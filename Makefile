@@ -124,5 +124,5 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
+$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py training/precision.py training/sample.py | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $(MODEL) --to $@
