@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ import onnx
 from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE, Engine
 from handler.exported import ExportedModel, Probabilities
+from handler.task import Task
 from training.graph import Precision, to_onnx
 from training.sample import Sample
 
@@ -33,26 +34,31 @@ MOST_TOKENS: Final = 200_000
 @dataclass(frozen=True)
 class Difference:
     """How far one precision is from float32, over N texts. A text's difference is the largest one of its
-    probabilities."""
+    probabilities; of a regression, that of its value, as a share of the range of values."""
 
     texts: int
     labels_changed: int
     clear_labels_changed: int
-    """Of those, texts whose two most probable labels are more than `FAR_OFF` apart in float32."""
+    """Of those, texts whose two most probable labels are more than `FAR_OFF` apart in float32, and those of which a
+    label changed whose probability is as far from its threshold."""
 
     largest: float
     mean: float
     percentile_99: float
+    unit: Literal["probability", "share of the range of values"] = "probability"
 
     def to_json(self) -> dict[str, Any]:
         """For the card."""
         return {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(self).items()}
 
     def __str__(self) -> str:
+        figures = f"{self.largest:.4f}, 99th percentile {self.percentile_99:.4f}, mean {self.mean:.4f}"
+        if self.unit != "probability":
+            return f"largest difference, as a {self.unit}, {figures}; {self.texts:,} texts"
         return (
-            f"largest difference of a probability {self.largest:.4f}, 99th percentile {self.percentile_99:.4f}, mean "
-            f"{self.mean:.4f}; label changed in {self.labels_changed} of {self.texts:,} texts, in "
-            f"{self.clear_labels_changed} of them with over {FAR_OFF} between the two most probable labels"
+            f"largest difference of a probability {figures}; label changed in {self.labels_changed} of "
+            f"{self.texts:,} texts, in {self.clear_labels_changed} of them with over {FAR_OFF} between the two most "
+            f"probable labels"
         )
 
 
@@ -74,19 +80,32 @@ class Choice:
         return found
 
 
-def difference(found: Probabilities, expected: Probabilities) -> Difference:
-    """How far probabilities, (N, C), are from those of float32."""
-    by_text = np.abs(found - expected).max(axis=1)
-    changed = found.argmax(axis=1) != expected.argmax(axis=1)
-    ordered = np.sort(expected, axis=1)
-    clear = ordered[:, -1] - ordered[:, -2] > FAR_OFF
+def difference(found: Probabilities, expected: Probabilities, task: Task) -> Difference:
+    """How far the outputs of N texts, (N, C), are from those of float32."""
+    distances = np.abs(found - expected)
+    changed, clear = np.zeros(len(found), bool), np.zeros(len(found), bool)
+    match task.name:
+        case "single-label":
+            changed = found.argmax(axis=1) != expected.argmax(axis=1)
+            ordered = np.sort(expected, axis=1)
+            clear = changed & (ordered[:, -1] - ordered[:, -2] > FAR_OFF)
+        case "multi-label":
+            thresholds = np.array(task.thresholds, np.float32)
+            labels = (found > thresholds) != (expected > thresholds)
+            changed = labels.any(axis=1)
+            clear = (labels & (np.abs(expected - thresholds) > FAR_OFF)).any(axis=1)
+        case "regression":
+            low, high = task.value_range or (float(expected.min()), float(expected.max()))
+            distances = distances / ((high - low) or 1)
+    by_text = distances.max(axis=1)
     return Difference(
         texts=len(found),
         labels_changed=int(changed.sum()),
-        clear_labels_changed=int((changed & clear).sum()),
+        clear_labels_changed=int(clear.sum()),
         largest=float(by_text.max()),
         mean=float(by_text.mean()),
         percentile_99=float(np.quantile(by_text, 0.99)),
+        unit="share of the range of values" if task.name == "regression" else "probability",
     )
 
 
@@ -139,7 +158,9 @@ class Measurement:
 
     def difference(self, precision: Precision) -> Difference:
         """How far the precision is from float32."""
-        return difference(_engine(self._model, precision).probabilities(self._ids), self._expected)
+        return difference(
+            _engine(self._model, precision).probabilities(self._ids), self._expected, self._model.config.predicts
+        )
 
 
 def _engine(model: ExportedModel, precision: Precision) -> Engine:

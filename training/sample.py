@@ -31,6 +31,8 @@ ZIPF_SHIFT: Final = 2.7
 """Word n of a language has about the frequency 1 / (n + 2.7) (Mandelbrot, "An Informational Theory of the Statistical
 Structure of Language", 1953)."""
 
+PIECES_SPACE: Final = "\u2581"
+
 _FORMATS = "expected .csv, .tsv, .jsonl, .ndjson or .parquet, or .txt with one text a line (.gz or .xz behind it, too)"
 
 
@@ -55,8 +57,14 @@ def made_up(model: Description) -> Sample:
     frequencies = 1 / (np.arange(len(words)) + ZIPF_SHIFT)
     lengths = generator.lognormal(np.log(MEDIAN_WORDS), SPREAD, MADE_UP_TEXTS).round().clip(1, MOST_WORDS).astype(int)
     chosen = (generator.choice(len(words), length, p=frequencies / frequencies.sum()) for length in lengths)
-    texts = tuple(" ".join(words[index] for index in indexes) for indexes in chosen)
+    texts = tuple(_joined([words[index] for index in indexes]) for indexes in chosen)
     return Sample(texts, "made up of the vocabulary's words", made_up=True)
+
+
+def _joined(words: Sequence[str]) -> str:
+    """SentencePiece's pieces have their spaces in them."""
+    spaced = any(word.startswith(PIECES_SPACE) for word in words)
+    return "".join(words).replace(PIECES_SPACE, " ").strip() if spaced else " ".join(words)
 
 
 def sample_of(texts: Iterable[str], source: str) -> Sample:

@@ -10,6 +10,7 @@ import pytest
 
 from handler import exported
 from handler.exported import ExportedModel
+from handler.task import Task
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
@@ -37,11 +38,27 @@ def with_a_large_head(model: ExportedModel) -> ExportedModel:
 def test_a_difference_counts_labels_that_change_near_a_tie_apart() -> None:
     expected = np.array([[0.6, 0.4], [0.51, 0.49], [0.3, 0.7], [0.9, 0.1]], np.float32)
     found = np.array([[0.6, 0.4], [0.49, 0.51], [0.7, 0.3], [0.8, 0.2]], np.float32)
-    of = difference(found, expected)
+    of = difference(found, expected, Task(("a", "b")))
     assert (of.texts, of.labels_changed, of.clear_labels_changed) == (4, 2, 1)
     assert of.largest == pytest.approx(0.4)
     assert of.mean == pytest.approx((0 + 0.02 + 0.4 + 0.1) / 4)
     assert of.mean < of.percentile_99 <= of.largest
+
+
+def test_a_label_of_several_changes_at_its_threshold() -> None:
+    expected = np.array([[0.6, 0.31], [0.6, 0.34], [0.5, 0.1]], np.float32)
+    found = np.array([[0.6, 0.29], [0.6, 0.29], [0.4, 0.2]], np.float32)
+    of = difference(found, expected, Task(("a", "b"), "multi-label", (0.9, 0.3)))
+    assert (of.labels_changed, of.clear_labels_changed) == (2, 1)
+
+
+@pytest.mark.parametrize(("value_range", "share"), [(None, 0.5), ((0.0, 10.0), 0.1)])
+def test_a_values_difference_is_a_share_of_their_range(value_range: tuple[float, float] | None, share: float) -> None:
+    expected, found = np.array([[2.0], [4.0]], np.float32), np.array([[2.0], [3.0]], np.float32)
+    of = difference(found, expected, Task((), "regression", (), value_range))
+    assert of.largest == pytest.approx(share)
+    assert (of.labels_changed, of.unit) == (0, "share of the range of values")
+    assert "share of the range" in str(of)
 
 
 @pytest.mark.parametrize(
