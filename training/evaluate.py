@@ -49,6 +49,8 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     """
     rows = labelled(tweets, split)
     predictions = list(predict(list(rows["text"]), answer))
+    if "label" not in predictions[0]:
+        raise TrainingError("The model is not single-label: these figures are for models that predict one label.")
     labels = list(predictions[0]["scores"])
     unknown = sorted(set(rows["label"]) - set(labels))
     if unknown:
@@ -67,7 +69,7 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
 def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
     """The results of the behavioural tests; none, if the labels are not those that they are about."""
     [first] = predict(["Hello"], answer)
-    if set(first["scores"]) != set(behaviour.LABELS):
+    if "label" not in first or set(first["scores"]) != set(behaviour.LABELS):
         return []
 
     def scores_of(texts: list[str]) -> list[dict[str, float]]:
@@ -143,7 +145,7 @@ def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
 def model_answer(folder: Path) -> Answer:
     """Answers of an exported model, through the handler's steps."""
     classifier = TextClassifier.load(folder)
-    limits, model = Limits(), Model(folder.name, "", classifier.labels, classifier.card)
+    limits, model = Limits(), Model(folder.name, "", classifier.task, classifier.card)
 
     def answer(body: bytes) -> bytes:
         jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
