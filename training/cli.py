@@ -55,8 +55,8 @@ examples:
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
     python -m training behaviour
   a fastai text classifier of your own (learner.export made the file):
-    python -m training export --learner my_learner.pkl --to my_model
-    python -m training archive --model my_model --to model_store/my_model.mar
+    python -m training export --learner my_learner.pkl --to model_store/reviews
+    python -m training archive --model model_store/reviews --to model_store/reviews.mar
 """
 
 
