@@ -199,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=tables.FORMATS, help="if FILE's name does not say it; of standard input, default: csv"
     )
     command.add_argument("--delimiter", type=_delimiter, metavar="D", help="of CSV and TSV: one character, or `tab`")
+    command.add_argument(
+        "--no-quotes",
+        dest="quotes",
+        action="store_false",
+        help="of CSV and TSV: quotes are characters like others, and no cell has a line end or a delimiter in it",
+    )
     command.add_argument("--encoding", type=_encoding, metavar="E", help=f"default: {tables.DEFAULT_ENCODING}")
     command.add_argument(
         "--connections",
@@ -294,7 +300,8 @@ nothing is kept: all is written at the end.
 _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
 
-Each number says how far the label's probability falls without the word.
+Each number says how far the label's probability, or the number of a regression,
+falls without the word.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -607,7 +614,7 @@ def _score(options: argparse.Namespace) -> int:
     source = tables.Source(
         path,
         name if from_stdin else str(path),
-        tables.format_of(name if from_stdin else str(path), kind, options.delimiter, options.encoding),
+        tables.format_of(name if from_stdin else str(path), kind, options.delimiter, options.encoding, options.quotes),
         options.text_column,
     )
     if from_stdin or options.output == "-":
