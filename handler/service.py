@@ -49,7 +49,7 @@ class TextClassifierHandler:
         self._classifier.warm_up()
         version = context.manifest["model"]["modelVersion"]
         card = self._classifier.card | {"machine": machine()}
-        self._model = Model(context.model_name, version, self._classifier.labels, card)
+        self._model = Model(context.model_name, version, self._classifier.task, card)
         self._metrics = Metrics(self._classifier, context.model_name, version)
         self._metrics.start()
 
@@ -63,7 +63,7 @@ class TextClassifierHandler:
         """Bodies to texts."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         rows = list(zip(data, headers, strict=True))
-        return batch.read(rows, self._limits)
+        return batch.read(rows, self._limits, self._classifier.task.name)
 
     def inference(self, jobs: Sequence[Job]) -> None:
         """Texts to predictions, and to explanations where `/explanations` was asked."""
