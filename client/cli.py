@@ -409,7 +409,13 @@ def _management_options(command: argparse.ArgumentParser) -> None:
 
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sample", type=Path, metavar="FILE", help="texts to warm and to compare with, one per line")
+    command.add_argument(
+        "--sample",
+        type=Path,
+        metavar="FILE",
+        help="texts to warm and to compare with, one per line, best such as the model is asked; default: 30 texts "
+        "to an airline",
+    )
     _drain_option(command)
     _url_option(command)
     _management_options(command)
@@ -672,7 +678,7 @@ def _binary_stdin() -> IO[bytes]:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _inference(options, None) as asked, _management(options) as managed:
+    with _management(options) as managed, _inference(options, None) as asked:
         found = status(asked, managed)
     print(json.dumps(found.to_json()) if options.json else found)
     return OK if found.reachable else UNREACHABLE
@@ -716,12 +722,17 @@ def _register_model(client: ManagementClient, options: argparse.Namespace) -> No
     if options.workers and not options.force:
         client.check_workers(options.workers)
     settings = client.settings_for_a_new_model()
-    version = client.register(options.archive, replace(settings, workers=options.workers or settings.workers))
+    settings = replace(settings, workers=options.workers or settings.workers)
     try:
+        version = client.register(options.archive, settings)
         client.wait_until_ready(version)
     except BaseException:
-        client.unregister(version)
-        _say(f"Removed version {version} of {client.model}.")
+        try:
+            if (left := client.added(options.archive, set())) is not None:
+                client.unregister(left)
+                _say(f"Removed version {left} of {client.model}.")
+        except ClientError as error:
+            _say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
         raise
     _tell_version(client, version, options.json)
     if not options.json:
