@@ -44,8 +44,9 @@ MAX_LINE_CHARACTERS = 1_000_000
 """Of a line of texts. The server takes 20,000 of a text; a file without line ends must not fill the memory."""
 MAX_DRAIN_S = 86_400.0
 MODELS_TIMEOUT_S = 5.0
+"""How long the server may take to say which models it has, where none is named."""
 MAX_WORDS = 10
-"""Of a text, that `explain` shows, those with the largest weights."""
+"""`explain` shows this many tokens of a text: those with the largest weights."""
 
 T = TypeVar("T")
 
@@ -287,7 +288,6 @@ _PREDICT_EXAMPLES = """\
 _SCORE_EXAMPLES = """\
   sentiment score tweets.csv
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
-
   sentiment score export.csv --delimiter ';' --encoding cp1252 --scores
   zcat tweets.csv.gz | sentiment score - > labelled.csv
 
@@ -737,6 +737,7 @@ def _register_model(client: ManagementClient, options: argparse.Namespace) -> No
     _tell_version(client, version, options.json)
     if not options.json:
         print(one_line(f"Ask it: sentiment predict --model {shlex.quote(client.model)} 'A text'"))
+        print("If the server is restarted, it serves only the models that it is started with.")
 
 
 def _unregister(options: argparse.Namespace) -> int:
@@ -842,7 +843,8 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
         names = client.models()
     except NotAuthorizedError:
         raise
-    except ClientError:  # TorchServe alone does not say them at its inference address; and the command itself may wait
+    except ClientError:
+        # TorchServe without the door does not have this address. If there is no server, the command itself waits for it.
         return inference.MODEL
     if inference.MODEL in names:
         return inference.MODEL
