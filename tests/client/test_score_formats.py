@@ -86,9 +86,15 @@ LINES = '{"text": "zu spät"}\n{"text": "früh"}\n'
         ),
         ("a.tab", TABLE.replace(";", "|").encode(), ["--delimiter", "|"], "a.scored.tab", None),
         ("a.txt", TABLE.replace(";", "\t").encode(), ["--format", "csv", "--delimiter", "tab"], "a.scored.txt", None),
-        ("a.b.csv.gz", gzip.compress(TABLE.encode()), ["--delimiter", ";"], "a.b.scored.csv.gz", TABLE_SCORED.encode()),
+        (
+            "a.b.csv.gz",
+            gzip.compress(TABLE.encode(), mtime=0),
+            ["--delimiter", ";"],
+            "a.b.scored.csv.gz",
+            TABLE_SCORED.encode(),
+        ),
         ("a.ndjson", LINES.encode(), [], "a.scored.ndjson", None),
-        ("a.NDJSON.GZ", gzip.compress(LINES.encode()), [], "a.scored.NDJSON.GZ", None),
+        ("a.NDJSON.GZ", gzip.compress(LINES.encode(), mtime=0), [], "a.scored.NDJSON.GZ", None),
         ("a.jsonl", LINES.encode("latin-1"), ["--encoding", "latin-1"], "a.scored.jsonl", None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -127,9 +133,9 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
             [],
             "line 3, is not valid CSV: unexpected end of data, read unt",
         ),
-        ("a.csv.gz", gzip.compress(TABLE.encode() * 99)[:-20], ["--delimiter", ";"], "is not whole gzip"),
-        ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9)[:-9], [], "is not whole gzip"),
-        ("a.csv.gz", gzip.compress(b"id;text\n")[:-9], [], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(TABLE.encode() * 99, mtime=0)[:-20], ["--delimiter", ";"], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9, mtime=0)[:-9], [], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(b"id;text\n", mtime=0)[:-9], [], "is not whole gzip"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": 5}\n', [], "line 3, is not a JSON object with a string in 'text'"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": "\xfc"}\n', [], "line 3, is not UTF-8"),
         ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter goes with CSV and TSV; a.jsonl is JSON lines."),
@@ -298,7 +304,7 @@ def sentiment(arguments: list[str], url: str, stdin: bytes = b"") -> subprocess.
 
 
 def test_standard_input_is_scored_to_standard_output(answering: Scripted) -> None:
-    content = gzip.compress(TABLE.encode("cp1252"))
+    content = gzip.compress(TABLE.encode("cp1252"), mtime=0)
     result = sentiment(["score", "-", "--delimiter", ";", "--encoding", "cp1252"], answering.url, content)
     assert (result.returncode, result.stdout) == (0, TABLE_SCORED.encode("cp1252"))
     assert result.stderr.startswith(b"standard output: 2 rows, 0 with errors")
