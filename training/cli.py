@@ -34,6 +34,8 @@ _EXAMPLES = """\
 examples:
   the embedded model anew:
     python -m training all --data Tweets.csv
+  a classifier of your own labelled texts, whatever their labels (CSV, TSV, JSON lines, Parquet):
+    python -m training fit --data reviews.csv --to model_store/reviews
   from texts of your own, before the classifier a language model and distillation:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
   from fastai's WikiText-103 language model (needs a network, wants a GPU):
@@ -95,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _run_options(command)
     _to_option(command)
     _notes_option(command)
+
+    command = _add(commands, "fit", _fit, "labelled texts of your own to an exported model")
+    _fit_options(command)
 
     command = _add(commands, "general", _general, "stage 1: train a general language model from text files")
     _texts_option(command)
@@ -200,7 +205,54 @@ def _add(commands: Any, name: str, function: Any, what: str) -> argparse.Argumen
 
 
 def _data_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv, or the data.csv of a run of `fit`"
+    )
+
+
+def _fit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="CSV, TSV, JSON lines (.jsonl, .ndjson) or Parquet"
+    )
+    command.add_argument("--text-column", default="text", metavar="NAME", help=f"of the texts ({_DEFAULT})")
+    command.add_argument("--label-column", default="label", metavar="NAME", help=f"of the labels ({_DEFAULT})")
+    command.add_argument(
+        "--split-column",
+        metavar="NAME",
+        help="of the file's own splits: train, validation, test (default: the splits are made here)",
+    )
+    command.add_argument(
+        "--start",
+        default="own",
+        metavar="own|wt103|FOLDER",
+        help="starting weights: own (your texts' words with word vectors, permits commercial use as far as your texts "
+        "do), wt103 (fastai's download), or the folder of an exported model or of a language model as fastai's own "
+        f"({_DEFAULT})",
+    )
+    command.add_argument(
+        "--texts",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"texts of the same kind without labels, which help: {_TEXTS_HELP}",
+    )
+    command.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="the exported model (default: model_store/ and the file's name)"
+    )
+    command.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="where stages write (default: runs/ and the model's name)"
+    )
+    command.add_argument(
+        "--preset",
+        choices=("default", "tiny"),
+        default="default",
+        help=f"default: the recipe for as many texts; tiny: seconds, for tests ({_DEFAULT})",
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+    )
+    _notes_option(command)
 
 
 def _beginning_options(command: argparse.ArgumentParser) -> None:
@@ -285,6 +337,25 @@ def _settings(options: argparse.Namespace) -> Settings:
     return with_changes(PRESETS[options.preset], options.set)
 
 
+def _fit(options: argparse.Namespace) -> None:
+    from training.fit import Order, fit
+    from training.fit_table import Columns
+
+    fit(
+        Order(
+            data=options.data,
+            columns=Columns(options.text_column, options.label_column, options.split_column),
+            start=options.start,
+            texts=tuple(options.texts),
+            to=options.to,
+            run=options.run,
+            notes=_notes(options),
+            tiny=options.preset == "tiny",
+            changes=tuple(options.set),
+        )
+    )
+
+
 def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
@@ -344,12 +415,12 @@ def _general(options: argparse.Namespace) -> None:
 
 def _language_model(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.language_model import general_model, train_on_tweets
+    from training.language_model import general_model, train_on_texts
 
     tweets = read_tweets(options.data)
     settings = _settings(options).language_model
     folder = options.run / "language-model"
-    train_on_tweets(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
+    train_on_texts(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
 
 
 def _general_teacher(options: argparse.Namespace) -> None:
@@ -489,7 +560,7 @@ def _notes(options: argparse.Namespace) -> str:
     """The notes for the card, and that there can be one at the place where it is to go."""
     if options.notes and not options.notes.is_file():
         raise TrainingError(f"--notes {options.notes}: no such file.")
-    if options.to.exists() and not options.to.is_dir():
+    if options.to and options.to.exists() and not options.to.is_dir():
         raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
     try:
         return options.notes.read_text(encoding="utf-8") if options.notes else ""

@@ -6,7 +6,7 @@ All of them are read off the learner. What this project cannot serve exactly is 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,25 @@ Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
 
 
 def export_file(
-    learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path, stage: str = "classifier"
+    learner_file: Path | None,
+    run: Path,
+    csv: Path | None,
+    notes: str,
+    folder: Path,
+    stage: str = "classifier",
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
 
     Args:
         learner_file: made by fastai's `Learner.export`. It is a pickle: only files you trust.
         run: a run's folder.
-        csv: Kaggle's `Tweets.csv`: the splits whose labels are known are measured for the card, and the train split
-            is what drift is measured against.
+        csv: Kaggle's `Tweets.csv`, or what `fit` keeps in its run: the splits whose labels are known are measured for
+            the card, and the train split is what drift is measured against.
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
         stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
+        more: other entries of the card.
 
     Raises:
         TrainingError: no such file or run, or a learner that cannot be exported.
@@ -85,6 +92,7 @@ def export_file(
             )
     else:
         card = new_card(notes)
+    card |= more or {}
     if not learner_file.is_file():
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
