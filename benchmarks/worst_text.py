@@ -269,7 +269,7 @@ def measured(
     started = time.process_time()
     jobs = batch.read(rows, limits)
     batch.infer(jobs, classifier, limits)
-    replies = batch.write(jobs, Model("", "", classifier.labels, {}), limits)
+    replies = batch.write(jobs, Model("", "", classifier.task, {}), limits)
     seconds = time.process_time() - started
     statuses = [reply.status.value for reply in replies]
     tokens = sum(len(ids) for job in jobs for ids in job.ids)

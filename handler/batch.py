@@ -22,6 +22,7 @@ from handler.open_inference import Ask
 from handler.padding import cost
 from handler.reply import Model, Reply
 from handler.request import Request, read_request
+from handler.task import Task, TaskName
 
 logger = logging.getLogger(__name__)
 
@@ -84,17 +85,22 @@ class Durations:
     explanations_s: float = 0.0
 
 
-def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limits: Limits) -> list[Job]:
+def read(
+    rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]],
+    limits: Limits,
+    task: TaskName = "single-label",
+) -> list[Job]:
     """Read a batch's requests.
 
     Args:
         rows: for each request its fields and its HTTP headers, see `handler.request.read_request`.
+        task: of the model.
     """
     jobs = [Job(_kind(fields, headers)) for fields, headers in rows]
     for job, (fields, headers) in zip(jobs, rows, strict=True):
         if job.kind not in DESCRIPTIONS:
             with _guard(job):
-                job.request = read_request(fields, headers, limits)
+                job.request = read_request(fields, headers, limits, task)
     admitted_characters = 0
     for job, request in _smallest_first(jobs):
         if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
@@ -107,7 +113,7 @@ def read(rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], limi
 def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
     """Fill in the results: all predictions in one pass through the network, explanations text by text."""
     started = time.perf_counter()
-    jobs = _with_small_replies(jobs, classifier.labels, limits.max_batch_reply_bytes)
+    jobs = _with_small_replies(jobs, classifier.task, limits.max_batch_reply_bytes)
     _tokenize(jobs, classifier, limits.max_token_reads)
     tokenized = time.perf_counter()
     going = [job for job in jobs if job.request is not None and job.error is None]
@@ -123,7 +129,8 @@ def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Du
         if job.kind is Kind.EXPLAIN and job.request is not None:
             with _guard(job):
                 explanations = [classifier.explain(text) for text in job.request.texts]
-                job.results = list(map(reply.explained, job.results, explanations))
+                pairs = zip(job.results, explanations, strict=True)
+                job.results = [reply.explained(*pair, classifier.task) for pair in pairs]
     texts = sum(len(job.ids) for job in going)
     explanations_s = time.perf_counter() - predicted if any(job.kind is Kind.EXPLAIN for job in going) else 0.0
     return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
@@ -183,17 +190,17 @@ def _smallest_first(jobs: Sequence[Job]) -> list[tuple[Job, Request]]:
     return sorted(read, key=lambda pair: pair[1].characters)
 
 
-def _with_small_replies(jobs: Sequence[Job], labels: tuple[str, ...], max_bytes: int) -> list[Job]:
+def _with_small_replies(jobs: Sequence[Job], task: Task, max_bytes: int) -> list[Job]:
     """The jobs whose replies fit into `max_bytes` together. The other jobs get an error before anything is computed."""
     fitting = []
     admitted = 0
     for job, request in _smallest_first(jobs):
         with _guard(job):
-            size = reply.max_bytes(request, labels, job.kind is Kind.EXPLAIN)
+            size = reply.max_bytes(request, task, job.kind is Kind.EXPLAIN)
             if size > max_bytes:
                 count = len(request.texts)
                 raise TooLargeError(
-                    _TOO_LARGE_A_REPLY.format(count, len(labels), size, max_bytes, count * max_bytes // size)
+                    _TOO_LARGE_A_REPLY.format(count, len(task.labels), size, max_bytes, count * max_bytes // size)
                 )
             if admitted + size > max_bytes:
                 raise OverloadedError(_TOO_MUCH_AT_ONCE)
@@ -237,7 +244,7 @@ def _token_reads(lengths: Sequence[int], kind: Kind) -> float:
 def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:
     probabilities = iter(classifier.probabilities([ids for job in jobs for ids in job.ids]))
     for job in jobs:
-        job.results = [reply.prediction(next(probabilities), classifier.labels) for _ in job.ids]
+        job.results = [reply.prediction(next(probabilities), classifier.task) for _ in job.ids]
 
 
 @contextmanager

@@ -27,20 +27,24 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Explanation:
-    """How much each token of a text speaks for a label."""
+    """How much each token of a text speaks for what is predicted."""
 
-    label: int
+    outputs: tuple[int, ...]
+    """The explained outputs of the network: of the most probable label; of a multi-label model those of the predicted
+    labels, or of the most probable label if none is predicted; of a regression the one output."""
+
     tokens: tuple[str, ...]
-    weights: tuple[float, ...]
-    """By how much the label's probability falls when the token is replaced by `xxunk`."""
+    weights: tuple[tuple[float, ...], ...]
+    """For each token and explained output: by how much the output falls when the token is replaced by `xxunk`."""
     spans: tuple[Span, ...]
     """Where in the text each token stands; see `handler.tokens.Tokenizer.spans`."""
 
 
 class TextClassifier:
-    """Texts to probabilities, with an exported model."""
+    """Texts to probabilities, with an exported model. Of a regression, read "value" for "probability"."""
 
     def __init__(self, model: Description, network: Network) -> None:
+        self.task = model.config.predicts
         self.labels = model.config.labels
         self.card = model.card
         self.reference = model.reference
@@ -98,15 +102,15 @@ class TextClassifier:
         return self.probabilities([self.ids(text) for text in texts])
 
     def explain(self, text: str) -> Explanation:
-        """The most probable label's probability with and without each token (occlusion; Zeiler and Fergus,
+        """The predicted labels' probabilities with and without each token (occlusion; Zeiler and Fergus,
         "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2)."""
         tokens = self.tokens(text)
         ids = self._tokenizer.ids(tokens)
         occluded = [[*ids[:i], self.unknown_id, *ids[i + 1 :]] for i in range(len(ids))]
         probabilities = self.probabilities([self._ordered(row) for row in (ids, *occluded)])
-        label = int(probabilities[0].argmax())
-        weights = probabilities[0, label] - probabilities[1:, label]
-        return Explanation(label, tuple(tokens), tuple(map(float, weights)), tuple(self._tokenizer.spans(text)))
+        outputs = self.task.predicted(probabilities[0]) or (int(probabilities[0].argmax()),)
+        weights = (probabilities[0] - probabilities[1:])[:, list(outputs)].tolist()
+        return Explanation(outputs, tuple(tokens), tuple(map(tuple, weights)), tuple(self._tokenizer.spans(text)))
 
     def _ordered(self, ids: list[int]) -> list[int]:
         # A rule set without `lowercase` adds no beginning, and may leave a text with no token at all.

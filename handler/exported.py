@@ -6,16 +6,17 @@ Reading it runs no code from it. Everything is checked before it is used, and wh
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from handler.drift import Reference
+from handler.task import TASKS, Task, TaskName
 from handler.tokens import SpacyRules, Tokenizer, TokenizerConfig
 
 FORMAT: Final = "fastai-awd-lstm-classifier"
@@ -26,11 +27,14 @@ VOCABULARY_FILE: Final = "vocabulary.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
 FILES: Final = (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, CARD_FILE)
+PIECES_FILE: Final = "sentencepiece.model"
+"""Of a model whose tokenizer is SentencePiece's."""
+
 REFERENCE_KEY: Final = "reference"
 
 
 Probabilities = npt.NDArray[np.float32]
-"""Of N texts' labels, (N, C)."""
+"""Of N texts' labels, (N, C); of a regression the values, (N, 1)."""
 
 
 class ExportedModelError(Exception):
@@ -98,13 +102,27 @@ class ModelConfig:
     """`config.json`: everything but vocabulary and weights."""
 
     labels: tuple[str, ...]
-    """Output `i` of the network is the probability of label `i`."""
+    """Output `i` of the network is the probability of label `i`. A regression has none, and one output."""
 
     backwards: bool
     """Whether the network reads a text from its end (fastai's `backwards=True`)."""
 
     tokenizer: TokenizerConfig
     network: NetworkConfig
+
+    task: TaskName = "single-label"
+    """Absent from the file: single-label."""
+
+    thresholds: tuple[float, ...] = ()
+    """See `Task`; absent from the file where the task has none."""
+
+    value_range: tuple[float, float] | None = None
+    """See `Task`; absent from the file where there is none."""
+
+    @property
+    def predicts(self) -> Task:
+        """What the network's outputs mean."""
+        return Task(self.labels, self.task, self.thresholds, self.value_range)
 
 
 @dataclass(frozen=True)
@@ -114,15 +132,17 @@ class Description:
     config: ModelConfig
     vocabulary: tuple[str | None, ...]
     card: dict[str, Any]
+    pieces: bytes | None = field(default=None, kw_only=True)
+    """SentencePiece's model, of a tokenizer of that kind."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """
         Raises:
-            ValueError: a rule that is not known, or a vocabulary without fastai's `xxunk` or `xxpad`.
+            ValueError: see `Tokenizer`.
             ImportError: a language that spaCy does not know.
         """
-        return Tokenizer(self.config.tokenizer, self.vocabulary)
+        return Tokenizer(self.config.tokenizer, self.vocabulary, self.pieces)
 
     @cached_property
     def reference(self) -> Reference | None:
@@ -155,7 +175,9 @@ def read(folder: Path) -> ExportedModel:
         weights = safetensors.numpy.load_file(_existing(folder / WEIGHTS_FILE))
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportedModelError(f"{folder / WEIGHTS_FILE}: expected a safetensors file: {error}") from error
-    model = ExportedModel(description.config, description.vocabulary, description.card, weights)
+    model = ExportedModel(
+        description.config, description.vocabulary, description.card, weights, pieces=description.pieces
+    )
     check(model, folder)
     return model
 
@@ -180,7 +202,9 @@ def _read_description(folder: Path) -> Description:
     card = _read_json(folder / CARD_FILE)
     if not isinstance(card, dict):
         raise ExportedModelError(f"{folder / CARD_FILE}: expected a JSON object.")
-    return Description(config, tuple(vocabulary), card)
+    has_pieces = config.tokenizer.kind == "sentencepiece"
+    pieces = _existing(folder / PIECES_FILE).read_bytes() if has_pieces else None
+    return Description(config, tuple(vocabulary), card, pieces=pieces)
 
 
 def write(model: ExportedModel, folder: Path) -> None:
@@ -199,11 +223,16 @@ def write_description(model: Description, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
     config = asdict(model.config)
-    if model.config.tokenizer.spacy_rules is None:
-        del config["tokenizer"]["spacy_rules"]
+    # What most models do not have is left out, so that readers of before read these models.
+    for part, defaults in ((config["tokenizer"], TokenizerConfig), (config, ModelConfig)):
+        for optional in fields(defaults):
+            if optional.default is not MISSING and optional.default == part[optional.name]:
+                del part[optional.name]
     _write_json(header | config, folder / CONFIG_FILE)
     _write_json(model.vocabulary, folder / VOCABULARY_FILE)
     _write_json(model.card, folder / CARD_FILE)
+    if model.pieces is not None:
+        (folder / PIECES_FILE).write_bytes(model.pieces)
 
 
 def check(model: ExportedModel, folder: Path = Path()) -> None:
@@ -220,10 +249,12 @@ def check(model: ExportedModel, folder: Path = Path()) -> None:
 
 
 def identity(folder: Path) -> str:
-    """SHA-256 over the files that decide the answers: config, vocabulary and weights."""
+    """SHA-256 over the files that decide the answers: config, vocabulary, weights, and the tokenizer's model if there
+    is one."""
     digest = hashlib.sha256()
-    for name in (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE):
-        digest.update((folder / name).read_bytes())
+    for name in (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, PIECES_FILE):
+        if name != PIECES_FILE or (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -243,11 +274,7 @@ def _check(model: Description, folder: Path) -> None:
             f"{folder / VOCABULARY_FILE}: the vocabulary has {len(model.vocabulary)} entries, "
             f"the network {network.vocabulary_size} embeddings."
         )
-    if len(config.labels) != network.head_sizes[-1] or len(set(config.labels)) != len(config.labels):
-        raise ExportedModelError(
-            f"{folder / CONFIG_FILE}: expected {network.head_sizes[-1]} labels, all different; "
-            f"found {', '.join(config.labels)}."
-        )
+    _check_task(config, folder / CONFIG_FILE)
     for name, texts in ((CONFIG_FILE, config.labels), (VOCABULARY_FILE, filter(None, model.vocabulary))):
         for text in texts:
             if not is_unicode(text):
@@ -257,9 +284,36 @@ def _check(model: Description, folder: Path) -> None:
     except (ValueError, ImportError) as error:
         raise ExportedModelError(f"{folder / CONFIG_FILE}: {error}") from error
     try:
-        _ = model.reference
+        if model.reference is not None and config.task != "single-label":
+            raise ValueError("only a single-label model has one")
     except ValueError as error:
         raise ExportedModelError(f"{folder / CARD_FILE}: `{REFERENCE_KEY}`: {error}.") from error
+
+
+def _check_task(config: ModelConfig, path: Path) -> None:
+    """Whether outputs, labels, thresholds and range go with the task."""
+    outputs = config.network.head_sizes[-1]
+    if config.task not in TASKS:
+        raise ExportedModelError(f"{path}: `task` is {config.task!r}; expected one of {', '.join(TASKS)}.")
+    if config.task == "regression":
+        if config.labels or outputs != 1:
+            raise ExportedModelError(f"{path}: a regression has no labels and one output; found {outputs} outputs.")
+    elif len(config.labels) != outputs or len(set(config.labels)) != len(config.labels):
+        raise ExportedModelError(f"{path}: expected {outputs} labels, all different; found {', '.join(config.labels)}.")
+    expected = len(config.labels) if config.task == "multi-label" else 0
+    if len(config.thresholds) != expected or not all(map(_is_number, config.thresholds)):
+        raise ExportedModelError(f"{path}: expected {expected} numbers as `thresholds`; found {config.thresholds!r}.")
+    if config.value_range is not None:
+        low, high = config.value_range if len(config.value_range) == 2 else (None, None)
+        if config.task != "regression" or not _is_number(low) or not _is_number(high) or not low < high:
+            raise ExportedModelError(
+                f"{path}: `value_range` is {config.value_range!r}; expected the least and the greatest value of a "
+                f"regression."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_weights(model: ExportedModel, folder: Path) -> None:
@@ -288,25 +342,30 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
             f"found {value.get('format')}, {value.get('format_version')}."
         )
     try:
-        fields = {name: value[name] for name in get_type_hints(ModelConfig)}
-        fields["labels"] = tuple(map(str, fields["labels"]))
-        fields["tokenizer"] = _tokenizer_from_json(fields["tokenizer"])
-        fields["network"] = NetworkConfig(**_tuples(fields["network"]))
+        parts = {
+            part.name: value[part.name] for part in fields(ModelConfig) if part.default is MISSING or part.name in value
+        }
+        parts["labels"] = tuple(map(str, parts["labels"]))
+        for name in ("thresholds", "value_range"):
+            if name in parts:
+                parts[name] = tuple(parts[name])
+        parts["tokenizer"] = _tokenizer_from_json(parts["tokenizer"])
+        parts["network"] = NetworkConfig(**_tuples(parts["network"]))
     except KeyError as error:
         raise ExportedModelError(f"{path}: {error} is missing.") from error
     except TypeError as error:
         raise ExportedModelError(f"{path}: {error}.") from error
-    _check_sizes(fields["network"], path)
-    return ModelConfig(**fields)
+    _check_sizes(parts["network"], path)
+    return ModelConfig(**parts)
 
 
 def _tokenizer_from_json(value: object) -> TokenizerConfig:
-    fields = _tuples(value)
-    if fields.get("spacy_rules") is not None:
-        rules = _tuples(fields["spacy_rules"])
+    parts = _tuples(value)
+    if parts.get("spacy_rules") is not None:
+        rules = _tuples(parts["spacy_rules"])
         rules["special_cases"] = _tuples(rules.get("special_cases"))
-        fields["spacy_rules"] = SpacyRules(**rules)
-    return TokenizerConfig(**fields)
+        parts["spacy_rules"] = SpacyRules(**rules)
+    return TokenizerConfig(**parts)
 
 
 def _check_sizes(network: NetworkConfig, path: Path) -> None:

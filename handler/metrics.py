@@ -152,7 +152,7 @@ class Metrics:
                 if job.error is None:
                     self._request_texts.observe(len(job.ids))
                     for ids, result in zip(job.ids, job.results, strict=True):
-                        self._count_text(ids, result["label"])
+                        self._count_text(ids, labels_of(result))
             if durations.texts:
                 self._batch_texts.observe(durations.texts)
                 self._tokenizer_seconds.observe(durations.tokenizer_s)
@@ -187,15 +187,16 @@ class Metrics:
             samples.append(Sample(f"{PREFIX}model_info", "GAUGE", self._identity, 1))
         return [Sample(each.name, each.kind, self._model | each.labels, each.value) for each in samples]
 
-    def _count_text(self, ids: Sequence[int], label: str) -> None:
+    def _count_text(self, ids: Sequence[int], labels: Sequence[str]) -> None:
         tokens, unknown = len(ids), ids.count(self._unknown_id)
-        self._predictions.counts[label] += 1
+        for label in labels:
+            self._predictions.counts[label] += 1
         self._text_tokens.observe(tokens)
         self._unknown_tokens += unknown
         if tokens > self._seen_tokens:
             self._long_texts += 1
-        if self._drift:
-            self._drift.add(label, tokens, unknown)
+        if self._drift:  # of a single-label model
+            self._drift.add(labels[0], tokens, unknown)
 
     def _send(self) -> None:
         """In one message of the log, as whose lines TorchServe reads them: the log's lock keeps others' lines apart."""
@@ -209,6 +210,11 @@ class Metrics:
             time.sleep(SEND_INTERVAL_S)
             self._changed.clear()  # first, so that what is counted meanwhile is sent by the next round at the latest
             self._send()
+
+
+def labels_of(result: Mapping[str, Any]) -> Sequence[str]:
+    """The predicted labels of a prediction; none of a regression's."""
+    return [result["label"]] if "label" in result else result.get("labels", [])
 
 
 def identity(card: Mapping[str, Any]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from handler.exported import ExportedModel, NetworkConfig, Probabilities
 from handler.padding import batches, pad
+from handler.task import Task
 
 
 class HeadBlock(nn.Module):
@@ -44,11 +45,12 @@ class HeadBlock(nn.Module):
 
 
 class TextNetwork(nn.Module):
-    """Token ids to the probabilities of the labels."""
+    """Token ids to the probabilities of the labels, or to the value of a regression."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, task: Task) -> None:
         super().__init__()
         self.config = config
+        self.task = task
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
         self.lstm = nn.ModuleList(nn.LSTM(inputs, outputs, batch_first=True) for inputs, outputs in config.lstm_sizes)
         self.head = nn.ModuleList(
@@ -58,7 +60,7 @@ class TextNetwork(nn.Module):
     @classmethod
     def of(cls, model: ExportedModel) -> "TextNetwork":
         """An exported model's network, ready for inference."""
-        network = cls(model.config.network)
+        network = cls(model.config.network, model.config.predicts)
         # What is stored in half precision is widened here, exactly.
         network.load_state_dict({name: torch.tensor(value) for name, value in model.weights.items()})
         return network.eval()
@@ -85,7 +87,20 @@ class TextNetwork(nn.Module):
         x = self._pool(x, lengths)  # (B, 3 E)
         for block in self.head[:-1]:
             x = F.relu(block(x))
-        return torch.softmax(self.head[-1](x), dim=1)  # (B, C)
+        return self._activated(self.head[-1](x))  # (B, C)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """Outputs of the last layer as the task means them."""
+        match self.task.name:
+            case "single-label":
+                return torch.softmax(x, dim=1)
+            case "multi-label":
+                return torch.sigmoid(x)
+            case "regression" if self.task.value_range:
+                low, high = self.task.value_range
+                return torch.sigmoid(x) * (high - low) + low  # fastai.layers, `sigmoid_range`
+            case "regression":
+                return x
 
     def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Each text's last output, and the maximum and the mean of its pooled outputs: (B, T, E) to (B, 3 E)."""

@@ -9,6 +9,9 @@ the extension for binary tensors that Triton defined (github.com/triton-inferenc
 | input `text`    | BYTES    | [N] or [N, 1]      | N texts in UTF-8                                         |
 | output `label`  | BYTES    | [N]                | the most probable label of each text                     |
 | output `scores` | FP32     | [N, C]             | the probabilities of the C labels, in the model's order  |
+| output `value`  | FP32     | [N]                | the value of each text                                   |
+
+A single-label model has the outputs `label` and `scores`, a multi-label model has `scores`, a regression has `value`.
 """
 
 import json
@@ -22,6 +25,7 @@ from handler.body import Pairs, decoded, parsed, to_json
 from handler.errors import NotUtf8Error, RequestError, TooLargeError, WrongShapeError
 from handler.exported import is_unicode
 from handler.headers import only
+from handler.task import Task, TaskName
 
 HEADER: Final = "x-open-inference"
 """The header in which the door (`door/haproxy.cfg`) says what a request of this protocol asks for."""
@@ -36,7 +40,12 @@ MAX_ID_CHARACTERS: Final = 1_000
 """Of a request's `id`, which is part of its reply."""
 
 INPUT: Final = "text"
-LABEL, SCORES = "label", "scores"
+LABEL, SCORES, VALUE = "label", "scores", "value"
+OUTPUTS: Final[Mapping[TaskName, tuple[str, ...]]] = {
+    "single-label": (LABEL, SCORES),
+    "multi-label": (SCORES,),
+    "regression": (VALUE,),
+}
 
 _EXPECTED: Final = (
     'Expected {"inputs": [{"name": "text", "shape": [N], "datatype": "BYTES", "data": [N strings]}]}, or '
@@ -46,6 +55,7 @@ _LENGTH: Final = struct.Struct("<I")
 _ENVELOPE_BYTES: Final = 4_096
 """Upper bound of a reply's bytes without its `id` and what its tensors hold."""
 _LONGEST_SCORE: Final = len("0.123456, ")
+_LONGEST_VALUE: Final = len("-3.4028235e+38, ")
 
 
 class Ask(Enum):
@@ -77,13 +87,14 @@ def ask(headers: Mapping[str, object]) -> Ask | None:
     return next((ask for ask in Ask if ask.value in values), None)
 
 
-def read(body: bytes, headers: Mapping[str, object], max_texts: int) -> tuple[tuple[str, ...], Outputs]:
+def read(body: bytes, headers: Mapping[str, object], max_texts: int, task: TaskName) -> tuple[tuple[str, ...], Outputs]:
     """The texts of a request for inference, and the form of its reply.
 
     Args:
         body: JSON, and binary tensors behind it.
         headers: the HTTP headers, any case.
         max_texts: more than these are not read.
+        task: of the model, which decides its outputs.
 
     Raises:
         RequestError: see `handler.errors`.
@@ -92,23 +103,23 @@ def read(body: bytes, headers: Mapping[str, object], max_texts: int) -> tuple[tu
     request = parsed(decoded(body[:length]), _object, _EXPECTED)
     if not isinstance(request, dict):
         raise WrongShapeError(f"The body is not a JSON object. {_EXPECTED}")
-    outputs = Outputs(_id(request), _outputs(request))
+    outputs = Outputs(_id(request), _outputs(request, OUTPUTS[task]))
     return _texts(_input(request), body[length:], max_texts), outputs
 
 
 def reply(
-    results: Sequence[Mapping[str, Any]], outputs: Outputs, labels: Sequence[str], model_name: str, model_version: str
+    results: Sequence[Mapping[str, Any]], outputs: Outputs, task: Task, model_name: str, model_version: str
 ) -> tuple[bytes, dict[str, str]]:
     """The body of a reply, and its HTTP headers.
 
     Args:
         results: for each text its prediction, as `handler.reply.prediction` makes it.
         outputs: as `read` returns them.
-        labels: of the model.
+        task: of the model.
     """
     tensors, binary = [], []
     for output in outputs.tensors:
-        tensor, values = _tensor(output.name, results, labels)
+        tensor, values = _tensor(output.name, results, task.labels)
         if output.is_binary:
             binary.append(_packed(tensor["datatype"], values))
             tensors.append(tensor | {"parameters": {"binary_data_size": len(binary[-1])}})
@@ -126,29 +137,40 @@ def error(problem: RequestError) -> bytes:
     return to_json({"error": str(problem)})
 
 
-def metadata(labels: Sequence[str], notes: str, model_name: str, model_version: str) -> bytes:
-    """The model's inputs and outputs. `properties`, whose values are strings, has the labels as a list in JSON, and the
+def metadata(task: Task, notes: str, model_name: str, model_version: str) -> bytes:
+    """The model's inputs and outputs. `properties`, whose values are strings, has what `_properties` says, and the
     notes of the model's card if it has any."""
-    properties = {"labels": json.dumps(list(labels), ensure_ascii=False)} | ({"notes": notes} if notes else {})
+    tensors = {
+        LABEL: {"datatype": "BYTES", "shape": [-1]},
+        SCORES: {"datatype": "FP32", "shape": [-1, len(task.labels)]},
+        VALUE: {"datatype": "FP32", "shape": [-1]},
+    }
     return to_json(
         {
             "name": model_name,
             "versions": [model_version],
             "platform": PLATFORM,
             "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [
-                {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
-                {"name": SCORES, "datatype": "FP32", "shape": [-1, len(labels)]},
-            ],
-            "properties": properties,
+            "outputs": [{"name": name} | tensors[name] for name in OUTPUTS[task.name]],
+            "properties": _properties(task) | ({"notes": notes} if notes else {}),
         }
     )
 
 
-def max_bytes(texts: int, labels: Sequence[str], outputs: Outputs) -> int:
+def _properties(task: Task) -> dict[str, str]:
+    """The labels as a list in JSON. A multi-label model's thresholds, too, in the labels' order. The task, unless it is
+    single-label."""
+    properties = {} if task.name == "regression" else {"labels": json.dumps(list(task.labels), ensure_ascii=False)}
+    if task.name == "multi-label":
+        properties["thresholds"] = json.dumps(list(task.thresholds))
+    return properties if task.name == "single-label" else {"task": task.name} | properties
+
+
+def max_bytes(texts: int, task: Task, outputs: Outputs) -> int:
     """Upper bound of the length in bytes of a reply to a number of texts. Binary tensors are shorter than JSON."""
-    longest_label = max(len(to_json(label)) for label in labels) + len(", ")
-    return _ENVELOPE_BYTES + len(to_json(outputs.id)) + texts * (longest_label + len(labels) * _LONGEST_SCORE)
+    longest_label = max((len(to_json(label)) for label in task.labels), default=0) + len(", ")
+    numbers = len(task.labels) * _LONGEST_SCORE or _LONGEST_VALUE
+    return _ENVELOPE_BYTES + len(to_json(outputs.id)) + texts * (longest_label + numbers)
 
 
 def _json_length(headers: Mapping[str, object], body_length: int) -> int:
@@ -183,25 +205,33 @@ def _id(request: Mapping[str, object]) -> str | None:
     return value
 
 
-def _outputs(request: Mapping[str, object]) -> tuple[Output, ...]:
+def _outputs(request: Mapping[str, object], names: tuple[str, ...]) -> tuple[Output, ...]:
     is_binary = _flag(_parameters(request, "The request"), "binary_data_output", default=False)
     items = [] if request.get("outputs") is None else request["outputs"]
     if not isinstance(items, list):
-        raise WrongShapeError(
-            '`outputs` is not a list. Expected [{"name": "label"}, {"name": "scores"}] or one of the two.'
-        )
-    outputs = [_output(item, f"Output {index}", is_binary) for index, item in enumerate(items[:3])]
+        objects = ", ".join(f'{{"name": "{name}"}}' for name in names)
+        raise WrongShapeError(f"`outputs` is not a list. Expected [{objects}]{_ONE_OF_TWO[len(names) > 1]}.")
+    outputs = [_output(item, f"Output {index}", is_binary, names) for index, item in enumerate(items[:3])]
     if len({output.name for output in outputs}) < len(items):
-        raise WrongShapeError("`outputs` has an output more than once. Expected each of `label` and `scores` once.")
-    return tuple(outputs) or (Output(LABEL, is_binary), Output(SCORES, is_binary))
+        raise WrongShapeError(f"`outputs` has an output more than once. Expected {_named(names, 'each of ')} once.")
+    return tuple(outputs) or tuple(Output(name, is_binary) for name in names)
 
 
-def _output(item: object, where: str, is_binary: bool) -> Output:
+_ONE_OF_TWO: Final = {True: " or one of the two", False: ""}
+
+
+def _named(names: tuple[str, ...], of_several: str) -> str:
+    return (of_several if len(names) > 1 else "") + " and ".join(f"`{name}`" for name in names)
+
+
+def _output(item: object, where: str, is_binary: bool, names: tuple[str, ...]) -> Output:
     if not isinstance(item, dict):
-        raise WrongShapeError(f'{where} is not an object. Expected {{"name": "label"}} or {{"name": "scores"}}.')
+        expected = " or ".join(f'{{"name": "{name}"}}' for name in names)
+        raise WrongShapeError(f"{where} is not an object. Expected {expected}.")
     name = item.get("name")
-    if name not in (LABEL, SCORES):
-        raise WrongShapeError(f"{where} is unknown. The model has the outputs `label` and `scores`.")
+    if name not in names:
+        plural = "s" if len(names) > 1 else ""
+        raise WrongShapeError(f"{where} is unknown. The model has the output{plural} {_named(names, '')}.")
     parameters = _parameters(item, where)
     for extension in ("classification", "shared_memory_region"):
         if extension in parameters:
@@ -297,6 +327,8 @@ def _tensor(name: str, results: Sequence[Mapping[str, Any]], labels: Sequence[st
     """A tensor without its values, and these in row-major order."""
     if name == LABEL:
         return {"name": name, "shape": [len(results)], "datatype": "BYTES"}, [result["label"] for result in results]
+    if name == VALUE:
+        return {"name": name, "shape": [len(results)], "datatype": "FP32"}, [result["value"] for result in results]
     tensor = {"name": name, "shape": [len(results), len(labels)], "datatype": "FP32"}
     return tensor, [result["scores"][label] for result in results for label in labels]
 

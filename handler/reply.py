@@ -6,6 +6,9 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from handler import open_inference
 from handler.body import to_json
 from handler.classifier import Explanation
@@ -13,10 +16,12 @@ from handler.errors import RequestError
 from handler.open_inference import Outputs
 from handler.request import Form, Request
 from handler.spans import Span
+from handler.task import Task
 
 SCORE_DIGITS = 6
 JSON_TYPE = {"content-type": "application/json"}
 _LONGEST_SCORE = -0.123456
+_LONGEST_VALUE = float(np.finfo(np.float32).min)
 _LONGEST_CHARACTER_BYTES = 6
 """A control character in JSON: `\\u0000`."""
 _LONGEST_SPECIAL_TOKEN = "xxwrep"
@@ -35,7 +40,7 @@ class Model:
     version: str
     """In TorchServe."""
 
-    labels: tuple[str, ...]
+    task: Task
     card: Mapping[str, Any]
 
 
@@ -48,52 +53,85 @@ class Reply:
     headers: dict[str, str]
 
 
-def prediction(probabilities: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
-    """One text's prediction: the most probable label, its score, and all scores."""
-    scores = {label: round(float(p), SCORE_DIGITS) for label, p in zip(labels, probabilities, strict=True)}
-    best = max(range(len(labels)), key=lambda index: probabilities[index])
-    return {"label": labels[best], "score": scores[labels[best]], "scores": scores}
+def prediction(outputs: npt.NDArray[np.float32], task: Task) -> dict[str, Any]:
+    """One text's prediction: the most probable label, its score, and all scores; the predicted labels and all scores;
+    or a value.
+
+    Args:
+        outputs: of the network, (C,).
+    """
+    if task.name == "regression":
+        return {"value": _value(outputs[0])}
+    scores = {label: round(float(p), SCORE_DIGITS) for label, p in zip(task.labels, outputs, strict=True)}
+    labels = [task.labels[index] for index in task.predicted(outputs)]
+    if task.name == "multi-label":
+        return {"labels": labels, "scores": scores}
+    return {"label": labels[0], "score": scores[labels[0]], "scores": scores}
 
 
-def explained(prediction: dict[str, Any], explanation: Explanation) -> dict[str, Any]:
-    """A prediction with what speaks for its label, token by token."""
+def _value(value: np.float32) -> float:
+    """With the digits that float32 has: 3.14, not 3.140000104904175."""
+    return float(str(np.float32(value)))
+
+
+def explained(prediction: dict[str, Any], explanation: Explanation, task: Task) -> dict[str, Any]:
+    """A prediction with what speaks for it, token by token."""
     rows = zip(explanation.tokens, explanation.weights, explanation.spans, strict=True)
-    return prediction | {"tokens": [_token(token, weight, span) for token, weight, span in rows]}
+    labels = [task.labels[index] for index in explanation.outputs] if task.name == "multi-label" else []
+    return prediction | {"tokens": [_token(token, weights, span, labels, task) for token, weights, span in rows]}
 
 
-def _token(token: str, weight: float, span: Span) -> dict[str, Any]:
-    return {"token": token, "weight": round(weight, SCORE_DIGITS), "start": span[0], "end": span[1]}
+def _token(token: str, weights: Sequence[float], span: Span, labels: Sequence[str], task: Task) -> dict[str, Any]:
+    """Of several labels, the weight is the sum, and `weights` has each."""
+    total = _value(np.float32(weights[0])) if task.name == "regression" else round(sum(weights), SCORE_DIGITS)
+    described = {"token": token, "weight": total}
+    if labels:
+        rows = zip(labels, weights, strict=True)
+        described["weights"] = {label: round(weight, SCORE_DIGITS) for label, weight in rows}
+    return described | {"start": span[0], "end": span[1]}
 
 
-def max_bytes(request: Request, labels: tuple[str, ...], is_explained: bool) -> int:
+def max_bytes(request: Request, task: Task, is_explained: bool) -> int:
     """Upper bound of a reply's length in bytes, known before anything is computed.
 
     Args:
         request: its texts, and the form of its reply.
-        labels: the labels of the model. A reply has the score of each label for each text.
+        task: of the model. A reply has the score of each label for each text.
         is_explained: whether the reply has the tokens of each text with their weights.
     """
     if isinstance(request.form, Outputs):
-        return open_inference.max_bytes(len(request.texts), labels, request.form)
-    size = len(to_json({"predictions": []})) + len(request.texts) * _prediction_bytes(labels)
+        return open_inference.max_bytes(len(request.texts), task, request.form)
+    size = len(to_json({"predictions": []})) + len(request.texts) * _prediction_bytes(task)
     if is_explained:
         tokens = _TOKENS_PER_CHARACTER * request.characters + len(request.texts)
         longest = max(map(len, request.texts), default=0)
-        size += tokens * _token_bytes(longest) + request.characters * _LONGEST_CHARACTER_BYTES
+        size += tokens * _token_bytes(longest, task) + request.characters * _LONGEST_CHARACTER_BYTES
     return size
 
 
 @cache
-def _prediction_bytes(labels: tuple[str, ...]) -> int:
-    longest = max(labels, key=lambda label: len(to_json(label)))
-    scores = dict.fromkeys(labels, _LONGEST_SCORE)
-    return len(to_json({"label": longest, "score": _LONGEST_SCORE, "scores": scores, "tokens": []})) + _SEPARATOR_BYTES
+def _prediction_bytes(task: Task) -> int:
+    scores = dict.fromkeys(task.labels, _LONGEST_SCORE)
+    longest: dict[str, Any]
+    match task.name:
+        case "single-label":
+            label = max(task.labels, key=lambda label: len(to_json(label)))
+            longest = {"label": label, "score": _LONGEST_SCORE, "scores": scores}
+        case "multi-label":
+            longest = {"labels": task.labels, "scores": scores}
+        case "regression":
+            longest = {"value": _LONGEST_VALUE}
+    return len(to_json(longest | {"tokens": []})) + _SEPARATOR_BYTES
 
 
-def _token_bytes(characters: int) -> int:
+def _token_bytes(characters: int, task: Task) -> int:
     """Upper bound of the bytes of a token in an explanation of a text with so many characters, without those of the
     text's own characters."""
-    token = _token(_LONGEST_SPECIAL_TOKEN, _LONGEST_SCORE, (characters, characters))
+    labels = task.labels if task.name == "multi-label" else ()
+    weights = [_LONGEST_SCORE] * (len(labels) or 1)
+    token = _token(_LONGEST_SPECIAL_TOKEN, weights, (characters, characters), labels, task)
+    if task.name != "single-label":  # a sum of several, or a difference of values
+        token["weight"] = _LONGEST_VALUE
     return len(to_json(token)) + _SEPARATOR_BYTES
 
 
@@ -107,7 +145,7 @@ def reply(results: list[dict[str, Any]], form: Form | Outputs, model: Model) -> 
         case Form.INSTANCES:
             return _ok({"predictions": results})
         case Outputs():
-            return Reply(HTTPStatus.OK, *open_inference.reply(results, form, model.labels, model.name, model.version))
+            return Reply(HTTPStatus.OK, *open_inference.reply(results, form, model.task, model.name, model.version))
 
 
 def description(model: Model) -> Reply:
@@ -118,7 +156,7 @@ def description(model: Model) -> Reply:
 def metadata(model: Model) -> Reply:
     """The model's metadata for the Open Inference Protocol."""
     notes = str(model.card.get("notes") or "")
-    return Reply(HTTPStatus.OK, open_inference.metadata(model.labels, notes, model.name, model.version), JSON_TYPE)
+    return Reply(HTTPStatus.OK, open_inference.metadata(model.task, notes, model.name, model.version), JSON_TYPE)
 
 
 def error(problem: RequestError, is_open_inference: bool) -> Reply:

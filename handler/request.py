@@ -30,6 +30,7 @@ from handler.exported import is_unicode
 from handler.headers import CLIENT_CONTENT_TYPE, FORM_TYPES, check_encoding, content_type, is_grpc, only
 from handler.limits import Limits
 from handler.open_inference import Outputs
+from handler.task import TaskName
 
 
 class Form(Enum):
@@ -57,7 +58,9 @@ BODY = "body"
 """The name under which TorchServe hands over a body that it does not decode."""
 
 
-def read_request(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits) -> Request:
+def read_request(
+    fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits, task: TaskName = "single-label"
+) -> Request:
     """Read one request as TorchServe hands it over.
 
     Args:
@@ -66,18 +69,19 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object], li
         headers: the HTTP headers, any case. TorchServe adds the content type of each field, as
             `{"content-type": "..."}` under the field's name; gRPC has nothing else.
         limits: a request over one of them is an error.
+        task: of the model, which decides the outputs that the Open Inference Protocol has names for.
 
     Raises:
         RequestError: see `handler.errors`.
     """
     check_encoding(headers)
-    request = _read(fields, headers, limits)
+    request = _read(fields, headers, limits, task)
     request = Request(tuple(text.lstrip(BYTE_ORDER_MARK) for text in request.texts), request.form)
     _check(request, limits)
     return request
 
 
-def _read(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits) -> Request:
+def _read(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits, task: TaskName) -> Request:
     sent_as = content_type(headers)
     if is_grpc(headers):
         return _read_body(_field(fields, "gRPC input"), sent_as.media_type)
@@ -85,7 +89,7 @@ def _read(fields: Mapping[str, object], headers: Mapping[str, object], limits: L
         return Request((decoded(_decoded_form(fields, headers)),), Form.SINGLE)
     body = _body(fields, headers)
     if open_inference.ask(headers) is not None:
-        return Request(*open_inference.read(body, headers, limits.max_texts))
+        return Request(*open_inference.read(body, headers, limits.max_texts, task))
     if sent_as.media_type in FORM_TYPES:
         text = form.text(body, sent_as, limits.max_text_characters)
         return Request((decoded(text, "The form's text"),), Form.SINGLE)

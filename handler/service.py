@@ -47,7 +47,7 @@ class TextClassifierHandler:
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
         version = context.manifest["model"]["modelVersion"]
-        self._model = Model(context.model_name, version, self._classifier.labels, self._classifier.card)
+        self._model = Model(context.model_name, version, self._classifier.task, self._classifier.card)
         self._metrics = Metrics(self._classifier, context.model_name, version)
         self._metrics.start()
 
@@ -61,7 +61,7 @@ class TextClassifierHandler:
         """Bodies to texts."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         rows = list(zip(data, headers, strict=True))
-        return batch.read(rows, self._limits)
+        return batch.read(rows, self._limits, self._classifier.task.name)
 
     def inference(self, jobs: Sequence[Job]) -> None:
         """Texts to predictions, and to explanations where `/explanations` was asked."""

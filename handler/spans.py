@@ -6,7 +6,7 @@ in the text that the user wrote.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -95,6 +95,11 @@ class TracedText:
             end = begin + len(token)
             found.append(self._span(begin, end))
         return found
+
+    def of_ranges(self, ranges: Iterable[Span]) -> list[Span]:
+        """The span of the original text that each part of the changed text stands for, given where it begins and
+        ends."""
+        return [self._span(begin, end) for begin, end in ranges]
 
     def _spans_of(self, new: str, begin: int, end: int) -> list[Span]:
         """The spans of a new part's characters, which stand for the characters from `begin` to `end`."""

@@ -1,8 +1,8 @@
 """The second step: a text to tokens, and tokens to ids, exactly as fastai does it in training.
 
 fastai's rules (fastai.text.core, `defaults.text_proc_rules` and `text_postproc_rules`) around spaCy's
-tokenizer, without importing fastai: that takes 3 s and brings a process to 390 MB. What differs is time, which is
-linear in the length of a text:
+tokenizer or SentencePiece, without importing fastai: that takes 3 s and brings a process to 390 MB. What differs is
+time, which is linear in the length of a text:
 
 - `replace_all_caps`, `replace_maj` and `replace_wrep` have possessive quantifiers where fastai's backtrack;
   fastai's take time quadratic in the length of a run of capitals. The matches are the same.
@@ -13,7 +13,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import spacy
 from spacy.symbols import ORTH
@@ -186,12 +186,16 @@ class SpacyRules:
     """Words with their tokens."""
 
 
+TokenizerKind = Literal["spacy", "sentencepiece"]
+KINDS: Final[tuple[TokenizerKind, ...]] = get_args(TokenizerKind)
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """What of a learner's tokenizer decides its tokens."""
 
     language: str
-    """spaCy's code of a language, for its blank pipeline's tokenizer."""
+    """spaCy's code of a language, for its blank pipeline's tokenizer; empty for SentencePiece."""
 
     rules: tuple[str, ...]
     """Names in `RULES`, in the order in which they apply."""
@@ -200,10 +204,13 @@ class TokenizerConfig:
     """Names in `TOKEN_RULES`, in the order in which they apply."""
 
     special_tokens: tuple[str, ...]
-    """Tokens that spaCy must not split."""
+    """Tokens that spaCy must not split; none for SentencePiece, whose model has them."""
 
     spacy_rules: SpacyRules | None = None
     """In place of the language's own, which differ between versions of spaCy; None: those of the installed spaCy."""
+
+    kind: TokenizerKind = "spacy"
+    """What splits a text after the rules."""
 
 
 class Tokenizer:
@@ -212,12 +219,14 @@ class Tokenizer:
     Args:
         config: see `TokenizerConfig`.
         vocabulary: token `i` has id `i`; None stands at an id that no token has.
+        pieces: SentencePiece's model, for that kind of tokenizer.
 
     Raises:
-        ValueError: a rule that is not known, or a vocabulary without fastai's `xxunk` or `xxpad`.
+        ValueError: a rule or a kind that is not known, no model of SentencePiece where one is needed, or a vocabulary
+            without fastai's `xxunk` or `xxpad`.
     """
 
-    def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None]) -> None:
+    def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None], pieces: bytes | None = None) -> None:
         self._rule_names = config.rules
         self._rules = [_known(RULES, name) for name in config.rules]
         self._token_rules = [_known(TOKEN_RULES, name) for name in config.token_rules]
@@ -229,13 +238,7 @@ class Tokenizer:
         # A user may type `xxpad`. To fastai it is padding, which depends on the neighbours in the batch; it is
         # a word nobody taught the network, like any other.
         self._ids[PADDING] = self.unknown_id
-        language = _language(config)
-        is_spacys = type(language.tokenizer) is SpacyTokenizer
-        self._split: LinearTokenizer | _OwnTokenizer = (
-            LinearTokenizer(language, config.special_tokens, has_other_rules=config.spacy_rules is not None)
-            if is_spacys
-            else _OwnTokenizer(config)
-        )
+        self._split = _splitter(config, pieces)
 
     def warm_up(self) -> None:
         """Keep the tokens of the vocabulary's words, the commonest longest."""
@@ -263,11 +266,61 @@ class Tokenizer:
         changed = TracedText.of(text)
         for name in self._rule_names:
             changed = traced(name, changed)
+        if isinstance(self._split, _SentencePieces):
+            return changed.of_ranges(self._split.ranges(changed.text))
         return changed.of_tokens(self._split(changed.text))
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """The ids of tokens; that of `xxunk` for a token outside the vocabulary."""
         return [self._ids.get(token, self.unknown_id) for token in tokens]
+
+
+def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer | _OwnTokenizer | _SentencePieces":
+    """What splits a text after the rules."""
+    if config.kind == "sentencepiece":
+        return _SentencePieces(pieces)
+    if config.kind != "spacy":
+        raise ValueError(f"`kind` of the tokenizer is {config.kind!r}; known are {', '.join(KINDS)}.")
+    language = _language(config)
+    if type(language.tokenizer) is not SpacyTokenizer:
+        return _OwnTokenizer(config)
+    return LinearTokenizer(language, config.special_tokens, has_other_rules=config.spacy_rules is not None)
+
+
+class _SentencePieces:
+    """The pieces of SentencePiece (Kudo and Richardson, EMNLP 2018), by its own library, as fastai calls it."""
+
+    def __init__(self, model: bytes | None) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor  # which only some models need
+        except ImportError as error:
+            raise ValueError("the tokenizer is SentencePiece's, whose package `sentencepiece` is missing") from error
+        self._processor: Any = SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model or b"")
+            self._processor.EncodeAsPieces("a")
+        except RuntimeError as error:
+            raise ValueError(f"expected a model of SentencePiece: {error}") from error
+
+    def __call__(self, text: str) -> list[str]:
+        pieces: list[str] = self._processor.EncodeAsPieces(text)
+        return pieces
+
+    def ranges(self, text: str) -> list[Span]:
+        """Where in the text each piece begins and ends, without white space around it."""
+        offsets = self._processor.encode_as_offset_mapping(text)["offsets"]
+        return [_without_space(text, begin, end) for begin, end in offsets]
+
+    def keep(self, words: Iterable[str]) -> None:
+        """Words have no pieces of their own here."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+def _without_space(text: str, begin: int, end: int) -> Span:
+    part = text[begin:end]
+    return end - len(part.lstrip()), begin + len(part.rstrip()) if part.strip() else end
 
 
 class _OwnTokenizer:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
@@ -42,6 +43,13 @@ def main() -> int:
         "--config", type=Path, default=Path("config.properties"), metavar="FILE", help="default: %(default)s"
     )
     parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME[=FILE]",
+        help="serve FILE of the model store (NAME.mar) under NAME, in place of the configuration's load_models; may be "
+        "repeated",
+    )
+    parser.add_argument(
         "--drain-timeout",
         type=float,
         default=DRAIN_TIMEOUT_S,
@@ -59,7 +67,10 @@ def main() -> int:
     signals = Signals()
     try:
         program = None if options.direct else haproxy()
-        return serve(Properties.read(options.config), program, options.drain_timeout, signals)
+        properties = Properties.read(options.config)
+        if options.model:
+            properties = properties.with_models(options.model)
+        return serve(properties, program, options.drain_timeout, signals)
     except (ConfigurationError, StartError) as error:
         say(f"error: {error}", sys.stderr)
         return 1
@@ -135,7 +146,8 @@ def run(properties: Properties, server: TorchServe, door: Door | None, drain_tim
             door.start_again()
         if signals.stop.wait(POLL_S):
             return 0
-    say(welcome(properties, quote(server.model_names[0], safe=""), has_page=door is not None))
+    names = [quote(name, safe="") for name in server.model_names]
+    say(welcome(properties, names, has_page=door is not None))
     looked_s = time.monotonic()
     while not signals.stop.wait(POLL_S):
         if not server.running:
@@ -187,23 +199,25 @@ def environment(properties: Properties) -> dict[str, str]:
     return variables
 
 
-def welcome(properties: Properties, model: str, *, has_page: bool) -> str:
+def welcome(properties: Properties, models: Sequence[str], *, has_page: bool) -> str:
     """The text that is printed when the server is ready.
 
     Args:
-        model: the name of a model, quoted for a URL.
+        models: the names of the models, quoted for a URL.
         has_page: whether there is a page for browsers.
     """
     url = properties.inference.url()
-    page = f"\n  page        {url}" if has_page else ""
+    lines = [("page", url)] if has_page else []
+    lines += [("inference", f"{url}/predictions/{model}") for model in models]
+    lines += [("management", f"{properties.management.url()}/models/{model}") for model in models]
+    lines += [("metrics", f"{properties.metrics.url()}/metrics")]
+    addresses = "\n".join(f"  {what:<10}  {address}" for what, address in lines)
     return f"""
-Ready.{page}
-  inference   {url}/predictions/{model}
-  management  {properties.management.url()}/models/{model}
-  metrics     {properties.metrics.url()}/metrics
+Ready.
+{addresses}
 
 Try it:
-  curl {url}/predictions/{model} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+  curl {url}/predictions/{models[0]} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
 
 Ctrl-C stops it."""
 

@@ -41,14 +41,17 @@ def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
         connection.close()
 
 
-def versions(management: Endpoint) -> list[dict[str, Any]]:
+def versions(management: Endpoint, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
     """All versions of all models that have an address, as the management API describes them.
+
+    Args:
+        timeout_s: for each of the requests.
 
     Raises:
         ERRORS: it does not answer as it should.
     """
-    paths = [f"/models/{quote(name, safe='')}/all" for name in names(management) if has_address(name)]
-    return [version for path in paths for version in get(management, path)]
+    paths = [f"/models/{quote(name, safe='')}/all" for name in names(management, timeout_s) if has_address(name)]
+    return [version for path in paths for version in get(management, path, timeout_s)]
 
 
 def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class Archive:
         """
         try:
             if not path.exists():
-                raise ConfigurationError(f"No file at {path}; `make archive` builds it.")
+                raise ConfigurationError(f"No file at {path}; {_how_to_build(path)} builds it.")
             with ZipFile(path) as archive:
                 unpacked_bytes = sum(file.file_size for file in archive.infolist())
                 model = json.loads(archive.read(MANIFEST))["model"]
@@ -44,5 +44,10 @@ class Archive:
             raise ConfigurationError(f"Cannot read {path}: {error.strerror or error}.") from error
         except BROKEN as error:
             raise ConfigurationError(
-                f"{path} is no model archive ({str(error) or 'it is cut off'}); `make archive` builds one."
+                f"{path} is no model archive ({str(error) or 'it is cut off'}); {_how_to_build(path)} builds one."
             ) from error
+
+
+def _how_to_build(path: Path) -> str:
+    """The command that builds an archive, from the exported model in the folder of its name."""
+    return f"`make archive MODEL={path.parent.name}/{path.stem}`"

@@ -1,6 +1,7 @@
 """HAProxy before TorchServe: found, started, watched and drained.
 
-It is two processes: `door/haproxy.cfg` has the public addresses, `door/large.cfg` the large requests behind them.
+It is two processes: `door/haproxy.cfg` has the public addresses, `door/large.cfg` the large requests behind them. Both
+read `door/shared.cfg` first.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ class Process:
         Raises:
             ConfigurationError: the program does not accept the configuration.
         """
-        self._command = [program, "-f", str(configuration), "-db"]
+        self._command = [program, "-f", str(FOLDER / "shared.cfg"), "-f", str(configuration), "-db"]
         self._configuration = configuration
         # Nothing of the user's environment: HAProxy and its C library read variables that would change them.
         self._variables = {**variables, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES)}

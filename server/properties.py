@@ -3,10 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from server.address import ANY_HOST, Address
 
@@ -18,6 +19,9 @@ LAST_PORT = 65_534
 
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
+
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
+"""A model's name that stands in an address as it is, and that an archive's file can have."""
 
 ALL = "all"
 """`load_models=all`: every archive of the model store."""
@@ -136,8 +140,36 @@ class Properties:
         return int(value)
 
     @property
+    def has_default_workers(self) -> bool:
+        """Whether a number of workers is set for all models that have none of their own."""
+        return "default_workers_per_model" in self.values
+
+    @property
     def jvm_arguments(self) -> list[str]:
         return self.values.get("vmargs", "").split()
+
+    def with_models(self, entries: Sequence[str]) -> "Properties":
+        """The same configuration, with other models in place of those of `load_models`.
+
+        Args:
+            entries: `NAME=FILE` each, or `NAME` for the file `NAME.mar` of the model store.
+
+        Raises:
+            ConfigurationError: an entry is malformed, or two have the same name.
+        """
+        files: dict[str, str] = {}
+        for entry in entries:
+            name, equals, file = entry.partition("=")
+            if re.fullmatch(NAME_PATTERN, name) is None or (equals and not file):
+                raise ConfigurationError(
+                    f"--model {entry}: expected NAME or NAME=FILE. A name has letters, digits, points, hyphens and "
+                    f"underscores, and FILE is an archive in {self.model_store}."
+                )
+            if name in files:
+                raise ConfigurationError(f"--model {entry}: there are two models of the name {name}; expected one.")
+            files[name] = file or f"{name}.mar"
+        load_models = ",".join(f"{name}={file}" for name, file in files.items())
+        return replace(self, values={**self.values, "load_models": load_models})
 
     @property
     def models(self) -> dict[str, str]:
@@ -148,7 +180,7 @@ class Properties:
             ConfigurationError: there is no model, the model store cannot be listed, or the setting `models` is not JSON
                 of the form that TorchServe reads.
         """
-        self._check_model_settings()
+        self._model_settings()
         setting = self.values.get("load_models", "")
         if setting.lower() == ALL:
             files = sorted(path.name for path in self._listed_store())
@@ -169,10 +201,36 @@ class Properties:
         except OSError as error:
             raise ConfigurationError(f"Cannot read the model store, {self.model_store}: {error.strerror}.") from error
 
-    def _check_model_settings(self) -> None:
+    def settings_of(self, models: Iterable[tuple[str, str, str]], workers: int | None = None) -> str:
+        """The setting `models` for the models that the start loads, as JSON.
+
+        A version that the configuration does not name gets the settings of the first version of its model, or else of
+        the first model: so each model has batches, whatever its name is.
+
+        Args:
+            models: name, version and file of each model.
+            workers: for each model whose number of workers the configuration does not set; None for TorchServe's own
+                default.
+        """
+        bound = {} if workers is None else {"minWorkers": workers, "maxWorkers": workers}
+        configured = self._model_settings()
+        first = next((versions for versions in configured.values() if versions), {})
+        settings: dict[str, dict[str, Any]] = {}
+        for name, version, file in models:
+            versions = configured.get(name) or first
+            found = versions.get(version) or next(iter(versions.values()), {})
+            own = {} if bound.keys() & found.keys() else bound
+            settings.setdefault(name, {})[version] = found | own | {"marName": file}
+        return json.dumps(configured | settings)
+
+    def _model_settings(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """
+        Raises:
+            ConfigurationError: the setting `models` is not JSON of the form that TorchServe reads.
+        """
         value = self.values.get("models")
         if value is None:
-            return
+            return {}
         expected = 'expected {"NAME": {"VERSION": {"marName": "FILE", ...}}}'
         try:
             by_name = json.loads(value)
@@ -181,6 +239,8 @@ class Properties:
         versions = by_name.values() if isinstance(by_name, dict) else [None]
         if not all(isinstance(each, dict) and all(isinstance(one, dict) for one in each.values()) for each in versions):
             raise ConfigurationError(f"{self.path}: models is no table of models and their versions; {expected}.")
+        settings: dict[str, dict[str, dict[str, Any]]] = by_name
+        return settings
 
     def _http(self, setting: str, default: str) -> Address:
         value = self.values.get(setting, default)

@@ -11,7 +11,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
@@ -99,19 +99,22 @@ class Readiness:
         self._server.server_close()
 
 
-class _Models:
-    """What TorchServe says of its models. One thread asks at a time."""
+class _Versions:
+    """Versions of models, as TorchServe describes them. One thread asks at a time, and the answer is reused."""
 
-    def __init__(self, torchserve: Endpoints) -> None:
-        self._management = torchserve.management
+    def __init__(self, ask: Callable[[], list[dict[str, Any]]]) -> None:
+        """
+        Args:
+            ask: asks TorchServe; raises `api.ERRORS`.
+        """
+        self._ask = ask
         self._lock = threading.Lock()
         self._asked_s = float("-inf")  # monotonic
-        self._defaults: list[dict[str, Any]] = []
+        self._described: list[dict[str, Any]] = []
         self._problem: str | None = None
 
-    def defaults(self) -> list[dict[str, Any]]:
-        """The default version of each model.
-
+    def described(self) -> list[dict[str, Any]]:
+        """
         Raises:
             NotReadyError: TorchServe does not answer as it should.
         """
@@ -119,12 +122,50 @@ class _Models:
             raise NotReadyError(_problem(TimeoutError()))
         try:
             if time.monotonic() - self._asked_s > FRESH_S:
-                self._ask()
+                self._describe()
             if self._problem is not None:
                 raise NotReadyError(self._problem)
-            return self._defaults
+            return self._described
         finally:
             self._lock.release()
+
+    def _describe(self) -> None:
+        try:
+            self._described, self._problem = self._ask(), None
+            for version in self._described:  # of the form that is expected
+                _states(version)
+        except api.ERRORS as error:
+            self._problem = _problem(error)
+        self._asked_s = time.monotonic()
+
+
+class _Models:
+    """What TorchServe says of its models."""
+
+    def __init__(self, torchserve: Endpoints) -> None:
+        self._management = torchserve.management
+        self._defaults = _Versions(lambda: api.defaults(self._management, ANSWER_S))
+        self._all = _Versions(lambda: api.versions(self._management, ANSWER_S))
+
+    def defaults(self) -> list[dict[str, Any]]:
+        """The default version of each model.
+
+        Raises:
+            NotReadyError: TorchServe does not answer as it should.
+        """
+        return self._defaults.described()
+
+    def index(self) -> dict[str, Any]:
+        """The names of all models, as KServe lists them, and their versions.
+
+        Raises:
+            NotReadyError: TorchServe does not answer as it should.
+        """
+        defaults = [(version["modelName"], version["modelVersion"]) for version in self.defaults()]
+        return {
+            "models": [name for name, _ in defaults],
+            "versions": [_entry(version, defaults) for version in self._all.described()],
+        }
 
     def version(self, name: str, version: str) -> dict[str, Any]:
         """
@@ -147,14 +188,16 @@ class _Models:
         described: dict[str, Any] = found
         return described
 
-    def _ask(self) -> None:
-        try:
-            self._defaults, self._problem = api.defaults(self._management, ANSWER_S), None
-            for version in self._defaults:  # of the form that is expected
-                _states(version)
-        except api.ERRORS as error:
-            self._problem = _problem(error)
-        self._asked_s = time.monotonic()
+
+def _entry(version: Mapping[str, Any], defaults: Container[tuple[str, str]]) -> dict[str, Any]:
+    """A version in the list of the models, in the words of Triton's repository index."""
+    name, number = version["modelName"], version["modelVersion"]
+    entry = {"name": name, "version": number, "default": (name, number) in defaults}
+    try:
+        check_version(version)
+    except NotReadyError as error:
+        return entry | {"state": "UNAVAILABLE", "reason": str(error)}
+    return entry | {"state": "READY"}
 
 
 def _problem(error: Exception) -> str:
@@ -208,7 +251,7 @@ class _Answers:
         """As `_content`, for the paths under `/v2/models`."""
         match parts:
             case []:
-                return {"models": [version["modelName"] for version in self._models.defaults()]}
+                return self._models.index()
             case [name, "ready"]:
                 self._check_model(self._default(name))
                 return {"name": name, "ready": True}

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from server import api, environment, process
+from server import api, cores, environment, memory, process
 from server.address import Endpoints
 from server.archive import Archive
 from server.leftovers import Leftovers, Version
@@ -56,8 +56,17 @@ class TorchServe:
         """
         self._properties = properties
         _check_files(properties)
-        archives = [Archive.read(properties.model_store / file) for file in properties.models.values()]
-        self._expected = {_version(entry, each) for entry, each in zip(properties.models, archives, strict=True)}
+        files = properties.models
+        archives = [Archive.read(properties.model_store / file) for file in files.values()]
+        self._models = [
+            (*_version(entry, each), file) for (entry, file), each in zip(files.items(), archives, strict=True)
+        ]
+        """Name, version and file of each model that the start loads."""
+        self._expected = {(name, version) for name, version, _ in self._models}
+        sizes = [archive.unpacked_bytes for archive in archives]
+        room = memory.workers(sizes, cores.available(), memory.available())
+        self._workers = None if room == cores.available() or properties.has_default_workers else room
+        """The workers of each model if there is no memory for one for each core, which is TorchServe's default."""
         for address in properties.addresses:
             if not (behind_door and address in properties.public):
                 bound(address, properties.path).close()
@@ -65,7 +74,7 @@ class TorchServe:
         # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
         # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
         try:
-            self.workspace = Workspace(variables, sum(archive.unpacked_bytes for archive in archives) + NATIVE_BYTES)
+            self.workspace = Workspace(variables, sum(sizes) + NATIVE_BYTES)
         except NoWorkspaceError as error:
             raise ConfigurationError(str(error)) from error
         self._leftovers = Leftovers(self.workspace.path)
@@ -91,8 +100,8 @@ class TorchServe:
 
     @property
     def model_names(self) -> list[str]:
-        """Of the models that the start loads."""
-        return sorted({name for name, _ in self._expected})
+        """Of the models that the start loads, in the order of the configuration."""
+        return list(dict.fromkeys(name for name, _, _ in self._models))
 
     @property
     def running(self) -> bool:
@@ -170,7 +179,9 @@ class TorchServe:
             own: addresses instead of the user's.
         """
         path = self.workspace.path / self._properties.path.name
-        lines = ["disable_token_authorization=true\n"]
+        # Java takes one backslash for an escape of its own.
+        settings = self._properties.settings_of(self._models, self._workers).replace("\\", "\\\\")
+        lines = ["disable_token_authorization=true\n", f"models={settings}\n"]
         if own is not None:
             lines += [f"{name}_address={getattr(own, name).for_torchserve}\n" for name in _APIS]
         path.write_bytes(self._properties.path.read_bytes() + b"\n\n" + "".join(lines).encode())
@@ -201,6 +212,11 @@ class TorchServe:
 
     def _notes(self, variables: Mapping[str, str]) -> list[str]:
         found = [f"Temporary files are in {self.workspace.path}. {each}." for each in self.workspace.avoided]
+        if self._workers is not None:
+            found.append(
+                f"There are {cores.available()} cores, but memory for {self._workers} workers of each model. A model "
+                f"gets {self._workers}, unless minWorkers in {self._properties.path.name} says otherwise."
+            )
         if hidden := environment.not_passed_on(variables):
             found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")
         return found

@@ -79,6 +79,8 @@ def test_an_examples_answer_is_what_the_readme_says(example: Example, server: Se
         if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
             pytest.skip("needs Kaggle's Tweets.csv beside the project")
         command = command.replace("Tweets.csv", str(REAL_TWEETS))
+    # The tests' server has another model, too.
+    command = command.replace("--url", "--model-name sentiment --url")
     if "-m client" in command:
         command = f"export SENTIMENT_URL={server.project.inference}; {command}"
     answer = run(with_addresses_of(server, command), ROOT)

@@ -148,12 +148,12 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
     _data_option(command)
     command.add_argument("--split", choices=SPLITS, required=True)
-    command.add_argument("--url", help="ask this running server (http://127.0.0.1:8080) instead of the exported model")
+    _url_options(command)
     _model_option(command)
 
     command = _add(commands, "behaviour", _behaviour, "behavioural tests of a model, as a table")
     _model_option(command)
-    command.add_argument("--url", help="ask this running server instead of the exported model")
+    _url_options(command)
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
     command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
@@ -309,6 +309,13 @@ def _start_option(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets, or "
         "to a better distillation, without a language model",
+    )
+
+
+def _url_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", help="ask this running server (http://127.0.0.1:8080) instead of the exported model")
+    command.add_argument(
+        "--model-name", metavar="NAME", help="the model to ask there; without it, the server must have one model"
     )
 
 
@@ -518,10 +525,10 @@ def _cross_validate(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from training.card import trained_on
     from training.data import read_tweets, sha256_of
-    from training.evaluate import evaluate, model_answer, server_answer
+    from training.evaluate import evaluate
 
     tweets = read_tweets(options.data)
-    answer = server_answer(options.url) if options.url is not None else model_answer(options.model)
+    answer = _answer(options)
     if options.url is None and trained_on(read_description(options.model).card) not in (None, sha256_of(options.data)):
         print(
             f"warning: {options.model} was trained on another file than {options.data}: a row that it was trained on "
@@ -539,11 +546,22 @@ def _to_json(figures: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {line}" for name, line in lines.items()) + "\n}"
 
 
+def _answer(options: argparse.Namespace) -> Any:
+    """Of the running server or the exported model that the options name."""
+    from training.evaluate import model_answer, server_answer
+
+    if options.url is not None:
+        return server_answer(options.url, options.model_name)
+    if options.model_name is not None:
+        raise TrainingError("--model-name is for a running server: name the server with --url.")
+    return model_answer(options.model)
+
+
 def _behaviour(options: argparse.Namespace) -> None:
     from training.behaviour import LABELS, Result, to_table
-    from training.evaluate import behaviour_of, model_answer, server_answer
+    from training.evaluate import behaviour_of
 
-    found = behaviour_of(server_answer(options.url) if options.url is not None else model_answer(options.model))
+    found = behaviour_of(_answer(options))
     if not found:
         raise TrainingError(f"The behavioural tests are for models with the labels {', '.join(LABELS)}.")
     print("\n".join(to_table([Result(**of) for of in found])))

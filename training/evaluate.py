@@ -7,7 +7,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ CHARACTERS_PER_REQUEST = 30_000
 
 TIMEOUT_S = 120
 CALIBRATION_BINS = 15
-PREDICTIONS_PATH = "/predictions/sentiment"
+MODELS_PATH = "/v2/models"
 TOKEN_VARIABLE = "SENTIMENT_TOKEN"
 JSON_HEADERS = {"content-type": "application/json"}
 
@@ -52,6 +52,8 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     """
     rows = labelled(tweets, split)
     predictions = list(predict(list(rows["text"]), answer))
+    if "label" not in predictions[0]:
+        raise TrainingError("The model is not single-label: these figures are for models that predict one label.")
     labels = list(predictions[0]["scores"])
     unknown = sorted(set(rows["label"]) - set(labels))
     if unknown:
@@ -70,7 +72,7 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
 def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
     """The results of the behavioural tests; none, if the labels are not those that they are about."""
     [first] = predict(["Hello"], answer)
-    if set(first["scores"]) != set(behaviour.LABELS):
+    if "label" not in first or set(first["scores"]) != set(behaviour.LABELS):
         return []
 
     def scores_of(texts: list[str]) -> list[dict[str, float]]:
@@ -156,7 +158,7 @@ def _requests(texts: Sequence[str]) -> Iterator[list[str]]:
 def model_answer(folder: Path) -> Answer:
     """Answers of an exported model, through the handler's steps."""
     classifier = TextClassifier.load(folder)
-    limits, model = Limits(), Model(folder.name, "", classifier.labels, classifier.card)
+    limits, model = Limits(), Model(folder.name, "", classifier.task, classifier.card)
 
     def answer(body: bytes) -> bytes:
         jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
@@ -169,15 +171,17 @@ def model_answer(folder: Path) -> Answer:
     return answer
 
 
-def server_answer(url: str) -> Answer:
+def server_answer(url: str, model: str | None = None) -> Answer:
     """Answers of a running server.
 
     Args:
-        url: of its predictions, `http://127.0.0.1:8080/predictions/sentiment`; without a path, that one. Where it
-            wants a token, that is in the environment variable `SENTIMENT_TOKEN`.
+        url: the server's (`http://127.0.0.1:8080`), or that of a model's predictions with its path. Where it wants a
+            token, that is in the environment variable `SENTIMENT_TOKEN`.
+        model: the model's name; without it, the server has one model.
 
     Raises:
-        TrainingError: the address or the token cannot be one. The message does not show the token.
+        TrainingError: the address or the token cannot be one, or it is not clear which model is meant. The message does
+            not show the token.
     """
     try:
         url = address.address(url)
@@ -191,19 +195,48 @@ def server_answer(url: str) -> Answer:
         transport = Transport(url, token=token, read_timeout_s=TIMEOUT_S)
     except InputError as error:
         raise TrainingError(str(error)) from error
-    path = "" if urlsplit(url).path else PREDICTIONS_PATH
+    has_path = bool(urlsplit(url).path)
+    if has_path and model is not None:
+        raise TrainingError(f"--model-name {model}: --url has a path, {urlsplit(url).path}; expected one of the two.")
+    path = "" if has_path else f"/predictions/{quote(model or _only_model(transport), safe='')}"
 
     def answer(body: bytes) -> bytes:
-        try:
-            return json.dumps(transport.send("POST", path, body=json.loads(body)).value).encode()
-        except UnreachableError as error:
-            raise TrainingError(f"{error}. Is the server up (`make serve`)?") from error
-        except RefusedError as error:
-            raise TrainingError(f"{transport.url}{path} answered {error.status}: {error}") from error
-        except ClientError as error:
-            raise TrainingError(str(error)) from error
+        return json.dumps(_sent(transport, "POST", path, json.loads(body))).encode()
 
     return answer
+
+
+def _only_model(transport: Transport) -> str:
+    """The name of the server's model.
+
+    Raises:
+        TrainingError: the server does not say, or it has no model or several.
+    """
+    match _sent(transport, "GET", MODELS_PATH):
+        case {"models": [str(only)]}:
+            return only
+        case {"models": []}:
+            raise TrainingError(f"{transport.url} has no model.")
+        case {"models": [str(), *_] as names}:
+            listed = ", ".join(map(str, names))
+            raise TrainingError(f"{transport.url} has several models, {listed}: name one with --model-name.")
+    raise TrainingError(f"{transport.url}{MODELS_PATH} does not list models: name one with --model-name.")
+
+
+def _sent(transport: Transport, method: str, path: str, body: Any = None) -> Any:
+    """The JSON of the server's answer.
+
+    Raises:
+        TrainingError: the server does not answer, or it refuses.
+    """
+    try:
+        return transport.send(method, path, body=body).value
+    except UnreachableError as error:
+        raise TrainingError(f"{error}. Is the server up (`make serve`)?") from error
+    except RefusedError as error:
+        raise TrainingError(f"{transport.url}{path} answered {error.status}: {error}") from error
+    except ClientError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _rounded(value: float) -> float:

@@ -1,4 +1,4 @@
-"""A fastai text classifier to an exported model: any AWD-LSTM, whatever its labels, vocabulary and sizes.
+"""A fastai text classifier to an exported model: any AWD-LSTM, whatever its task, labels, vocabulary and sizes.
 
 All of them are read off the learner. What this project cannot serve exactly is refused, by name.
 """
@@ -11,20 +11,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from fastai.text.all import (
     AWD_LSTM,
     PAD,
     UNK,
+    BaseLoss,
+    BCEWithLogitsLossFlat,
+    Categorize,
     CrossEntropyLossFlat,
+    EncodedMultiCategorize,
     FocalLossFlat,
     LabelSmoothingCrossEntropyFlat,
     Learner,
     LinBnDrop,
+    MultiCategorize,
     Numericalize,
     PoolingLinearClassifier,
+    RegressionSetup,
     SentenceEncoder,
+    SentencePieceTokenizer,
+    SigmoidRange,
     SpacyTokenizer,
     reverse_text,
 )
@@ -35,6 +44,7 @@ from torch import Tensor, nn
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check, is_unicode
+from handler.task import TaskName
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.classifier import LEARNER_FILE
@@ -50,8 +60,38 @@ from training.splits import SPLITS
 UNKNOWN_ID, PAD_ID = 0, 1
 """What fastai computes with, wherever the two tokens stand in a vocabulary."""
 
-LOSSES = (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss)
-"""Their outputs become probabilities by a softmax."""
+LOSSES: dict[TaskName, tuple[type, ...]] = {
+    "single-label": (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss),
+    "multi-label": (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss),
+    "regression": (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+}
+"""The losses of each task: a softmax makes their inputs probabilities, or a sigmoid, or they are the value itself."""
+
+TARGETS: dict[TaskName, tuple[type, ...]] = {
+    "multi-label": (MultiCategorize, EncodedMultiCategorize),  # which are a Categorize, too
+    "single-label": (Categorize,),
+    "regression": (RegressionSetup,),
+}
+"""fastai's transforms of the target for each task."""
+
+BLOCKS: dict[TaskName, str] = {
+    "single-label": "CategoryBlock",
+    "multi-label": "MultiCategoryBlock",
+    "regression": "RegressionBlock",
+}
+
+_WAYS_OUT: dict[TaskName | None, str] = {
+    "single-label": " If your loss takes a softmax of the outputs, set "
+    "`learner.loss_func = CrossEntropyLossFlat()` and export the learner again.",
+    "multi-label": " If your loss takes a sigmoid of each output, set "
+    "`learner.loss_func = BCEWithLogitsLossFlat()` and export the learner again.",
+    "regression": " If your loss compares the output itself with the target, set "
+    "`learner.loss_func = MSELossFlat()` and export the learner again.",
+}
+"""By the task of the target's block, where a learner with a loss of its own can be exported as it was trained."""
+
+DEFAULT_THRESHOLD = 0.5
+"""fastai's, of its loss and of its metric."""
 
 Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
 """The head's."""
@@ -97,6 +137,10 @@ def export_file(
         raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
     card["exported"]["learner_sha256"] = sha256_of(learner_file)
     model = export_learner(read_learner(learner_file), card)
+    if csv is not None and model.config.task != "single-label":
+        raise TrainingError(
+            f"--data measures single-label models, and this one is for {model.config.task}. Leave --data out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     # Measuring takes minutes, in which the model that was there before stays whole.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
@@ -113,10 +157,12 @@ def export_file(
         parameters = sum(value.size for value in model.weights.values())
         if "validation" in card["metrics"]:
             plot(card["metrics"]["validation"], new / PICTURE)
-        size = sum((new / name).stat().st_size for name in exported.FILES)
+        names = [*exported.FILES, *([exported.PIECES_FILE] if model.pieces else [])]
+        size = sum((new / name).stat().st_size for name in names)
         page = to_markdown(card, folder.resolve().name, parameters, size)
         (new / "README.md").write_text(page, encoding="utf-8")
-        (folder / PICTURE).unlink(missing_ok=True)  # the one before, where this one has none
+        for optional in (PICTURE, exported.PIECES_FILE):  # of the one before, where this one has none
+            (folder / optional).unlink(missing_ok=True)
         for file in sorted(new.iterdir()):
             os.replace(file, folder / file.name)
 
@@ -129,20 +175,25 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         card: where it comes from; `training.card` makes one.
 
     Raises:
-        TrainingError: the learner is not a single-label AWD-LSTM classifier with spaCy tokens and fastai's rules.
+        TrainingError: the learner is not an AWD-LSTM for one of the tasks with fastai's tokenizers and rules.
     """
     encoder, head = _parts_of(learner)
-    blocks = _head_blocks(head)
+    task = _task_of(learner)
+    blocks, value_range = _head_blocks(head, task)
     tokenizer, numericalize, backwards = _text_pipeline(learner)
+    labels = () if task == "regression" else _labels_of(learner, fewest=2 if task == "single-label" else 1)
     config = ModelConfig(
-        labels=_labels_of(learner),
+        labels=labels,
         backwards=backwards,
         tokenizer=_tokenizer_config(tokenizer),
         network=_network_config(encoder, blocks),
+        task=task,
+        thresholds=_thresholds_of(learner, len(labels)) if task == "multi-label" else (),
+        value_range=value_range,
     )
     tensors = {**_encoder_weights(encoder.module), **_head_weights(blocks)}
     weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
-    model = ExportedModel(config, _vocabulary_of(numericalize), card, weights)
+    model = ExportedModel(config, _vocabulary_of(numericalize), card, weights, pieces=_pieces_of(tokenizer))
     check(model)
     prove(learner, model)
     _tell_of_columns(tokenizer)
@@ -175,7 +226,10 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
         raise TrainingError("The learner's model is not a fastai text classifier (text_classifier_learner makes one).")
     encoder, head = parts
     if type(encoder.module) is not AWD_LSTM:
-        raise TrainingError(f"The encoder is {type(encoder.module).__name__}; only fastai's AWD_LSTM is exported.")
+        raise TrainingError(
+            f"The encoder is {type(encoder.module).__name__}; only fastai's AWD_LSTM is exported. Train with "
+            f"`text_classifier_learner(dls, AWD_LSTM)`."
+        )
     if encoder.module.n_dir != 1:
         raise TrainingError(
             "The encoder is bidirectional. fastai carries its backward state from one chunk of a text to the "
@@ -187,13 +241,60 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
         raise TrainingError(f"The encoder takes the id {encoder.pad_idx} for padding; expected fastai's own, {PAD_ID}.")
     if any(value.dtype not in (torch.float32, torch.float64) for value in learner.model.parameters()):
         raise TrainingError("The model is in half precision; call `learner.model.float()` and export it again.")
-    if type(learner.loss_func) not in LOSSES:
-        raise TrainingError(
-            f"The loss is {type(learner.loss_func).__name__}; only single-label classifiers are exported "
-            f"({', '.join(kind.__name__ for kind in LOSSES)}). If a softmax makes its outputs probabilities, set "
-            f"`learner.loss_func = CrossEntropyLossFlat()` and export it again."
-        )
     return encoder, head
+
+
+def _task_of(learner: Learner) -> TaskName:
+    """The task that the learner's loss is for. The target must be of the same task, if it is one of fastai's."""
+    loss = learner.loss_func
+    kind = type(loss.func) if type(loss) is BaseLoss else type(loss)  # fastai's flat losses of a regression
+    task = next((task for task, losses in LOSSES.items() if kind in losses), None)
+    target = _target_of(learner)
+    if task is None:
+        raise TrainingError(
+            f"The loss is {kind.__name__}, which does not say how the model's outputs become a prediction. Known are "
+            f"{'; '.join(f'for {task} {_losses(task)}' for task in LOSSES)}. Train with one of them: without "
+            f"`loss_func`, fastai takes the one that goes with the target.{_WAYS_OUT.get(target, '')}"
+        )
+    if target not in (None, task):
+        raise TrainingError(
+            f"The loss, {kind.__name__}, is for {task}, but the target, a {BLOCKS[target]}, is for {target}: the "
+            f"predictions would not mean what was trained. Train without `loss_func`, so that fastai takes the loss "
+            f"that goes with the target, or with {_losses(target)}."
+        )
+    return task
+
+
+def _losses(task: TaskName) -> str:
+    return ", ".join(loss.__name__ for loss in LOSSES[task])
+
+
+def _target_of(learner: Learner) -> TaskName | None:
+    """The task that the target's block is for; None if it is not fastai's own."""
+    steps = [step for target in getattr(learner.dls.valid_ds, "tls", [])[1:] for step in target.tfms.fs]
+    return next((task for task, kinds in TARGETS.items() for step in steps if isinstance(step, kinds)), None)
+
+
+def _thresholds_of(learner: Learner, labels: int) -> tuple[float, ...]:
+    """The probability that each label must be over to be predicted.
+
+    `learner.predict` takes the loss's. torch's own loss has none; then it is the metric's, or fastai's default.
+    """
+    of_metrics = [
+        float(metric.func.keywords["thresh"])
+        for metric in learner.metrics
+        if "thresh" in getattr(getattr(metric, "func", None), "keywords", {})
+    ]
+    threshold = getattr(learner.loss_func, "thresh", next(iter(of_metrics), DEFAULT_THRESHOLD))
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float64), (labels,)).tolist()
+    if others := sorted(set(of_metrics) - set(thresholds)):
+        print(
+            f"note: a metric of the learner has the threshold {', '.join(map(str, others))}; the exported model has "
+            f"{', '.join(map(str, sorted(set(thresholds))))}, which `learner.predict` takes from the loss. Edit "
+            f"`thresholds` in {exported.CONFIG_FILE} to change it.",
+            file=sys.stderr,
+        )
+    return tuple(thresholds)
 
 
 def _text_pipeline(learner: Learner) -> tuple[FastaiTokenizer, Numericalize, bool]:
@@ -213,11 +314,14 @@ def _text_pipeline(learner: Learner) -> tuple[FastaiTokenizer, Numericalize, boo
     return steps[0], steps[1], backwards
 
 
-def _labels_of(learner: Learner) -> tuple[str, ...]:
+def _labels_of(learner: Learner, fewest: int) -> tuple[str, ...]:
     vocabularies = learner.dls.vocab
     labels = vocabularies[1] if len(vocabularies) == 2 and not isinstance(vocabularies[0], str) else ()
-    if len(labels) < 2:
-        raise TrainingError("The learner has no list of labels; expected a classifier with two or more.")
+    if len(labels) < fewest:
+        raise TrainingError(
+            f"The learner has a list of {len(labels)} labels; expected {fewest} or more. Train with a target of "
+            f"CategoryBlock or MultiCategoryBlock; a number is predicted by RegressionBlock and its loss, MSELossFlat."
+        )
     if missing := next((label for label in labels if isinstance(label, Missing)), None):
         raise TrainingError(f"The label of the class {type(missing).__qualname__} cannot be read.")
     names = tuple(map(str, labels))
@@ -252,21 +356,33 @@ def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
 
 
 def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
+    rules = _names(tokenizer.rules, RULES, "rule")
+    token_rules = _names(defaults.text_postproc_rules, TOKEN_RULES, "token rule")
+    if type(tokenizer.tok) is SentencePieceTokenizer:
+        return TokenizerConfig("", rules, token_rules, special_tokens=(), kind="sentencepiece")
     if type(tokenizer.tok) is not SpacyTokenizer:
         raise TrainingError(
-            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer is exported. "
-            f"Train with `tok=SpacyTokenizer()`."
+            f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer and SentencePieceTokenizer "
+            f"are exported. Train with `tok=SpacyTokenizer()`, which is the default."
         )
     # A bound method of the spaCy pipeline is all that fastai keeps of it.
     pipeline = tokenizer.tok.pipe.__self__
     installed = SpacyTokenizer(pipeline.lang, tokenizer.tok.special_toks).pipe.__self__
     return TokenizerConfig(
         language=pipeline.lang,
-        rules=_names(tokenizer.rules, RULES, "rule"),
-        token_rules=_names(defaults.text_postproc_rules, TOKEN_RULES, "token rule"),
+        rules=rules,
+        token_rules=token_rules,
         special_tokens=tuple(tokenizer.tok.special_toks),
         spacy_rules=own_rules(pipeline, installed),
     )
+
+
+def _pieces_of(tokenizer: FastaiTokenizer) -> bytes | None:
+    """SentencePiece's model of a tokenizer of that kind."""
+    if type(tokenizer.tok) is not SentencePieceTokenizer:
+        return None
+    pieces: bytes = tokenizer.tok.tok.serialized_model_proto()
+    return pieces
 
 
 def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str, ...]:
@@ -294,15 +410,23 @@ def _network_config(encoder: SentenceEncoder, blocks: Blocks) -> NetworkConfig:
     )
 
 
-def _head_blocks(head: PoolingLinearClassifier) -> Blocks:
-    """BatchNorm and linear layer of each block; between the blocks is a ReLU."""
-    strangers = [str(block) for block in head.layers if type(block) is not LinBnDrop]
+def _head_blocks(head: PoolingLinearClassifier, task: TaskName) -> tuple[Blocks, tuple[float, float] | None]:
+    """BatchNorm and linear layer of each block, between which is a ReLU, and the range of a regression's values."""
+    layers_of_head = list(head.layers)
+    value_range = None
+    if task == "regression" and type(layers_of_head[-1]) is SigmoidRange:
+        last = layers_of_head.pop()
+        value_range = float(last.low), float(last.high)
+    strangers = [str(block) for block in layers_of_head if type(block) is not LinBnDrop]
     if strangers:
-        raise TrainingError(f"The head has {', '.join(strangers)}; expected fastai's LinBnDrop and nothing else.")
+        raise TrainingError(
+            f"The head has {', '.join(strangers)}; expected fastai's LinBnDrop and nothing else, but for the "
+            f"SigmoidRange that `y_range` adds to a regression. Train with the head of text_classifier_learner."
+        )
     blocks = []
-    for number, block in enumerate(head.layers, start=1):
+    for number, block in enumerate(layers_of_head, start=1):
         layers = [layer for layer in block.children() if type(layer) is not nn.Dropout]
-        expected = [nn.BatchNorm1d, nn.Linear, *([nn.ReLU] if number < len(head.layers) else [])]
+        expected = [nn.BatchNorm1d, nn.Linear, *([nn.ReLU] if number < len(layers_of_head) else [])]
         if list(map(type, layers)) != expected or layers[1].bias is not None:
             raise TrainingError(
                 f"Block {number} of the head has {', '.join(map(str, block.children()))}; expected BatchNorm, Linear "
@@ -314,7 +438,12 @@ def _head_blocks(head: PoolingLinearClassifier) -> Blocks:
         raise TrainingError("The head has a BatchNorm without weights or without running statistics.")
     if len({each.eps for each in normalizations}) != 1:
         raise TrainingError("The BatchNorms of the head differ in their epsilon.")
-    return blocks
+    if task == "regression" and blocks[-1][1].out_features != 1:
+        raise TrainingError(
+            f"The head predicts {blocks[-1][1].out_features} numbers; only a regression of one number is exported. "
+            f"Train a model for each of them."
+        )
+    return blocks, value_range
 
 
 def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:

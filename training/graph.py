@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from handler.engine import IDS, LENGTHS, PROBABILITIES, STARTS
 from handler.exported import ExportedModel, NetworkConfig
+from handler.task import Task
 
 Precision = Literal["int8", "float32"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -65,8 +66,23 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
         )
         if index < blocks - 1:
             x = graph.add("Relu", x)
-    graph.add("Softmax", x, axis=1, output=PROBABILITIES)
-    return graph.model(len(model.config.labels))
+    _activated(graph, x, model.config.predicts)
+    return graph.model(model.config.predicts.outputs)
+
+
+def _activated(graph: "Graph", x: str, task: Task) -> None:
+    """From the last layer's outputs to what the task means by them; see `TextNetwork`."""
+    match task.name:
+        case "single-label":
+            graph.add("Softmax", x, axis=1, output=PROBABILITIES)
+        case "multi-label":
+            graph.add("Sigmoid", x, output=PROBABILITIES)
+        case "regression" if task.value_range:
+            low, high = task.value_range
+            x = graph.add("Mul", graph.add("Sigmoid", x), graph.constant("value.range", np.float32(high - low)))
+            graph.add("Add", x, graph.constant("value.low", np.float32(low)), output=PROBABILITIES)
+        case "regression":
+            graph.add("Identity", x, output=PROBABILITIES)
 
 
 def _float32_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:

@@ -6,11 +6,12 @@ from fastai.text.all import Learner
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel
 from handler.network import TextNetwork
+from handler.task import TaskName
 from training.errors import TrainingError
 from training.probes import probes
 
 TOLERANCE = 1e-5
-"""In a probability."""
+"""In a probability; in the value of a regression, or in its share of a value over 1."""
 
 
 def prove(learner: Learner, model: ExportedModel) -> None:
@@ -23,19 +24,21 @@ def prove(learner: Learner, model: ExportedModel) -> None:
         TrainingError: a probability differs by more than `TOLERANCE`.
     """
     classifier = TextClassifier(model, TextNetwork.of(model))
+    task = model.config.task
     for text in probes(model):
-        expected = _fastais_answer(learner, text)
+        expected = _fastais_answer(learner, text, task)
         found = torch.from_numpy(classifier.predict([text])[0])
         difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
-        if not difference <= TOLERANCE:
+        tolerance = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= tolerance:
             raise TrainingError(
-                f"The exported model does not answer as the learner does: by {difference:.2g} in a probability, for "
+                f"The exported model does not answer as the learner does: it differs by {difference:.2g}, for "
                 f"{text[:60]!r}. Something in the learner is not fastai's own, or a later version's: a subclass, a "
                 f"changed layer, a transform, a callback, the loss's activation. It is not exported."
             )
 
 
-def _fastais_answer(learner: Learner, text: str) -> torch.Tensor:
+def _fastais_answer(learner: Learner, text: str, task: TaskName) -> torch.Tensor:
     # What `Learner.predict` does, but for the decoding of the label, which needs one of fastai's own losses.
     try:
         with learner.no_bar(), learner.no_logging():
@@ -46,5 +49,7 @@ def _fastais_answer(learner: Learner, text: str) -> torch.Tensor:
             f"nothing to hold the export against. Does `learner.predict` work?"
         ) from error
     output: torch.Tensor = answers[0].as_subclass(torch.Tensor).float()
+    if hasattr(learner.loss_func, "activation") or task == "regression":
+        return output
     # torch's own loss, unlike fastai's, does not say how its inputs become probabilities.
-    return output if hasattr(learner.loss_func, "activation") else output.softmax(-1)
+    return output.softmax(-1) if task == "single-label" else output.sigmoid()

@@ -23,7 +23,9 @@ def probes(model: ExportedModel) -> list[str]:
         # Where less than a chunk is pooled, fastai has no answer for longer texts.
         lengths = lengths | {pooled + chunk + 1} if pooled >= chunk else {n for n in lengths if n < pooled}
     generator = random.Random(1)
-    words = [token for token in model.vocabulary if token and token.isalpha() and not token.startswith("xx")]
+    # SentencePiece marks the beginning of a word.
+    tokens = [token.removeprefix("\u2581") for token in model.vocabulary if token]
+    words = [token for token in tokens if token.isalpha() and not token.startswith("xx")]
     texts = (" ".join(_words(words, length, generator)) for length in sorted(lengths))
     return [*SENTENCES, *texts, *_special_cases(model.config.tokenizer, max(max(lengths, default=8) // 8, 1))]
 

@@ -17,4 +17,4 @@ class Sentiment:
 
     @bentoml.api(route=PATH, batchable=True, max_batch_size=BATCH_TEXTS)
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
-        return [prediction(row, self.model.labels) for row in self.model.predict(texts)]
+        return [prediction(row, self.model.task) for row in self.model.predict(texts)]

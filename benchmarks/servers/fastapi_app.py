@@ -14,5 +14,5 @@ model = classifier()
 @app.post(PATH)
 async def predict(request: Request) -> Response:
     text = (await request.body()).decode()
-    result = prediction(model.predict([text])[0], model.labels)
+    result = prediction(model.predict([text])[0], model.task)
     return Response(to_json(result), media_type="application/json")

@@ -27,7 +27,7 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        return prediction(output, self.model.labels)
+        return prediction(output, self.model.task)
 
 
 if __name__ == "__main__":

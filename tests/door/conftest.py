@@ -33,13 +33,13 @@ class Door:
             folder: for sockets and output.
             prefix: a command that runs the command after it.
         """
-        self.port, self.management_port, metrics_port = free_ports(3)
+        self.port, self.management_port, self.metrics_port = free_ports(3)
         self.stub = Stub(folder / "stub")
         behind = f"unix@{folder / 'stub'}"
         self.variables = {
             "PUBLIC_INFERENCE": f"127.0.0.1:{self.port}",
             "PUBLIC_MANAGEMENT": f"127.0.0.1:{self.management_port}",
-            "PUBLIC_METRICS": f"127.0.0.1:{metrics_port}",
+            "PUBLIC_METRICS": f"127.0.0.1:{self.metrics_port}",
             **dict.fromkeys(("TORCHSERVE_INFERENCE", "TORCHSERVE_MANAGEMENT", "TORCHSERVE_METRICS"), behind),
             "READINESS": behind,
             "LARGE_DOOR": f"unix@{folder / 'large'}",
@@ -51,7 +51,7 @@ class Door:
         self._output: IO[str] = (folder / "output").open("w+")
         self._processes = [
             subprocess.Popen(
-                [*prefix, program, "-f", file, "-db"],
+                [*prefix, program, "-f", "shared.cfg", "-f", file, "-db"],
                 cwd=FOLDER,
                 env=self.variables,
                 stdout=self._output,
@@ -60,7 +60,8 @@ class Door:
             for file in ("large.cfg", "haproxy.cfg")
         ]
         self.large, self.front = (psutil.Process(process.pid) for process in self._processes)
-        self._wait(folder / "large")
+        self.large_address = folder / "large"
+        self._wait()
 
     def connect(self, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1") -> Client:
         return Client(self.port, sent, receive_bytes, source)
@@ -81,12 +82,12 @@ class Door:
         self._output.close()
         return codes
 
-    def _wait(self, large: Path) -> None:
+    def _wait(self) -> None:
         """Until both listen."""
         while True:
             try:
                 with socket.socket(socket.AF_UNIX) as probe:
-                    probe.connect(str(large))
+                    probe.connect(str(self.large_address))
                 self.connect().close()
                 return
             except (ConnectionRefusedError, FileNotFoundError):

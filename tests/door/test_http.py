@@ -297,3 +297,24 @@ def test_what_fails_twice_is_an_error(door: Door) -> None:
                 assert body.get("type", "") == kind
                 assert ("error" in body) is path.startswith("/v2")
     assert len(door.stub.requests) == 8
+
+
+@pytest.mark.parametrize("path", ["/v2/models/sentiment/infer", "/v2/models/sentiment"])
+@pytest.mark.parametrize("status", [404, 500, 503, 507])
+@pytest.mark.parametrize("of_the_handler", [False, True])
+def test_torchserves_own_errors_have_the_form_of_the_open_inference_protocol(
+    door: Door, path: str, status: int, of_the_handler: bool
+) -> None:
+    """The handler's errors have it already."""
+    headers = {"content-type": "application/json"} | ({"x-model-version": "1.0"} if of_the_handler else {})
+    answer = Reply(status, headers, b'{"code": 1, "type": "X", "message": "x"}')
+    door.stub.answer = lambda _: answer
+    method, body = ("POST", b"late") if path.endswith("infer") else ("GET", b"")
+    with door.connect(request(body, method, path)) as client:
+        reply = client.reply()
+    if of_the_handler:
+        assert (reply.status, reply.body) == (status, answer.body)
+    else:
+        assert reply.status == (500 if status == 507 else status)
+        assert list(json.loads(reply.body)) == ["error"]
+        assert ("retry-after" in reply.headers) is (status == 503)

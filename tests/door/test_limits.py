@@ -4,6 +4,7 @@ import contextlib
 import json
 import selectors
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from tests.door.test_http import error
 SMALL = 16_384
 """The largest body of a small request, in bytes."""
 PLACES, QUEUE, LARGE_PLACES = 64, 1_000, 32
-CONNECTIONS_OF_A_CLIENT = 1_500
+CONNECTIONS_OF_A_CLIENT, KEPT_CONNECTIONS = 1_500, 1_400
 OVERLOADED = (503, "OverloadedError", "1")
 MEGABYTE = 2**20
 
@@ -167,6 +168,50 @@ def test_no_client_takes_all_connections(door: Door) -> None:
             assert other.reply().status == 200
         clients[0].send(request())
         assert clients[0].reply().status == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
+def test_a_crowded_door_keeps_no_connection(door: Door) -> None:
+    with connected(door, KEPT_CONNECTIONS, b"") as clients:
+        clients[-1].send(request())
+        assert clients[-1].reply().headers.get("connection") is None
+        with door.connect(request()) as one_more:
+            assert one_more.reply().headers["connection"] == "close"
+            assert one_more.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("address", "limit", "path"),
+    [("management_port", 80, "/models"), ("metrics_port", 80, "/metrics"), ("large_address", 104, "/openapi.yaml")],
+)
+def test_each_address_has_a_number_of_connections(door: Door, address: str, limit: int, path: str) -> None:
+    """More of them wait until some are closed. Other addresses are answered meanwhile."""
+    target = getattr(door, address)
+    asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+
+        def connect(count: int) -> list[socket.socket]:
+            kind, where = (
+                (socket.AF_UNIX, str(target)) if isinstance(target, Path) else (socket.AF_INET, ("127.0.0.1", target))
+            )
+            connections = [stack.enter_context(socket.socket(kind)) for _ in range(count)]
+            for connection in connections:
+                connection.settimeout(TIMEOUT_S)
+                connection.connect(where)
+            connections[-1].sendall(asked)
+            return connections
+
+        # The first process may have some connections to the second one, too.
+        fewer = connect(limit - 10)
+        assert fewer[-1].recv(12) == b"HTTP/1.1 200"
+        more = connect(20)
+        with selectors.DefaultSelector() as selector:
+            selector.register(more[-1], selectors.EVENT_READ)
+            assert not selector.select(0.3)
+        assert answered(door)
+        for connection in fewer[:30]:
+            connection.close()
+        assert more[-1].recv(12) == b"HTTP/1.1 200"
 
 
 def send_all(client: Client, body: bytes) -> None:

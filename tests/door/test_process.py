@@ -35,7 +35,7 @@ def test_the_configuration_has_no_warning(running: Door, program: str, file: str
     hashes = tmp_path / "keys"
     hashes.write_text(64 * "0" + "\n")
     variables = running.variables | ({"KEY_HASHES": str(hashes)} if keys else {})
-    command = [program, "-c", "-f", file]
+    command = [program, "-c", "-f", "shared.cfg", "-f", file]
     checked = subprocess.run(command, cwd=FOLDER, env=variables, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
 

@@ -6,7 +6,7 @@ from tests.door.conftest import FOLDER
 
 
 def test_every_limit_has_its_setting_in_the_configuration() -> None:
-    configuration = "".join((FOLDER / name).read_text() for name in ("haproxy.cfg", "large.cfg"))
+    configuration = "".join((FOLDER / name).read_text() for name in ("shared.cfg", "haproxy.cfg", "large.cfg"))
     table = (FOLDER / "README.md").read_text().partition("## Limits")[2].partition("\n\nEvery refusal")[0]
     rows = [row.split("|") for row in table.splitlines() if row.startswith("| ")][1:]
     assert len(rows) == 19

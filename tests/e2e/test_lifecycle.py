@@ -294,7 +294,7 @@ def test_a_missing_archive_is_a_clear_error(project: Project) -> None:
     (project.folder / "model_store" / "sentiment.mar").unlink()
     result = run_server(project)
     assert result.returncode == 1
-    assert "sentiment.mar; `make archive` builds it" in result.stderr
+    assert "sentiment.mar; `make archive MODEL=model_store/sentiment` builds it" in result.stderr
 
 
 def test_a_model_that_does_not_load_is_told_and_ended(tmp_path: Path, mar: Path) -> None:

@@ -17,6 +17,7 @@ from handler.classifier import Explanation, TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
 from handler.reply import Model
+from handler.task import Task
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -37,7 +38,7 @@ def answer(
 
 
 def model(classifier: TextClassifier, card: dict[str, str] = CARD) -> Model:
-    return Model("sentiment", "1.0", classifier.labels, card)
+    return Model("sentiment", "1.0", classifier.task, card)
 
 
 def text_row(text: str) -> Row:
@@ -125,7 +126,7 @@ class CountedTexts:
 
     def __init__(self, classifier: TextClassifier) -> None:
         self._classifier = classifier
-        self.labels = classifier.labels
+        self.task = classifier.task
         self.tokenized: list[str] = []
 
     def ids(self, text: str) -> list[int]:
@@ -209,7 +210,7 @@ class ManyLabels:
 
     def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
         self._classifier = classifier
-        self.labels = labels
+        self.task = Task(labels)
         self.texts = 0
         """That were tokenized."""
 
@@ -219,7 +220,7 @@ class ManyLabels:
 
     def probabilities(self, ids: list[list[int]]) -> Any:
         rows = self._classifier.probabilities(ids)
-        return np.resize(rows, (len(ids), len(self.labels))) / len(self.labels)
+        return np.resize(rows, (len(ids), self.task.outputs)) / self.task.outputs
 
     def explain(self, text: str) -> Explanation:
         return self._classifier.explain(text)
@@ -275,7 +276,7 @@ def test_no_reply_has_more_bytes_than_was_estimated(
     [written] = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
     assert written.status is HTTPStatus.OK
     assert jobs[0].request is not None
-    assert len(written.body) <= reply.max_bytes(jobs[0].request, labelled.labels, is_explained)
+    assert len(written.body) <= reply.max_bytes(jobs[0].request, labelled.task, is_explained)
 
 
 def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
@@ -329,7 +330,7 @@ class Defective:
 
     def __init__(self, classifier: TextClassifier, step: str) -> None:
         self._classifier, self._step = classifier, step
-        self.labels = classifier.labels
+        self.task = classifier.task
         self._word = "secret"
 
     def ids(self, text: str) -> list[int]:

@@ -134,10 +134,11 @@ def test_an_explanation_has_a_weight_for_each_token(classifier: TextClassifier) 
     explanation = classifier.explain(text)
     assert list(explanation.tokens) == classifier.tokens(text)
     assert len(explanation.weights) == len(explanation.tokens)
-    assert explanation.label == int(classifier.predict([text])[0].argmax())
+    [label] = explanation.outputs
+    assert label == int(classifier.predict([text])[0].argmax())
     # Its definition, by hand, for one token.
     ids = classifier.ids(text)
     place = explanation.tokens.index("great")
     occluded = [*ids[:place], classifier._tokenizer.unknown_id, *ids[place + 1 :]]
     difference = classifier.probabilities([ids])[0] - classifier.probabilities([occluded])[0]
-    assert explanation.weights[place] == pytest.approx(difference[explanation.label], abs=TOLERANCE)
+    assert explanation.weights[place] == pytest.approx((difference[label],), abs=TOLERANCE)

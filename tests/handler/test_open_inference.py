@@ -17,6 +17,7 @@ from handler.limits import Limits
 from handler.open_inference import Output, Outputs
 from handler.reply import Model, Reply
 from handler.request import Request, read_request
+from handler.task import Task
 
 LIMITS = Limits(max_text_characters=50, max_texts=3, max_request_characters=100)
 INFER = {"content-type": "application/octet-stream", "X-Open-Inference": "infer"}
@@ -287,7 +288,7 @@ def answer(rows: list[tuple[bytes, dict[str, str]]], classifier: TextClassifier)
     limits = Limits()
     jobs = batch.read([({"body": body}, headers) for body, headers in rows], limits)
     batch.infer(jobs, classifier, limits)
-    return batch.write(jobs, Model("sentiment", "1.0", classifier.labels, {"notes": "Of tests."}), limits)
+    return batch.write(jobs, Model("sentiment", "1.0", classifier.task, {"notes": "Of tests."}), limits)
 
 
 def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: TextClassifier) -> None:
@@ -382,11 +383,12 @@ def test_no_reply_has_more_bytes_than_was_estimated(
 ) -> None:
     rows = data.draw(st.lists(st.lists(scores_of_any_kind, min_size=len(labels), max_size=len(labels)), max_size=5))
     outputs = Outputs(given_id, (Output("label", binary[0]), Output("scores", binary[1])))
-    results = [reply.prediction(row, labels) for row in rows]
-    body, _ = open_inference.reply(results, outputs, labels, "m" * 255, "1.0")
-    assert len(body) <= open_inference.max_bytes(len(rows), labels, outputs)
-    largest, _ = open_inference.reply(results * 300, outputs, labels, "m" * 255, "1.0")
-    assert len(largest) <= open_inference.max_bytes(300 * len(rows), labels, outputs)
+    task = Task(tuple(labels))
+    results = [reply.prediction(np.array(row, np.float32), task) for row in rows]
+    body, _ = open_inference.reply(results, outputs, task, "m" * 255, "1.0")
+    assert len(body) <= open_inference.max_bytes(len(rows), task, outputs)
+    largest, _ = open_inference.reply(results * 300, outputs, task, "m" * 255, "1.0")
+    assert len(largest) <= open_inference.max_bytes(300 * len(rows), task, outputs)
 
 
 def test_other_values_of_the_header_are_ignored() -> None:

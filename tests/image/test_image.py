@@ -297,5 +297,5 @@ def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
 def test_labels_say_what_it_is() -> None:
     [described] = json.loads(engine("image", "inspect", IMAGE))
     labels = described["Config"]["Labels"]
-    assert labels["org.opencontainers.image.title"] == "fastai-sentiment-server"
+    assert labels["org.opencontainers.image.title"] == "sentiment"
     assert labels["org.opencontainers.image.revision"] != "unknown"

@@ -35,16 +35,24 @@ def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 @functools.cache
 def _yaml(overlay: str, component: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        root = with_component(overlay, component, Path(folder)) if component else K8S
+        return _rendered(root / "overlays" / overlay)
+
+
+def render_folder(overlay: Path) -> list[Manifest]:
+    """As `render`, for an overlay in another place."""
+    return list(yaml.safe_load_all(_rendered(overlay)))
+
+
+def _rendered(overlay: Path) -> str:
     command = kustomize()
     if command is None:
         reason = "neither kubectl nor kustomize is installed"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    with tempfile.TemporaryDirectory() as folder:
-        root = with_component(overlay, component, Path(folder)) if component else K8S
-        arguments = [*command, str(root / "overlays" / overlay)]
-        result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([*command, str(overlay)], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -378,7 +378,7 @@ def longest_request_s() -> int:
     """The longest that the door lets a request take, in seconds: the arrival of its headers and of its body, and for
     each try the queue and the answer."""
     configuration = (ROOT / "door" / "haproxy.cfg").read_text(encoding="utf-8")
-    defaults = configuration.partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
+    defaults = (ROOT / "door" / "shared.cfg").read_text(encoding="utf-8")
     [arrival_s], [queue_s], [answer_s] = (
         re.findall(rf"^ *timeout {name} (\d+)s$", defaults, flags=re.MULTILINE)
         for name in ("http-request", "queue", "server")

@@ -1,6 +1,8 @@
 """Every overlay keeps every rule, and no rule lets a broken manifest through. No cluster is needed."""
 
+import pathlib
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 
 from handler.limits import ENVIRONMENT_PREFIX, Limits
 from tests.k8s import rules
-from tests.k8s.rendered import K8S, OVERLAYS, Manifest, find, render
+from tests.k8s.rendered import K8S, OVERLAYS, Manifest, find, render, render_folder
 from tests.k8s.rules import CHECKS
 
 Check = Callable[[list[Manifest]], list[str]]
@@ -353,6 +355,33 @@ def test_the_image_is_pinned_on_gke_and_never_pulled_locally() -> None:
     assert re.search(r"@sha256:[0-9a-f]{64}$", on_gke["image"])
     locally = find(render("local"), "Deployment", "sentiment")["spec"]["template"]["spec"]["containers"][0]
     assert (locally["image"], locally["imagePullPolicy"]) == ("sentiment:local", "Never")
+
+
+def test_a_server_of_another_model_is_another_namespace_and_image(tmp_path: pathlib.Path) -> None:
+    """In a copy of the overlay, whose every other name stays as it is."""
+    overlay = pathlib.Path(shutil.copytree(K8S, tmp_path / "k8s"), "overlays", "gke")
+    kustomization = overlay / "kustomization.yaml"
+    text = kustomization.read_text(encoding="utf-8").replace("namespace: sentiment\n", "namespace: reviews\n")
+    text = re.sub("newName: .*", "newName: example.com/reviews", text)
+    kustomization.write_text(text, encoding="utf-8")
+    manifests = render_folder(overlay)
+    assert {each["metadata"].get("namespace", "reviews") for each in manifests} == {"reviews"}
+    assert find(manifests, "Namespace", "reviews")
+    gateway = find(manifests, "Gateway", "sentiment")
+    assert gateway["metadata"]["annotations"]["networking.gke.io/certmap"] == "reviews"
+    assert [address["value"] for address in gateway["spec"]["addresses"]] == ["reviews"]
+    metrics = find(manifests, "HorizontalPodAutoscaler", "sentiment")["spec"]["metrics"]
+    [external] = [metric["external"] for metric in metrics if metric["type"] == "External"]
+    assert external["metric"]["selector"]["matchLabels"]["resource.labels.namespace"] == "reviews"
+    [container] = find(manifests, "Deployment", "sentiment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"].startswith("example.com/reviews@sha256:")
+    assert all(not check(manifests) for check in CHECKS)
+
+
+def test_no_dashboard_and_no_rule_names_a_model_or_a_namespace() -> None:
+    for name in ("dashboard.json", "rules.yaml"):
+        text = (K8S / "components" / "monitoring" / name).read_text(encoding="utf-8")
+        assert not re.search(r"(namespace|model_name)=~?\\?\"(?!\$)", text), name
 
 
 def test_the_autoscaler_looks_at_processors_and_at_the_queue() -> None:

@@ -171,4 +171,4 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
-    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource"]
+    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "namespace"]

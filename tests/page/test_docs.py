@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from playwright.sync_api import BrowserContext, expect
 
 
@@ -9,8 +10,9 @@ def test_the_documentation_asks_this_server(context: BrowserContext) -> None:
     page = context.new_page()
     page.goto("/")
     page.get_by_role("link", name="API documentation").click()
-    operation = page.locator(".opblock", has=page.get_by_text("/predictions/sentiment", exact=True))
+    operation = page.locator(".opblock", has=page.get_by_text("/predictions/{model}", exact=True))
     operation.get_by_role("button").first.click()
+    operation.locator("select").first.select_option("sentiment")
     operation.locator("textarea").fill("Thank you for the great flight!")
     operation.get_by_role("button", name="Execute").click()
     answer = operation.locator(".live-responses-table .response-col_description .highlight-code").first
@@ -27,9 +29,14 @@ def test_the_documentation_is_dark_where_the_person_wants_it(context: BrowserCon
     expect(page.get_by_role("heading", level=1).or_(page.locator("h2.title")).first).to_be_visible()
 
 
-def test_the_documentation_names_the_servers_model(context: BrowserContext) -> None:
+@pytest.mark.parametrize("models", [["my model", "reviews"], ["reviews"]])
+def test_the_documentation_offers_the_servers_models(context: BrowserContext, models: list[str]) -> None:
     page = context.new_page()
-    page.route("**/v2/models", lambda route: route.fulfill(json={"models": ["my model"]}))
+    page.route("**/v2/models", lambda route: route.fulfill(json={"models": models}))
     page.goto("/docs")
-    expect(page.locator(".opblock", has_text="/predictions/my%20model")).to_be_visible()
-    expect(page.locator(".opblock", has_text="/v2/models/my%20model/infer")).to_be_visible()
+    for path in ("/predictions/{model}", "/v2/models/{model}/infer"):
+        operation = page.locator(".opblock", has=page.get_by_text(path, exact=True))
+        operation.get_by_role("button").first.click()
+        choice = operation.locator("tr", has_text="The name of a model").locator("select")
+        expect(choice).to_have_value(models[0])
+        assert choice.locator("option").all_inner_texts()[-len(models) :] == models

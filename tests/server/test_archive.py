@@ -37,11 +37,11 @@ def test_no_zip_a_cut_one_a_folder_or_nothing_is_none(tmp_path: Path, mar: Path)
     (tmp_path / "a.mar").write_text("a text")
     (tmp_path / "cut.mar").write_bytes(mar.read_bytes()[:-1_000])
     for name in ("a.mar", "cut.mar"):
-        with pytest.raises(ConfigurationError, match=r"is no model archive .*`make archive` builds one"):
+        with pytest.raises(ConfigurationError, match=r"is no model archive .*`make archive MODEL=.*` builds one"):
             Archive.read(tmp_path / name)
     with pytest.raises(ConfigurationError, match="Is a directory"):
         Archive.read(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"No file at .*; `make archive` builds it"):
+    with pytest.raises(ConfigurationError, match=r"No file at .*; `make archive MODEL=.*` builds it"):
         Archive.read(tmp_path / "none.mar")
 
 

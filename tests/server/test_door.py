@@ -1,6 +1,7 @@
 """Which HAProxy is taken, and what is said of one that cannot be."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -101,6 +102,7 @@ def test_one_that_does_not_run_is_told(tmp_path: Path, door: Callable[..., Door]
 def test_a_configuration_that_it_rejects_is_told(
     tmp_path: Path, door: Callable[..., Door], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copy(module.FOLDER / "shared.cfg", tmp_path)
     (tmp_path / "large.cfg").write_text("global\n    nonsense\n")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     with pytest.raises(ConfigurationError, match=r"does not accept .*large\.cfg: [\s\S]*nonsense"):

@@ -132,6 +132,36 @@ def test_a_version_is_asked_for_by_itself(address: Endpoint, torchserve: TorchSe
 
 
 @pytest.mark.usefixtures("ready")
+def test_the_models_are_listed_with_their_versions_and_states(address: Endpoint, torchserve: TorchServe) -> None:
+    torchserve.register("a", "READY")
+    torchserve.register("b", "UNLOADING")
+    [first], [second] = torchserve.answers["/models/a"], torchserve.answers["/models/b"]
+    torchserve.answers["/models/a/all"] = [first, first | {"modelVersion": "2.0", "workers": []}]
+    torchserve.answers["/models/b/all"] = [second]
+    status, listed = ask(address, "/v2/models")
+    assert (status, sorted(listed["models"])) == (200, ["a", "b"])
+    assert sorted(listed["versions"], key=lambda each: (each["name"], each["version"])) == [
+        {"name": "a", "version": "1.0", "default": True, "state": "READY"},
+        {
+            "name": "a",
+            "version": "2.0",
+            "default": False,
+            "state": "UNAVAILABLE",
+            "reason": "a 2.0 cannot answer: it has no worker.",
+        },
+        {
+            "name": "b",
+            "version": "1.0",
+            "default": True,
+            "state": "UNAVAILABLE",
+            "reason": "b 1.0 cannot answer: its workers are UNLOADING.",
+        },
+    ]
+    torchserve.answers["/models/b/all"] = None
+    assert ask(address, "/v2/models")[0] == 503
+
+
+@pytest.mark.usefixtures("ready")
 def test_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a b")
     torchserve.answers["/models/a%20b"] = torchserve.answers["/models/a%20b/1.0"] = [

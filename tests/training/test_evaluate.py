@@ -14,13 +14,14 @@ import pytest
 from handler import exported
 from handler.classifier import TextClassifier
 from tests.approximately import approximately
-from tests.client.scripted import Reply, scripted
+from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.calibration import best_calibration
 from training.data import labelled, read_tweets, split_of_rows
-from training.evaluate import evaluate, figures, model_answer, reliability, server_answer
+from training.errors import TrainingError
+from training.evaluate import MODELS_PATH, evaluate, figures, model_answer, reliability, server_answer
 from training.metrics import to_targets
 
 VALIDATION_ACCURACY = 0.85
@@ -97,13 +98,16 @@ def test_figures_are_those_of_the_classifier(classifier: TextClassifier) -> None
     assert evaluate(tweets, "train", model_answer(MODEL))["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
 
 
-@pytest.mark.parametrize("path", ["", "/", "/predictions/sentiment"])
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [("", ["--model-name", "sentiment"]), ("/", ["--model-name", "sentiment"]), ("/predictions/sentiment", [])],
+)
 def test_a_running_servers_figures_are_those_of_what_it_serves(
-    server: Server, served: TextClassifier, capfd: pytest.CaptureFixture[str], path: str
+    server: Server, served: TextClassifier, capfd: pytest.CaptureFixture[str], path: str, options: list[str]
 ) -> None:
     rows = labelled(read_tweets(TOY_TWEETS), "train")
     expected = figures(list(rows["label"]), served.predict(list(rows["text"])), served.labels)
-    found = run(capfd, "--data", TOY_TWEETS, "--split", "train", "--url", server.project.inference + path)
+    found = run(capfd, "--data", TOY_TWEETS, "--split", "train", "--url", server.project.inference + path, *options)
     assert {name: found[name] for name in expected} == approximately(expected)
 
 
@@ -115,7 +119,7 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     assert found["macro_f1"] >= VALIDATION_MACRO_F1
     assert found["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
     assert sum(of["n"] for of in found["per_airline"].values()) == found["n"]
-    through_the_server = run(capfd, *arguments, "--url", server.project.inference)
+    through_the_server = run(capfd, *arguments, "--url", server.project.inference, "--model-name", "sentiment")
     assert through_the_server["accuracy"] >= found["accuracy"] - INT8_ACCURACY_LOST
     assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR + INT8_CALIBRATION_LOST
     card = json.loads((MODEL / "card.json").read_text())
@@ -144,10 +148,47 @@ def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixt
     assert "answered 404" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("listed", "model", "asked"),
+    [
+        ({"models": ["my reviews"]}, None, "/predictions/my%20reviews"),
+        ({"models": ["reviews", "sentiment"]}, "reviews", "/predictions/reviews"),
+        ({"models": ["reviews", "sentiment"]}, None, "has several models, reviews, sentiment: name one"),
+        ({"models": []}, None, "has no model"),
+        ({"models": [1]}, None, "does not list models: name one"),
+        ([], None, "does not list models: name one"),
+    ],
+)
+def test_the_model_to_ask_is_the_servers_only_one_or_the_one_that_is_named(
+    listed: Any, model: str | None, asked: str
+) -> None:
+    paths = []
+
+    def reply(request: Request) -> Reply:
+        paths.append(request.path)
+        return Reply(body=json.dumps(listed if request.path == MODELS_PATH else {}).encode())
+
+    with scripted(reply) as server:
+        if asked.startswith("/"):
+            server_answer(server.url, model)(b'["late"]')
+            assert paths[-1] == asked
+        else:
+            with pytest.raises(TrainingError, match=asked):
+                server_answer(server.url, model)
+
+
+def test_a_models_name_goes_with_a_servers_address_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--model-name", "reviews"]
+    assert cli.main(command) == 1
+    assert "name the server with --url" in capfd.readouterr().err
+    assert cli.main([*command, "--url", "http://127.0.0.1:9/predictions/sentiment"]) == 1
+    assert "--url has a path, /predictions/sentiment; expected one of the two" in capfd.readouterr().err
+
+
 @pytest.mark.usefixtures("closed_proxy")
 def test_a_server_on_this_machine_is_asked_without_a_proxy() -> None:
     with scripted(lambda _: Reply(body=b'{"label": "x"}')) as server:
-        assert json.loads(server_answer(server.url)(b'["late"]')) == {"label": "x"}
+        assert json.loads(server_answer(server.url, "x")(b'["late"]')) == {"label": "x"}
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://[::1", "ftp://127.0.0.1"])

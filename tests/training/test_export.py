@@ -53,8 +53,13 @@ def toy_texts() -> list[str]:
     return list(read_tweets(TOY_TWEETS)["text"])
 
 
-def make_learner(labels: list[str] | None = None, **options: Any) -> Any:
-    """A learner with random weights and statistics: parity must hold for any."""
+def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
+    """A learner with random weights and statistics: parity must hold for any.
+
+    Args:
+        labels: what the texts have, in turn: a label each or, with `target`, what that block takes.
+        options: `target` is the block of the target; the others are of `text_classifier_learner`.
+    """
     from fastai.text.all import (
         AWD_LSTM,
         CategoryBlock,
@@ -68,11 +73,12 @@ def make_learner(labels: list[str] | None = None, **options: Any) -> Any:
     labels = labels or ["negative", "neutral", "positive"]
     backwards = options.pop("backwards", False)
     block = options.pop("block", {})
+    target = options.pop("target", CategoryBlock)
     sizes = {"emb_sz": 12, "n_hid": 20, "n_layers": 2} | options.pop("sizes", {})
     table = pd.DataFrame({"text": toy_texts()})
     table["label"] = [labels[index % len(labels)] for index in table.index]
     data = DataBlock(
-        blocks=(TextBlock.from_df("text", min_freq=1, backwards=backwards, n_workers=1, **block), CategoryBlock),
+        blocks=(TextBlock.from_df("text", min_freq=1, backwards=backwards, n_workers=1, **block), target),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
     ).dataloaders(table, bs=8)
@@ -265,7 +271,6 @@ def own_rule(text: str) -> str:
         ({"sizes": {"bidir": True}}, "bidirectional"),
         ({"y_range": (0, 1)}, r"The head has SigmoidRange\(low=0, high=1\); expected"),
         ({"block": {"rules": [own_rule]}}, "a rule of its own, own_rule"),
-        ({"loss_func": nn.BCEWithLogitsLoss()}, "The loss is BCEWithLogitsLoss"),
     ],
 )
 def test_what_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
