@@ -36,6 +36,8 @@ examples:
     python -m training all --data Tweets.csv
   a classifier of your own labelled texts, whatever their labels (CSV, TSV, JSON lines, Parquet):
     python -m training fit --data reviews.csv --to model_store/reviews
+  the same, beginning with the encoder of the embedded model (its data's licence forbids commercial use):
+    python -m training fit --data reviews.csv --to model_store/mine --start model_store/sentiment
   from texts of your own, before the classifier a language model and distillation:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
   from fastai's WikiText-103 language model (needs a network, wants a GPU):
@@ -45,10 +47,6 @@ examples:
     python -m training classifier --data Tweets.csv --start model_store/general
     python -m training export --data Tweets.csv
     python -m training archive
-  a classifier of your own tweets that begins where the embedded one ended:
-    python -m training teacher --data Mine.csv --run runs/mine
-    python -m training classifier --data Mine.csv --run runs/mine --start model_store/sentiment
-    python -m training export --data Mine.csv --run runs/mine --to my_model
   five-fold cross-validation of what is in the run, and of a baseline:
     python -m training cross-validate --data Tweets.csv
     python -m training cross-validate --data Tweets.csv --recipe tfidf
@@ -307,8 +305,8 @@ def _start_option(command: argparse.ArgumentParser) -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets, or "
-        "to a better distillation, without a language model",
+        help="begin with this exported model's encoder, not with the run's; its terms are printed (a model of your own "
+        "texts: `python -m training fit`)",
     )
 
 
@@ -367,7 +365,7 @@ def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
     from training.language_model import read_lines
-    from training.warm_start import start_of, unpack
+    from training.warm_start import start_of
 
     settings = _settings(options)
     if not (options.start or options.general or options.texts):
@@ -386,7 +384,7 @@ def _all(options: argparse.Namespace) -> None:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     for path in options.texts or []:
         next(read_lines(path))
-    start = unpack(options.start, options.run) if options.start else None
+    start = _unpack(options) if options.start else None
     if (options.run / "classifier" / "record.json").exists() and start_of(options.run) != start:
         raise TrainingError(
             f"The classifier in {options.run} began otherwise than this one would: choose another folder with --run, "
@@ -400,6 +398,16 @@ def _all(options: argparse.Namespace) -> None:
     _export(options)
     options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
     _archive(options)
+
+
+def _unpack(options: argparse.Namespace) -> Path:
+    """The run's copy of the encoder that `--start` names, whose terms are told."""
+    from training.fit_start import terms_of
+    from training.warm_start import unpack
+
+    folder = unpack(options.start, options.run)
+    print(f"Starting weights: {options.start}. Their terms: {terms_of(options.start)}.", file=sys.stderr)
+    return folder
 
 
 def _before_the_classifier(options: argparse.Namespace) -> None:
@@ -444,14 +452,13 @@ def _general_teacher(options: argparse.Namespace) -> None:
 def _distil(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.distil import distil
-    from training.warm_start import unpack
 
     distil(
         read_tweets(options.data),
         sha256_of(options.data),
         texts=[path for path in options.texts or [] if path.resolve() != options.labelled_texts.resolve()],
         labelled_texts=options.labelled_texts,
-        encoder_folder=unpack(options.start, options.run) if options.start else options.run / "language-model",
+        encoder_folder=_unpack(options) if options.start else options.run / "language-model",
         teacher=options.run / "general-teacher",
         settings=_settings(options).distil,
         folder=options.run / "distil",
@@ -476,11 +483,10 @@ def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
     from training.run import finished_stage
-    from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
     if options.start:
-        encoder = unpack(options.start, options.run)
+        encoder = _unpack(options)
     else:
         # Without labelled texts `all` has no distillation, whatever an earlier command left.
         left_out = options.command is _all and options.labelled_texts is None
@@ -499,7 +505,6 @@ def _classifier(options: argparse.Namespace) -> None:
 def _cross_validate(options: argparse.Namespace) -> None:
     from training import cross_validation
     from training.data import read_tweets, sha256_of
-    from training.warm_start import unpack
 
     name = options.name or options.recipe
     if Path(name).name != name:
@@ -509,7 +514,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
     if baseline and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
     csv_sha256, settings = sha256_of(options.data), _settings(options)
-    start = unpack(options.start, options.run) if options.start else None
+    start = _unpack(options) if options.start else None
     if options.recipe == "run" and options.name is None:
         cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, _transformer(options))
     folder = options.run / "cross-validation" / name

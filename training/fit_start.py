@@ -67,7 +67,7 @@ def start_named(name: str) -> Start:
         return WT103_START
     folder = Path(name)
     if (folder / CONFIG_FILE).is_file():
-        return Start(name, "an exported model's encoder", _terms(folder), "exported model")
+        return Start(name, "an exported model's encoder", terms_of(folder), "exported model")
     if list(folder.glob("*.pth")):
         return Start(name, "a language model in fastai's form", "what its own source says", "language model")
     raise TrainingError(
@@ -76,7 +76,8 @@ def start_named(name: str) -> Start:
     )
 
 
-def _terms(folder: Path) -> str:
+def terms_of(folder: Path) -> str:
+    """What an exported model's licence permits, as far as its card tells."""
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -100,7 +101,7 @@ def offers(chosen: Start) -> list[str]:
     general = Path("model_store/general")
     others = [start for start in (OWN_START, WT103_START) if start != chosen]
     if (general / CARD_FILE).is_file() and Path(chosen.name) != general:
-        others.append(Start(str(general), "this project's encoder of English tweets", _terms(general), ""))
+        others.append(Start(str(general), "this project's encoder of English tweets", terms_of(general), ""))
     lines += [f"  Or --start {start.name}: {start.what}. {_sentence(start.permits)}." for start in others]
     return lines
 
