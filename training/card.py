@@ -24,6 +24,9 @@ from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.warm_start import start_of
 
 PICTURE: Final = "validation.png"
+MOST_WITH_NUMBERS, FEW_NAMES = 12, 5
+"""Labels of a confusion matrix up to which its cells show numbers, and its columns' names stand upright."""
+
 PRODUCTS: Final = {
     "general": GENERAL_FILE,
     "language-model": ENCODER_FILE,
@@ -264,16 +267,18 @@ def _behaviour(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def plot(figures: Mapping[str, Any], picture: Path) -> None:
     """Confusion matrix and reliability diagram of one split's figures, as a PNG file."""
     labels, counts = figures["labels"], np.array(figures["confusion_matrix"])
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    side = max(4, 2 + len(labels) / 4)  # inches; a label's name needs a quarter of one
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(side + 5.5, side), layout="constrained")
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     left.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts) if len(labels) <= MOST_WITH_NUMBERS else ():
         shade = "white" if shares[row, column] > 0.5 else "black"
         left.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=shade)
     ticks = range(len(labels))
     names = list(map(_printable, labels))
     left.set(xlabel="predicted", ylabel="true")
-    left.set_xticks(ticks, names, parse_math=False)  # a `$` begins no formula
+    turned = {"rotation": 90} if len(labels) > FEW_NAMES else {}
+    left.set_xticks(ticks, names, parse_math=False, **turned)  # a `$` begins no formula
     left.set_yticks(ticks, names, parse_math=False)
     left.set_title("confusion matrix, share of the true class")
     n, confidence, accuracy = np.array(figures["reliability"]).T

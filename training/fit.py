@@ -33,14 +33,14 @@ from training.settings import WT103, with_changes
 from training.splits import SPLITS
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.teacher import load_teacher, train_frozen_teacher, train_teacher
-from training.tfidf import new_classifier
+from training.tfidf import FOLDS, fitted
 from training.warm_start import unpack
 
 MEASURED_FILE: Final = "measured.json"
 """Of a run: the baseline's figures, and what was chosen on the validation split."""
 
 BASELINE: Final = "TF-IDF with logistic regression"
-TFIDF_WEIGHTS: Final = (0.0, 0.15, 0.3, 0.5, 0.7)
+TFIDF_WEIGHTS: Final = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
 """The shares of TF-IDF in the teachers' answers that are tried."""
 
 EVEN: Final = 1.5
@@ -82,6 +82,7 @@ def fit(order: Order) -> Path:
     run = order.run or Path("runs", to.resolve().name)
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
+    labels_of(rows)
     start = start_named(order.start)
     for path in order.texts:
         next(read_lines(path))
@@ -238,7 +239,7 @@ def _measured(data: pd.DataFrame, digest: str, teacher_folder: Path, run: Path) 
     if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
         return dict(found)
     train, validation = labelled(data, "train"), labelled(data, "validation")
-    baseline = new_classifier().fit(train["text"], train["label"])
+    baseline = fitted(train)
     of_splits = {
         split: _probabilities(baseline, rows, labels)
         for split in SPLITS
@@ -252,9 +253,11 @@ def _measured(data: pd.DataFrame, digest: str, teacher_folder: Path, run: Path) 
     weights, told = _class_weights(baseline, train, validation, of_splits["validation"], labels)
     taught = load_teacher(teacher_folder, labels).predict(list(validation["text"]))[0].numpy()
     true = to_targets(validation["label"], labels).argmax(1)
+    # For its answers to the train split, each label must be in the folds that it is fitted on.
+    weights_tried = TFIDF_WEIGHTS if train["label"].value_counts().max() >= FOLDS else TFIDF_WEIGHTS[:1]
     losses = [
         log_loss(true, _normalized((1 - share) * taught + share * of_splits["validation"]), labels=range(len(labels)))
-        for share in TFIDF_WEIGHTS
+        for share in weights_tried
     ]
     share = TFIDF_WEIGHTS[int(np.argmin(losses))]
     told += f" TF-IDF's share in the teachers' answers: {share:.0%}."

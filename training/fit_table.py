@@ -86,6 +86,8 @@ def read_table(path: Path, columns: Columns) -> Table:
     Raises:
         TrainingError: a problem with the file, its columns or its rows.
     """
+    if len({columns.text, columns.label, columns.split}) < 3:
+        raise TrainingError("--text-column, --label-column and --split-column: expected different columns.")
     existing(path, "; expected CSV, TSV, JSON lines or Parquet with a column of texts and one of labels.")
     packed = path.suffix.lower() if path.suffix.lower() in (".gz", ".xz") else ""
     ending = (Path(path.stem).suffix if packed else path.suffix).lower()

@@ -13,7 +13,9 @@ import pytest
 from handler.classifier import TextClassifier
 from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
+from training import tfidf
 from training.data import read_tweets
+from training.errors import TrainingError
 from training.fit_recipe import expected_minutes, recipe_for
 from training.fit_start import OWN_START, offers, start_named
 from training.run import record_of
@@ -138,6 +140,13 @@ def test_no_start_forbids_commercial_use_unnamed(tmp_path: Path) -> None:
     for model in (GENERAL, MODEL):
         assert start_named(str(model)).permits.startswith("NO COMMERCIAL USE: it was trained on Twitter US Airline")
         assert "NO COMMERCIAL USE" in offers(start_named(str(model)))[1]
+
+
+def test_the_baseline_counts_texts_that_share_no_word() -> None:
+    rows = pd.DataFrame({"text": [chr(0x4E00 + 7 * n) * 3 for n in range(30)], "label": ["a", "b"] * 15})
+    assert tfidf.fitted(rows).predict_proba(["x"]).shape == (1, 2)
+    with pytest.raises(TrainingError, match="no words that TF-IDF could count"):
+        tfidf.fitted(rows.assign(text="!"))
 
 
 def test_the_recipe_is_chosen_by_the_number_of_texts() -> None:

@@ -125,6 +125,11 @@ def test_what_stands_in_nobodys_way_is_a_warning(tmp_path: Path) -> None:
     assert "line 82, 83" in different
 
 
+def test_one_column_is_not_both(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="expected different columns"):
+        read_table(write(tmp_path, "a.csv", GOOD), Columns("text", "text"))
+
+
 def test_a_text_that_only_looks_like_rows_is_a_text(tmp_path: Path) -> None:
     poem = 'Roses, good\nViolets, blue\nand "quoted", too\r\nthe end'
     content = csv_of(ROWS) + '"' + poem.replace('"', '""') + '",good\n'
