@@ -29,16 +29,20 @@ from client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from client.inference import InferenceClient, Prediction
-from client.management import ManagementClient, Settings, Version
+from client.inference import Explanation, InferenceClient, Prediction, Token
+from client.management import Machine, ManagementClient, Settings, Version
 from client.rollout import Change, Comparison, Outcome, Switch
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Change",
     "ClientError",
     "Comparison",
+    "Explanation",
     "InferenceClient",
     "InputError",
+    "Machine",
     "ManagementClient",
     "NotAuthorizedError",
     "NotReadyError",
@@ -50,6 +54,7 @@ __all__ = [
     "RolloutError",
     "Settings",
     "Switch",
+    "Token",
     "UnexpectedAnswerError",
     "UnreachableError",
     "Version",

@@ -1,6 +1,7 @@
 """The command line: arguments to calls, errors to messages and exit codes."""
 
 import argparse
+import codecs
 import json
 import os
 import shlex
@@ -13,17 +14,26 @@ from dataclasses import asdict, replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import IO, Any, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from client import address, inference, management, pods
-from client.errors import ClientError, InputError, OverloadedError, RefusedError, RolloutError, UnreachableError
-from client.inference import MAX_CONNECTIONS, InferenceClient, split
-from client.management import MAX_WORKERS, ManagementClient
-from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, old_stays, remove
+from client import __version__, address, inference, management, pods, tables
+from client.errors import (
+    ClientError,
+    InputError,
+    NotAuthorizedError,
+    OverloadedError,
+    RefusedError,
+    RolloutError,
+    UnreachableError,
+)
+from client.fields import is_unicode
+from client.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceClient, Prediction, split
+from client.management import MAX_WORKERS, ManagementClient, archive_name
+from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
 from client.sample import TEXTS
-from client.score import score
+from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, score, score_streams
 from client.status import status
 from client.terminal import coloured, cut, line_width, one_line
 from client.transport import CONNECTIONS
@@ -33,6 +43,9 @@ OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 
 MAX_LINE_CHARACTERS = 1_000_000
 """Of a line of texts. The server takes 20,000 of a text; a file without line ends must not fill the memory."""
 MAX_DRAIN_S = 86_400.0
+MODELS_TIMEOUT_S = 5.0
+MAX_WORDS = 10
+"""Of a text, that `explain` shows, those with the largest weights."""
 
 T = TypeVar("T")
 
@@ -50,7 +63,8 @@ exit codes:
 _ENVIRONMENT = """\
 environment variables (an empty one counts as not set):
   SENTIMENT_URL, SENTIMENT_MANAGEMENT_URL, SENTIMENT_MODEL
-                   defaults of --url, --management-url and --model
+                   defaults of --url, --management-url and --model. Without a model's
+                   name, the server's only model is meant, or the one named sentiment
   SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN
                    sent as `Authorization: Bearer` to the two addresses. There is
                    no option for a token: everybody on the machine can see those
@@ -64,6 +78,7 @@ environment variables (an empty one counts as not set):
 _EXAMPLES = """\
 examples:
   sentiment predict 'Thank you for the great flight!'
+  sentiment explain 'Lovely crew, but two hours late'
   sentiment score tweets.csv
   sentiment status
   sentiment scale 4
@@ -155,32 +170,42 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join([_EXAMPLES, _ENVIRONMENT, _EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _pod_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _add(commands, "predict", _predict, "classify texts", _PREDICT_EXAMPLES)
-    texts = command.add_mutually_exclusive_group()
-    texts.add_argument(
-        "text",
-        nargs="*",
-        default=[],
-        metavar="TEXT",
-        help="without any, or with -: one text per line of standard input",
-    )
-    texts.add_argument("--file", type=Path, help="a file with one text per line")
+    _texts_options(command)
+    _inference_options(command)
+
+    command = _add(commands, "explain", _explain, "show which words speak for the predictions", _EXPLAIN_EXAMPLES)
+    _texts_options(command)
     _inference_options(command)
 
     command = _add(commands, "score", _score, "classify the texts of a file, into a copy of it", _SCORE_EXAMPLES)
-    command.add_argument("file", type=Path, metavar="FILE", help="*.csv, *.jsonl or *.parquet, of any size")
+    command.add_argument(
+        "file",
+        metavar="FILE",
+        help="*.csv, *.tsv, *.jsonl or *.ndjson, also with .gz, or *.parquet; - is standard input",
+    )
     command.add_argument("--text-column", default="text", metavar="NAME", help="default: %(default)s")
-    command.add_argument("--output", type=Path, metavar="OUT", help="default: FILE's name with .scored in it")
+    command.add_argument(
+        "--output", metavar="OUT", help="default: FILE's name with .scored in it, or -, which is standard output"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    command.add_argument("--scores", action="store_true", help="add a column for the probability of each class")
+    command.add_argument("--prefix", default="", metavar="P", help="of the names of the columns that are added")
+    command.add_argument(
+        "--format", choices=tables.FORMATS, help="if FILE's name does not say it; of standard input, default: csv"
+    )
+    command.add_argument("--delimiter", type=_delimiter, metavar="D", help="of CSV and TSV: one character, or `tab`")
+    command.add_argument("--encoding", type=_encoding, metavar="E", help=f"default: {tables.DEFAULT_ENCODING}")
     command.add_argument(
         "--connections",
         type=_whole(MAX_CONNECTIONS, "each connection has a thread of this program"),
-        default=CONNECTIONS,
         metavar="N",
-        help=f"concurrent requests, at most {MAX_CONNECTIONS} (default: %(default)s)",
+        help=f"go faster, with N requests of {MAX_TEXTS} texts at a time, at most {MAX_CONNECTIONS}; other requests to "
+        f"the server then wait longer. Default: one request of {TEXTS_BESIDE_LIVE_TRAFFIC} texts at a time",
     )
     _inference_options(command)
 
@@ -190,20 +215,36 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "scale", _scale, "set the number of workers, and wait for them", _SCALE_EXAMPLES)
     command.add_argument(
-        "workers", type=_WORKERS, metavar="N", help=f"one for each core is best; at most {MAX_WORKERS}"
+        "workers", type=_WORKERS, metavar="N", help="one for each core is best; by default at most two for each"
     )
+    _force_option(command)
     _version_option(command)
     _management_options(command)
 
-    command = _add(commands, "register", _register, "register a version beside the others", _REGISTER_EXAMPLES)
+    command = _add(
+        commands,
+        "register",
+        _register,
+        "register a model, or another version of one",
+        _REGISTER_EXAMPLES,
+        names=("--name", "--model"),
+    )
     command.add_argument("archive", metavar="FILE.mar", help="an archive in the server's model store")
-    command.add_argument("--workers", type=_WORKERS, metavar="N", help="default: as many as the default version has")
+    command.add_argument(
+        "--workers", type=_WORKERS, metavar="N", help="default: as many as the default version, or another model, has"
+    )
+    _force_option(command)
     _management_options(command)
 
     command = _add(
-        commands, "unregister", _unregister, "remove a version that is not the default", _UNREGISTER_EXAMPLES
+        commands,
+        "unregister",
+        _unregister,
+        "remove a version that is not the default, or a model",
+        _UNREGISTER_EXAMPLES,
     )
     command.add_argument("version", type=_checked(address.name), metavar="V", help="as `sentiment status` names it")
+    command.add_argument("--force", action="store_true", help="the last version, too; then the model is gone")
     _drain_option(command)
     _management_options(command)
 
@@ -223,7 +264,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "rollback", _rollback, "go back to another version", _ROLLBACK_EXAMPLES)
     command.add_argument(
-        "archive", nargs="?", metavar="OLD.mar", help="default: the only other version that is registered"
+        "archive",
+        nargs="?",
+        metavar="OLD.mar",
+        help="default: the only other version that is registered, if the server has started with it",
     )
     _switch_options(command)
     return parser
@@ -238,9 +282,19 @@ _SCORE_EXAMPLES = """\
   sentiment score tweets.csv
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
 
-The copy has the columns label, score and error after the file's own columns. If
-a run is interrupted, the rows that are done stay in OUT.journal. The same
-command continues from there.
+  sentiment score export.csv --delimiter ';' --encoding cp1252 --scores
+  zcat tweets.csv.gz | sentiment score - > labelled.csv
+
+The copy has the columns label, score and error after the file's own columns. (A
+model with several labels for a text adds labels, in CSV with ; between them; a
+regression adds value.) If a run is interrupted, the rows that are done stay in
+OUT.journal. The same command continues from there. With - for FILE or OUT
+nothing is kept: all is written at the end.
+"""
+_EXPLAIN_EXAMPLES = """\
+  sentiment explain 'Lovely crew, but two hours late'
+
+Each number says how far the label's probability falls without the word.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -255,12 +309,15 @@ hold are answered with status 500.
 _REGISTER_EXAMPLES = """\
   sentiment register sentiment-2.mar --workers 1
   sentiment predict --version 2.0 'Late again'
+  sentiment register reviews.mar --name reviews
+  sentiment predict --model reviews 'A fine film'
 
-If a version from this archive is registered already, it is not registered
-again. With --workers it is scaled.
+A new model gets the batch settings of another one. If a version from this archive
+is registered already, it is not registered again. With --workers it is scaled.
 """
 _UNREGISTER_EXAMPLES = """\
   sentiment unregister 2.0
+  sentiment unregister 1.0 --model reviews --force
 
 The version is removed when no request waits for it. Requests that name this
 version are then answered with status 404.
@@ -280,7 +337,12 @@ _ROLLBACK_EXAMPLES = """\
 
 
 def _add(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str, examples: str
+    commands: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    what: str,
+    examples: str,
+    names: Sequence[str] = ("--model",),
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -290,13 +352,32 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(command=function)
-    model = os.environ.get("SENTIMENT_MODEL") or inference.MODEL
-    command.add_argument("--model", type=_checked(address.name), default=model, help=_DEFAULT)
+    model = os.environ.get("SENTIMENT_MODEL") or None
+    command.add_argument(
+        *names,
+        dest="model",
+        metavar="NAME",
+        type=_checked(address.name),
+        default=model,
+        help=f"of the model; default: {model or 'the only one'}".replace("%", "%%"),
+    )
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return command
 
 
 _DEFAULT = "default: %(default)s"
+
+
+def _texts_options(command: argparse.ArgumentParser) -> None:
+    texts = command.add_mutually_exclusive_group()
+    texts.add_argument(
+        "text",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="without any, or with -: one text per line of standard input",
+    )
+    texts.add_argument("--file", type=Path, help="a file with one text per line")
 
 
 def _url_option(command: argparse.ArgumentParser) -> None:
@@ -384,6 +465,29 @@ def _whole(most: int, why: str) -> Callable[[str], int]:
 _WORKERS = _whole(MAX_WORKERS, "one worker for each core is best, and many more need more servers")
 
 
+def _force_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help=f"let there be more workers than the server has cores and memory for; at most {MAX_WORKERS}",
+    )
+
+
+def _delimiter(value: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if len(character) != 1 or character in '"\r\n' or not is_unicode(character):
+        raise argparse.ArgumentTypeError(f"{value!r} is not one character, such as ; or |, and not `tab`")
+    return character
+
+
+def _encoding(value: str) -> str:
+    try:
+        "".encode(value)
+        return codecs.lookup(value).name
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"{value!r} is not an encoding of text, such as cp1252 or utf-16") from None
+
+
 def _share(value: str) -> float:
     return _number(value, 1, "a number from 0 to 1")
 
@@ -408,15 +512,34 @@ def _predict(options: argparse.Namespace) -> int:
         for part in split(texts, at_once):
             for text, answer in zip(part, client.predict_each(part), strict=True):
                 errors += isinstance(answer, RefusedError)
-                if options.json:
-                    values = {"error": str(answer)} if isinstance(answer, RefusedError) else asdict(answer)
-                    print(json.dumps({"text": text} | values))
-                elif isinstance(answer, RefusedError):
-                    print(_line("error", "", f"{answer} | {text}"))
-                else:
-                    print(_line(answer.label, f"{answer.score:.4f}", text))
+                _print_answer(text, answer, options.json)
             sys.stdout.flush()
     return ROW_ERRORS if errors else OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    errors = 0
+    with _inference(options, options.version) as client, _texts(options) as (texts, _):
+        for text in texts:
+            answer = client.explain_or_error(text)
+            errors += isinstance(answer, RefusedError)
+            _print_answer(text, answer, options.json)
+            if isinstance(answer, Explanation) and not options.json:
+                for word, weight in answer.strongest(MAX_WORDS):
+                    print(f"  {weight:+.4f}  {one_line(word)}")
+            sys.stdout.flush()
+    return ROW_ERRORS if errors else OK
+
+
+def _print_answer(text: str, answer: Prediction | Explanation | RefusedError, as_json: bool) -> None:
+    if as_json:
+        values = {"error": str(answer)} if isinstance(answer, RefusedError) else answer.to_json()
+        print(json.dumps({"text": text} | values))
+    elif isinstance(answer, RefusedError):
+        print(_line("error", "", f"{answer} | {text}"))
+    else:
+        prediction = answer.prediction if isinstance(answer, Explanation) else answer
+        print(_line(*prediction.words(), text))
 
 
 def _line(label: str, score: str, text: str) -> str:
@@ -431,15 +554,17 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
     """The texts to classify, and how many of them to send in one request."""
     if options.file is not None:
         with _lines(options.file) as lines:
-            yield lines, inference.MAX_TEXTS
+            yield lines, MAX_TEXTS
     elif options.text in ([], ["-"]):
         if sys.stdin is None:
             raise InputError("Standard input is closed. Name a text, or a file by --file.")
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(**_TEXTS_FORMAT)
-        yield _texts_of(sys.stdin, "standard input"), 1 if sys.stdin.isatty() else inference.MAX_TEXTS
+        if sys.stdin.isatty():
+            _say("Type a text and press Enter. Ctrl-D ends.")
+        yield _texts_of(sys.stdin, "standard input"), 1 if sys.stdin.isatty() else MAX_TEXTS
     else:
-        yield options.text, inference.MAX_TEXTS
+        yield options.text, MAX_TEXTS
 
 
 _TEXTS_FORMAT: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
@@ -473,14 +598,25 @@ def _texts_of(file: TextIO, name: str) -> Iterator[str]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    source: Path = options.file
-    if not source.name:  # `.` and `/` have none
-        raise InputError(f"{source} is a folder. Expected the name of a file.")
-    output: Path = options.output or source.with_name(f"{source.stem}.scored{source.suffix}")
-    server = "/".join(filter(None, [options.url.rstrip("/"), options.model, options.version]))
+    from_stdin = options.file == "-"
+    name = "standard input" if from_stdin else options.file
+    path = Path(options.file)
+    if not from_stdin and not path.name:  # `.` and `/` have none
+        raise InputError(f"{path} is a folder. Expected the name of a file.")
+    kind = options.format or ("csv" if from_stdin else None)
+    source = tables.Source(
+        path,
+        name if from_stdin else str(path),
+        tables.format_of(name if from_stdin else str(path), kind, options.delimiter, options.encoding),
+        options.text_column,
+    )
+    if from_stdin or options.output == "-":
+        output = None if options.output in (None, "-") else Path(options.output)
+    else:
+        output = Path(path.with_name(tables.copy_name(path.name)) if options.output is None else options.output)
     started = time.monotonic()
     with (
-        _inference(options, options.version, options.connections) as client,
+        _inference(options, options.version, options.connections or 1) as client,
         tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar,
     ):
 
@@ -490,24 +626,42 @@ def _score(options: argparse.Namespace) -> int:
                 bar.initial = done  # what an earlier run has done does not count for the rate
             bar.update(done - bar.n)
 
-        summary = score(
+        run = Run(
             source,
-            output,
-            options.text_column,
             client,
-            server,
-            overwrite=options.overwrite,
-            progress=progress,
-            say=lambda line: tqdm.write(one_line(line), file=sys.stderr),
+            "/".join(filter(None, [options.url.rstrip("/"), options.model, options.version])),
+            progress,
+            lambda line: tqdm.write(one_line(line), file=sys.stderr),
+            scores=options.scores,
+            prefix=options.prefix,
+            max_texts=MAX_TEXTS if options.connections else TEXTS_BESIDE_LIVE_TRAFFIC,
         )
+        if from_stdin or output is None:
+            stdin = _binary_stdin() if from_stdin else None
+            summary = score_streams(run, stdin, output, sys.stdout.buffer, overwrite=options.overwrite)
+        else:
+            summary = score(run, output, overwrite=options.overwrite)
     seconds = round(time.monotonic() - started, 2)
+    stream = sys.stderr if output is None else sys.stdout
     if options.json:
-        print(json.dumps({"output": str(output), "seconds": seconds} | asdict(summary)))
+        print(json.dumps({"output": str(output or "-"), "seconds": seconds} | asdict(summary)), file=stream)
     else:
         versions = f", by version {' and '.join(summary.model_versions)}" if summary.model_versions else ""
         rows = f"{summary.rows:,} rows, {summary.errors:,} with errors"
-        print(one_line(f"{output}: {rows}, in {seconds:g} s{versions}"))
+        print(one_line(f"{output or 'standard output'}: {rows}, in {seconds:g} s{versions}"), file=stream)
     return ROW_ERRORS if summary.errors else OK
+
+
+def _binary_stdin() -> IO[bytes]:
+    """
+    Raises:
+        InputError: standard input is closed.
+    """
+    if sys.stdin is None:
+        raise InputError("Standard input is closed. Name a file.")
+    if sys.stdin.isatty():
+        _say("Type or paste a table. Ctrl-D ends.")
+    return sys.stdin.buffer
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -519,14 +673,21 @@ def _status(options: argparse.Namespace) -> int:
 
 def _scale(options: argparse.Namespace) -> int:
     with _management(options) as client:
-        version = options.version or client.default().name
-        client.scale(options.workers, version)
-        _tell_version(client, version, options.json)
+        version = client.version(options.version) if options.version else client.default()
+        if options.workers > version.settings.workers and not options.force:
+            client.check_workers(options.workers)
+        client.scale(options.workers, version.name)
+        _tell_version(client, version.name, options.json)
     return OK
 
 
 def _register(options: argparse.Namespace) -> int:
-    with _management(options) as client:
+    with _management(options, new=options.archive) as client:
+        if not client.is_registered():
+            _register_model(client, options)
+            return OK
+        if options.workers and not options.force:
+            client.check_workers(options.workers)
         versions = client.versions()
         default = next(version for version in versions if version.default)
         if registered := left_by_a_registration(versions, options.archive):
@@ -543,10 +704,31 @@ def _register(options: argparse.Namespace) -> int:
     return OK
 
 
+def _register_model(client: ManagementClient, options: argparse.Namespace) -> None:
+    """Register the first version of a model. If it does not load, remove it."""
+    if options.workers and not options.force:
+        client.check_workers(options.workers)
+    settings = client.settings_for_a_new_model()
+    version = client.register(options.archive, replace(settings, workers=options.workers or settings.workers))
+    try:
+        client.wait_until_ready(version)
+    except BaseException:
+        client.unregister(version)
+        _say(f"Removed version {version} of {client.model}.")
+        raise
+    _tell_version(client, version, options.json)
+    if not options.json:
+        print(one_line(f"Ask it: sentiment predict --model {shlex.quote(client.model)} 'A text'"))
+
+
 def _unregister(options: argparse.Namespace) -> int:
     with _management(options) as client:
         version = client.version(options.version)
-        if version.default:
+        if len(client.versions()) == 1 and not options.force:
+            raise RolloutError(
+                f"Version {version.name} is the only one of {client.model}. --force removes it, and with it the model."
+            )
+        if version.default and len(client.versions()) > 1:
             raise RolloutError(
                 f"Version {version.name} is the default. Make another one that first, by `sentiment rollback` or "
                 f"`rollout`."
@@ -590,7 +772,7 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
     back = None
     if outcome.old is not None:
         back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
-        back += "" if outcome.old_kept else f" {shlex.quote(str(outcome.old_archive))}"
+        back += f" {shlex.quote(str(outcome.old_archive))}{of_model(client.model)}"
         say(f"Back to version {outcome.old}: {back}")
     say("If the server is restarted, it serves the version that its config.properties names.")
     if options.json:
@@ -612,12 +794,45 @@ def _on_every_pod(options: argparse.Namespace) -> int:
 
 def _inference(options: argparse.Namespace, version: str | None, connections: int = CONNECTIONS) -> InferenceClient:
     token = _token("SENTIMENT_TOKEN")
+    if options.model is None:
+        with InferenceClient(options.url, token=token, read_timeout_s=MODELS_TIMEOUT_S, retries=0) as client:
+            options.model = _only_model(client)
     return InferenceClient(options.url, options.model, version, token=token, connections=connections)
 
 
-def _management(options: argparse.Namespace) -> ManagementClient:
+def _management(options: argparse.Namespace, new: str | None = None) -> ManagementClient:
+    """
+    Args:
+        new: the archive of a model that need not be registered.
+    """
     token = _token("SENTIMENT_MANAGEMENT_TOKEN")
+    if options.model is None:
+        with ManagementClient(
+            options.management_url, token=token, read_timeout_s=MODELS_TIMEOUT_S, retries=0
+        ) as client:
+            options.model = _only_model(client, new)
     return ManagementClient(options.management_url, options.model, token=token)
+
+
+def _only_model(client: InferenceClient | ManagementClient, new: str | None = None) -> str:
+    """The model that is meant where none is named: the only one, or that with the name `sentiment`.
+
+    Raises:
+        InputError: there are several others.
+    """
+    try:
+        names = client.models()
+    except NotAuthorizedError:
+        raise
+    except ClientError:  # TorchServe alone does not say them at its inference address; and the command itself may wait
+        return inference.MODEL
+    if inference.MODEL in names:
+        return inference.MODEL
+    if not names:
+        return address.name(archive_name(new)) if new else inference.MODEL
+    if len(names) > 1:
+        raise InputError(f"The server has the models {', '.join(names)}. Name one by --model or SENTIMENT_MODEL.")
+    return names[0]
 
 
 def _token(variable: str) -> str | None:

@@ -1,11 +1,14 @@
 """Fields of the server's JSON, each checked for the type that the API promises."""
 
+import math
 from typing import Any, TypeVar
 
 from client.errors import UnexpectedAnswerError
 from client.transport import shown
 
 T = TypeVar("T")
+
+MAX_WHOLE = 2**1000
 
 
 def field(value: object, name: str, kind: type[T]) -> T:
@@ -21,16 +24,28 @@ def field(value: object, name: str, kind: type[T]) -> T:
     return found
 
 
-def label(value: object, name: str) -> str:
+def unicode(value: object, of: str) -> str:
     """A string that files and other programs can hold: without half a surrogate pair.
 
     Raises:
-        UnexpectedAnswerError: see `field`.
+        UnexpectedAnswerError: it is not a string, or has one.
     """
-    found = field(value, name, str)
-    if not is_unicode(found):
-        raise UnexpectedAnswerError(f"{name!r} is not Unicode: {shown(found)}.")
-    return found
+    if not isinstance(value, str) or not is_unicode(value):
+        raise UnexpectedAnswerError(f"Expected Unicode as {of}, not {shown(value)}.")
+    return value
+
+
+def number(value: object, of: str) -> float:
+    """
+    Raises:
+        UnexpectedAnswerError: it is not a number.
+    """
+    # A whole number in JSON may be larger than any float.
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_WHOLE:
+        return float(value)
+    raise UnexpectedAnswerError(f"Expected a number as {of}, not {shown(value)}.")
 
 
 def probability(value: object, of: str) -> float:

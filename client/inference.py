@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
+from client import fields
 from client.address import quoted
-from client.errors import InputError, RefusedError, UnexpectedAnswerError
-from client.fields import field, is_unicode, label, probability
+from client.errors import ClientError, InputError, RefusedError, UnexpectedAnswerError
+from client.fields import is_unicode, number, probability, unicode
 from client.transport import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
@@ -41,21 +43,78 @@ _ABOUT_A_TEXT = {
 }
 """Statuses of a request that one of its texts alone may have caused."""
 
+_NO_MODEL = "ModelNotFoundException"
+
 _LOST = "InternalServerException"
 """TorchServe's error type for a request whose worker died or hung."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    label: str
-    score: float
+    """A model's prediction for one text. The kind of the model decides which fields it has; the others are None."""
+
+    label: str | None = None
+    """The most probable label, of a model that gives each text one label."""
+
+    score: float | None = None
     """The label's probability."""
 
-    scores: Mapping[str, float]
-    """The probability of every label."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """The probability of every label; empty for a regression."""
 
     model_version: str | None = None
     """The version that answered; None if the reply does not name it."""
+
+    labels: tuple[str, ...] | None = None
+    """The labels over their thresholds, of a model that gives a text any number of labels."""
+
+    value: float | None = None
+    """The number that a regression predicts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that it has, as the server's reply has them, and the version."""
+        version = self.model_version
+        if self.value is not None:
+            return {"value": self.value, "model_version": version}
+        if self.labels is not None:
+            return {"labels": list(self.labels), "scores": dict(self.scores), "model_version": version}
+        return {"label": self.label, "score": self.score, "scores": dict(self.scores), "model_version": version}
+
+    def words(self) -> tuple[str, str]:
+        """What it predicts, and how sure that is, for people: `("negative", "0.9776")`."""
+        if self.value is not None:
+            return f"{self.value:.6g}", ""
+        if self.labels is not None:
+            surest = [f"{self.scores[label]:.4f}" for label in self.labels if label in self.scores]
+            return ", ".join(self.labels) or "none", ", ".join(surest)
+        return self.label or "", f"{self.score:.4f}"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a text, and how much it speaks for the prediction."""
+
+    token: str
+    weight: float
+    """How far the label's probability falls without the token."""
+
+    start: int
+    end: int
+    """Where it stands in the text, in characters."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    prediction: Prediction
+    tokens: tuple[Token, ...]
+
+    def strongest(self, most: int) -> list[tuple[str, float]]:
+        """The tokens with the largest weights for or against the prediction, the largest first."""
+        ordered = sorted(self.tokens, key=lambda token: -abs(token.weight))
+        return [(token.token, token.weight) for token in ordered[:most]]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.prediction.to_json() | {"tokens": [asdict(token) for token in self.tokens]}
 
 
 class InferenceClient(Client):
@@ -89,9 +148,7 @@ class InferenceClient(Client):
         if not 1 <= connections <= MAX_CONNECTIONS:
             raise InputError(f"Expected 1 to {MAX_CONNECTIONS} connections, not {connections}.")
         self.connections = connections
-        self._path = f"/predictions/{quoted(model)}"
-        if version is not None:
-            self._path += f"/{quoted(version)}"
+        self._path = quoted(model) if version is None else f"{quoted(model)}/{quoted(version)}"
         super().__init__(
             Transport(
                 url,
@@ -112,6 +169,51 @@ class InferenceClient(Client):
         """
         answer = self._transport.send("GET", "/ping")
         return words(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
+
+    def models(self) -> list[str]:
+        """The names of the models that the server has.
+
+        Raises:
+            ClientError: see `Transport.send`. A server without the door does not have this address: 404.
+        """
+        names = fields.field(self._transport.send("GET", "/v2/models").value, "models", list)
+        if not all(isinstance(name, str) and is_unicode(name) for name in names):
+            raise UnexpectedAnswerError(f"Expected the models' names, not {shown(names)}.")
+        return names
+
+    def _ask(self, verb: str, body: object) -> Answer:
+        """
+        Raises:
+            RefusedError: the server did not take it. If it does not have the model, the error says which it has.
+        """
+        try:
+            return self._transport.send("POST", f"/{verb}/{self._path}", body=body)
+        except RefusedError as error:
+            if error.type != _NO_MODEL:
+                raise
+            with suppress(ClientError):
+                has = ", ".join(self.models()) or "none"
+                error = RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. The server has {has}.")
+            raise error from None
+
+    def explain(self, text: str) -> Explanation:
+        """A text's prediction, and how much each of its tokens speaks for it.
+
+        Raises:
+            ClientError: see `Transport.send`.
+        """
+        answer = self._ask("explanations", {"text": text})
+        tokens = fields.field(answer.value, "tokens", list)
+        return Explanation(_prediction(answer.value, answer), tuple(map(_token, tokens)))
+
+    def explain_or_error(self, text: str) -> Explanation | RefusedError:
+        """`explain`, with a refusal that is about the text returned, not raised."""
+        try:
+            return self.explain(text)
+        except RefusedError as error:
+            if error.status not in _ABOUT_A_TEXT:
+                raise
+            return error
 
     def predict(self, text: str) -> Prediction:
         """
@@ -165,7 +267,8 @@ class InferenceClient(Client):
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
         # A text alone is sent as one: its error then speaks of "the text", not of "item 0".
-        answer = self._transport.send("POST", self._path, body={"text": texts[0]} if len(texts) == 1 else list(texts))
+        body = {"text": texts[0]} if len(texts) == 1 else list(texts)
+        answer = self._ask("predictions", body)
         values = [answer.value] if len(texts) == 1 else answer.value
         if not isinstance(values, list) or len(values) != len(texts):
             raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {shown(answer.value)}.")
@@ -194,9 +297,23 @@ def split(
 
 
 def _prediction(value: Any, answer: Answer) -> Prediction:
+    version = answer.model_version
+    if isinstance(value, dict) and "value" in value:
+        return Prediction(value=number(value["value"], "the value"), model_version=version)
     scores = {}
-    for name, score in field(value, "scores", dict).items():
+    for name, score in fields.field(value, "scores", dict).items():
         if not is_unicode(name):
             raise UnexpectedAnswerError(f"A label is not Unicode: {shown(name)}.")
         scores[name] = probability(score, "a label's score")
-    return Prediction(label(value, "label"), probability(value.get("score"), "the score"), scores, answer.model_version)
+    found = Prediction(scores=scores, model_version=version)
+    if "labels" in value:
+        labels = fields.field(value, "labels", list)
+        return replace(found, labels=tuple(unicode(label, "a label") for label in labels))
+    label = unicode(fields.field(value, "label", str), "'label'")
+    return replace(found, label=label, score=probability(value.get("score"), "the score"))
+
+
+def _token(value: Any) -> Token:
+    token = unicode(fields.field(value, "token", str), "'token'")
+    weight = number(value.get("weight"), "a token's weight")
+    return Token(token, weight, fields.field(value, "start", int), fields.field(value, "end", int))

@@ -1,30 +1,29 @@
 """The results so far of a long run, on disk. A later run continues from them, however the first one ended.
 
-JSON lines: a header, which says what the results are of, then `[label, score, error, model version]` for each row, in
-the rows' order. Lines are only ever appended, so after a crash all but the last are whole. A journal without results
-is worth nothing: it is removed when its run ends, and replaced if one is found.
+JSON lines: a header, which says what the results are of, then an object for each row, in the rows' order: the fields of
+its prediction, or `error`. Lines are only ever appended, so after a crash all but the last are whole. A journal without
+results is worth nothing: it is removed when its run ends, and replaced if one is found.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from client.errors import InputError
+from client.inference import Prediction
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one row: label and score, or an error."""
+    """Of one row: a prediction, or an error."""
 
-    label: str | None
-    score: float | None
+    prediction: Prediction | None
     error: str | None
-    model_version: str | None
 
 
 class Journal:
@@ -60,7 +59,7 @@ class Journal:
         self._file.close()
 
     def append(self, results: Iterable[Result]) -> None:
-        lines = [json.dumps(astuple(result)) + "\n" for result in results]
+        lines = [_line(result) for result in results]
         self._write("".join(lines))
         self.rows += len(lines)
 
@@ -89,10 +88,16 @@ class Journal:
 
     def _result(self, line: bytes, number: int) -> Result:
         try:
-            label, score, error, version = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
+            values = json.loads(line)
+            if values.keys() == {"error"}:
+                return Result(None, values["error"])
+            labels = values.get("labels")
+            prediction = Prediction(**values | {"labels": None if labels is None else tuple(labels)})
+            if prediction == Prediction():
+                raise ValueError("nothing is predicted")
+            return Result(prediction, None)
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{self.path}, line {number}, is not a result. Delete that file to begin anew.") from None
-        return Result(label, score, error, version)
 
     def _read(self, header: Mapping[str, object]) -> None:
         self._file.seek(0)
@@ -106,7 +111,7 @@ class Journal:
             self.rows = number
         found = _header(first)
         torn = not first and (not line or line.startswith(b"{"))
-        if not torn and (found is None or found.keys() != header.keys()):
+        if not torn and (found is None or not found.keys() & header.keys()):
             raise InputError(f"{self.path} is not a journal of this program. Rename it, or name another output.")
         self._file.truncate(end)
         if not self.rows:
@@ -114,7 +119,7 @@ class Journal:
             self._write(json.dumps(header) + "\n")
         elif found is not None and found != header:
             changed = [name for name, value in header.items() if found.get(name) != value]
-            changes = ", ".join(f"{name} was {found.get(name)}, is {header[name]}" for name in changed)
+            changes = "; ".join(f"{name} was {found.get(name)}, is {header[name]}" for name in changed)
             raise InputError(
                 f"{self.path} has {self.rows:,} results of another run ({changes}). Run that command again, or delete "
                 "that file to begin anew."
@@ -123,6 +128,13 @@ class Journal:
     def _write(self, text: str) -> None:
         self._file.write(text.encode())
         self._file.flush()
+
+
+def _line(result: Result) -> str:
+    if result.prediction is None:
+        return json.dumps({"error": result.error}) + "\n"
+    fields = vars(result.prediction)
+    return json.dumps({name: value for name, value in fields.items() if value is not None and value != {}}) + "\n"
 
 
 def _header(line: bytes) -> dict[str, object] | None:

@@ -6,19 +6,21 @@ server for seconds, with every request that shares it. So this client sends `fal
 """
 
 import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import PurePosixPath
 from typing import Any
 
 from client.address import quoted
 from client.errors import ClientError, InputError, NotReadyError, RefusedError, UnexpectedAnswerError, UnreachableError
-from client.fields import field, is_unicode
+from client.fields import field, is_unicode, unicode
 from client.inference import MODEL
-from client.transport import Client, Transport, shown
+from client.transport import RETRIES, Client, Transport, shown
 
 URL = "http://127.0.0.1:8081"
 READ_TIMEOUT_S = 30.0
@@ -26,20 +28,44 @@ READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 CHANGE_TIMEOUT_S = 5.0
 """How long a change whose request got no answer, or status 500, may still take effect."""
-MAX_WORKERS = 128
+MAX_WORKERS = 1024
 """Of a version. TorchServe starts as many processes as it is asked for, and counts in 32 bits."""
+WORKERS_PER_CORE = 2
+"""What `scale` takes for the most that is of use: each worker computes on one core."""
+MAX_WORKERS_OF_UNKNOWN = 128
+"""The same for a server that does not say how many cores it has."""
+SPARED_BYTES = 512 * 2**20
+"""Memory that is not the workers': Java's, HAProxy's and the server's own."""
+PAGE_MODELS = 100
+MAX_DIGITS = 19
 LOAD_RETRIES = 2
 """How often TorchServe may restart a worker before this client takes its version for one that does not load."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """TorchServe's settings for one version."""
+    """TorchServe's settings for one version. The defaults are those of `config.properties`."""
 
-    workers: int
-    batch_size: int
-    max_batch_delay_ms: int
-    response_timeout_s: int
+    workers: int = 1
+    batch_size: int = 16
+    max_batch_delay_ms: int = 1
+    response_timeout_s: int = 15
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a server's workers may use, as one of them reports it."""
+
+    cores: int
+    memory_bytes: int
+    worker_bytes: int
+    """Resident memory of a worker."""
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers of a version beyond which more are of no use, or do not fit into the memory."""
+        fit = (self.memory_bytes - SPARED_BYTES) // max(self.worker_bytes, 1)
+        return max(1, min(self.cores * WORKERS_PER_CORE, fit))
 
 
 @dataclass(frozen=True)
@@ -59,8 +85,13 @@ class Version:
 
     worker_states: tuple[str, ...]
     worker_pids: frozenset[int]
-    worker_starts: tuple[str, ...]
-    """When each worker was started: `2026-11-28T22:59:58.517Z`, so that the order of the strings is that of time."""
+    first_worker: int | None
+    """The lowest number of a worker; None without workers. TorchServe counts the workers of all versions together, and
+    a worker that is started anew keeps its number: so these numbers have the order in which versions were registered.
+    """
+
+    loaded_at_startup: bool
+    """Whether the server's configuration names it."""
 
     @property
     def ready(self) -> bool:
@@ -68,8 +99,8 @@ class Version:
         return len(self.worker_states) == self.settings.workers > 0 and set(self.worker_states) == {"READY"}
 
     def older_than(self, other: "Version") -> bool:
-        """Whether all workers of this version were started before all workers of the other."""
-        return max(self.worker_starts, default="~") < min(other.worker_starts, default="")
+        """Whether this version was registered before the other."""
+        return None not in (self.first_worker, other.first_worker) and self.first_worker < other.first_worker  # type: ignore[operator]
 
     def workers(self) -> str:
         """`2 READY, 1 UNLOADING`"""
@@ -86,23 +117,57 @@ class ManagementClient(Client):
         *,
         token: str | None = None,
         read_timeout_s: float = READ_TIMEOUT_S,
+        retries: int = RETRIES,
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self._path = f"/models/{quoted(model)}"
-        super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s))
+        super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s, retries=retries))
 
     def versions(self) -> list[Version]:
         """All registered versions, 2.0 before 10.0. Exactly one of them is the default.
 
         Raises:
-            RefusedError: with status 404, there is no such model.
+            RefusedError: with status 404, there is no such model. The error says which there are.
         """
-        default = field(self._list(self._path)[0], "modelVersion", str)
-        found = [_version(value, default) for value in self._list(f"{self._path}/all")]
+        try:
+            return self._versions(self._path)
+        except RefusedError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            registered = ", ".join(self.models()) or "none"
+            message = f"There is no model {self.model}. Registered: {registered}. Name one by --model."
+            raise RefusedError(error.status, error.type, message) from None
+
+    def _versions(self, path: str) -> list[Version]:
+        default = field(self._list(path)[0], "modelVersion", str)
+        found = [_version(value, default) for value in self._list(f"{path}/all")]
         if [version.name for version in found].count(default) != 1:
             raise UnexpectedAnswerError(f"The default version {default} is not one of those that are registered.")
         return sorted(found, key=lambda version: _by_numbers(version.name))
+
+    def is_registered(self) -> bool:
+        """Whether the server has this model, in any version."""
+        return self.model in self.models()
+
+    def models(self) -> list[str]:
+        """The names of all models that are registered, in the order of the alphabet."""
+        names: list[str] = []
+        start: str | None = "0"
+        while start is not None:
+            parameters: dict[str, str | int] = {"limit": PAGE_MODELS, "next_page_token": start}
+            page = self._transport.send("GET", "/models", parameters=parameters).value
+            names += [
+                unicode(field(model, "modelName", str), "a model's name") for model in field(page, "models", list)
+            ]
+            following = page.get("nextPageToken")
+            # A token that does not lead on would never end.
+            start = (
+                following
+                if isinstance(following, str) and following.isdecimal() and int(following) > int(start)
+                else None
+            )
+        return sorted(names)
 
     def default(self) -> Version:
         return next(version for version in self.versions() if version.default)
@@ -123,6 +188,40 @@ class ManagementClient(Client):
         card = described.get("customizedMetadata") if isinstance(described, dict) else None
         return card if isinstance(card, dict) else {}
 
+    def machine(self) -> Machine | None:
+        """What the workers may use; None if no worker is ready to say it, or if they do not know.
+
+        A model whose archive is older than this information does not have it in its card.
+        """
+        if "READY" not in self.default().worker_states:
+            return None
+        try:
+            said = self.card().get("machine")
+            return Machine(*(field(said, name, int) for name in ("cores", "memory_bytes", "worker_bytes")))
+        except (UnexpectedAnswerError, RefusedError, UnreachableError):
+            return None
+
+    def check_workers(self, workers: int) -> None:
+        """
+        Raises:
+            InputError: so many workers are of no use on the server's machine, or do not fit into its memory.
+        """
+        if workers <= WORKERS_PER_CORE:
+            return
+        machine = self.machine()
+        most = MAX_WORKERS_OF_UNKNOWN if machine is None else machine.most_workers
+        if workers > most:
+            has = ""
+            if machine is not None:
+                has = (
+                    f" The server has {machine.cores} cores and {machine.memory_bytes / 2**30:.1f} GiB, and a worker "
+                    f"takes {machine.worker_bytes / 2**20:.0f} MiB."
+                )
+            raise InputError(
+                f"{workers} workers are more than {most}, the most that are of use here: one for each core is "
+                f"best.{has} --force starts them all the same."
+            )
+
     def scale(self, workers: int, version: str) -> None:
         """Set a version's number of workers, and wait until they are ready.
 
@@ -141,8 +240,19 @@ class ManagementClient(Client):
             self._transport.send("PUT", self._version_path(version), parameters=parameters, repeat=False)
         self.wait_until_ready(version)
 
+    def settings_for_a_new_model(self) -> Settings:
+        """The settings for a model that the server does not have yet: those of the default version of another model,
+        which the server's configuration names, if there is one."""
+        for name in sorted(self.models(), key=lambda name: name != MODEL):
+            with suppress(RefusedError):  # it may be unregistered meanwhile
+                versions = self._versions(f"/models/{quoted(name)}")
+                return max(versions, key=lambda version: (version.loaded_at_startup, version.default)).settings
+        return Settings()
+
     def register(self, archive: str, settings: Settings) -> str:
         """Register an archive of the server's model store; returns its version, whose workers are then started.
+
+        The model need not exist: then this is its first version, and its default.
 
         Raises:
             InputError: `archive` is not Unicode, or there are too many workers.
@@ -151,7 +261,7 @@ class ManagementClient(Client):
         """
         if not archive or not is_unicode(archive):
             raise InputError(f"{archive!r} cannot be an archive's name.")
-        before = {version.name for version in self.versions()}
+        before = {version.name for version in self.versions()} if self.is_registered() else set()
         parameters: dict[str, str | int] = {
             "url": archive,
             "model_name": self.model,
@@ -166,6 +276,12 @@ class ManagementClient(Client):
                 self._transport.send("POST", "/models", parameters=parameters, repeat=False)
         except RefusedError as error:
             way_out = _WAYS_OUT.get(error.status, "")
+            if error.status == HTTPStatus.CONFLICT:
+                name = shlex.quote(archive_name(archive))
+                way_out += (
+                    f" If {archive} is another model, give it a name of its own: "
+                    f"`sentiment register {shlex.quote(archive)} --name {name}`."
+                )
             raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {way_out}".strip()) from error
         added = self.added(archive, before)
         if added is None:
@@ -174,6 +290,8 @@ class ManagementClient(Client):
 
     def added(self, archive: str, before: Set[str]) -> str | None:
         """The version that was registered from `archive` and is not among `before`; None if there is none yet."""
+        if not self.is_registered():
+            return None
         return next((new.name for new in self.versions() if new.archive == archive and new.name not in before), None)
 
     def wait_until_ready(self, version: str, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -203,7 +321,7 @@ class ManagementClient(Client):
         Raises:
             RefusedError: with status 403, it is the default.
         """
-        with self._unless(lambda: version not in {left.name for left in self.versions()}):
+        with self._unless(lambda: not self.is_registered() or version not in {left.name for left in self.versions()}):
             self._transport.send("DELETE", self._version_path(version), repeat=False)
 
     @contextmanager
@@ -244,6 +362,11 @@ _WAYS_OUT: Mapping[int, str] = {
 }
 
 
+def archive_name(archive: str) -> str:
+    """The name of the model in an archive, if nobody gives it another."""
+    return PurePosixPath(archive).name.removesuffix(".mar")
+
+
 def _by_numbers(name: str) -> list[tuple[int, str]]:
     """A key to sort versions by, with digits as numbers. A version may have any name."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
@@ -261,6 +384,12 @@ def whole_workers(number: int) -> int:
             "start more servers."
         )
     return number
+
+
+def _whole(digits: str) -> int:
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < MAX_DIGITS):
+        raise UnexpectedAnswerError(f"Expected a worker's number, not {shown(digits)}.")
+    return int(digits)
 
 
 def _holds(done: Callable[[], bool]) -> bool:
@@ -286,5 +415,6 @@ def _version(value: object, default: str) -> Version:
         pending_requests=field(field(value, "jobQueueStatus", dict), "pendingRequests", int),
         worker_states=tuple(field(worker, "status", str) for worker in workers),
         worker_pids=frozenset(pid for worker in workers if (pid := field(worker, "pid", int)) > 0),
-        worker_starts=tuple(field(worker, "startTime", str) for worker in workers),
+        first_worker=min((_whole(field(worker, "id", str)) for worker in workers), default=None),
+        loaded_at_startup=value.get("loadedAtStartup") is True,  # type: ignore[attr-defined]
     )

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from statistics import median
+from statistics import median, pstdev
 
 from client.errors import ClientError, RefusedError, RolloutError, UnreachableError
-from client.inference import InferenceClient, Prediction
+from client.inference import MODEL, InferenceClient, Prediction
 from client.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
@@ -49,7 +49,8 @@ class Comparison:
     """The texts whose label differs."""
 
     largest_difference: float
-    """The largest difference between the two probabilities of a label, over all texts and labels."""
+    """The largest difference between the two probabilities of a label, over all texts and labels; of a regression,
+    between the two numbers."""
 
     old_median_ms: float
     new_median_ms: float
@@ -114,7 +115,7 @@ class Switch:
         if adopted is not None:
             new = adopted.name
             with old_stays(self.management, old, archive, self.say, adopted=new):
-                self.say(f"To roll out another version from a file of this name, run {_unregister(new)} first.")
+                self.say(f"To roll out another version from a file of this name, run {self._unregister(new)} first.")
                 self._adopt(adopted, old)
                 comparison = self._switch(old, new, max_changed)
         old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
@@ -124,11 +125,12 @@ class Switch:
         """Make another version the default, and remove the present one.
 
         Args:
-            archive: of the other version, registered if need be. None: the one other version that is registered.
+            archive: of the other version, registered if need be. None: the one other version that is registered, if
+                the server has started with it, and not with the default.
 
         Raises:
-            RolloutError: there is no other version, or more than one, or the only one is newer than the default, as
-                after a rollback that was killed; another became the default meanwhile.
+            RolloutError: there is no other version, or more than one, or the only one need not have been the default
+                before; another became the default meanwhile.
             ClientError: as `rollout`.
         """
         versions = self.management.versions()
@@ -138,12 +140,14 @@ class Switch:
         if archive is None and len(targets) != 1:
             names = ", ".join(version.name for version in targets) or "no other"
             raise RolloutError(f"Beside {present.name}, {names} is registered. Name the archive to go back to.")
-        if archive is None and present.older_than(targets[0]):
-            newer = targets[0]
+        if archive is None and (present.loaded_at_startup or not targets[0].loaded_at_startup):
+            # Only the version that the server started with has been the default for certain. Any other may have been
+            # registered to be looked at, or refused by a rollout.
+            other = targets[0]
             raise RolloutError(
-                f"Version {present.name} is the default, and version {newer.name} was started after it. "
-                f"{_unregister(newer.name)} finishes a rollback from {newer.name}; "
-                f"`sentiment rollback {shlex.quote(newer.archive)}` makes it the default."
+                f"Version {present.name} is the default. Whether version {other.name} was the default before is not "
+                f"known. `sentiment rollback {shlex.quote(other.archive)}{of_model(self.management.model)}` "
+                f"makes it the default; {self._unregister(other.name)} removes it, as a rollback from it would have."
             )
         if not targets and others and present.archive == archive:
             return self._finish(present, others, keep_old=True)
@@ -168,20 +172,28 @@ class Switch:
         return Outcome(target, present.name, present.archive, old_kept, None)
 
     def compare(self, old: str, new: str) -> Comparison:
-        """Ask both versions for each text of the sample. They take turns, so that both meet the same load."""
-        changes: list[Change] = []
-        differences = [0.0]
+        """Ask both versions for each text of the sample. They take turns, so that both meet the same load.
+
+        A number, of a regression, counts as changed if the difference is larger than the standard deviation of the old
+        version's numbers.
+        """
+        pairs: list[tuple[Prediction, Prediction]] = []
         times_s: dict[str, list[float]] = {old: [], new: []}
         with self.ask(old) as old_client, self.ask(new) as new_client:
             for text in self.sample:
                 first = _timed(old_client, text, times_s[old])
                 second = _timed(new_client, text, times_s[new])
-                if first.label != second.label:
-                    changes.append(Change(text, first.label, second.label))
-                both = first.scores.keys() | second.scores.keys()
-                differences += [abs(first.scores.get(label, 0) - second.scores.get(label, 0)) for label in both]
+                pairs.append((first, second))
+        values = [first.value for first, _ in pairs if first.value is not None]
+        spread = pstdev(values) if values else 0
+        changes = tuple(
+            Change(text, first.words()[0], second.words()[0])
+            for text, (first, second) in zip(self.sample, pairs, strict=True)
+            if _has_changed(first, second, spread)
+        )
+        largest = max((_difference(first, second) for first, second in pairs), default=0.0)
         medians_ms = [median(times_s[version]) * 1e3 for version in (old, new)]
-        return Comparison(len(self.sample), tuple(changes), max(differences), *medians_ms)
+        return Comparison(len(self.sample), changes, largest, *medians_ms)
 
     def _switch(self, old: Version, new: str, max_changed: float) -> Comparison:
         """Warm a version, compare it with the default, and make it the default."""
@@ -236,8 +248,11 @@ class Switch:
             old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
             return Outcome(new.name, old.name, old.archive, old_kept, None)
         for other in others:
-            self.say(f"Version {other.name} stays registered; {_unregister(other.name)} removes it.")
+            self.say(f"Version {other.name} stays registered; {self._unregister(other.name)} removes it.")
         return Outcome(new.name, None, None, bool(others), None)
+
+    def _unregister(self, version: str) -> str:
+        return _unregister(version, self.management.model)
 
     def _warm(self, version: str) -> None:
         with self.ask(version) as client:
@@ -303,7 +318,7 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
         time.sleep(drain_s)
         management.unregister(version)
     except KeyboardInterrupt:
-        say(f"{stays}: interrupted. {_unregister(version)} removes it.")
+        say(f"{stays}: interrupted. {_unregister(version, management.model)} removes it.")
         raise
     except RefusedError as error:
         if error.status == HTTPStatus.NOT_FOUND:
@@ -345,7 +360,7 @@ def old_stays(
                     management.unregister(new)
                     say(f"Removed version {new}.")
                 else:
-                    say(f"Version {new} stays registered; {_unregister(new)} removes it.")
+                    say(f"Version {new} stays registered; {_unregister(new, management.model)} removes it.")
             _tell_default(management.versions(), old, say)
         except ClientError as error:
             say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
@@ -369,9 +384,27 @@ def _added(management: ManagementClient, archive: str, before: Set[str], problem
     return added
 
 
-def _unregister(version: str) -> str:
+def _unregister(version: str, model: str) -> str:
     """The command that removes a version. The version's name is the server's: quoted, it can be pasted into a shell."""
-    return f"`sentiment unregister {shlex.quote(version)}`"
+    return f"`sentiment unregister {shlex.quote(version)}{of_model(model)}`"
+
+
+def of_model(model: str) -> str:
+    """The option that names a model, for commands that can be pasted into a shell; empty for the default."""
+    return "" if model == MODEL else f" --model {shlex.quote(model)}"
+
+
+def _has_changed(old: Prediction, new: Prediction, spread: float) -> bool:
+    if old.value is not None and new.value is not None:
+        return abs(new.value - old.value) > spread
+    return (old.label, old.labels, old.value) != (new.label, new.labels, new.value)
+
+
+def _difference(old: Prediction, new: Prediction) -> float:
+    if old.value is not None and new.value is not None:
+        return abs(new.value - old.value)
+    labels = old.scores.keys() | new.scores.keys()
+    return max((abs(old.scores.get(label, 0) - new.scores.get(label, 0)) for label in labels), default=0.0)
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

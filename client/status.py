@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
-from client.errors import ClientError, NotAuthorizedError, UnexpectedAnswerError
+from client.errors import ClientError, NotAuthorizedError, RefusedError, UnexpectedAnswerError
 from client.fields import field, probability
 from client.inference import InferenceClient
 from client.management import ManagementClient, Version
@@ -21,6 +22,9 @@ class Status:
     management: str
     """The same."""
 
+    models: tuple[str, ...]
+    """The names of all models that are registered."""
+
     versions: tuple[Version, ...]
     card: Mapping[str, Any]
     """The default version's card; empty if none of its workers is ready."""
@@ -33,6 +37,7 @@ class Status:
         return {
             "inference": self.inference,
             "management": self.management,
+            "models": list(self.models),
             "versions": [
                 {
                     "version": version.name,
@@ -49,6 +54,8 @@ class Status:
 
     def __str__(self) -> str:
         parts = [f"inference   {one_line(self.inference)}\nmanagement  {one_line(self.management)}"]
+        if len(self.models) > 1:
+            parts[0] += f"\nmodels      {one_line(', '.join(self.models))}"
         if self.versions:
             rows = [["version", "default", "workers", "queue", "batch", "archive"]]
             for version in self.versions:
@@ -66,7 +73,9 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
 
     Raises:
         NotAuthorizedError: an address wants a token, or another one.
+        RefusedError: with status 404, there is no such model.
     """
+    models: list[str] = []
     versions: list[Version] = []
     card: Mapping[str, Any] = {}
     try:
@@ -76,6 +85,7 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
     except ClientError as error:
         health = str(error)
     try:
+        models = management.models()
         versions = management.versions()
         seen = "Healthy"
         if any(version.default and "READY" in version.worker_states for version in versions):
@@ -83,8 +93,10 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
     except NotAuthorizedError:
         raise
     except ClientError as error:
+        if isinstance(error, RefusedError) and error.status == HTTPStatus.NOT_FOUND:
+            raise
         seen = str(error)
-    return Status(health, seen, tuple(versions), card)
+    return Status(health, seen, tuple(models), tuple(versions), card)
 
 
 def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:

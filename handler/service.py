@@ -14,6 +14,7 @@ from handler.batch import Job
 from handler.classifier import TextClassifier
 from handler.headers import is_grpc
 from handler.limits import THREADS_VARIABLE, Limits, whole_number
+from handler.machine import machine
 from handler.memory import give_freed_memory_back
 from handler.metrics import Metrics
 from handler.reply import Model
@@ -47,7 +48,8 @@ class TextClassifierHandler:
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
         version = context.manifest["model"]["modelVersion"]
-        self._model = Model(context.model_name, version, self._classifier.task, self._classifier.card)
+        card = self._classifier.card | {"machine": machine()}
+        self._model = Model(context.model_name, version, self._classifier.task, card)
         self._metrics = Metrics(self._classifier, context.model_name, version)
         self._metrics.start()
 

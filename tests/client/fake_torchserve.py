@@ -22,7 +22,7 @@ class Registered:
     polls_until_ready: int = 0
     pending: int = 0
     started: int = 0
-    """The second, of one minute, in which its workers were started."""
+    """Its place in the order in which versions were registered; 0: when the server was started."""
 
 
 @dataclass
@@ -33,6 +33,12 @@ class FakeTorchServe:
     default: str = "1.0"
     polls_until_ready: int = 2
     """How often a registered version is described before its workers answer; -1: they end, again and again."""
+
+    others: tuple[str, ...] = ()
+    """Names of other models."""
+
+    machine: object = None
+    """What a worker says of its machine."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
     before: Callable[[str], Reply | None] = lambda line: None
@@ -48,7 +54,7 @@ class FakeTorchServe:
         parameters = dict(parse_qsl(parts.query))
         return self.before(line) or self._answer(request, parts.path.strip("/").split("/"), parameters)
 
-    def _answer(  # noqa: PLR0911  # one for each request there is
+    def _answer(  # noqa: PLR0911, PLR0912  # one for each request there is
         self, request: Request, path: list[str], parameters: dict[str, str]
     ) -> Reply:
         match request.method, *path:
@@ -56,8 +62,15 @@ class FakeTorchServe:
                 return _json({"status": "Healthy"})
             case "POST", "predictions", "sentiment", *version:
                 return self._predict(request, *version)
+            case "GET", "v2", "models":
+                return _json({"models": ["sentiment", *self.others]})
+            case "GET", "models":
+                names = ["sentiment", *self.others]
+                return _json({"models": [{"modelName": name, "modelUrl": f"{name}.mar"} for name in names]})
+            case "POST", "predictions", name, *_:
+                return error(404, "ModelNotFoundException", f"Model not found: {name}")
             case "GET", "models", "sentiment" if "customized" in parameters:
-                card = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}}
+                card = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}, "machine": self.machine}
                 return _json([self._described(self.default) | {"customizedMetadata": card}])
             case "GET", "models", "sentiment":
                 return _json([self._described(self.default)])
@@ -87,8 +100,7 @@ class FakeTorchServe:
             version.polls_until_ready -= not ready
         if version.pending:
             version.pending -= 1
-        start = f"2026-11-28T12:00:{version.started:02}.000Z"
-        worker = {"status": "READY" if ready else "UNLOADING", "startTime": start}
+        worker = {"status": "READY" if ready else "UNLOADING"}
         return {
             "modelVersion": name,
             "modelUrl": version.archive,
@@ -97,7 +109,11 @@ class FakeTorchServe:
             "maxBatchDelay": version.max_batch_delay,
             "responseTimeout": version.response_timeout,
             "jobQueueStatus": {"pendingRequests": version.pending},
-            "workers": [worker | {"pid": self.pid + index} for index in range(version.workers)],
+            "workers": [
+                worker | {"pid": self.pid + index, "id": str(9000 + 100 * version.started + index)}
+                for index in range(version.workers)
+            ],
+            "loadedAtStartup": version.started == 0,
         }
 
     def _register(self, parameters: dict[str, str]) -> Reply:

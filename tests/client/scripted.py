@@ -119,6 +119,8 @@ def prediction(text: str) -> dict[str, Any]:
 
 def model(request: Request) -> Reply:
     """As the real server answers predictions: a blank, too long or broken text spoils its request."""
+    if request.method == "GET":
+        return error(404, "ResourceNotFoundException")
     asked = request.json
     texts = asked if isinstance(asked, list) else [asked["text"]]
     for text in texts:

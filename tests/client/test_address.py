@@ -156,7 +156,7 @@ def test_connections_are_bounded(connections: int) -> None:
         InferenceClient(connections=connections)
 
 
-@pytest.mark.parametrize("workers", [0, -1, MAX_WORKERS + 1, 1_000, 2**32 + 1])
+@pytest.mark.parametrize("workers", [0, -1, MAX_WORKERS + 1, 2**32 + 1])
 def test_workers_are_bounded(workers: int) -> None:
     """TorchServe reads the number as 32 bits: 4294967297 was 1."""
     with scripted(lambda _: Reply()) as server, ManagementClient(server.url) as client:

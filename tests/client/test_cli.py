@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from client import __version__
 from client.cli import main
+from client.management import MAX_WORKERS_OF_UNKNOWN
 from client.transport import RETRIES
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
-from tests.client.scripted import Scripted, error, model, prediction, scripted
+from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
 from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
 
-COMMANDS = ["predict", "score", "status", "scale", "register", "unregister", "rollout", "rollback"]
+COMMANDS = ["predict", "explain", "score", "status", "scale", "register", "unregister", "rollout", "rollback"]
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +138,7 @@ def test_a_server_that_is_not_there_is_3(nobody: str, capsys: Out, arguments: li
 
 def test_an_overloaded_server_is_3(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     with scripted(lambda _: error(503, "OverloadedError")) as server:
-        assert main(["predict", "late", "--url", server.url]) == 3
+        assert main(["predict", "late", "--url", server.url, "--model", "mine"]) == 3
         assert len(server.requests) == RETRIES + 1
     assert "OverloadedError" in capsys.readouterr().err
 
@@ -270,6 +272,112 @@ def test_status_tells_what_it_can_where_only_one_address_answers(
     assert "does not answer" in second
 
 
+def test_status_of_a_model_that_is_not_there_names_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.others = ("reviews",)
+    for command in (["status"], ["scale", "2"], ["rollout", "a.mar"], ["unregister", "1.0"]):
+        assert main([*command, "--model", "x"]) == 1
+        output = capsys.readouterr()
+        assert "There is no model x. Registered: reviews, sentiment. Name one by --model." in output.err
+        assert "does not answer" not in output.out + output.err
+
+
+def test_status_names_the_other_models(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.others = ("reviews",)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "models      reviews, sentiment"
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"] == ["reviews", "sentiment"]
+
+
+def test_the_only_model_of_a_server_need_not_be_named(capsys: Out) -> None:
+    names = ["reviews"]
+
+    def answer(request: Request) -> Reply:
+        return Reply(200, json.dumps({"models": names}).encode()) if request.path == "/v2/models" else model(request)
+
+    with scripted(answer) as server:
+        assert main(["predict", "late", "--url", server.url]) == 0
+        assert server.requests[-1].path == "/predictions/reviews"
+        names.append("sentiment")
+        assert main(["predict", "late", "--url", server.url]) == 0
+        assert server.requests[-1].path == "/predictions/sentiment"
+        names[:] = ["films", "reviews"]
+        assert main(["predict", "late", "--url", server.url]) == 1
+    assert "The server has the models films, reviews. Name one by --model" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
+    assert main(["predict", "late", "--model", "reviews"]) == 1
+    assert capsys.readouterr().err.endswith("The server has sentiment.\n")
+
+
+def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.polls_until_ready = 0
+    fake.machine = {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}
+    assert main(["scale", "7"]) == 1
+    told = "7 workers are more than 6, the most that are of use here"
+    assert told in capsys.readouterr().err, "memory: 2 GiB without 0.5, by 256 MiB"
+    assert main(["register", "sentiment-2.mar", "--workers", "7"]) == 1
+    assert told in capsys.readouterr().err
+    assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
+    assert main(["scale", "6"]) == 0
+    fake.machine = {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}
+    assert main(["scale", "1000"]) == 1
+    assert "The server has 2 cores and 1024.0 GiB, and a worker takes 256 MiB. --force" in capsys.readouterr().err
+    assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
+    assert main(["scale", "9", "--force"]) == 0
+    assert fake.versions["1.0"].workers == 9
+
+
+@pytest.mark.parametrize("machine", [None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}], ids=repr)
+def test_a_server_that_does_not_know_its_machine_has_a_bound_all_the_same(
+    fake: FakeTorchServe, capsys: Out, machine: object
+) -> None:
+    fake.machine = machine
+    assert main(["scale", str(MAX_WORKERS_OF_UNKNOWN + 1)]) == 1
+    assert "--force starts them all the same" in capsys.readouterr().err
+    assert main(["scale", "12"]) == 0
+
+
+def test_version(capsys: Out) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sentiment {__version__}\n"
+    assert f'\nversion = "{__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_explain(capsys: Out) -> None:
+    tokens = [
+        {"token": "xxbos", "weight": 0.0, "start": 0, "end": 0},
+        {"token": "late", "weight": 0.5, "start": 0, "end": 4},
+        {"token": "good", "weight": -0.625, "start": 5, "end": 9},
+    ]
+
+    def answer(request: Request) -> Reply:
+        reply = model(request)
+        return (
+            reply
+            if reply.status != 200
+            else Reply(200, json.dumps(json.loads(reply.body) | {"tokens": tokens}).encode())
+        )
+
+    with scripted(answer) as server:
+        assert main(["explain", "late good", "--url", server.url, "--model", "mine"]) == 0
+        assert server.requests[-1].path == "/explanations/mine"
+        score = prediction("late good")["score"]
+        assert capsys.readouterr().out.splitlines() == [
+            f"negative  {score:.4f}  late good",
+            "  -0.6250  good",
+            "  +0.5000  late",
+            "  +0.0000  xxbos",
+        ]
+        assert main(["explain", "late good", " ", "--url", server.url, "--json"]) == 4
+        first, second = map(json.loads, capsys.readouterr().out.splitlines())
+        assert first == {"text": "late good", "model_version": None, **prediction("late good"), "tokens": tokens}
+        assert second["error"].startswith("BlankTextError: ")
+
+
 def test_scale(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["scale", "4"]) == 0
     assert capsys.readouterr().out == "Version 1.0 of sentiment (sentiment.mar) has 4 READY.\n"
@@ -307,8 +415,11 @@ def test_unregister(fake: FakeTorchServe, capsys: Out) -> None:
     assert output.err.endswith("Removed version 2.0.\n")
     assert main(["unregister", "2.0"]) == 1
     assert main(["unregister", "1.0"]) == 1
+    assert "Version 1.0 is the only one of sentiment. --force removes it" in capsys.readouterr().err
+    assert main(["register", "sentiment-2.mar"]) == 0
+    assert main(["unregister", "1.0", "--force"]) == 1
     assert "Version 1.0 is the default" in capsys.readouterr().err
-    assert list(fake.versions) == ["1.0"]
+    assert list(fake.versions) == ["1.0", "2.0"]
 
 
 def test_a_version_that_stays_is_1(fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +454,8 @@ def test_a_rollout_for_programs_has_one_object_and_steps_beside_it(fake: FakeTor
     assert main(["rollout", "sentiment-2.mar", "--drain", "0", "--keep-old", "--json"]) == 0
     output = capsys.readouterr()
     told = json.loads(output.out)
-    assert (told["new"], told["old"], told["old_kept"], told["rollback"]) == ("2.0", "1.0", True, "sentiment rollback")
+    assert (told["new"], told["old"], told["old_kept"]) == ("2.0", "1.0", True)
+    assert told["rollback"] == "sentiment rollback sentiment.mar"
     assert told["comparison"]["changes"] == []
     assert "Warmed it" in output.err
 

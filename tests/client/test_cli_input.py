@@ -165,7 +165,7 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
     (here / "plain").write_text("text\nlate\n")
     for arguments, told in [
         (["score", "."], ". is a folder"),
-        (["score", ".."], ".. is none of .csv, .jsonl, .parquet"),
+        (["score", ".."], ".. is none of .csv, .tsv"),
         (["score", "/"], "/ is a folder"),
         (["score", ""], ". is a folder"),
         (["score", "folder.csv"], "folder.csv is not a regular file"),
@@ -173,7 +173,7 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
         (["score", "missing.csv"], "No file at missing.csv"),
         (["score", "plain"], "plain is none of"),
         (["score", "/dev/null"], "/dev/null is none of"),
-        (["score", "binary.csv"], "binary.csv is not UTF-8"),
+        (["score", "binary.csv"], "binary.csv, line 3, is not UTF-8"),
         (["score", "text.csv/x.csv"], "No file at text.csv/x.csv"),
         (["score", "x" * 300 + ".csv"], "File name too long"),
         (["score", "text.csv", "--output", "missing/out.csv"], "missing/out.csv.journal: No such file"),
@@ -243,11 +243,17 @@ def test_a_file_of_any_bytes_is_scored_or_told(
 def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in [
         (["scale", "4294967297"], f"from 1 to {MAX_WORKERS}"),
-        (["scale", "1000"], f"from 1 to {MAX_WORKERS}"),
         (["scale", "9" * 5_000], f"from 1 to {MAX_WORKERS}"),
         (["scale", "1.5"], f"from 1 to {MAX_WORKERS}"),
-        (["register", "a.mar", "--workers", "1000"], f"from 1 to {MAX_WORKERS}"),
+        (["register", "a.mar", "--workers", "1025"], f"from 1 to {MAX_WORKERS}"),
         (["score", "a.csv", "--connections", "1000000"], f"from 1 to {MAX_CONNECTIONS}"),
+        (["score", "a.csv", "--delimiter", ""], "'' is not one character"),
+        (["score", "a.csv", "--delimiter", ";;"], "';;' is not one character"),
+        (["score", "a.csv", "--delimiter", '"'], "is not one character"),
+        (["score", "a.csv", "--encoding", "utf-9"], "'utf-9' is not an encoding of text"),
+        (["score", "a.csv", "--encoding", "hex"], "'hex' is not an encoding of text"),
+        (["score", "a.csv", "--encoding", "\udcff"], "is not an encoding of text"),
+        (["score", "a.csv", "--format", "xlsx"], "invalid choice: 'xlsx'"),
         (["rollout", "a.mar", "--max-changed", "nan"], "'nan' is not a number from 0 to 1"),
         (["rollout", "a.mar", "--max-changed", "x"], "'x' is not a number from 0 to 1"),
         (["rollout", "a.mar", "--drain", "nan"], "'nan' is not a number of seconds"),
@@ -390,7 +396,7 @@ def test_a_signal_ends_a_command_at_once_and_cleanly(
     check(process.returncode, errors)
     assert errors.endswith(f"{told}\n")
     if command == "score":
-        assert "64 of 6,400 rows are done, and kept in" in errors
+        assert "8 of 6,400 rows are done, and kept in" in errors
         assert not (tmp_path / "tweets.scored.csv").exists()
     if command == "rollout":
         assert "Version 1.0 is the default, as before." in output

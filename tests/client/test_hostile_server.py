@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import resource
 import socket
 import subprocess
@@ -234,12 +235,16 @@ def told() -> Iterator[tuple[Scripted, list[object]]]:
         yield server, values
 
 
-@given(label=JSON, score=JSON, scores=JSON, whole=JSON | st.just(...), texts=st.integers(1, 2))
+KINDS = st.fixed_dictionaries({"label": JSON, "score": JSON, "scores": JSON})
+KINDS |= st.fixed_dictionaries({"labels": JSON | st.lists(st.text(max_size=3)), "scores": JSON | st.just({})})
+KINDS |= st.fixed_dictionaries({"value": JSON | st.floats() | st.just(10**400)})
+
+
+@given(value=KINDS | JSON, texts=st.integers(1, 2))
 def test_a_prediction_has_the_types_of_the_api_or_is_none(
-    told: tuple[Scripted, list[object]], label: object, score: object, scores: object, whole: object, texts: int
+    told: tuple[Scripted, list[object]], value: object, texts: int
 ) -> None:
     server, values = told
-    value = {"label": label, "score": score, "scores": scores} if whole is ... else whole
     values.append([value] * texts if texts > 1 else value)
     with InferenceClient(server.url, retries=0) as client:
         try:
@@ -248,9 +253,24 @@ def test_a_prediction_has_the_types_of_the_api_or_is_none(
             return
     for found in predictions:
         assert isinstance(found, Prediction)
-        found.label.encode()
-        assert 0 <= found.score <= 1
+        check_kind(found)
         assert all(name.encode() is not None and 0 <= value <= 1 for name, value in found.scores.items())
+
+
+def check_kind(found: Prediction) -> None:
+    """Each of the three kinds of prediction has its own fields, and only these."""
+    match found.label, found.score, found.labels, found.value:
+        case str() as label, float() as score, None, None:
+            assert 0 <= score <= 1
+            assert label.encode() is not None
+        case None, None, tuple() as labels, None:
+            assert all(label.encode() is not None for label in labels)
+        case None, None, None, float() as value:
+            assert math.isfinite(value)
+        case _:
+            pytest.fail(repr(found))
+    found.words()
+    json.dumps(found.to_json())
 
 
 DESCRIBED = {

@@ -128,7 +128,7 @@ def test_an_error_that_is_not_about_a_text_is_not_blamed_on_texts() -> None:
     ):
         with pytest.raises(RefusedError, match="ModelNotFoundException"):
             client.predict_each(["late", "early"])
-        assert len(server.requests) == 1
+        assert [request.path for request in server.requests] == ["/predictions/sentiment", "/v2/models"]
 
 
 @pytest.mark.parametrize(

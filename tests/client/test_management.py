@@ -1,5 +1,6 @@
 """Versions and workers, against an HTTP server that answers as TorchServe does."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAn
 from client.management import ManagementClient, Settings
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, error, scripted
+from tests.paths import ROOT
 
 SETTINGS = Settings(workers=2, batch_size=16, max_batch_delay_ms=1, response_timeout_s=120)
 
@@ -137,3 +139,14 @@ def test_descriptions_of_another_shape_are_told(body: bytes) -> None:
         pytest.raises(UnexpectedAnswerError),
     ):
         client.versions()
+
+
+def test_the_settings_of_a_first_model_are_those_of_the_configuration() -> None:
+    text = (ROOT / "config.properties").read_text()
+    settings = Settings()
+    for name, value in [
+        ("batchSize", settings.batch_size),
+        ("maxBatchDelay", settings.max_batch_delay_ms),
+        ("responseTimeout", settings.response_timeout_s),
+    ]:
+        assert re.search(rf'"{name}": (\d+)', text).group(1) == str(value)  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
 """Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -415,6 +416,46 @@ def test_a_failed_clean_up_is_told() -> None:
         rollout(fake, said)
     assert "Could not put everything back: RequestTimeoutException" in said[-1]
     assert fake.default == "1.0"
+
+
+def test_a_rollback_without_a_name_never_goes_to_what_a_rollout_refused() -> None:
+    """Whatever has happened since to the workers of the default, and whatever was rolled out since."""
+    fake = FakeTorchServe(versions=both("1.0").versions, label=changed_in(10))
+    with pytest.raises(RolloutError, match="labels changed"):
+        rollout(fake)
+    assert list(fake.versions) == ["1.0", "2.0"]
+
+    def back(switch: Switch) -> Outcome:
+        return switch.rollback()
+
+    with pytest.raises(RolloutError, match=r"Whether version 2\.0 was the default before is not known"):
+        switched(fake, back)
+    assert fake.default == "1.0"
+    fake.label = lambda version, text: "negative"
+    switched(fake, lambda switch: switch.rollout("sentiment-3.mar"))
+    assert (fake.default, list(fake.versions)) == ("3.0", ["2.0", "3.0"])
+    with pytest.raises(RolloutError, match=r"`sentiment rollback sentiment-2\.mar` makes it the default"):
+        switched(fake, back)
+    assert fake.default == "3.0"
+
+
+def test_a_regression_has_changed_where_its_numbers_differ_by_more_than_their_spread() -> None:
+    def values(shift: float) -> Callable[[str], Reply | None]:
+        def before(line: str) -> Reply | None:
+            if not line.startswith("POST /predictions/sentiment/"):
+                return None
+            version = line.rpartition("/")[2]
+            value = (fake.log.count(line) % 2) + (shift if version == "2.0" else 0)
+            many = [{"value": value}] * len(SAMPLE)
+            body = many if fake.log.count(line) == 1 and version == "2.0" else {"value": value}
+            return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+
+        return before
+
+    fake = FakeTorchServe()
+    fake.before = values(5)
+    with pytest.raises(RolloutError, match="100% of the labels changed"):
+        rollout(fake)
 
 
 def both(default: str = "2.0") -> FakeTorchServe:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 
 from client import score as score_module
 from client.errors import ClientError, InputError, RefusedError, UnreachableError
-from client.inference import InferenceClient, split
+from client.inference import InferenceClient
 from client.journal import Journal
-from client.score import Summary, score
-from client.tables import open_table
+from client.score import Run, Summary, score
+from client.tables import Source, format_of, open_table
 from tests.client.scripted import Answer, Reply, Request, Scripted, error, model, prediction, scripted
 
 TEXTS_PER_REQUEST = 3
@@ -57,6 +56,13 @@ def run(
     kill_after: int | None = None,
     said: list[str] | None = None,
     name: str = "there",
+    *,
+    kind: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    scores: bool = False,
+    prefix: str = "",
+    ending: str = "",
     **settings: Any,
 ) -> Summary:
     """Score a file as the command line does, two connections, three texts a request; `kill_after` so many pieces of
@@ -71,23 +77,17 @@ def run(
             raise Killed
 
     with InferenceClient(server.url, connections=2, retries=0, **settings) as client:
-        return score(
-            source,
-            source.with_name(f"out{source.suffix}"),
-            "text",
+        run = Run(
+            Source(source, str(source), format_of(source.name, kind, delimiter, encoding), "text"),
             client,
             name,
-            overwrite=overwrite,
-            progress=progress,
-            say=(said if said is not None else []).append,
+            progress,
+            (said if said is not None else []).append,
+            scores=scores,
+            prefix=prefix,
+            max_texts=TEXTS_PER_REQUEST,
         )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def three_texts_a_request() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score_module, "split", partial(split, max_texts=TEXTS_PER_REQUEST))
-        yield
+        return score(run, source.with_name(f"out{ending or source.suffix}"), overwrite=overwrite)
 
 
 def expected(text: str) -> tuple[str, float, str]:
@@ -473,10 +473,9 @@ def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("in.txt", b"late", "none of .csv, .jsonl, .parquet"),
+        ("in.txt", b"late", "none of .csv, .tsv, .tab, .jsonl, .ndjson, .parquet"),
         ("in.csv", b"", "no column 'text'; it has none"),
         ("in.csv", b"id,tweet\n1,late\n", "no column 'text'; it has id, tweet. Name one by --text-column"),
-        ("in.csv", b"text,label\nlate,negative\n", "has a column 'label' already"),
         ("in.csv", b"id,text\n1,late\n2\n", "line 3, has 1 cells where the header has 2"),
         ("in.csv", b'text\n"late\n', "line 2, is not valid CSV"),
         ("in.csv", b"text\nGr\xfc\xdfe\n", "is not UTF-8"),
@@ -484,7 +483,6 @@ def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> Non
         ("in.jsonl", b'{"text": "late"\n', "line 1, is not a JSON object"),
         ("in.jsonl", b'{"text": 5}\n', "'text' is not a string"),
         ("in.jsonl", b'{"tweet": "late"}\n', "no column 'text'; it has tweet"),
-        ("in.jsonl", b'{"text": "late", "error": 1}\n', "has a column 'error' already"),
         ("in.jsonl", b'{"text": "Gr\xfc\xdfe"}\n', "is not UTF-8"),
         ("in.parquet", b"PAR1", "is not Parquet"),
     ],
@@ -531,14 +529,13 @@ def test_memory_does_not_grow_with_the_file(answering: Scripted, folder: Path) -
     ahead: list[int] = []
     with pytest.MonkeyPatch.context() as patch, InferenceClient(answering.url, connections=2) as client:
         patch.setattr(score_module, "open_table", Watched)
-        score(
-            source,
-            folder / "out.csv",
-            "text",
+        run = Run(
+            Source(source, str(source), format_of(source.name), "text"),
             client,
             "there",
-            overwrite=False,
-            progress=lambda done, _: ahead.append(taken - done),
-            say=print,
+            lambda done, _: ahead.append(taken - done),
+            print,
+            max_texts=TEXTS_PER_REQUEST,
         )
+        score(run, folder / "out.csv", overwrite=False)
     assert max(ahead) <= 2 * score_module.REQUESTS_AHEAD * TEXTS_PER_REQUEST

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from client.cli import main
 from client.inference import InferenceClient
 from client.management import ManagementClient
 from handler.classifier import TextClassifier
@@ -75,9 +76,10 @@ def test_status(server: Server) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == ["inference   Healthy", "management  Healthy"]
-    assert lines[4].startswith("1.0      yes      ")
-    assert lines[4].endswith("sentiment.mar")
-    assert {line.split()[0] for line in lines[6:]} == {
+    assert lines[2] == "models      batched, sentiment"
+    assert lines[5].startswith("1.0      yes      ")
+    assert lines[5].endswith("sentiment.mar")
+    assert {line.split()[0] for line in lines[7:]} == {
         "model",
         "accuracy",
         "exported",
@@ -220,6 +222,51 @@ def test_a_version_that_does_not_load_leaves_its_neighbour_ready_and_does_not_st
     assert names(management) == [("1.0", True)]
 
 
+def test_a_model_of_its_own_name_is_registered_asked_and_removed(
+    open_server: Server,
+    management: ManagementClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the settings of the model that is there."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = main(arguments)
+        output = capsys.readouterr()
+        return code, output.out + output.err
+
+    monkeypatch.setenv("SENTIMENT_URL", open_server.project.inference)
+    monkeypatch.setenv("SENTIMENT_MANAGEMENT_URL", open_server.project.management)
+    store = open_server.project.folder / "model_store"
+    shutil.copy(store / "sentiment.mar", store / "my_model.mar")
+    code, told = run("register", "my_model.mar")
+    assert (code, "Model version 1.0 is already registered for model sentiment" in told) == (1, True), told
+    assert "`sentiment register my_model.mar --name my_model`" in told
+    assert run("register", "my_model.mar", "--name", "reviews") == (
+        0,
+        "Version 1.0 of reviews (my_model.mar) has 1 READY.\nAsk it: sentiment predict --model reviews 'A text'\n",
+    )
+    with ManagementClient(open_server.project.management, "reviews") as reviews:
+        assert reviews.default().settings == management.default().settings
+    code, told = run("predict", "--model", "reviews", "late again", "--json")
+    assert (code, json.loads(told)["label"]) == (0, "negative")
+    code, told = run("explain", "--model", "reviews", "late again")
+    assert told.startswith("negative  ")
+    assert "late" in {line.split()[-1] for line in told.splitlines()[1:]}
+    assert "models      reviews, sentiment\n" in run("status")[1]
+    code, told = run("scale", "1000", "--model", "reviews")
+    assert (code, "--force starts them all the same" in told) == (1, True)
+    assert "cores and" in told, "a worker knows its machine"
+    assert run("unregister", "1.0", "--model", "reviews")[0] == 1
+    code, told = run("unregister", "1.0", "--model", "reviews", "--force", "--drain", "0")
+    assert code == 0, told
+    code, told = run("status", "--model", "reviews")
+    assert (code, "There is no model reviews. Registered: sentiment." in told) == (1, True), told
+    code, told = run("register", "raises.mar", "--name", "reviews")
+    assert (code, "Removed version 2.0 of reviews." in told) == (1, True), told
+    assert management.models() == ["sentiment"]
+
+
 def test_register_scale_and_roll_back_without_a_name(open_server: Server, management: ManagementClient) -> None:
     registered = sentiment(open_server, "register", "sentiment-2.mar", "--workers", "1")
     assert registered.returncode == 0, registered.stderr
@@ -230,7 +277,7 @@ def test_register_scale_and_roll_back_without_a_name(open_server: Server, manage
     assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
     assert sentiment(open_server, "unregister", "1.0").returncode == 1, "the default stays"
     newer = sentiment(open_server, "rollback", "--drain", "0")
-    assert newer.returncode == 1, "a version that was started after the default is not the way back"
+    assert newer.returncode == 1, "a version that need not have been the default is not the way back"
     assert "`sentiment rollback sentiment-2.mar` makes it the default" in newer.stderr
     rolled_back = sentiment(open_server, "rollback", "sentiment-2.mar", "--drain", "0")
     assert rolled_back.returncode == 0, rolled_back.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -286,7 +287,11 @@ def test_an_explanation(ask: Client, served: TextClassifier) -> None:
 def test_the_running_server_tells_its_models_card(server: Server, served: TextClassifier) -> None:
     url = f"{server.project.management}/models/sentiment?customized=true"
     [description] = requests.get(url, timeout=60).json()
-    assert description["customizedMetadata"] == served.card
+    card = description["customizedMetadata"]
+    machine = card.pop("machine")
+    assert card == served.card
+    assert machine["cores"] == len(os.sched_getaffinity(0))
+    assert machine["worker_bytes"] < machine["memory_bytes"]
 
 
 # One example may take the server a while, and the fixtures live for the whole session.
