@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _texts_option(command)
     _run_options(command)
 
-    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the tweets")
+    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the data")
     _data_option(command)
     command.add_argument("--general", default=WT103, metavar="wt103|FOLDER", help=f"{_GENERAL_HELP} ({_DEFAULT})")
     _run_options(command)
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _start_option(command)
     _run_options(command)
 
-    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the tweets")
+    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the data")
     _data_option(command)
     _transformer_option(command)
     _run_options(command)
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="of the run; distil: a classifier that has seen no label of the tweets, unless it began with one that "
+        help="of the run; distil: a classifier that has seen no label of the data, unless it began with one that "
         "had, to begin others with (default: %(default)s)",
     )
     _to_option(command)

@@ -115,6 +115,24 @@ def test_a_run_is_of_one_file_and_one_start(fitted: Fitted, capfd: pytest.Captur
     assert "holds a run on other data or another split" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("start", "stages", "permits"),
+    [
+        ("model", ["classifier", "distil", "teacher", "classifier"], "what its card says"),
+        ("run/general", ["language-model", "distil", "teacher", "classifier"], "what its own source says"),
+    ],
+)
+def test_it_begins_with_a_model_or_a_language_model(
+    fitted: Fitted, toy_run: Path, tmp_path: Path, start: str, stages: list[str], permits: str
+) -> None:
+    """As this project's exported models, and fastai's WikiText-103, are."""
+    options = ("--start", toy_run / start, "--to", tmp_path / "model", "--run", tmp_path / "run")
+    assert run(*fitted.command, *options) == 0
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert [name.split()[-1] for name in card["stages"]][-len(stages) :] == stages
+    assert card["start"]["permits"].startswith(permits)
+
+
 def test_its_data_is_what_the_other_commands_read(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     data = fitted.folder / "run" / "data.csv"
     assert read_tweets(data)["split"].value_counts().to_dict() == {"train": 46, "validation": 5, "test": 5}
