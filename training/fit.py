@@ -336,13 +336,14 @@ def _results(to: Path, csv: Path) -> list[str]:
             f"warning: {BASELINE} is better here. More labelled texts, or texts of the same kind without labels "
             f"(--texts), may change that."
         )
+    texts = shlex.quote(str(csv))
     model, archive = shlex.quote(str(to)), shlex.quote(str(Path("model_store", f"{to.resolve().name}.mar")))
     lines += [
         "",
         f"The card: {to / 'README.md'}. To serve it:",
-        f"    python -m training archive --model {model} --to {archive}",
+        f"    python -m training archive --model {model} --to {archive} --texts {texts}",
         f"    python -m server --model {to.resolve().name}",
         "To measure it again:",
-        f"    python -m training evaluate --data {shlex.quote(str(csv))} --split {split} --model {model}",
+        f"    python -m training evaluate --data {texts} --split {split} --model {model}",
     ]
     return lines

@@ -77,7 +77,8 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(
         for split in ("validation", "test"):
             assert f"{split}, {name}" in fitted.said
             assert f"{metrics[split]['accuracy']:.3f}" in fitted.said
-    assert f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar" in fitted.said
+    archive = f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
+    assert f"{archive} --texts {fitted.folder / 'run' / 'data.csv'}\n" in fitted.said
     assert "python -m server --model mail\n" in fitted.said
 
 
