@@ -844,7 +844,7 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
     except NotAuthorizedError:
         raise
     except ClientError:
-        # TorchServe without the door does not have this address. If there is no server, the command itself waits for it.
+        # TorchServe without the door lacks this address. If there is no server, the command itself waits for it.
         return inference.MODEL
     if inference.MODEL in names:
         return inference.MODEL

@@ -6,7 +6,7 @@ All of them are read off the learner. What this project cannot serve exactly is 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,18 +106,20 @@ def export_file(
     folder: Path,
     stage: str = "classifier",
     others: Sequence[Path] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
 
     Args:
         learner_file: made by fastai's `Learner.export`. It is a pickle: only files you trust.
         run: a run's folder.
-        csv: Kaggle's `Tweets.csv`: the splits whose labels are known are measured for the card, and the train split
-            is what drift is measured against.
+        csv: Kaggle's `Tweets.csv`, or what `fit` keeps in its run: the splits whose labels are known are measured for
+            the card, and the train split is what drift is measured against.
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
         stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
         others: more learners' files, for an ensemble: see `training.ensemble`.
+        more: other entries of the card.
 
     Raises:
         TrainingError: no such file or run, or a learner that cannot be exported.
@@ -133,6 +135,7 @@ def export_file(
             )
     else:
         card = new_card(notes)
+    card |= more or {}
     model = _model_of([learner_file, *others], card)
     if csv is not None and model.config.task != "single-label":
         raise TrainingError(
