@@ -15,6 +15,8 @@ ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
 override MODEL := $(patsubst %/,%,$(MODEL))
 SERVED := $(if $(ON_COMMAND_LINE),$(notdir $(MODEL)))
 ARCHIVE := $(addsuffix .mar,$(MODEL))
+# One file, whose name may have spaces, or the two of an ensemble.
+LEARNER_OPTIONS = $(if $(shell test -f '$(LEARNER)' && echo one),--learner '$(LEARNER)',$(LEARNER:%=--learner '%'))
 TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
 CONFIG ?= config.properties
 DATA ?= Tweets.csv
@@ -75,16 +77,16 @@ archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model a
 # packages of training.
 .PHONY: learner
 learner: learner-check $(TEST)
-	$(BIN)/python -m training export --learner '$(LEARNER)' --to '$(MODEL)'
+	$(BIN)/python -m training export $(LEARNER_OPTIONS) --to '$(MODEL)'
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
 # Before any package is installed.
 .PHONY: learner-check
 learner-check:
-	@test -f '$(LEARNER)' || \
-	  { echo "error: no file at $(LEARNER); expected what fastai's learner.export wrote" >&2; exit 1; }
+	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
+	  { echo "error: no file at $$file; expected what fastai's learner.export wrote" >&2; exit 1; }; done
 	@test $(words $(NAME)) = 1 || \
-	  { echo "error: the model needs one name: make serve LEARNER=$(LEARNER) NAME=reviews" >&2; exit 1; }
+	  { echo "error: the model needs one name: make serve LEARNER='$(LEARNER)' NAME=reviews" >&2; exit 1; }
 	@test -z '$(filter sentiment general,$(NAME))' || \
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 

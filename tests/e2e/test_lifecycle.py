@@ -385,6 +385,7 @@ MAKE_SERVE = [
     (("MODEL=model_store/reviews/",), "server --config config.properties --model reviews"),
     (("NAME=sentiment reviews",), "server --config config.properties --model sentiment --model reviews"),
     (("LEARNER=a.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
+    (("LEARNER=a.pkl b.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
 ]
 
 
@@ -395,18 +396,20 @@ def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...],
     environment = os.environ | {"NAME": "machine", "MODEL": "machine"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1].rstrip().endswith(f"-m {served}")
-    exported = "training export --learner 'a.pkl' --to 'model_store/reviews'"
-    assert (exported in result.stdout) == ("LEARNER=a.pkl" in arguments)
+    for learner, options in (("a.pkl", "--learner 'a.pkl'"), ("a.pkl b.pkl", "--learner 'a.pkl' --learner 'b.pkl'")):
+        exported = f"training export {options} --to 'model_store/reviews'" in result.stdout
+        assert exported == (f"LEARNER={learner}" in arguments)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("LEARNER=README.md missing.pkl", "NAME=reviews"), "no file at missing.pkl; expected"),
         (
             ("LEARNER=missing.pkl", "NAME=reviews"),
             "no file at missing.pkl; expected what fastai's learner.export wrote",
         ),
-        (("LEARNER=README.md",), "the model needs one name: make serve LEARNER=README.md NAME=reviews"),
+        (("LEARNER=README.md",), "the model needs one name: make serve LEARNER='README.md' NAME=reviews"),
         (("LEARNER=README.md", "NAME=a b"), "the model needs one name"),
         (("LEARNER=README.md", "NAME=general"), "model_store/general came with this project; expected another NAME"),
     ],
