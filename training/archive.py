@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from handler import exported
-from handler.engine import GRAPH_FILE
+from handler.engine import graph_file
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
 from training.graph import Precision, to_onnx
@@ -54,7 +54,8 @@ def archive(
         shutil.copytree(HANDLER, content / "handler", ignore=left_out)
         card = source.card | {"archive": choice.to_json() | {"identity": exported.identity(model)}}
         exported.write_description(replace(source, card=card), content / MODEL_FOLDER)
-        onnx.save(to_onnx(source, choice.precision), content / MODEL_FOLDER / GRAPH_FILE)
+        for index, member in enumerate(source.members):
+            onnx.save(to_onnx(member, choice.precision), content / MODEL_FOLDER / graph_file(index))
         command = [
             sys.executable,
             "-c",

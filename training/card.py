@@ -24,6 +24,9 @@ from training.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.warm_start import start_of
 
 PICTURE: Final = "validation.png"
+MOST_WITH_NUMBERS, FEW_NAMES = 12, 5
+"""Labels of a confusion matrix up to which its cells show numbers, and its columns' names stand upright."""
+
 PRODUCTS: Final = {
     "general": GENERAL_FILE,
     "language-model": ENCODER_FILE,
@@ -35,7 +38,7 @@ PRODUCTS: Final = {
 """What stages after it are made from, of each stage, in their order."""
 
 LABELS_STAGES: Final = ("teacher", "classifier")
-"""That are trained on the tweets' labels."""
+"""That are trained on the data's labels."""
 
 
 def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, Any]:
@@ -102,14 +105,17 @@ def new_card(notes: str) -> dict[str, Any]:
 def trained_on(card: Mapping[str, Any]) -> str | None:
     """The SHA-256 of the CSV file that a model was trained on last; None where its card does not tell."""
     last = next(reversed(card["stages"].values()), None)
-    return last["inputs"].get("tweets") if last else None
+    return _data_of(last) if last else None
+
+
+def _data_of(record: Mapping[str, Any]) -> str | None:
+    inputs: Mapping[str, str] = record["inputs"]
+    return inputs.get("data", inputs.get("tweets"))  # the second is its name in earlier records
 
 
 def began_with_other_tweets(card: Mapping[str, Any]) -> bool:
     """Whether labels of another file than the last one were trained on at an earlier stage."""
-    seen = {
-        record["inputs"].get("tweets") for name, record in card["stages"].items() if name.split()[-1] in LABELS_STAGES
-    }
+    seen = {_data_of(record) for name, record in card["stages"].items() if name.split()[-1] in LABELS_STAGES}
     return bool(seen - {None, trained_on(card)})
 
 
@@ -119,13 +125,14 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
     lines += ["Made by `python -m training export` from `card.json`; edit that command's `--notes`, not this file.", ""]
     if card["notes"]:
         lines += [card["notes"], ""]
-    lines += ["## How good", "", *_metrics(card["metrics"])]
+    lines += _start(card)
+    lines += ["## How good", "", *_metrics(card["metrics"], card.get("baseline"))]
     lines += [*_calibrated_apart(card["stages"]), *_cross_validation(card["cross_validation"])]
     lines += _behaviour(card["behaviour"])
     if began_with_other_tweets(card):
         lines += [
-            "The model that it began with was trained on the labels of another file of tweets. Of tweets that are in "
-            "both, the figures above are too good.",
+            "The model that it began with was trained on the labels of another file. Of texts that are in both files, "
+            "the figures above are too good.",
             "",
         ]
     lines += ["## How it was made", "", *_stages(card["stages"])]
@@ -156,16 +163,37 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+def _start(card: Mapping[str, Any]) -> list[str]:
+    """Of a model that `fit` made: what it began with, and which recipe it has."""
+    if "start" not in card:
+        return []
+    start, recipe = card["start"], card["recipe"]
+    return [
+        f"Trained by the recipe for {recipe['name']}: {recipe['what']}.",
+        "",
+        f"It began with {code_span(start['name'])}, {start['what']}. Terms of these weights: {start['permits']}. The "
+        f"terms of the labelled texts apply, too.",
+        "",
+    ]
+
+
+def _metrics(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> list[str]:
     if not metrics:
         return ["Not measured at export.", ""]
-    lines = ["| split | tweets | accuracy | macro-F1 | calibration error |", "|---|---|---|---|---|"]
+    lines = ["| split | texts | accuracy | macro-F1 | calibration error |", "|---|---|---|---|---|"]
     lines += [
         f"| {split} | {of['n']:,} | {of['accuracy']:.4f} | {of['macro_f1']:.4f} "
         f"| {of['expected_calibration_error']:.3f} |"
         for split in SPLITS
         if (of := metrics.get(split))
     ]
+    if baseline:
+        lines += [
+            f"| {split}, {baseline['name']} | {of['n']:,} | {of['accuracy']:.4f} | {of['macro_f1']:.4f} "
+            f"| {of['expected_calibration_error']:.3f} |"
+            for split in SPLITS
+            if (of := baseline["metrics"].get(split))
+        ]
     if "validation" not in metrics:
         return [*lines, ""]
     figures = metrics["validation"]
@@ -175,7 +203,7 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         "",
         f"![Confusion matrix and reliability diagram]({PICTURE})",
         "",
-        "| class | precision | recall | F1 | tweets |",
+        "| class | precision | recall | F1 | texts |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -183,7 +211,7 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         for label, of in figures["per_class"].items()
     ]
     if "per_airline" in figures:
-        lines += ["", "| airline | accuracy | tweets |", "|---|---|---|"]
+        lines += ["", "| airline | accuracy | texts |", "|---|---|---|"]
         lines += [
             f"| {escaped(name)} | {of['accuracy']:.3f} | {of['n']} |" for name, of in figures["per_airline"].items()
         ]
@@ -195,7 +223,7 @@ def _calibrated_apart(stages: Mapping[str, Any]) -> list[str]:
     if not apart:
         return []
     return [
-        f"A temperature and a bias for each label were fitted on the validation split. With those of every fifth tweet "
+        f"A temperature and a bias for each label were fitted on the validation split. With those of every fifth text "
         f"fitted on the others, its accuracy is {apart['accuracy']:.4f}, its macro-F1 {apart['macro_f1']:.4f} and its "
         f"calibration error {apart['expected_calibration_error']:.3f}.",
         "",
@@ -207,7 +235,7 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "Five-fold cross-validation over the train and validation splits (mean and standard deviation over the folds; "
-        "minutes of training a fold, without the stages that folds share; milliseconds for one tweet alone, of a "
+        "minutes of training a fold, without the stages that folds share; milliseconds for one text alone, of a "
         "classifier of this project in float32):",
         "",
         "| recipe | accuracy | macro-F1 | calibration error | minutes | MB | ms |",
@@ -220,7 +248,7 @@ def _cross_validation(recipes: Mapping[str, Any]) -> list[str]:
         error = f"{of['expected_calibration_error']['mean']:.3f}"
         lines.append(f"| {' | '.join([escaped(name), *spread, error, *cost])} |")
     if apart := [name for name, of in ascending if of.get("calibrated_apart")]:
-        lines += ["", f"Each fifth of a fold's tweets was calibrated on the other four: {', '.join(apart)}."]
+        lines += ["", f"Each fifth of a fold's texts was calibrated on the other four: {', '.join(apart)}."]
     lines += ["", *(f"- {escaped(name)}: {code_span(of['command'])}" for name, of in ascending)]
     return [*lines, ""]
 
@@ -239,21 +267,23 @@ def _behaviour(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def plot(figures: Mapping[str, Any], picture: Path) -> None:
     """Confusion matrix and reliability diagram of one split's figures, as a PNG file."""
     labels, counts = figures["labels"], np.array(figures["confusion_matrix"])
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    side = max(4, 2 + len(labels) / 4)  # inches; a label's name needs a quarter of one
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(side + 5.5, side), layout="constrained")
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     left.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts) if len(labels) <= MOST_WITH_NUMBERS else ():
         shade = "white" if shares[row, column] > 0.5 else "black"
         left.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=shade)
     ticks = range(len(labels))
     names = list(map(_printable, labels))
     left.set(xlabel="predicted", ylabel="true")
-    left.set_xticks(ticks, names, parse_math=False)  # a `$` begins no formula
+    turned = {"rotation": 90} if len(labels) > FEW_NAMES else {}
+    left.set_xticks(ticks, names, parse_math=False, **turned)  # a `$` begins no formula
     left.set_yticks(ticks, names, parse_math=False)
     left.set_title("confusion matrix, share of the true class")
     n, confidence, accuracy = np.array(figures["reliability"]).T
     right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
-    right.scatter(confidence, accuracy, s=20 + 400 * n / n.sum(), alpha=0.7, label="a bin; area: tweets in it")
+    right.scatter(confidence, accuracy, s=20 + 400 * n / n.sum(), alpha=0.7, label="a bin; area: texts in it")
     right.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="mean confidence", ylabel="accuracy")
     right.set_title(f"reliability, expected calibration error {figures['expected_calibration_error']:.3f}")
     right.grid(alpha=0.3)

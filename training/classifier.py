@@ -1,7 +1,7 @@
 """ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def train_classifier(
     teacher_folder: Path | None,
     settings: ClassifierSettings,
     folder: Path,
+    class_weights: Mapping[str, float] | None = None,
 ) -> None:
     """Stage 3: train on the train split's labels and the teacher's answers, measuring on the validation split.
 
@@ -65,6 +66,7 @@ def train_classifier(
     Args:
         encoder_folder: of the language model on tweets, or of the distillation.
         teacher_folder: of a teacher that has seen no label outside the train split; None: labels alone.
+        class_weights: of each label in the loss, and in the likelihood that calibration makes largest; None: all 1.
 
     Raises:
         TrainingError: blank labels, or no encoder.
@@ -84,9 +86,13 @@ def train_classifier(
     encoder, vocabulary = encoder_folder / ENCODER_FILE, load_pickle(encoder_folder / VOCABULARY_FILE)
     if settings.made_up_texts:
         encoder, vocabulary = _widened(encoder, vocabulary, folder / WIDENED_FILE)
+    targets = np.concatenate([targets, to_targets(validation["label"], labels)])
+    if class_weights:
+        # The cross-entropy is linear in the targets.
+        targets *= np.array([class_weights[label] for label in labels], dtype=np.float32)
     data = loaders(
         [*texts, *validation["text"]],
-        np.concatenate([targets, to_targets(validation["label"], labels)]),
+        targets,
         len(texts),
         vocabulary,
         settings.batch_size,
@@ -113,7 +119,7 @@ def inputs_of(
         ": begin with --start model_store/general, or run `python -m training language-model` first.",
     )
     vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
-    inputs = {"tweets": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
+    inputs = {"data": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
     if teacher_folder:
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     if settings.made_up_texts:

@@ -34,6 +34,10 @@ _EXAMPLES = """\
 examples:
   the embedded model anew:
     python -m training all --data Tweets.csv
+  a classifier of your own labelled texts, whatever their labels (CSV, TSV, JSON lines, Parquet):
+    python -m training fit --data reviews.csv --to model_store/reviews
+  the same, beginning with the encoder of the embedded model (its data's licence forbids commercial use):
+    python -m training fit --data reviews.csv --to model_store/mine --start model_store/sentiment
   from texts of your own, before the classifier a language model and distillation:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
   from fastai's WikiText-103 language model (needs a network, wants a GPU):
@@ -43,10 +47,6 @@ examples:
     python -m training classifier --data Tweets.csv --start model_store/general
     python -m training export --data Tweets.csv
     python -m training archive
-  a classifier of your own tweets that begins where the embedded one ended:
-    python -m training teacher --data Mine.csv --run runs/mine
-    python -m training classifier --data Mine.csv --run runs/mine --start model_store/sentiment
-    python -m training export --data Mine.csv --run runs/mine --to my_model
   five-fold cross-validation of what is in the run, and of a baseline:
     python -m training cross-validate --data Tweets.csv
     python -m training cross-validate --data Tweets.csv --recipe tfidf
@@ -55,8 +55,8 @@ examples:
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
     python -m training behaviour
   a fastai text classifier of your own (learner.export made the file):
-    python -m training export --learner my_learner.pkl --to my_model
-    python -m training archive --model my_model --to model_store/my_model.mar
+    python -m training export --learner my_learner.pkl --to model_store/reviews
+    python -m training archive --model model_store/reviews --to model_store/reviews.mar
 """
 
 
@@ -96,11 +96,14 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _to_option(command)
     _notes_option(command)
 
+    command = _add(commands, "fit", _fit, "labelled texts of your own to an exported model")
+    _fit_options(command)
+
     command = _add(commands, "general", _general, "stage 1: train a general language model from text files")
     _texts_option(command)
     _run_options(command)
 
-    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the tweets")
+    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the data")
     _data_option(command)
     command.add_argument("--general", default=WT103, metavar="wt103|FOLDER", help=f"{_GENERAL_HELP} ({_DEFAULT})")
     _run_options(command)
@@ -120,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _start_option(command)
     _run_options(command)
 
-    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the tweets")
+    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the data")
     _data_option(command)
     _transformer_option(command)
     _run_options(command)
@@ -151,14 +154,21 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _url_options(command)
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
-    command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
+    command.add_argument(
+        "--learner",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="a fastai learner's export; give two, such as a forward and a backward one, for a model that answers with "
+        "the mean of their probabilities (default: the run's)",
+    )
     command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
     command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
     command.add_argument(
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="of the run; distil: a classifier that has seen no label of the tweets, unless it began with one that "
+        help="of the run; distil: a classifier that has seen no label of the data, unless it began with one that "
         "had, to begin others with (default: %(default)s)",
     )
     _to_option(command)
@@ -210,7 +220,54 @@ def _add(commands: Any, name: str, function: Any, what: str) -> argparse.Argumen
 
 
 def _data_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv, or the data.csv of a run of `fit`"
+    )
+
+
+def _fit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="CSV, TSV, JSON lines (.jsonl, .ndjson) or Parquet"
+    )
+    command.add_argument("--text-column", default="text", metavar="NAME", help=f"of the texts ({_DEFAULT})")
+    command.add_argument("--label-column", default="label", metavar="NAME", help=f"of the labels ({_DEFAULT})")
+    command.add_argument(
+        "--split-column",
+        metavar="NAME",
+        help="of the file's own splits: train, validation, test (default: the splits are made here)",
+    )
+    command.add_argument(
+        "--start",
+        default="own",
+        metavar="own|wt103|FOLDER",
+        help="starting weights: own (your texts' words with word vectors, permits commercial use as far as your texts "
+        "do), wt103 (fastai's download), or the folder of an exported model or of a language model as fastai's own "
+        f"({_DEFAULT})",
+    )
+    command.add_argument(
+        "--texts",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"texts of the same kind without labels, which help: {_TEXTS_HELP}",
+    )
+    command.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="the exported model (default: model_store/ and the file's name)"
+    )
+    command.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="where stages write (default: runs/ and the model's name)"
+    )
+    command.add_argument(
+        "--preset",
+        choices=("default", "tiny"),
+        default="default",
+        help=f"default: the recipe for as many texts; tiny: seconds, for tests ({_DEFAULT})",
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+    )
+    _notes_option(command)
 
 
 def _beginning_options(command: argparse.ArgumentParser) -> None:
@@ -265,8 +322,8 @@ def _start_option(command: argparse.ArgumentParser) -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with this exported model's encoder, not with the run's: the way to a model of your own tweets, or "
-        "to a better distillation, without a language model",
+        help="begin with this exported model's encoder, not with the run's; its terms are printed (a model of your own "
+        "texts: `python -m training fit`)",
     )
 
 
@@ -302,11 +359,30 @@ def _settings(options: argparse.Namespace) -> Settings:
     return with_changes(PRESETS[options.preset], options.set)
 
 
+def _fit(options: argparse.Namespace) -> None:
+    from training.fit import Order, fit
+    from training.fit_table import Columns
+
+    fit(
+        Order(
+            data=options.data,
+            columns=Columns(options.text_column, options.label_column, options.split_column),
+            start=options.start,
+            texts=tuple(options.texts),
+            to=options.to,
+            run=options.run,
+            notes=_notes(options),
+            tiny=options.preset == "tiny",
+            changes=tuple(options.set),
+        )
+    )
+
+
 def _all(options: argparse.Namespace) -> None:
     from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
     from training.language_model import read_lines
-    from training.warm_start import start_of, unpack
+    from training.warm_start import start_of
 
     settings = _settings(options)
     if not (options.start or options.general or options.texts):
@@ -325,7 +401,7 @@ def _all(options: argparse.Namespace) -> None:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     for path in options.texts or []:
         next(read_lines(path))
-    start = unpack(options.start, options.run) if options.start else None
+    start = _unpack(options) if options.start else None
     if (options.run / "classifier" / "record.json").exists() and start_of(options.run) != start:
         raise TrainingError(
             f"The classifier in {options.run} began otherwise than this one would: choose another folder with --run, "
@@ -338,6 +414,16 @@ def _all(options: argparse.Namespace) -> None:
     _classifier(options)
     _export(options)
     _to_archive(options.to, _archive_of(options.to), "1.0", None, sample_of(validation, "the validation split"))
+
+
+def _unpack(options: argparse.Namespace) -> Path:
+    """The run's copy of the encoder that `--start` names, whose terms are told."""
+    from training.fit_start import terms_of
+    from training.warm_start import unpack
+
+    folder = unpack(options.start, options.run)
+    print(f"Starting weights: {options.start}. Their terms: {terms_of(options.start)}.", file=sys.stderr)
+    return folder
 
 
 def _before_the_classifier(options: argparse.Namespace) -> None:
@@ -360,12 +446,12 @@ def _general(options: argparse.Namespace) -> None:
 
 def _language_model(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.language_model import general_model, train_on_tweets
+    from training.language_model import general_model, train_on_texts
 
     tweets = read_tweets(options.data)
     settings = _settings(options).language_model
     folder = options.run / "language-model"
-    train_on_tweets(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
+    train_on_texts(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
 
 
 def _general_teacher(options: argparse.Namespace) -> None:
@@ -382,14 +468,13 @@ def _general_teacher(options: argparse.Namespace) -> None:
 def _distil(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.distil import distil
-    from training.warm_start import unpack
 
     distil(
         read_tweets(options.data),
         sha256_of(options.data),
         texts=[path for path in options.texts or [] if path.resolve() != options.labelled_texts.resolve()],
         labelled_texts=options.labelled_texts,
-        encoder_folder=unpack(options.start, options.run) if options.start else options.run / "language-model",
+        encoder_folder=_unpack(options) if options.start else options.run / "language-model",
         teacher=options.run / "general-teacher",
         settings=_settings(options).distil,
         folder=options.run / "distil",
@@ -414,11 +499,10 @@ def _classifier(options: argparse.Namespace) -> None:
     from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
     from training.run import finished_stage
-    from training.warm_start import unpack
 
     tweets = read_tweets(options.data)
     if options.start:
-        encoder = unpack(options.start, options.run)
+        encoder = _unpack(options)
     else:
         # Without labelled texts `all` has no distillation, whatever an earlier command left.
         left_out = options.command is _all and options.labelled_texts is None
@@ -437,7 +521,6 @@ def _classifier(options: argparse.Namespace) -> None:
 def _cross_validate(options: argparse.Namespace) -> None:
     from training import cross_validation
     from training.data import read_tweets, sha256_of
-    from training.warm_start import unpack
 
     name = options.name or options.recipe
     if Path(name).name != name:
@@ -447,7 +530,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
     if baseline and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
     csv_sha256, settings = sha256_of(options.data), _settings(options)
-    start = unpack(options.start, options.run) if options.start else None
+    start = _unpack(options) if options.start else None
     if options.recipe == "run" and options.name is None:
         cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, _transformer(options))
     folder = options.run / "cross-validation" / name
@@ -508,7 +591,8 @@ def _behaviour(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from training.export import export_file
 
-    export_file(options.learner, options.run, options.data, _notes(options), options.to, options.stage)
+    learner, *others = options.learner or [None]
+    export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
     print(f"Exported to {options.to}")
 
 
@@ -516,7 +600,7 @@ def _notes(options: argparse.Namespace) -> str:
     """The notes for the card, and that there can be one at the place where it is to go."""
     if options.notes and not options.notes.is_file():
         raise TrainingError(f"--notes {options.notes}: no such file.")
-    if options.to.exists() and not options.to.is_dir():
+    if options.to and options.to.exists() and not options.to.is_dir():
         raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
     try:
         return options.notes.read_text(encoding="utf-8") if options.notes else ""

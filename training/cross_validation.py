@@ -204,7 +204,7 @@ def check_it_is_the_runs(run: Path, csv_sha256: str, settings: Settings, start: 
             continue
         record = record_of(run / name)
         if name == "teacher":
-            inputs = {"tweets": csv_sha256} | beginning_of(transformer)
+            inputs = {"data": csv_sha256} | beginning_of(transformer)
         else:
             encoder = start or start_of(run) or _encoder_of(run)
             inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)

@@ -1,8 +1,9 @@
-"""Kaggle's `Tweets.csv` and its splits.
+"""The labelled texts of a run and their splits: Kaggle's `Tweets.csv`, or the file that `fit` made of a user's.
 
-The split is the one of the known example this project succeeds, so that figures compare: two calls of
-scikit-learn's `train_test_split` on the rows in file order (test_size 0.1, then 0.11 of the rest,
-random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is not stratified.
+A file of `fit` has its splits in a column. The split of `Tweets.csv` is the one of the known example this project
+succeeds, so that figures compare: two calls of scikit-learn's `train_test_split` on the rows in file order (test_size
+0.1, then 0.11 of the rest, random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is not
+stratified.
 """
 
 import hashlib
@@ -14,14 +15,21 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from training.errors import TrainingError
-from training.splits import Split
+from training.splits import SPLITS, Split
 
 TEXT_COLUMN = "text"
 LABEL_COLUMN = "airline_sentiment"
 CONFIDENCE_COLUMN = "airline_sentiment_confidence"
 
+FIT_COLUMNS = ("text", "label", "split")
+"""Of a file that `fit` has written."""
+
 FEWEST_LABELLED_TEXTS = 10
 """A tenth of them is held out, to see how training goes."""
+
+_HOW_TO_FIT = """\
+For a file of your own, with any names of columns and any labels, there is another command, which makes the splits, too:
+    python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
 
 _HOW_TO_DOWNLOAD = """\
 Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
@@ -34,7 +42,7 @@ def read_tweets(csv: Path) -> pd.DataFrame:
     """Read the tweets in file order, with the columns `text`, `label`, `confidence`, `airline` and `split`.
 
     Confidence is how far a label's annotators agreed, 0 to 1; 1 where the file does not say. Airlines are missing
-    where it names none.
+    where it names none. The columns of a file are Kaggle's, or `FIT_COLUMNS`.
 
     Labels are without the spaces around them. A blank one stays missing (NaN): whoever needs labels asks `labelled`
     for them.
@@ -48,25 +56,41 @@ def read_tweets(csv: Path) -> pd.DataFrame:
         table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
     except (ValueError, UnicodeDecodeError) as error:
         raise TrainingError(f"{csv} does not read as a CSV file: {error}\n{_HOW_TO_DOWNLOAD}") from error
-    missing = [name for name in (TEXT_COLUMN, LABEL_COLUMN) if name not in table.columns]
+    is_fits = LABEL_COLUMN not in table.columns and set(FIT_COLUMNS) <= set(table.columns)
+    label_column = "label" if is_fits else LABEL_COLUMN
+    missing = [name for name in (TEXT_COLUMN, label_column) if name not in table.columns]
     if missing:
         found = ", ".join(f"`{name}`" for name in table.columns[:20])
         raise TrainingError(
             f"{csv} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
-            f"it has {found}.\n{_HOW_TO_DOWNLOAD}"
+            f"it has {found}.\n{_HOW_TO_FIT.format(csv=csv)}\n{_HOW_TO_DOWNLOAD}"
         )
     blank = table.index[table[TEXT_COLUMN].fillna("").str.strip() == ""]
     if len(blank):
         raise TrainingError(f"{csv} has {len(blank)} rows with no text, the first at row {blank[0]}.")
     if len(table) < 30:
         raise TrainingError(f"{csv} has {len(table)} rows; at least 30 are needed to split them.\n{_HOW_TO_DOWNLOAD}")
-    label = table[LABEL_COLUMN].str.strip()
+    label = table[label_column].str.strip()
     tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": label.mask(label == "")})
     confidence = table.get(CONFIDENCE_COLUMN, pd.Series(1.0, index=table.index))
     tweets["confidence"] = pd.to_numeric(confidence, errors="coerce").fillna(1.0).clip(0, 1)
     tweets["airline"] = table.get("airline", pd.Series(index=table.index, dtype=str))
-    tweets["split"] = split_of_rows(len(tweets))
+    tweets["split"] = _splits_of(csv, table) if is_fits else split_of_rows(len(tweets))
     return tweets
+
+
+def _splits_of(csv: Path, table: pd.DataFrame) -> pd.Series:
+    if others := sorted(set(table["split"].fillna("")) - set(SPLITS)):
+        raise TrainingError(
+            f"{csv} has the split {others[0]!r}; expected {', '.join(SPLITS)}.\n{_HOW_TO_FIT.format(csv=csv)}"
+        )
+    return table["split"]
+
+
+def copies_of(texts: pd.Series) -> pd.Series:
+    """What copies of a text have in common: its letters and digits, or all of it if it has none."""
+    plain = texts.str.lower().str.replace(r"[\W_]+", "", regex=True)
+    return plain.mask(plain == "", texts)
 
 
 def split_of_rows(rows: int) -> "np.ndarray[tuple[int], np.dtype[np.str_]]":
@@ -88,7 +112,7 @@ def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
     blank = int(rows["label"].isna().sum())
     if blank:
         raise TrainingError(
-            f"{blank:,} of the {len(rows):,} rows in the {split} split have a blank `{LABEL_COLUMN}`. "
+            f"{blank:,} of the {len(rows):,} rows in the {split} split have a blank label. "
             f"They can be neither trained on nor scored: use a file with their labels, or another split."
         )
     return rows
@@ -104,11 +128,11 @@ def labels_of(tweets: pd.DataFrame) -> list[str]:
     trained_on = set(tweets.loc[tweets["split"] == "train", "label"])
     if others := [label for label in found if label not in trained_on]:
         raise TrainingError(
-            f"`{LABEL_COLUMN}` has {', '.join(map(repr, others))} outside the train split alone. Is it a slip of the "
-            f"pen? Otherwise leave those rows out: too few of them to learn from."
+            f"The label {', '.join(map(repr, others))} stands outside the train split alone. Is it a slip of the pen? "
+            f"Otherwise leave those rows out: too few of them to learn from."
         )
     if len(found) < 2:
-        raise TrainingError(f"`{LABEL_COLUMN}` has one label, {', '.join(found)}; expected two or more.")
+        raise TrainingError(f"The data has one label, {', '.join(found)}; expected two or more.")
     return found
 
 

@@ -7,7 +7,7 @@ What comes of it is an encoder for the classifier, and a classifier of its own t
 unless it began with a model that had.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,16 +19,18 @@ from fastai.text.all import AccumMetric, load_pickle, save_pickle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training import tfidf
+from training.augmentation import pieces
 from training.calibration import calibrate_and_round
 from training.classifier import classifier_learner, export, loaders
-from training.data import existing, labels_of, read_labelled_texts, sha256_of
+from training.data import existing, labelled, labels_of, read_labelled_texts, sha256_of
 from training.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
 from training.metrics import accuracy as accuracy_of
 from training.metrics import soft_cross_entropy, to_targets
 from training.run import Phase, Stage
-from training.settings import DistilSettings
+from training.settings import DistilSettings, LabelledDistilSettings
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import load_teacher
+from training.teacher import check_teachers_tweets, load_teacher
 from training.transformer import TransformerClassifier
 
 HELD_OUT = 2_000
@@ -63,7 +65,7 @@ def distil(
         *(line for path in texts for line in read_lines(path)),
     ]
     inputs = {
-        "tweets": csv_sha256,
+        "data": csv_sha256,
         **hashes_of([*texts, labelled_texts]),
         "encoder": sha256_of(encoder_folder / ENCODER_FILE),
         "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
@@ -79,10 +81,91 @@ def distil(
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
-    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
-    data = loaders(
-        [documents[row] for row in order], targets[order], len(documents) - held_out, vocabulary, settings.batch_size
+    _train(
+        stage,
+        [documents[row] for row in order],
+        targets[order],
+        len(documents) - held_out,
+        known=known,
+        labels=labels,
+        encoder_folder=encoder_folder,
+        settings=settings,
     )
+
+
+def distil_with_labels(
+    data: pd.DataFrame,
+    csv_sha256: str,
+    *,
+    texts: list[Path],
+    encoder_folder: Path,
+    teacher_folder: Path,
+    settings: LabelledDistilSettings,
+    folder: Path,
+    class_weights: Mapping[str, float] | None = None,
+) -> None:
+    """Train an encoder and a classifier at once, on the labels of the train split and on what its teacher says of its
+    texts, of pieces of them, and of other texts. The validation split measures and calibrates it.
+
+    Args:
+        texts: text files, one document a line, for which the teacher alone speaks.
+        teacher_folder: of a teacher that has seen no label outside the train split.
+        class_weights: see `training.classifier.train_classifier`.
+    """
+    labels = labels_of(data)
+    train, validation = labelled(data, "train"), labelled(data, "validation")
+    inputs = {
+        "data": csv_sha256,
+        **hashes_of(texts),
+        "encoder": sha256_of(encoder_folder / ENCODER_FILE),
+        "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
+        "teacher": sha256_of(teacher_folder / TEACHER_FILE),
+    }
+    check_teachers_tweets(teacher_folder, csv_sha256)
+    stage = Stage(folder, settings, inputs)
+    if not stage.begin():
+        return
+    own = list(train["text"])
+    versions = [own, *(pieces(own, settings.seed + copy) for copy in range(settings.pieces))]
+    of_train = [text for version in versions for text in version]
+    others = [line for path in texts for line in read_lines(path)]
+    documents = [*of_train, *others, *validation["text"]]
+    answers = stage.keep(documents, partial(_answers, cache(lambda: load_teacher(teacher_folder, labels)))).numpy()
+    answers[:, len(labels) :] -= answers[: len(of_train), len(labels) :].mean(0)
+    if settings.tfidf_weight:
+        words = tfidf.answers(train, versions, labels).reshape(len(of_train), len(labels))
+        mix_in(answers, words, settings.tfidf_weight)
+    mix_in(answers, to_targets(train["label"], labels), settings.label_weight)
+    answers[len(of_train) + len(others) :, : len(labels)] = to_targets(validation["label"], labels)
+    if class_weights:
+        answers[:, : len(labels)] *= np.array([class_weights[label] for label in labels], dtype=np.float32)
+    _train(
+        stage,
+        documents,
+        answers,
+        len(of_train) + len(others),
+        known=train,
+        labels=labels,
+        encoder_folder=encoder_folder,
+        settings=settings,
+    )
+
+
+def _train(
+    stage: Stage,
+    texts: list[str],
+    targets: NDArray[np.float32],
+    train: int,
+    *,
+    known: pd.DataFrame,
+    labels: list[str],
+    encoder_folder: Path,
+    settings: DistilSettings,
+) -> None:
+    """Train on the first `train` texts, whose targets are probabilities of the labels and pooled outputs."""
+    folder = stage.folder
+    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
+    data = loaders(texts, targets, train, vocabulary, settings.batch_size)
 
     def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
         of_labels = soft_cross_entropy(outputs[:, : len(labels)], wanted[:, : len(labels)])
@@ -114,7 +197,7 @@ def distil(
     calibration = calibrate_and_round(learner, len(labels))
     keep_outputs(learner.model, len(labels))
     export(learner.model, known, labels, vocabulary, folder)
-    stage.finish(documents=len(documents), **calibration)
+    stage.finish(documents=len(texts), **calibration)
 
 
 def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: float) -> None:

@@ -28,6 +28,9 @@ from training.errors import TrainingError
 from training.splits import Split
 
 TEXTS_PER_REQUEST = 50
+CHARACTERS_PER_REQUEST = 30_000
+"""Symbols can have a token each, and a request has a limit of tokens (`handler.limits`)."""
+
 TIMEOUT_S = 120
 CALIBRATION_BINS = 15
 MODELS_PATH = "/v2/models"
@@ -135,11 +138,21 @@ def reliability(
 def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
     """The predictions of texts, asked for some at a time, with a progress bar on a terminal."""
     with tqdm(total=len(texts), unit="text", disable=None) as progress:
-        for start in range(0, len(texts), TEXTS_PER_REQUEST):
-            instances = texts[start : start + TEXTS_PER_REQUEST]
+        for instances in _requests(texts):
             predictions = json.loads(answer(json.dumps({"instances": instances}).encode()))["predictions"]
             progress.update(len(instances))
             yield from predictions
+
+
+def _requests(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in lists that are each within the limits of one request."""
+    instances: list[str] = []
+    for text in texts:
+        if len(instances) == TEXTS_PER_REQUEST or sum(map(len, instances)) + len(text) > CHARACTERS_PER_REQUEST:
+            yield instances
+            instances = []
+        instances.append(text)
+    yield instances
 
 
 def model_answer(folder: Path) -> Answer:

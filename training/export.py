@@ -6,7 +6,7 @@ All of them are read off the learner. What this project cannot serve exactly is 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
+from training.ensemble import joined
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
 from training.learner_file import Missing, read_learner
@@ -98,18 +99,27 @@ Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
 
 
 def export_file(
-    learner_file: Path | None, run: Path, csv: Path | None, notes: str, folder: Path, stage: str = "classifier"
+    learner_file: Path | None,
+    run: Path,
+    csv: Path | None,
+    notes: str,
+    folder: Path,
+    stage: str = "classifier",
+    others: Sequence[Path] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
 
     Args:
         learner_file: made by fastai's `Learner.export`. It is a pickle: only files you trust.
         run: a run's folder.
-        csv: Kaggle's `Tweets.csv`: the splits whose labels are known are measured for the card, and the train split
-            is what drift is measured against.
+        csv: Kaggle's `Tweets.csv`, or what `fit` keeps in its run: the splits whose labels are known are measured for
+            the card, and the train split is what drift is measured against.
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
         stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
+        others: more learners' files, for an ensemble: see `training.ensemble`.
+        more: other entries of the card.
 
     Raises:
         TrainingError: no such file or run, or a learner that cannot be exported.
@@ -125,10 +135,8 @@ def export_file(
             )
     else:
         card = new_card(notes)
-    if not learner_file.is_file():
-        raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
-    card["exported"]["learner_sha256"] = sha256_of(learner_file)
-    model = export_learner(read_learner(learner_file), card)
+    card |= more or {}
+    model = _model_of([learner_file, *others], card)
     if csv is not None and model.config.task != "single-label":
         raise TrainingError(
             f"--data measures single-label models, and this one is for {model.config.task}. Leave --data out."
@@ -157,6 +165,23 @@ def export_file(
             (folder / optional).unlink(missing_ok=True)
         for file in sorted(new.iterdir()):
             os.replace(file, folder / file.name)
+
+
+def _model_of(files: Sequence[Path], card: dict[str, Any]) -> ExportedModel:
+    """The exported model of a learner's file, or of an ensemble of several, with their hashes in its card."""
+    for file in files:
+        if not file.is_file():
+            raise TrainingError(f"No file at {file}; expected what fastai's `Learner.export` wrote.")
+    first, *others = map(sha256_of, files)
+    card["exported"]["learner_sha256"] = first
+    if others:
+        card["exported"]["other_learners_sha256"] = others
+    learners = list(map(read_learner, files))
+    model = joined([export_learner(learner, card) for learner in learners], list(map(str, files)))
+    if others:  # whose vocabulary is another now
+        for learner, member in zip(learners, model.members, strict=True):
+            prove(learner, member)
+    return model
 
 
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:

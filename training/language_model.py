@@ -106,7 +106,7 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
     stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
 
 
-def train_on_tweets(
+def train_on_texts(
     tweets: pd.DataFrame, csv_sha256: str, general: Path, settings: LanguageModelSettings, folder: Path
 ) -> None:
     """Stage 2: go on training the language model `general` on the train split's texts.
@@ -115,7 +115,7 @@ def train_on_tweets(
     model's most frequent ones up to the limit: what users will write is wider than one month of tweets.
     """
     weights, vocabulary = language_model_files(general)
-    stage = Stage(folder, settings, {"tweets": csv_sha256, "general": sha256_of(weights)})
+    stage = Stage(folder, settings, {"data": csv_sha256, "general": sha256_of(weights)})
     if not stage.begin():
         return
     documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")

@@ -11,7 +11,8 @@ import onnx
 
 from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE, Engine
-from handler.exported import ExportedModel, Probabilities
+from handler.ensemble import joined
+from handler.exported import ExportedModel, Network, Probabilities
 from handler.task import Task
 from training.graph import Precision, to_onnx
 from training.sample import Sample
@@ -152,15 +153,19 @@ class Measurement:
 
     def __init__(self, model: ExportedModel, sample: Sample) -> None:
         self._model = model
-        classifier = TextClassifier(model, _engine(model, "float32"))
+        classifier = TextClassifier(model, _network(model, "float32"))
         self._ids = texts_within(MOST_TOKENS, [classifier.ids(text) for text in sample.texts])
         self._expected = classifier.probabilities(self._ids)
 
     def difference(self, precision: Precision) -> Difference:
         """How far the precision is from float32."""
         return difference(
-            _engine(self._model, precision).probabilities(self._ids), self._expected, self._model.config.predicts
+            _network(self._model, precision).probabilities(self._ids), self._expected, self._model.config.predicts
         )
+
+
+def _network(model: ExportedModel, precision: Precision) -> Network:
+    return joined(model.config, [_engine(member, precision) for member in model.members])
 
 
 def _engine(model: ExportedModel, precision: Precision) -> Engine:
@@ -178,4 +183,5 @@ def texts_within(most: int, ids: Sequence[list[int]]) -> list[list[int]]:
 
 
 def _lstm_weights(model: ExportedModel) -> int:
+    """Of the first network; those of an ensemble are mostly alike."""
     return sum(value.size for name, value in model.weights.items() if name.startswith("lstm."))

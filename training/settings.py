@@ -5,9 +5,12 @@ is written into each stage's `record.json`.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MINILM, MPNET = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
 """The transformers that packages carry; see `training.transformer`."""
@@ -83,6 +86,24 @@ class DistilSettings:
     """Of the teacher's pooled output in the loss, beside its probabilities."""
 
     batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class FrozenTeacherSettings:
+    """A transformer that stays as it is, with logistic regression over its pooled output."""
+
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class LabelledDistilSettings(DistilSettings):
+    """A distillation from a teacher of the same labels, on the train split, pieces of its texts, and other texts."""
+
+    pieces: int = 12
+    """How many pieces of each text the teacher speaks for."""
+
+    tfidf_weight: float = 0.0
+    """The share of TF-IDF with logistic regression in the teachers' answers; the rest is the transformer's."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +209,9 @@ PRESET_HELP = {
 }
 
 
+AnySettings = TypeVar("AnySettings", bound="DataclassInstance")
+"""A run's, or those of `training.fit_recipe`: a dataclass of each stage's."""
+
 AT_LEAST_ONE = {
     "embedding_size",
     "hidden_size",
@@ -200,7 +224,7 @@ AT_LEAST_ONE = {
 }
 
 
-def with_changes(settings: Settings, changes: list[str]) -> Settings:
+def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
     """Apply changes of the form `STAGE.NAME=VALUE`.
 
     Raises:

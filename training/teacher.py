@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.text.all import DataLoaders, Learner, SortedDL, params
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -18,7 +20,7 @@ from training.errors import TrainingError
 from training.language_model import callbacks
 from training.metrics import METRICS, soft_cross_entropy, to_targets
 from training.run import Phase, Stage, record_of
-from training.settings import TeacherSettings
+from training.settings import FrozenTeacherSettings, TeacherSettings
 from training.transformer import TransformerClassifier, load, weights_sha256
 
 WEIGHTS_FILE = "teacher.pth"
@@ -26,6 +28,8 @@ TRANSFORMER_FOLDER = "transformer"
 """Its build and its tokenizer, as `transformers` writes them."""
 
 HELD_OUT = 2_000
+REGULARIZATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""scikit-learn's `C`, over standardized inputs. The validation split chooses one."""
 
 
 def train_general_teacher(
@@ -59,8 +63,53 @@ def train_teacher(
     """
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    stage = Stage(folder, settings, {"tweets": csv_sha256} | beginning_of(transformer))
+    stage = Stage(folder, settings, {"data": csv_sha256} | beginning_of(transformer))
     _train(transformer, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
+
+
+def train_frozen_teacher(
+    data: pd.DataFrame, csv_sha256: str, settings: FrozenTeacherSettings, folder: Path, transformer: str
+) -> None:
+    """Fit logistic regression on what the transformer, left as it is, makes of the train split's texts.
+
+    For a few hundred texts: fine-tuning has too few steps with them.
+
+    Args:
+        transformer: see `training.transformer.load`.
+    """
+    labels = labels_of(data)
+    train, validation = labelled(data, "train"), labelled(data, "validation")
+    stage = Stage(folder, settings, {"data": csv_sha256} | beginning_of(transformer))
+    if stage.is_done():
+        return
+    tokenizer, network = load(transformer)
+    stage.begin()
+    teacher = TransformerClassifier(len(labels), tokenizer, network)
+    if torch.cuda.is_available():
+        teacher.cuda()
+    features = stage.keep([*train["text"], *validation["text"]], lambda texts: teacher.predict(texts)[1]).numpy()
+    inputs, held_out = features[: len(train)], features[len(train) :]
+    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
+    ids = [labels.index(label) for label in train["label"]]
+    true = [labels.index(label) for label in validation["label"]]
+    losses, models = [], []
+    for c in REGULARIZATIONS:
+        model = LogisticRegression(C=c, max_iter=1_000).fit((inputs - mean) / deviation, ids)
+        found = model.predict_proba((held_out - mean) / deviation)
+        losses.append(float(log_loss(true, found, labels=range(len(labels)))))
+        models.append(model)
+    best = models[int(np.argmin(losses))]
+    weight, bias = best.coef_ / deviation, best.intercept_ - best.coef_ @ (mean / deviation)
+    if len(labels) == 2:  # scikit-learn keeps one row, of the second label's odds
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    with torch.no_grad():
+        teacher.head.weight.copy_(torch.from_numpy(weight))
+        teacher.head.bias.copy_(torch.from_numpy(bias))
+    _save(teacher, labels, folder)
+    stage.finish(
+        regularization=REGULARIZATIONS[int(np.argmin(losses))],
+        validation={"cross_entropy": min(losses), "accuracy": float(best.score((held_out - mean) / deviation, true))},
+    )
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
@@ -76,7 +125,7 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
     its_labels = [config.id2label[index] for index in sorted(config.id2label)]
     if its_labels != list(labels):
         raise TrainingError(
-            f"The teacher in {folder} answers with the labels {', '.join(its_labels)}; the tweets have "
+            f"The teacher in {folder} answers with the labels {', '.join(its_labels)}; the data has "
             f"{', '.join(labels)}. Remove {folder} and train it anew, or choose another folder with --run."
         )
     network = AutoModel.from_config(config)
@@ -92,7 +141,7 @@ def check_teachers_tweets(folder: Path, csv_sha256: str) -> None:
     Raises:
         TrainingError: the teacher was trained on other tweets, so it may know labels that these ones hold out.
     """
-    if record_of(folder)["inputs"].get("tweets") != csv_sha256:
+    if record_of(folder)["inputs"].get("data") != csv_sha256:
         raise TrainingError(
             f"The teacher in {folder} was trained on another CSV file: it may know labels that this one's splits hold "
             f"out. Remove {folder} and train it anew, or choose another folder with --run."
@@ -125,11 +174,15 @@ def _train(
         cbs=callbacks(),
     )
     stage.fit(learner, [Phase("all but embeddings", settings.epochs, settings.learning_rate, 1)])
+    _save(teacher, labels, stage.folder)
+    stage.finish()
+
+
+def _save(teacher: TransformerClassifier, labels: list[str], folder: Path) -> None:
     teacher.network.config.id2label = dict(enumerate(labels))
     for part in (teacher.tokenizer, teacher.network.config):
-        part.save_pretrained(stage.folder / TRANSFORMER_FOLDER)
-    torch.save(teacher.state_dict(), stage.folder / WEIGHTS_FILE)
-    stage.finish()
+        part.save_pretrained(folder / TRANSFORMER_FOLDER)
+    torch.save(teacher.state_dict(), folder / WEIGHTS_FILE)
 
 
 def _groups(teacher: TransformerClassifier) -> list[list[nn.Parameter]]:

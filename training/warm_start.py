@@ -1,6 +1,6 @@
 """Where a classifier or a distillation can begin instead of at a language model: at an exported model's encoder.
 
-The way to a model of one's own tweets, or to a better one of the same, without hours of language modelling.
+The way to a model of one's own texts, or to a better one of the same, without hours of language modelling.
 """
 
 import json

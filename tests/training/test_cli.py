@@ -29,6 +29,7 @@ runpy.run_module("training", run_name="__main__", alter_sys=True)
 
 NEED_MORE: dict[str, list[object]] = {
     "all": ["--data", TOY_TWEETS],
+    "fit": ["--data", TOY_TWEETS],
     "general": ["--texts", TOY_TEXTS],
     "language-model": ["--data", TOY_TWEETS],
     "general-teacher": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],

@@ -32,7 +32,7 @@ def test_blank_labels_in_the_split_asked_for_are_an_error(tmp_path: Path) -> Non
     table.to_csv(tmp_path / "Tweets.csv", index=False)
     tweets = read_tweets(tmp_path / "Tweets.csv")
     assert len(labelled(tweets, "validation")) > 0
-    with pytest.raises(TrainingError, match="5 of the 5 rows in the test split have a blank `airline_sentiment`"):
+    with pytest.raises(TrainingError, match="5 of the 5 rows in the test split have a blank label"):
         labelled(tweets, "test")
 
 

@@ -78,7 +78,7 @@ def test_blank_labels_are_a_clear_error(tmp_path: Path, capfd: pytest.CaptureFix
     table.loc[split_of_rows(len(table)) == "test", "airline_sentiment"] = None
     table.to_csv(tmp_path / "Tweets.csv", index=False)
     assert cli.main(["evaluate", "--data", str(tmp_path / "Tweets.csv"), "--split", "test"]) == 1
-    assert "5 of the 5 rows in the test split have a blank `airline_sentiment`" in capfd.readouterr().err
+    assert "5 of the 5 rows in the test split have a blank label" in capfd.readouterr().err
 
 
 def test_labels_that_the_model_does_not_have_are_a_clear_error(

@@ -110,7 +110,7 @@ def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
     other = tmp_path / "other.csv"
     other.write_text(TOY_TWEETS.read_text() + "\n")
     assert run("cross-validate", *command, "--data", other) == 1
-    assert "tweets was" in capfd.readouterr().err
+    assert "data was" in capfd.readouterr().err
     assert not (tmp_path / "cross-validation").exists()
 
 
@@ -132,15 +132,15 @@ def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.C
     blank.to_csv(tmp_path / "Blank.csv", index=False)
     options = ("teacher", "--preset", "tiny", "--run", tmp_path)
     assert run(*options, "--data", tmp_path / "Blank.csv") == 1
-    assert "blank `airline_sentiment`" in capfd.readouterr().err
+    assert "blank label" in capfd.readouterr().err
     assert not (tmp_path / "teacher").exists()
-    Stage(tmp_path / "teacher", TeacherSettings(seed=1), {"tweets": "one file"}).begin()
-    stage = Stage(tmp_path / "teacher", TeacherSettings(seed=2), {"tweets": "another"})
+    Stage(tmp_path / "teacher", TeacherSettings(seed=1), {"data": "one file"}).begin()
+    stage = Stage(tmp_path / "teacher", TeacherSettings(seed=2), {"data": "another"})
     assert stage.begin()
-    assert record_of(tmp_path / "teacher")["inputs"] == {"tweets": "another"}
+    assert record_of(tmp_path / "teacher")["inputs"] == {"data": "another"}
     stage.finish()
     with pytest.raises(TrainingError, match="seed was 2, is 3"):
-        Stage(tmp_path / "teacher", TeacherSettings(seed=3), {"tweets": "another"})
+        Stage(tmp_path / "teacher", TeacherSettings(seed=3), {"data": "another"})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.C
         (["neutral"] * 46, "has one label, neutral"),
         (
             [f"{split}{row % 2}" if split == "train" else split for row, split in enumerate(split_of_rows(46))],
-            "has 'test', 'validation' outside the train split alone",
+            "'test', 'validation' stands outside the train split alone",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
     page = (toy_run / "model" / "README.md").read_text()
     assert f"| validation | 5 | {card['metrics']['validation']['accuracy']:.4f} |" in page
     apart = card["stages"]["classifier"]["apart"]
-    assert f"With those of every fifth tweet fitted on the others, its accuracy is {apart['accuracy']:.4f}," in page
+    assert f"With those of every fifth text fitted on the others, its accuracy is {apart['accuracy']:.4f}," in page
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:

@@ -138,7 +138,7 @@ def test_a_teacher_begins_with_another_transformer(tmp_path: Path, capfd: pytest
     command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     assert cli.main([*command, "--transformer", str(folder)]) == 0
     inputs = record_of(tmp_path / "teacher")["inputs"]
-    assert inputs.keys() == {"tweets", "transformer"}
+    assert inputs.keys() == {"data", "transformer"}
     trained = torch.load(tmp_path / "teacher" / WEIGHTS_FILE, weights_only=True)
     assert {value.dtype for value in trained.values() if value.is_floating_point()} == {torch.float32}
     elsewhere = ["general-teacher", *command[1:-1], str(tmp_path / "elsewhere"), "--labelled-texts", str(TOY_LABELLED)]

@@ -52,7 +52,7 @@ def test_a_classifier_begins_with_it_and_its_card_tells_so(
 def test_a_card_tells_of_labels_of_other_tweets_that_were_trained_on_before(toy_run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
     card = json.loads((other / "card.json").read_text())
-    card["stages"]["teacher"]["inputs"]["tweets"] = "0" * 64
+    card["stages"]["teacher"]["inputs"]["data"] = "0" * 64
     (other / "card.json").write_text(json.dumps(card))
     for start, told in ((toy_run / "model", False), (other, True)):
         options = ("--run", tmp_path / str(told))

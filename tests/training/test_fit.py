@@ -1,0 +1,181 @@
+"""`fit`: labelled texts of any kind to an exported model, by one command."""
+
+import contextlib
+import io
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from handler.classifier import TextClassifier
+from tests.paths import GENERAL, MODEL
+from tests.training.test_stages import run
+from training import tfidf
+from training.data import read_tweets
+from training.errors import TrainingError
+from training.fit_recipe import expected_minutes, recipe_for
+from training.fit_start import OWN_START, offers, start_named
+from training.run import record_of
+
+WORDS = {
+    "billing": ("invoice", "refund", "charged", "payment", "card"),
+    "delivery": ("parcel", "courier", "late", "address", "shipped"),
+    "praise": ("lovely", "thanks", "great", "happy", "kind"),
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    folder: Path
+    said: str
+
+    @property
+    def command(self) -> tuple[object, ...]:
+        data, to, stages = self.folder / "mail.csv", self.folder / "mail", self.folder / "run"
+        return ("fit", "--preset", "tiny", "--data", data, "--label-column", "topic", "--to", to, "--run", stages)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    folder = tmp_path_factory.mktemp("fit")
+    dice = random.Random(1)
+    rows = [
+        (" ".join(dice.choices([*WORDS[topic], "the", "my", "a", "was"], k=6)), topic)
+        for topic, count in (("billing", 12), ("delivery", 30), ("praise", 14))
+        for _ in range(count)
+    ]
+    dice.shuffle(rows)
+    pd.DataFrame(rows, columns=["text", "topic"]).to_csv(folder / "mail.csv", index=False)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert run(*Fitted(folder, "").command) == 0
+    return Fitted(folder, said.getvalue())
+
+
+def test_it_says_what_it_will_do_before_it_does_it(fitted: Fitted) -> None:
+    before, began, _ = fitted.said.partition("1 of 6")
+    assert began
+    for told in (
+        "56 texts, 3 labels (delivery 30, praise 14, billing 12)",
+        "train 46, validation 5, test 5",
+        "labels with fewer than 20 different texts, whose figures say little: 'billing' 12, 'praise' 14",
+        "Starting weights: own,",
+        "They permit commercial use, as far as your own texts do",
+        "Or --start wt103: ",
+        "Or --start model_store/general: this project's encoder of English tweets. NO COMMERCIAL USE",
+        "Expected time on two cores: about",
+    ):
+        assert told in before, before
+
+
+def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(fitted: Fitted) -> None:
+    card = json.loads((fitted.folder / "mail" / "card.json").read_text())
+    for name, metrics in (("mail", card["metrics"]), ("TF-IDF with logistic regression", card["baseline"]["metrics"])):
+        for split in ("validation", "test"):
+            assert f"{split}, {name}" in fitted.said
+            assert f"{metrics[split]['accuracy']:.3f}" in fitted.said
+    archive = f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
+    assert f"{archive} --texts {fitted.folder / 'run' / 'data.csv'}\n" in fitted.said
+    assert "python -m server --model mail\n" in fitted.said
+
+
+def test_the_card_has_all_that_a_card_has_and_speaks_of_texts(fitted: Fitted) -> None:
+    folder = fitted.folder / "mail"
+    card, page = json.loads((folder / "card.json").read_text()), (folder / "README.md").read_text()
+    assert list(card["stages"]) == ["distil", "teacher", "classifier"]
+    assert card["start"]["name"] == "own"
+    assert card["reference"]["labels"] == {"billing": 10, "delivery": 24, "praise": 12}
+    assert card["behaviour"] == []
+    assert "| test, TF-IDF with logistic regression | 5 |" in page
+    assert "It began with `own`, the words of your texts" in page
+    assert (folder / "validation.png").is_file()
+    for said in (page, fitted.said.replace("this project's encoder of English tweets", ""), json.dumps(card)):
+        assert "tweet" not in said.lower()
+        assert "airline" not in said.lower().replace("airline sentiment (crowdflower", "")
+
+
+def test_the_same_command_trains_nothing_twice(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+    stages = [fitted.folder / "run" / stage for stage in ("teacher", "distil", "classifier")]
+    before = [record_of(stage) for stage in stages]
+    kept = TextClassifier.load(fitted.folder / "mail").predict(["my parcel was late"])
+    assert run(*fitted.command) == 0
+    assert capfd.readouterr().out.count("already done") == len(stages)
+    assert [record_of(stage) for stage in stages] == before
+    assert (TextClassifier.load(fitted.folder / "mail").predict(["my parcel was late"]) == kept).all()
+
+
+def test_a_run_is_of_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*fitted.command, "--start", GENERAL) == 1
+    assert "began with --start own" in capfd.readouterr().err
+    other = fitted.folder / "other.csv"
+    other.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
+    assert run(*fitted.command, "--data", other) == 1
+    assert "holds a run on other data or another split" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "stages", "permits"),
+    [
+        ("model", ["classifier", "distil", "teacher", "classifier"], "what its card says"),
+        ("run/general", ["language-model", "distil", "teacher", "classifier"], "what its own source says"),
+    ],
+)
+def test_it_begins_with_a_model_or_a_language_model(
+    fitted: Fitted, toy_run: Path, tmp_path: Path, start: str, stages: list[str], permits: str
+) -> None:
+    """As this project's exported models, and fastai's WikiText-103, are."""
+    options = ("--start", toy_run / start, "--to", tmp_path / "model", "--run", tmp_path / "run")
+    assert run(*fitted.command, *options) == 0
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert [name.split()[-1] for name in card["stages"]][-len(stages) :] == stages
+    assert card["start"]["permits"].startswith(permits)
+
+
+def test_its_data_is_what_the_other_commands_read(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+    data = fitted.folder / "run" / "data.csv"
+    assert read_tweets(data)["split"].value_counts().to_dict() == {"train": 46, "validation": 5, "test": 5}
+    assert run("evaluate", "--data", data, "--split", "test", "--model", fitted.folder / "mail") == 0
+    told = capfd.readouterr()
+    card = json.loads((fitted.folder / "mail" / "card.json").read_text())
+    assert json.loads(told.out) == card["metrics"]["test"]
+    assert told.err == ""
+
+
+def test_the_stages_name_fit_to_whoever_has_a_file_of_their_own(
+    fitted: Fitted, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = fitted.folder / "own.csv"
+    own.write_text("text,label\n" + "hello,good\nbye,bad\n" * 20)
+    for command in ("classifier", "all", "teacher"):
+        assert run(command, "--data", own, "--run", fitted.folder / "other") == 1
+        assert f"python -m training fit --data {own} --text-column" in capfd.readouterr().err
+
+
+def test_no_start_forbids_commercial_use_unnamed(tmp_path: Path) -> None:
+    assert "NO COMMERCIAL USE" not in " ".join(offers(OWN_START)[:2])
+    for model in (GENERAL, MODEL):
+        assert start_named(str(model)).permits.startswith("NO COMMERCIAL USE: it was trained on Twitter US Airline")
+        assert "NO COMMERCIAL USE" in offers(start_named(str(model)))[1]
+
+
+def test_the_baseline_counts_texts_that_share_no_word() -> None:
+    rows = pd.DataFrame({"text": [chr(0x4E00 + 7 * n) * 3 for n in range(30)], "label": ["a", "b"] * 15})
+    assert tfidf.fitted(rows).predict_proba(["x"]).shape == (1, 2)
+    with pytest.raises(TrainingError, match="no words that TF-IDF could count"):
+        tfidf.fitted(rows.assign(text="!"))
+
+
+def test_the_recipe_is_chosen_by_the_number_of_texts() -> None:
+    few, more, many = (recipe_for(texts, 20 * texts) for texts in (500, 5_000, 20_000))
+    assert (few.fine_tunes_teacher, more.fine_tunes_teacher, many.fine_tunes_teacher) == (False, True, True)
+    assert few.settings.classifier.last_two_epochs == 0 < more.settings.classifier.last_two_epochs
+    assert few.settings.distil.pieces > many.settings.distil.pieces
+    assert all(recipe.settings.classifier.made_up_texts == 0 for recipe in (few, more, many))
+    minutes = [
+        expected_minutes(recipe, texts, 20 * texts, 2) for recipe, texts in ((few, 500), (more, 5_000), (many, 20_000))
+    ]
+    assert minutes == sorted(minutes)
+    assert minutes[0] < 10

@@ -1,0 +1,180 @@
+"""A user's file of labelled texts: every format, and every problem told with its line and a way out."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data import copies_of, read_tweets
+from training.errors import TrainingError
+from training.fit_split import keep, with_splits
+from training.fit_table import Columns, read_table
+
+ROWS = [(f"text number {number}, said with care", ("good", "bad")[number % 2]) for number in range(40)]
+
+
+def csv_of(rows: list[tuple[str, str]], delimiter: str = ",") -> str:
+    quoted = [f'"{text}"{delimiter}{label}\n' for text, label in rows]
+    return f"text{delimiter}label\n" + "".join(quoted)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    plain = csv_of(ROWS)
+    lines = "\n".join(json.dumps({"id": 1, "text": text, "label": label}) for text, label in ROWS)
+    table = pd.DataFrame(ROWS, columns=["text", "label"])
+    table.to_parquet(tmp_path / "a.parquet")
+    files = [
+        write(tmp_path, "a.csv", plain),
+        write(tmp_path, "A.CSV", b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode()),
+        write(tmp_path, "semicolons.csv", csv_of(ROWS, ";")),
+        write(tmp_path, "a.tsv", csv_of(ROWS, "\t")),
+        write(tmp_path, "a.csv.gz", gzip.compress(plain.encode())),
+        write(tmp_path, "a.jsonl", lines),
+        write(tmp_path, "a.ndjson.gz", gzip.compress(lines.encode())),
+        tmp_path / "a.parquet",
+    ]
+    for path in files:
+        rows = read_table(path, Columns()).rows
+        assert list(zip(rows["text"], rows["label"], strict=True)) == ROWS, path.name
+        assert rows["line"][0] == (2 if "csv" in path.name.lower() or "tsv" in path.name else 1), path.name
+
+
+def test_labels_of_any_kind_are_strings(tmp_path: Path) -> None:
+    kinds = [0, 1.0, True, " two  words "]
+    lines = [json.dumps({"text": f"text {number}", "label": kinds[number % 4]}) for number in range(40)]
+    rows = read_table(write(tmp_path, "a.jsonl", "\n".join(lines)), Columns()).rows
+    assert list(rows["label"][:4]) == ["0", "1", "true", "two words"]
+
+
+GOOD = csv_of(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", GOOD, "the ending .txt is not known. Expected .csv, .tsv, .jsonl"),
+        ("a.csv", "", "has no first line"),
+        (
+            "a.csv",
+            "review,stars\n" * 40,
+            "has no column `text` and no `label`; its first line has `review`, `stars`. Name the column (--text-column",
+        ),
+        ("a.csv", "text,label,text\n" + "a,b,c\n" * 40, "has more than one column `text`"),
+        ("a.csv", GOOD[: GOOD.index("number 9")], "a.csv: line 11 has a quote that is not closed"),
+        ("a.csv", csv_of(ROWS[:9]), "has 9 rows; at least 30"),
+        (
+            "a.csv",
+            GOOD + '"more, and",good,1\n',
+            "line 42 has 3 fields, where the first line has 2, separated by commas",
+        ),
+        ("a.csv", GOOD + '"",bad\n', "line 42: A row has no text"),
+        ("a.csv", GOOD + "a,\nb, \n", "line 42, 43: 2 rows have no label that can be read"),
+        ("a.csv", GOOD + "a,odd\n", "'odd' line 42. Is it a slip of the pen"),
+        ("a.csv", GOOD.replace(",good", ",bad"), "has one label, 'bad', in all 40 rows"),
+        ("a.csv", GOOD.encode() + b"caf\xe9,bad\n", "line 42 is not UTF-8: byte 0xe9 behind 'caf'. Convert it"),
+        ("a.csv", GOOD.encode("utf-16"), "is UTF-16"),
+        ("a.csv", GOOD + "a\0b,bad\n", "line 42 has a NUL byte"),
+        (
+            "a.csv",
+            GOOD + '"open,bad\nshut,good\nlast",bad\n',
+            "line 42 has a quote that swallows other rows: line 42, 'open,bad'",
+        ),
+        (
+            "a.csv",
+            GOOD + 'said "no" twice,bad\n' + '"x"y,bad\n',
+            "line 43 has a quote that is not closed, or one within",
+        ),
+        ("a.csv", GOOD + "a" * 20_001 + ",bad\n", "line 42: A row has a text of more than 20,000 characters"),
+        ("a.csv.gz", b"no gzip", "does not unpack"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', "line 2 is not JSON"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "line 2 is list; expected a JSON object"),
+        ("a.jsonl", '{"text": "a", "stars": 1}\n', "line 1 has no `label`; it has `text`, `stars`"),
+        ("a.jsonl", '{"text": 1, "label": "b"}\n' * 40, "line 1, 2, 3, 4, 5 and 35 more: 40 rows have no text"),
+        ("a.jsonl", '{"text": "\\ud800", "label": "b"}\n' * 40, "40 rows have a NUL character or half of a surrogate"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n' * 40, "40 rows have no label that can be read"),
+        ("a.parquet", b"PAR1", "does not read as Parquet"),
+        ("a.csv", csv_of([(f"t {n}", f"l{n // 3}") for n in range(900)]), "has 300 different labels, for example"),
+    ],
+)
+def test_a_problem_is_told_with_its_line_and_a_way_out(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(TrainingError) as told:
+        read_table(write(tmp_path, name, content), Columns())
+    assert message in str(told.value)
+
+
+def test_what_stands_in_nobodys_way_is_a_warning(tmp_path: Path) -> None:
+    rows = [*ROWS * 2, ("The same!", "good"), ("the same", "bad"), *((f"x {n}", "Good ") for n in range(5))]
+    few, alike, different = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
+    assert "'Good' 5" in few
+    assert "'Good' and 'good'" in alike
+    assert different.startswith(
+        "2 rows are copies of a text (by letters and digits) whose copies have different labels"
+    )
+    assert "line 82, 83" in different
+
+
+def test_one_column_is_not_both(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="expected different columns"):
+        read_table(write(tmp_path, "a.csv", GOOD), Columns("text", "text"))
+
+
+def test_a_text_that_only_looks_like_rows_is_a_text(tmp_path: Path) -> None:
+    poem = 'Roses, good\nViolets, blue\nand "quoted", too\r\nthe end'
+    content = csv_of(ROWS) + '"' + poem.replace('"', '""') + '",good\n'
+    assert read_table(write(tmp_path, "a.csv", content), Columns()).rows["text"].iloc[-1] == poem
+
+
+def test_the_split_is_stratified_and_keeps_copies_together() -> None:
+    rows = pd.DataFrame(
+        [(f"text {n % 500}{'!' * (n // 500)}", "common" if n % 500 < 450 else "rare") for n in range(800)],
+        columns=["text", "label"],
+    ).assign(line=0)
+    split = with_splits(rows)
+    assert with_splits(rows)["split"].equals(split["split"]), "it is seeded"
+    assert split.groupby(copies_of(split["text"]))["split"].nunique().max() == 1
+    texts = split.drop_duplicates("text")[:500]
+    for label, count in (("common", 45), ("rare", 5)):
+        found = texts[texts["label"] == label]["split"].value_counts()
+        assert (found["validation"], found["test"]) == (count, count), label
+
+
+def test_a_files_own_splits_are_kept(tmp_path: Path) -> None:
+    names = ["Train", "training", "train", "dev", "test"]
+    lines = [
+        json.dumps({"text": f"t {n}", "label": str(n // 5 % 2), "fold": names[n % 5], "x": None}) for n in range(50)
+    ]
+    table = read_table(write(tmp_path, "a.jsonl", "\n".join(lines)), Columns(split="fold"))
+    assert list(with_splits(table.rows)["split"][:5]) == ["train", "train", "train", "validation", "test"]
+    without = table.rows[table.rows["split"] != "validation"]
+    assert set(with_splits(without)["split"]) == {"train", "validation", "test"}
+    with pytest.raises(TrainingError, match="another split than train, training"):
+        read_table(write(tmp_path, "b.jsonl", "\n".join(lines).replace("dev", "fold 1")), Columns(split="fold"))
+    with pytest.raises(TrainingError, match="no text with the label '1'"):
+        with_splits(table.rows[(table.rows["label"] == "0") | (table.rows["split"] == "test")])
+
+
+@settings(max_examples=15)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=30, max_size=40))
+def test_what_a_run_keeps_reads_back_to_the_letter(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    texts = [text if text.strip() else "blank" for text in texts]
+    folder = tmp_path_factory.mktemp("run")
+    rows = pd.DataFrame({"text": texts, "label": "NA", "split": "train", "line": 1})
+    kept = keep(rows, write(folder, "a.csv", "x"), {}, folder)
+    read = read_tweets(kept)
+    assert list(read["text"]) == texts
+    assert set(read["label"]) == {"NA"}
+    assert set(read["split"]) == {"train"}
+    with pytest.raises(TrainingError, match="holds a run on other data"):
+        keep(rows.assign(label="other"), folder / "a.csv", {}, folder)
