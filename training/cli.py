@@ -645,8 +645,8 @@ def _to_archive(
         print(f"{name} against float32: {difference}.")
     if choice.sample.made_up:
         print(
-            f"That is an estimate, on texts {choice.sample.source}: on real texts, the largest difference was up to "
-            f"{ESTIMATES_FACTOR} times as much. Measure it on yours: --texts FILE."
+            f"That is an estimate, on texts {choice.sample.source}: on real texts, the largest difference can be "
+            f"{ESTIMATES_FACTOR} times as much. To know it, measure it on texts of yours: --texts FILE."
         )
     else:
         print(f"Measured on texts of {choice.sample.source}.")

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_sample(path: Path, column: str) -> Sample:
     if ending == ".parquet" and not packing:
         texts: Iterable[str] = _parquet(path, column)
     elif ending in (".csv", ".tsv"):
-        texts = _table(path, packing, column, "\t" if ending == ".tsv" else ",")
+        texts = _table(path, packing, column, "\t" if ending == ".tsv" else ",;\t|")
     elif ending in (".jsonl", ".ndjson", ".json"):
         texts = _json_lines(path, packing, column)
     elif ending in (".txt", ""):
@@ -119,7 +120,7 @@ def _lines(path: Path, packing: str) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise TrainingError(f"--texts {path}, line {number}: expected UTF-8 ({error.reason}).") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise TrainingError(f"--texts {path}: expected a whole {packing} file: {error}.") from error
 
 
@@ -132,8 +133,11 @@ def _opened(path: Path, packing: str) -> BinaryIO | gzip.GzipFile | lzma.LZMAFil
     return path.open("rb")
 
 
-def _table(path: Path, packing: str, column: str, delimiter: str) -> Iterator[str]:
+def _table(path: Path, packing: str, column: str, delimiters: str) -> Iterator[str]:
+    """The delimiter is the first one that finds the column in the file's first line; otherwise the first of all."""
     csv.field_size_limit(LONGEST_FIELD)
+    _, header = next(_lines(path, packing), (1, ""))
+    delimiter = next((one for one in delimiters if column in next(csv.reader([header], delimiter=one))), delimiters[0])
     rows = csv.reader((line for _, line in _lines(path, packing)), delimiter=delimiter)
     try:
         names = next(rows, [])

@@ -33,6 +33,7 @@ from torch import nn
 
 from handler import exported
 from handler.classifier import TextClassifier
+from handler.engine import GRAPH_FILE
 from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
@@ -42,10 +43,12 @@ from training.data import read_tweets
 from training.errors import TrainingError
 from training.evaluate import figures
 from training.export import export_file, export_learner
+from training.graph import to_onnx
 from training.probes import probes
 
 TOLERANCE = 1e-5
 NEAR = 0.03
+FINE_NEAR = 0.005
 LENGTHS = [1, 2, 3, 10, 71, 72, 73, 143, 144, 145, 500, 1439, 1440, 1441, 1511, 1512, 1513, 1583, 1584, 1999, 2000]
 
 
@@ -159,6 +162,10 @@ def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: P
     shutil.unpack_archive(tmp_path / "int8.mar", tmp_path / "int8", "zip")
     in_int8 = TextClassifier.load_archived(tmp_path / "int8" / MODEL_FOLDER, threads=1).predict(texts)
     np.testing.assert_allclose(in_int8, classifier.predict(texts), rtol=0, atol=NEAR)
+    graph = to_onnx(exported.read(tmp_path), "int8-fine").SerializeToString()
+    (tmp_path / GRAPH_FILE).write_bytes(graph)
+    in_int8_fine = TextClassifier.load_archived(tmp_path, threads=1).predict(texts)
+    np.testing.assert_allclose(in_int8_fine, classifier.predict(texts), rtol=0, atol=FINE_NEAR)
 
 
 @pytest.mark.parametrize("version", ["", "2/0", "2 0", "-1", "../1"])
