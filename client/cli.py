@@ -44,8 +44,9 @@ MAX_LINE_CHARACTERS = 1_000_000
 """Of a line of texts. The server takes 20,000 of a text; a file without line ends must not fill the memory."""
 MAX_DRAIN_S = 86_400.0
 MODELS_TIMEOUT_S = 5.0
+"""How long the server may take to say which models it has, where none is named."""
 MAX_WORDS = 10
-"""Of a text, that `explain` shows, those with the largest weights."""
+"""`explain` shows this many tokens of a text: those with the largest weights."""
 
 T = TypeVar("T")
 
@@ -199,6 +200,12 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=tables.FORMATS, help="if FILE's name does not say it; of standard input, default: csv"
     )
     command.add_argument("--delimiter", type=_delimiter, metavar="D", help="of CSV and TSV: one character, or `tab`")
+    command.add_argument(
+        "--no-quotes",
+        dest="quotes",
+        action="store_false",
+        help="of CSV and TSV: quotes are characters like others, and no cell has a line end or a delimiter in it",
+    )
     command.add_argument("--encoding", type=_encoding, metavar="E", help=f"default: {tables.DEFAULT_ENCODING}")
     command.add_argument(
         "--connections",
@@ -281,7 +288,6 @@ _PREDICT_EXAMPLES = """\
 _SCORE_EXAMPLES = """\
   sentiment score tweets.csv
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
-
   sentiment score export.csv --delimiter ';' --encoding cp1252 --scores
   zcat tweets.csv.gz | sentiment score - > labelled.csv
 
@@ -294,7 +300,8 @@ nothing is kept: all is written at the end.
 _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
 
-Each number says how far the label's probability falls without the word.
+Each number says how far the label's probability, or the number of a regression,
+falls without the word.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -402,7 +409,13 @@ def _management_options(command: argparse.ArgumentParser) -> None:
 
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sample", type=Path, metavar="FILE", help="texts to warm and to compare with, one per line")
+    command.add_argument(
+        "--sample",
+        type=Path,
+        metavar="FILE",
+        help="texts to warm and to compare with, one per line, best such as the model is asked; default: 30 texts "
+        "to an airline",
+    )
     _drain_option(command)
     _url_option(command)
     _management_options(command)
@@ -607,7 +620,7 @@ def _score(options: argparse.Namespace) -> int:
     source = tables.Source(
         path,
         name if from_stdin else str(path),
-        tables.format_of(name if from_stdin else str(path), kind, options.delimiter, options.encoding),
+        tables.format_of(name if from_stdin else str(path), kind, options.delimiter, options.encoding, options.quotes),
         options.text_column,
     )
     if from_stdin or options.output == "-":
@@ -665,7 +678,7 @@ def _binary_stdin() -> IO[bytes]:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _inference(options, None) as asked, _management(options) as managed:
+    with _management(options) as managed, _inference(options, None) as asked:
         found = status(asked, managed)
     print(json.dumps(found.to_json()) if options.json else found)
     return OK if found.reachable else UNREACHABLE
@@ -709,16 +722,22 @@ def _register_model(client: ManagementClient, options: argparse.Namespace) -> No
     if options.workers and not options.force:
         client.check_workers(options.workers)
     settings = client.settings_for_a_new_model()
-    version = client.register(options.archive, replace(settings, workers=options.workers or settings.workers))
+    settings = replace(settings, workers=options.workers or settings.workers)
     try:
+        version = client.register(options.archive, settings)
         client.wait_until_ready(version)
     except BaseException:
-        client.unregister(version)
-        _say(f"Removed version {version} of {client.model}.")
+        try:
+            if (left := client.added(options.archive, set())) is not None:
+                client.unregister(left)
+                _say(f"Removed version {left} of {client.model}.")
+        except ClientError as error:
+            _say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
         raise
     _tell_version(client, version, options.json)
     if not options.json:
         print(one_line(f"Ask it: sentiment predict --model {shlex.quote(client.model)} 'A text'"))
+        print("If the server is restarted, it serves only the models that it is started with.")
 
 
 def _unregister(options: argparse.Namespace) -> int:
@@ -824,7 +843,8 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
         names = client.models()
     except NotAuthorizedError:
         raise
-    except ClientError:  # TorchServe alone does not say them at its inference address; and the command itself may wait
+    except ClientError:
+        # TorchServe without the door lacks this address. If there is no server, the command itself waits for it.
         return inference.MODEL
     if inference.MODEL in names:
         return inference.MODEL

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -96,11 +96,18 @@ class Token:
 
     token: str
     weight: float
-    """How far the label's probability falls without the token."""
+    """How far the label's probability, or the number of a regression, falls without the token. If there are several
+    labels, the sum for all of them."""
 
     start: int
     end: int
     """Where it stands in the text, in characters."""
+
+    weights: Mapping[str, float] | None = None
+    """The weight for each label, if there can be several."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Explanation:
         return [(token.token, token.weight) for token in ordered[:most]]
 
     def to_json(self) -> dict[str, Any]:
-        return self.prediction.to_json() | {"tokens": [asdict(token) for token in self.tokens]}
+        return self.prediction.to_json() | {"tokens": [token.to_json() for token in self.tokens]}
 
 
 class InferenceClient(Client):
@@ -316,4 +323,9 @@ def _prediction(value: Any, answer: Answer) -> Prediction:
 def _token(value: Any) -> Token:
     token = unicode(fields.field(value, "token", str), "'token'")
     weight = number(value.get("weight"), "a token's weight")
-    return Token(token, weight, fields.field(value, "start", int), fields.field(value, "end", int))
+    start, end = fields.field(value, "start", int), fields.field(value, "end", int)
+    if "weights" not in value:
+        return Token(token, weight, start, end)
+    weights = fields.field(value, "weights", dict)
+    by_label = {unicode(label, "a label"): number(found, "a label's weight") for label, found in weights.items()}
+    return Token(token, weight, start, end, by_label)

@@ -109,13 +109,26 @@ def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     found.append(("exported", str(exported.get("at", ""))))
     found.append(("commit", str(exported.get("commit") or "")[:COMMIT_DIGITS]))
     found.append(("command", str(exported.get("command", ""))))
-    found.append(("precision", str(_part(card, "archive").get("precision", ""))))
+    found.append(("precision", _precision(_part(card, "archive"))))
     return [(name, one_line(what)) for name, what in found if what]
 
 
 def _part(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = card.get(name)
     return part if isinstance(part, dict) else {}
+
+
+def _precision(archive: Mapping[str, Any]) -> str:
+    """The archive's precision, with its measured difference from float32 where the card has one."""
+    precision = str(archive.get("precision", ""))
+    difference, texts = _part(_part(archive, "differences"), precision), _part(archive, "texts")
+    try:
+        largest, count = field(difference, "largest", float), field(difference, "texts", int)
+        source = field(texts, "source", str)
+    except UnexpectedAnswerError:
+        return precision
+    kind = "estimated" if texts.get("made_up") is True else "measured"
+    return f"{precision} ({kind}: at most {largest:.4f} from float32; {count:,} texts, {source})"
 
 
 def _accuracy(split: str, figures: object) -> str:

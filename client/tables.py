@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO, cast
 
-from client.columns import Added, Cell, Column
+from client.columns import Added, Cell
 from client.errors import InputError
 from client.journal import Result
 
@@ -58,6 +58,9 @@ class Format:
     encoding: str
     """Of all but Parquet."""
 
+    quotes: bool = True
+    """Whether quotes stand around a cell of CSV and TSV that has a delimiter or a line end in it."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -89,7 +92,13 @@ class Table(Protocol):
         """Write a copy with the columns that are added, and a result for each row."""
 
 
-def format_of(name: str, kind: str | None = None, delimiter: str | None = None, encoding: str | None = None) -> Format:
+def format_of(
+    name: str,
+    kind: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    quotes: bool = True,
+) -> Format:
     """The format that a file's name and the options say.
 
     Raises:
@@ -107,7 +116,9 @@ def format_of(name: str, kind: str | None = None, delimiter: str | None = None, 
         raise InputError(f"--encoding goes with CSV, TSV and JSON lines; {name} is Parquet.")
     if delimiter is not None and kind not in ("csv", "tsv"):
         raise InputError(f"--delimiter goes with CSV and TSV; {name} is {_SHOWN[kind]}.")
-    return Format(kind, delimiter or ("\t" if kind == "tsv" else ","), encoding or DEFAULT_ENCODING)
+    if not quotes and kind not in ("csv", "tsv"):
+        raise InputError(f"--no-quotes goes with CSV and TSV; {name} is {_SHOWN[kind]}.")
+    return Format(kind, delimiter or ("\t" if kind == "tsv" else ","), encoding or DEFAULT_ENCODING, quotes)
 
 
 def check_copy(source: Source, name: str) -> bool:
@@ -250,6 +261,9 @@ class CsvTable(_Text):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         csv.field_size_limit(MAX_CELL_CHARACTERS)
+        self._dialect: dict[str, Any] = {"delimiter": source.format.delimiter}
+        if not source.format.quotes:
+            self._dialect |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
 
     def check(self) -> int:
         with self._open(newline="") as file:
@@ -272,14 +286,14 @@ class CsvTable(_Text):
         end = "\r\n" if start.endswith("\r\n") else "\n"
         with self._open(newline="") as file, self._create(destination, "", compress=compress) as copy:
             rows = self._rows(file)
-            writer = csv.writer(_LineEnds(copy, end), delimiter=self._source.format.delimiter, lineterminator="\r\n")
-            writer.writerow([*next(rows), *(column.name for column in added.columns)])
+            writer = csv.writer(_LineEnds(copy, end), **self._dialect, lineterminator="\r\n")
+            writer.writerow([*next(rows), *(self._cell(column.name) for column in added.columns)])
             for row, result in zip(rows, results, strict=True):
-                writer.writerow([*row, *map(_csv_cell, added.columns, added.cells(result))])
+                writer.writerow([*row, *map(self._cell, added.cells(result))])
 
     def _rows(self, file: TextIO) -> Iterator[list[str]]:
         """The header, then the rows, all of the header's length."""
-        reader = csv.reader(file, strict=True, delimiter=self._source.format.delimiter)
+        reader = csv.reader(file, strict=True, **self._dialect)
         header: list[str] | None = None
         line = 1
         try:
@@ -293,8 +307,33 @@ class CsvTable(_Text):
                 line = reader.line_num + 1
         except csv.Error as error:
             kind = _SHOWN[self._source.format.kind]
+            reason = str(error).replace("\t", "\\t")
+            hint = (
+                " If quotes are characters like others in this file: --no-quotes." if self._source.format.quotes else ""
+            )
             until = f", read until line {reader.line_num}" if reader.line_num > line else ""
-            raise InputError(f"{self._source.name}, line {line}, is not valid {kind}: {error}{until}.") from error
+            raise InputError(
+                f"{self._source.name}, line {line}, is not valid {kind}: {reason}{until}.{hint}"
+            ) from error
+
+    def _cell(self, cell: Cell) -> Cell:
+        """A cell of the results, as the file can hold it.
+
+        Raises:
+            InputError: a label has the character in it that stands between labels.
+        """
+        if isinstance(cell, list):
+            for label in cell:
+                if LABEL_SEPARATOR in label:
+                    raise InputError(
+                        f"The label {label!r} has a {LABEL_SEPARATOR!r}, which stands between the labels of a CSV "
+                        "file. Score JSON lines or Parquet instead."
+                    )
+            cell = LABEL_SEPARATOR.join(cell)
+        if isinstance(cell, str) and not self._source.format.quotes:
+            # Without quotes, a cell cannot have these characters.
+            return cell.translate(dict.fromkeys(map(ord, f"\r\n{self._source.format.delimiter}"), " "))
+        return cell
 
     def _other_delimiter(self) -> str | None:
         with self._open(newline="") as file:
@@ -306,23 +345,6 @@ class CsvTable(_Text):
                     f"With --delimiter {shown} it has one."
                 )
         return None
-
-
-def _csv_cell(column: Column, cell: Cell) -> Cell:
-    """A cell of CSV.
-
-    Raises:
-        InputError: a label has the character in it that stands between labels.
-    """
-    if not isinstance(cell, list):
-        return cell
-    for label in cell:
-        if LABEL_SEPARATOR in label:
-            raise InputError(
-                f"The label {label!r} has a {LABEL_SEPARATOR!r}, which stands between the labels of a CSV file. "
-                "Score JSON lines or Parquet instead."
-            )
-    return LABEL_SEPARATOR.join(cell)
 
 
 class _LineEnds:

@@ -222,10 +222,11 @@ def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: 
                 job.ids.append(classifier.ids(text))
                 length = len(job.ids[-1])
                 tokenized += length
-                least += length * (TOKENIZER_COST + 1 + (length + 1 if job.kind is Kind.EXPLAIN else 0))
+                reads = 1 + (length + 1 if job.kind is Kind.EXPLAIN else 0)
+                least += length * (TOKENIZER_COST + classifier.networks * reads)
                 if least > max_token_reads:
                     raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
-            token_reads = _token_reads([len(ids) for ids in job.ids], job.kind)
+            token_reads = _token_reads([len(ids) for ids in job.ids], job.kind, classifier.networks)
             if token_reads > max_token_reads:
                 raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
             if admitted + token_reads > max_token_reads:
@@ -233,12 +234,12 @@ def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: 
             admitted += token_reads
 
 
-def _token_reads(lengths: Sequence[int], kind: Kind) -> float:
+def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
     """Work for texts of these lengths, in token reads; see `handler.padding.cost` and `TextClassifier.explain`."""
-    token_reads = cost(lengths) + TOKENIZER_COST * sum(lengths)
+    token_reads = cost(lengths)
     if kind is Kind.EXPLAIN:
         token_reads += sum(cost([length] * (length + 1)) for length in lengths)
-    return token_reads
+    return networks * token_reads + TOKENIZER_COST * sum(lengths)
 
 
 def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:

@@ -6,23 +6,17 @@ One text, one answer: a text's probabilities depend neither on its neighbours no
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from handler import exported
-from handler.engine import GRAPH_FILE, Engine
-from handler.exported import Description, Probabilities
+from handler.engine import Engine, graph_file
+from handler.ensemble import joined
+from handler.exported import Description, Network, Probabilities
 from handler.spans import Span
 
 WARM_UP_BATCH: Final = ["of many words " * 20] * 16
 """As many texts as TorchServe hands over at once (`batchSize` in `config.properties`), as long as tweets get: after it
 the engine's memory grows for longer texts only."""
-
-
-class Network(Protocol):
-    """Token ids to probabilities."""
-
-    def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,8 @@ class TextClassifier:
         self.card = model.card
         self.reference = model.reference
         self.unknown_id = model.tokenizer.unknown_id
-        self.seen_tokens = model.config.network.seen_tokens
+        self.networks = len(model.config.members)
+        self.seen_tokens = min(member.network.seen_tokens for member in model.config.members)
         self._backwards = model.config.backwards
         self._tokenizer = model.tokenizer
         self._network = network
@@ -64,7 +59,7 @@ class TextClassifier:
         from handler.network import TextNetwork  # torch, which a worker does without
 
         model = exported.read(folder)
-        return cls(model, TextNetwork.of(model))
+        return cls(model, joined(model.config, list(map(TextNetwork.of, model.members))))
 
     @classmethod
     def load_archived(cls, folder: Path, threads: int) -> "TextClassifier":
@@ -74,7 +69,11 @@ class TextClassifier:
             ExportedModelError: a file is missing, damaged, or does not fit the others.
         """
         model = exported.read_description(folder)
-        return cls(model, Engine(folder / GRAPH_FILE, model.config.network, threads))
+        engines = [
+            Engine(folder / graph_file(index), member.network, threads)
+            for index, member in enumerate(model.config.members)
+        ]
+        return cls(model, joined(model.config, engines))
 
     def warm_up(self) -> None:
         """Do what would make the first texts slower than those after them, and take the memory that they would take."""

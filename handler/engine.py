@@ -35,6 +35,11 @@ PROBABILITIES: Final = "probabilities"
 _ERRORS_ONLY = 3
 
 
+def graph_file(member: int) -> str:
+    """The name of a network's graph in an archive: `network.onnx`, of an ensemble's others `network-2.onnx` and on."""
+    return f"network-{member + 1}.onnx" if member else GRAPH_FILE
+
+
 class Engine:
     """A graph, ready for inference. Keeps nothing from one call to the next.
 

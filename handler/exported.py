@@ -6,11 +6,12 @@ Reading it runs no code from it. Everything is checked before it is used, and wh
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,23 @@ class NetworkConfig:
         return shapes
 
 
+class Network(Protocol):
+    """Token ids to probabilities."""
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
+        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of an ensemble."""
+
+    backwards: bool
+    """As `ModelConfig.backwards`."""
+
+    network: NetworkConfig
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """`config.json`: everything but vocabulary and weights."""
@@ -119,10 +137,32 @@ class ModelConfig:
     value_range: tuple[float, float] | None = None
     """See `Task`; absent from the file where there is none."""
 
+    ensemble: tuple[Member, ...] = ()
+    """More networks, of which the outputs' mean with the first one's is taken; absent from the file where there are
+    none. They share labels, tokenizer and vocabulary."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All networks, the first one too."""
+        return (Member(self.backwards, self.network), *self.ensemble)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights of all networks."""
+        return {
+            prefix_of(index) + name: shape
+            for index, member in enumerate(self.members)
+            for name, shape in member.network.tensor_shapes().items()
+        }
+
     @property
     def predicts(self) -> Task:
         """What the network's outputs mean."""
         return Task(self.labels, self.task, self.thresholds, self.value_range)
+
+
+def prefix_of(member: int) -> str:
+    """What stands before the names of a network's weights: nothing for the first one."""
+    return f"ensemble.{member}." if member else ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +198,17 @@ class Description:
 @dataclass(frozen=True)
 class ExportedModel(Description):
     weights: dict[str, npt.NDArray[Any]]
-    """By name, as `NetworkConfig.tensor_shapes` has them; float32, or float16 where that loses nothing."""
+    """By name, as `ModelConfig.tensor_shapes` has them; float32, or float16 where that loses nothing."""
+
+    @property
+    def members(self) -> tuple["ExportedModel", ...]:
+        """A model for each network of an ensemble; the model itself, if it is none."""
+        return tuple(self._member(index, member) for index, member in enumerate(self.config.members))
+
+    def _member(self, index: int, member: Member) -> "ExportedModel":
+        config = replace(self.config, backwards=member.backwards, network=member.network, ensemble=())
+        names = {name: prefix_of(index) + name for name in member.network.tensor_shapes()}
+        return replace(self, config=config, weights={name: self.weights[full] for name, full in names.items()})
 
 
 def read(folder: Path) -> ExportedModel:
@@ -275,6 +325,12 @@ def _check(model: Description, folder: Path) -> None:
             f"the network {network.vocabulary_size} embeddings."
         )
     _check_task(config, folder / CONFIG_FILE)
+    sizes = {(member.network.vocabulary_size, member.network.head_sizes[-1]) for member in config.members}
+    if len(sizes) > 1:
+        raise ExportedModelError(
+            f"{folder / CONFIG_FILE}: the networks of the ensemble differ in the size of their vocabulary or in the "
+            f"number of their outputs."
+        )
     for name, texts in ((CONFIG_FILE, config.labels), (VOCABULARY_FILE, filter(None, model.vocabulary))):
         for text in texts:
             if not is_unicode(text):
@@ -317,7 +373,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_weights(model: ExportedModel, folder: Path) -> None:
-    expected = model.config.network.tensor_shapes()
+    expected = model.config.tensor_shapes()
     found = {name: value.shape for name, value in model.weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -351,12 +407,21 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
                 parts[name] = tuple(parts[name])
         parts["tokenizer"] = _tokenizer_from_json(parts["tokenizer"])
         parts["network"] = NetworkConfig(**_tuples(parts["network"]))
+        if "ensemble" in parts:
+            parts["ensemble"] = tuple(map(_member_from_json, parts["ensemble"]))
     except KeyError as error:
         raise ExportedModelError(f"{path}: {error} is missing.") from error
     except TypeError as error:
         raise ExportedModelError(f"{path}: {error}.") from error
-    _check_sizes(parts["network"], path)
-    return ModelConfig(**parts)
+    config = ModelConfig(**parts)
+    for member in config.members:
+        _check_sizes(member.network, path)
+    return config
+
+
+def _member_from_json(value: object) -> Member:
+    parts = _tuples(value)
+    return Member(**parts | {"network": NetworkConfig(**_tuples(parts.get("network")))})
 
 
 def _tokenizer_from_json(value: object) -> TokenizerConfig:

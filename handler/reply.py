@@ -61,7 +61,7 @@ def prediction(outputs: npt.NDArray[np.float32], task: Task) -> dict[str, Any]:
         outputs: of the network, (C,).
     """
     if task.name == "regression":
-        return {"value": _value(outputs[0])}
+        return {"value": _value(float(outputs[0]))}
     scores = {label: round(float(p), SCORE_DIGITS) for label, p in zip(task.labels, outputs, strict=True)}
     labels = [task.labels[index] for index in task.predicted(outputs)]
     if task.name == "multi-label":
@@ -69,9 +69,10 @@ def prediction(outputs: npt.NDArray[np.float32], task: Task) -> dict[str, Any]:
     return {"label": labels[0], "score": scores[labels[0]], "scores": scores}
 
 
-def _value(value: np.float32) -> float:
-    """With the digits that float32 has: 3.14, not 3.140000104904175."""
-    return float(str(np.float32(value)))
+def _value(value: float) -> float:
+    """With six significant digits: 3.14, not 3.140000104904175. Where float32 ends, a text's neighbours in a batch may
+    change a digit."""
+    return float(f"{value:.{SCORE_DIGITS}g}")
 
 
 def explained(prediction: dict[str, Any], explanation: Explanation, task: Task) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def explained(prediction: dict[str, Any], explanation: Explanation, task: Task) 
 
 def _token(token: str, weights: Sequence[float], span: Span, labels: Sequence[str], task: Task) -> dict[str, Any]:
     """Of several labels, the weight is the sum, and `weights` has each."""
-    total = _value(np.float32(weights[0])) if task.name == "regression" else round(sum(weights), SCORE_DIGITS)
+    total = _value(weights[0]) if task.name == "regression" else round(sum(weights), SCORE_DIGITS)
     described = {"token": token, "weight": total}
     if labels:
         rows = zip(labels, weights, strict=True)

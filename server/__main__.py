@@ -217,7 +217,7 @@ Ready.
 {addresses}
 
 Try it:
-  curl {url}/predictions/{models[0]} -H 'Content-Type: text/plain' -d 'Thank you for the great flight!'
+  curl {url}/predictions/{models[0]} -H 'Content-Type: text/plain' -d 'A text to classify'
 
 Ctrl-C stops it."""
 

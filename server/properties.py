@@ -215,13 +215,13 @@ class Properties:
         bound = {} if workers is None else {"minWorkers": workers, "maxWorkers": workers}
         configured = self._model_settings()
         first = next((versions for versions in configured.values() if versions), {})
-        settings: dict[str, dict[str, Any]] = {}
+        settings = {name: dict(versions) for name, versions in configured.items()}
         for name, version, file in models:
             versions = configured.get(name) or first
             found = versions.get(version) or next(iter(versions.values()), {})
             own = {} if bound.keys() & found.keys() else bound
             settings.setdefault(name, {})[version] = found | own | {"marName": file}
-        return json.dumps(configured | settings)
+        return json.dumps(settings)
 
     def _model_settings(self) -> dict[str, dict[str, dict[str, Any]]]:
         """

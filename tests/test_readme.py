@@ -142,7 +142,7 @@ def test_every_training_command_runs(
         done = capfd.readouterr().out.count(": already done")
         stage_of_all = "runs/texts" in command and command[0] not in {"all", "export"}
         assert done == stage_of_all, "stage by stage is the same as `all`"
-    for made in ("model_store/sentiment/config.json", "model_store/sentiment.mar", "model_store/my_model.mar"):
+    for made in ("model_store/sentiment/config.json", "model_store/sentiment.mar", "model_store/reviews.mar"):
         assert (tmp_path / made).is_file(), made
 
 
@@ -180,6 +180,7 @@ def test_the_error_table_is_the_codes() -> None:
 def test_links_lead_somewhere() -> None:
     for page in (
         ROOT / "README.md",
+        ROOT / "docs" / "tutorial.md",
         ROOT / "model_store" / "README.md",
         ROOT / "training" / "README.md",
         ROOT / "handler" / "METRICS.md",

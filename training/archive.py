@@ -9,27 +9,33 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from handler import exported
-from handler.classifier import TextClassifier
-from handler.engine import GRAPH_FILE, Engine
+from handler.engine import graph_file
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
-from training.graph import PRECISIONS, Precision, to_onnx
-from training.probes import probes
+from training.graph import Precision, to_onnx
+from training.precision import Choice, choose, forced
+from training.sample import Sample, made_up
 
 HANDLER = Path(__file__).parent.parent / "handler"
 
 
-def archive(model: Path, destination: Path, version: str, precision: Precision) -> None:
+def archive(
+    model: Path, destination: Path, version: str, precision: Precision | None = None, sample: Sample | None = None
+) -> Choice:
     """Write `destination` (`NAME.mar`), whose name is the model's name in TorchServe.
 
     Args:
         model: an exported model's folder.
         version: letters, digits, points, hyphens and underscores, like the model's name: they stand in addresses.
-        precision: of the network in the archive.
+        precision: of the network in the archive; None: see `training.precision.choose`.
+        sample: the texts that decide on it; made up of the vocabulary where there are none. A precision that is given
+            is measured only where they are, too.
+
+    Returns:
+        The precision, and what was measured, as in the archive's card.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
@@ -40,14 +46,16 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
             raise TrainingError(f"{option} {name!r}: expected letters, digits, points, hyphens and underscores.")
     source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)
+    choice = forced(source, precision, sample) if precision else choose(source, sample or made_up(source))
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:
         content = Path(workspace, "content")
         # `network.py` is the reference, which needs torch.
         left_out = shutil.ignore_patterns("__pycache__", "service.py", "network.py", "*.md")
         shutil.copytree(HANDLER, content / "handler", ignore=left_out)
-        card = source.card | {"archive": {"precision": precision, "identity": exported.identity(model)}}
+        card = source.card | {"archive": choice.to_json() | {"identity": exported.identity(model)}}
         exported.write_description(replace(source, card=card), content / MODEL_FOLDER)
-        onnx.save(to_onnx(source, precision), content / MODEL_FOLDER / GRAPH_FILE)
+        for index, member in enumerate(source.members):
+            onnx.save(to_onnx(member, choice.precision), content / MODEL_FOLDER / graph_file(index))
         command = [
             sys.executable,
             "-c",
@@ -63,20 +71,4 @@ def archive(model: Path, destination: Path, version: str, precision: Precision) 
         if result.returncode != 0:
             raise TrainingError(f"torch-model-archiver failed:\n{result.stderr}")
         os.replace(Path(workspace, destination.name), destination)
-
-
-def rounding_error(model: Path) -> float:
-    """How far int8 is from float32: the largest difference in a probability, over the texts of `training.probes`.
-
-    Raises:
-        ExportedModelError: `model` is not an exported model.
-    """
-    source = exported.read(model)
-    texts = probes(source)
-    with tempfile.TemporaryDirectory() as workspace:
-        answers = {}
-        for precision in PRECISIONS:
-            graph = Path(workspace, f"{precision}.onnx")
-            onnx.save(to_onnx(source, precision), graph)
-            answers[precision] = TextClassifier(source, Engine(graph, source.config.network, threads=1)).predict(texts)
-    return float(np.abs(answers["int8"] - answers["float32"]).max())
+    return choice

@@ -11,14 +11,14 @@ from typing import Any
 
 from handler.exported import CARD_FILE, ExportedModelError, read_description
 from training.errors import TrainingError
-from training.graph import PRECISIONS
+from training.graph import PRECISIONS, Precision
+from training.precision import ESTIMATES_FACTOR, FAR_OFF, holds
+from training.sample import Sample, made_up, read_sample, sample_of
 from training.settings import MINILM, MPNET, PRESET_HELP, PRESETS, WT103, Settings, with_changes
 from training.splits import SPLITS
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
-FAR_OFF = 0.03
-"""In a probability: what int8 may differ by from float32 without a warning."""
 
 RECIPES = {
     "run": "as the run's own stages are",
@@ -55,8 +55,8 @@ examples:
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
     python -m training behaviour
   a fastai text classifier of your own (learner.export made the file):
-    python -m training export --learner my_learner.pkl --to my_model
-    python -m training archive --model my_model --to model_store/my_model.mar
+    python -m training export --learner my_learner.pkl --to model_store/reviews
+    python -m training archive --model model_store/reviews --to model_store/reviews.mar
 """
 
 
@@ -154,7 +154,14 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _url_options(command)
 
     command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
-    command.add_argument("--learner", type=Path, metavar="FILE", help="a fastai learner's export; default: the run's")
+    command.add_argument(
+        "--learner",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="a fastai learner's export; give two, such as a forward and a backward one, for a model that answers with "
+        "the mean of their probabilities (default: the run's)",
+    )
     command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
     command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
     command.add_argument(
@@ -182,9 +189,19 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     command.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default=PRECISIONS[0],
-        help="of the network's weights in the archive: int8 is a quarter the size and several times as fast, "
-        "float32 the reference's own answers (default: %(default)s)",
+        help="of the network in the archive: int8 is a quarter the size of float32 and several times as fast; "
+        "int8-fine has finer scales and takes about twice int8's time; float32 is the reference's own answers "
+        f"(default: the first of them that differs from float32 by {FAR_OFF} in a probability at most)",
+    )
+    command.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="measure int8 against float32 on these texts, such as yours: .csv, .tsv, .jsonl, .parquet, or .txt with "
+        "one text a line (default: an estimate on texts made up of the vocabulary's words)",
+    )
+    command.add_argument(
+        "--text-column", default="text", metavar="NAME", help="the texts' column in that file (default: %(default)s)"
     )
     return parser
 
@@ -377,8 +394,8 @@ def _all(options: argparse.Namespace) -> None:
             "--labelled-texts are for the distillation of a language model: give --texts or --general, too."
         )
     tweets = read_tweets(options.data)
-    for split in ("train", "validation"):
-        labelled(tweets, split)
+    labelled(tweets, "train")
+    validation = labelled(tweets, "validation")["text"]
     check_made_up_texts(settings.classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
@@ -396,8 +413,7 @@ def _all(options: argparse.Namespace) -> None:
     options.stage, options.learner = "classifier", None
     _classifier(options)
     _export(options)
-    options.model, options.to, options.version, options.precision = options.to, None, "1.0", PRECISIONS[0]
-    _archive(options)
+    _to_archive(options.to, _archive_of(options.to), "1.0", None, sample_of(validation, "the validation split"))
 
 
 def _unpack(options: argparse.Namespace) -> Path:
@@ -575,7 +591,8 @@ def _behaviour(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from training.export import export_file
 
-    export_file(options.learner, options.run, options.data, _notes(options), options.to, options.stage)
+    learner, *others = options.learner or [None]
+    export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
     print(f"Exported to {options.to}")
 
 
@@ -599,19 +616,44 @@ def _reference(options: argparse.Namespace) -> None:
 
 
 def _archive(options: argparse.Namespace) -> None:
-    from training.archive import archive, rounding_error
-
-    # The folder's own name, whatever points it has in it, and if it is given as `.`, too.
-    destination = options.to or Path(os.path.normpath(options.model / ".." / f"{options.model.resolve().name}.mar"))
+    destination = options.to or _archive_of(options.model)
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
-    archive(options.model, destination, options.version, options.precision)
-    print(f"Archived as {destination} ({destination.stat().st_size / 1e6:.1f} MB)")
-    if options.precision == "int8":
-        error = rounding_error(options.model)
-        print(f"int8 differs from float32 by {error:.3f} in a probability at most, on texts made of the vocabulary.")
-        if error > FAR_OFF:
-            print(
-                f"warning: that is more than {FAR_OFF}. Measure it on texts of yours, or take --precision float32.",
-                file=sys.stderr,
-            )
+    sample = read_sample(options.texts, options.text_column) if options.texts else None
+    if sample is None and options.precision:
+        sample = made_up(read_description(options.model))
+    _to_archive(options.model, destination, options.version, options.precision, sample)
+
+
+def _archive_of(model: Path) -> Path:
+    # The folder's own name, whatever points it has in it, and if it is given as `.`, too.
+    return Path(os.path.normpath(model / ".." / f"{model.resolve().name}.mar"))
+
+
+def _to_archive(
+    model: Path, destination: Path, version: str, precision: Precision | None, sample: Sample | None
+) -> None:
+    """Archive a model, and say in which precision, why, and what was measured."""
+    from training.archive import archive
+
+    choice = archive(model, destination, version, precision, sample)
+    size = destination.stat().st_size / 1e6
+    print(f"Archived as {destination} ({size:.1f} MB) in {choice.precision}: {choice.reason}.")
+    if choice.sample is None:
+        return
+    for name, difference in choice.differences.items():
+        print(f"{name} against float32: {difference}.")
+    if choice.sample.made_up:
+        print(
+            f"That is an estimate, on texts {choice.sample.source}: on real texts, the largest difference was up to "
+            f"{ESTIMATES_FACTOR} times as much. Measure it on yours: --texts FILE."
+        )
+    else:
+        print(f"Measured on texts of {choice.sample.source}.")
+    measured = choice.differences.get(choice.precision)
+    if measured is not None and not holds(measured, choice.sample):
+        print(
+            f"warning: {choice.precision} may differ by more than {FAR_OFF} in a probability. Without --precision, "
+            f"archive chooses another one.",
+            file=sys.stderr,
+        )

@@ -49,6 +49,7 @@ from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
+from training.ensemble import joined
 from training.errors import TrainingError
 from training.evaluate import behaviour_of, evaluate, model_answer
 from training.learner_file import Missing, read_learner
@@ -104,6 +105,7 @@ def export_file(
     notes: str,
     folder: Path,
     stage: str = "classifier",
+    others: Sequence[Path] = (),
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a learner's file, or where there is none the run's, with its card.
@@ -116,6 +118,7 @@ def export_file(
         notes: see `training.card.card_of_run`.
         folder: where the exported model goes.
         stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
+        others: more learners' files, for an ensemble: see `training.ensemble`.
         more: other entries of the card.
 
     Raises:
@@ -133,10 +136,7 @@ def export_file(
     else:
         card = new_card(notes)
     card |= more or {}
-    if not learner_file.is_file():
-        raise TrainingError(f"No file at {learner_file}; expected what fastai's `Learner.export` wrote.")
-    card["exported"]["learner_sha256"] = sha256_of(learner_file)
-    model = export_learner(read_learner(learner_file), card)
+    model = _model_of([learner_file, *others], card)
     if csv is not None and model.config.task != "single-label":
         raise TrainingError(
             f"--data measures single-label models, and this one is for {model.config.task}. Leave --data out."
@@ -165,6 +165,23 @@ def export_file(
             (folder / optional).unlink(missing_ok=True)
         for file in sorted(new.iterdir()):
             os.replace(file, folder / file.name)
+
+
+def _model_of(files: Sequence[Path], card: dict[str, Any]) -> ExportedModel:
+    """The exported model of a learner's file, or of an ensemble of several, with their hashes in its card."""
+    for file in files:
+        if not file.is_file():
+            raise TrainingError(f"No file at {file}; expected what fastai's `Learner.export` wrote.")
+    first, *others = map(sha256_of, files)
+    card["exported"]["learner_sha256"] = first
+    if others:
+        card["exported"]["other_learners_sha256"] = others
+    learners = list(map(read_learner, files))
+    model = joined([export_learner(learner, card) for learner in learners], list(map(str, files)))
+    if others:  # whose vocabulary is another now
+        for learner, member in zip(learners, model.members, strict=True):
+            prove(learner, member)
+    return model
 
 
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:

@@ -8,9 +8,16 @@ always have the bounds of what the others can be: an embedding the table's own; 
 those two. An LSTM's entries are units of it whose cells begin far from 0 and stay there. Then all scales are constants,
 and a text has the same answer in any batch and alone.
 
+`int8-fine` is for networks that lose too much by that rounding, most of which is that of the embeddings and of the
+states. Here every embedding has a scale of its own, and embeddings and states are rounded to 14 bits: two digits of 7
+bits, each of which is multiplied with the same 8-bit matrix. ONNX Runtime has no LSTM of that kind, so each step is a
+handful of operators in a `Scan`. All scales are constants or belong to one token, and sums of whole numbers are exact,
+so here, too, a text has the same answer in any batch and alone.
+
 The head, a thousandth of the work, stays in float32.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -22,12 +29,19 @@ from handler.engine import IDS, LENGTHS, PROBABILITIES, STARTS
 from handler.exported import ExportedModel, NetworkConfig
 from handler.task import Task
 
-Precision = Literal["int8", "float32"]
+Precision = Literal["int8", "int8-fine", "float32"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 LSTM_BITS: Final = 7
 """Not 8: processors without VNNI instructions add products of 8-bit numbers in pairs in 16 bits, which overflow. With
 7 bits the sums are the same on every processor."""
+
+DIGIT: Final = 128
+"""The base of the two digits of `int8-fine`. From -64 to 64, they are stored as 0 to 128, so that the sum of two
+products with 8-bit numbers, 2 x 128 x 127, fits into 16 bits (see `LSTM_BITS`)."""
+
+FINE: Final = 63 * DIGIT + 63
+"""The largest number of two digits."""
 
 FAR: Final = 30.0
 """A cell's value, and a gate's bias, whose tanh and sigmoid are 1 in float32."""
@@ -47,7 +61,7 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     network = model.config.network
     weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
     graph = Graph()
-    lstms = {"int8": _int8_lstms, "float32": _float32_lstms}[precision]
+    lstms = {"int8": _int8_lstms, "int8-fine": _fine_lstms, "float32": _float32_lstms}[precision]
     x = _pooled(graph, lstms(graph, network, weights))
     blocks = len(network.head_sizes) - 1
     for index in range(blocks):
@@ -139,7 +153,7 @@ def _int8_lstm(
     for part, name, columns in (("W", "weight_ih_l0", inputs), ("R", "weight_hh_l0", width)):
         matrix = _filled(_onnx_gates(weights[f"{prefix}.{name}"]), width)
         matrix = np.pad(matrix, [(0, 0), (0, columns - matrix.shape[1])])
-        numbers, scales = _quantized(matrix)
+        numbers, scales = _quantized(matrix, LSTM_BITS)
         constants.append(graph.constant(f"{prefix}.{part}", numbers.T[None]))
         zero = graph.constant(f"{prefix}.{part}.zero", np.zeros((1, 4 * width), np.int8))
         quantization += [graph.constant(f"{prefix}.{part}.scales", scales.T), zero]
@@ -157,6 +171,80 @@ def _int8_lstm(
         domain=MICROSOFT,
     )
     return graph.add("Squeeze", x, graph.integers(1))
+
+
+def _fine_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
+    """From ids to the last LSTM's outputs, (T, B, E)."""
+    embedding = weights["embedding.weight"]
+    scales = _row_scales(embedding, FINE)
+    numbers = graph.constant("embedding", np.rint(embedding / scales).astype(np.int16))
+    x = graph.add("Cast", graph.add("Gather", numbers, IDS), to=TensorProto.FLOAT)
+    scale = graph.add("Gather", graph.constant("embedding.scales", scales), IDS)  # (T, B, 1)
+    texts = graph.add("Shape", IDS, start=1)
+    for index, (_, outputs) in enumerate(network.lstm_sizes):
+        prefix = f"lstm.{index}"
+        matrix = _onnx_gates(weights[f"{prefix}.weight_ih_l0"])
+        bias = sum(_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]) for part in ("ih", "hh"))
+        high, low = _digits(graph, x)
+        if index == 0:
+            gates = _fine_product(graph, f"{prefix}.W", matrix, high, low, scale=1)
+            gates = graph.add("Mul", gates, scale)
+        else:
+            gates = _fine_product(graph, f"{prefix}.W", matrix, high, low, scale=1 / FINE)
+        gates = graph.add("Add", gates, graph.constant(f"{prefix}.bias", np.asarray(bias, np.float32)))
+        state = graph.add("ConstantOfShape", graph.add("Concat", texts, graph.integers(outputs), axis=0))
+        step = _fine_step(prefix, _onnx_gates(weights[f"{prefix}.weight_hh_l0"]))
+        x = graph.scan(step, state, state, gates)
+        if index < network.layers - 1:
+            x = graph.add("Mul", x, graph.constant("fine", np.float32(FINE)))
+    return x
+
+
+def _fine_step(prefix: str, matrix: Array) -> onnx.GraphProto:
+    """A step of an LSTM: the state, (B, H), the cell, (B, H), and the inputs' part of the gates, (B, 4 H), to the next
+    state, the next cell and the output, which is the state."""
+    step = Graph(f"{prefix}.")
+    outputs = matrix.shape[1]
+    numbers, scales = _quantized(matrix, 8)
+    high, low = _digits(step, step.add("Mul", "state", step.constant("fine", np.float32(FINE))))
+    # Both digits in one product: for a text alone, most of the time goes into reading the matrix.
+    both = step.add("Concat", high, low, axis=0)
+    sums = _times(step, both, step.constant("R", numbers.T), step.constant("R.scales", scales[:, 0] / np.float32(FINE)))
+    high, low = step.split(sums, axis=0, num_outputs=2)
+    z = step.add("Add", step.add("Mul", high, step.constant("digit", np.float32(DIGIT))), low)
+    z = step.add("Add", z, "gates")
+    gates, candidate = step.split(z, step.constant("three", np.array([3 * outputs, outputs])), axis=1)
+    i, o, f = step.split(step.add("Sigmoid", gates), axis=1, num_outputs=3)
+    kept, new = step.add("Mul", f, "cell"), step.add("Mul", i, step.add("Tanh", candidate))
+    cell = step.add("Add", kept, new)
+    state = step.add("Mul", o, step.add("Tanh", cell))
+    return step.body(prefix, ["state", "cell", "gates"], [state, cell, step.add("Identity", state)])
+
+
+def _fine_product(graph: "Graph", name: str, matrix: Array, high: str, low: str, scale: float) -> str:
+    """Inputs in two digits, each (T, B, K), times a matrix, (N, K), and a scale: (T, B, N)."""
+    numbers, scales = _quantized(matrix, 8)
+    constant = graph.constant(name, numbers.T)
+    products = [
+        _times(graph, digit, constant, graph.constant(f"{name}.scales.{unit}", scales[:, 0] * np.float32(unit * scale)))
+        for digit, unit in ((high, DIGIT), (low, 1))
+    ]
+    return graph.add("Add", *products)
+
+
+def _times(graph: "Graph", digits: str, matrix: str, scales: str) -> str:
+    """The product of digits, (..., K), and a matrix, (K, N), times a scale for each column, in float32."""
+    one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
+    return graph.add("MatMulIntegerToFloat", digits, matrix, one, scales, zero, domain=MICROSOFT)
+
+
+def _digits(graph: "Graph", x: str) -> tuple[str, str]:
+    """Numbers of at most FINE, in two digits: x is about DIGIT times the first and once the second."""
+    one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
+    digit = graph.constant("digit", np.float32(DIGIT))
+    high = graph.add("QuantizeLinear", x, digit, zero)
+    rest = graph.add("Sub", x, graph.add("DequantizeLinear", high, digit, zero))
+    return high, graph.add("QuantizeLinear", rest, one, zero)
 
 
 def _pooled(graph: "Graph", x: str) -> str:
@@ -201,18 +289,23 @@ def _onnx_gates(rows: Array) -> Array:
     return np.concatenate([i, o, f, c])
 
 
-def _quantized(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def _quantized(weight: Array, bits: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Whole numbers, (rows, columns), and a scale for each row, (rows, 1), whose product is near the weight."""
-    largest = 2 ** (LSTM_BITS - 1) - 1
-    scales = np.abs(weight).max(axis=1, keepdims=True) / largest
-    scales = np.where(scales == 0, 1, scales).astype(np.float32)
+    scales = _row_scales(weight, 2 ** (bits - 1) - 1)
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-class Graph:
-    """Nodes and constants as they are added."""
+def _row_scales(weight: Array, largest: int) -> npt.NDArray[np.float32]:
+    """(rows, 1): each row's numbers are at most `largest` times its scale."""
+    scales = np.abs(weight).max(axis=1, keepdims=True) / largest
+    return np.where(scales == 0, 1, scales).astype(np.float32)
 
-    def __init__(self) -> None:
+
+class Graph:
+    """Nodes and constants as they are added; the nodes of a graph within another need a prefix of their own."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
@@ -229,9 +322,33 @@ class Graph:
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node with one output; returns its name."""
-        output = output or f"{operator}.{len(self._nodes)}"
+        output = output or self._name(operator)
         self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
+
+    def split(self, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a Split into as many parts as `num_outputs` says, or else two; returns their names."""
+        outputs = [f"{self._name('Split')}.{part}" for part in range(attributes.get("num_outputs", 2))]
+        self._nodes.append(helper.make_node("Split", inputs, outputs, **attributes))
+        return outputs
+
+    def scan(self, step: onnx.GraphProto, *inputs: str) -> str:
+        """Add a Scan over the last input, after the first values of two states; returns the name of its outputs."""
+        name = self._name("Scan")
+        outputs = [f"{name}.state", f"{name}.cell", name]
+        self._nodes.append(helper.make_node("Scan", inputs, outputs, body=step, num_scan_inputs=1))
+        return name
+
+    def _name(self, operator: str) -> str:
+        return f"{self._prefix}{operator}.{len(self._nodes)}"
+
+    def body(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
+        """The graph as the body of a Scan, which finds the types of the outputs itself."""
+        ins, outs = (
+            [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
+            for values in (inputs, outputs)
+        )
+        return helper.make_graph(self._nodes, name, ins, outs, list(self._constants.values()))
 
     def model(self, labels: int) -> onnx.ModelProto:
         graph = helper.make_graph(

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
 from client.management import ManagementClient, Settings
+from client.status import facts
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, error, scripted
 from tests.paths import ROOT
@@ -150,3 +152,22 @@ def test_the_settings_of_a_first_model_are_those_of_the_configuration() -> None:
         ("responseTimeout", settings.response_timeout_s),
     ]:
         assert re.search(rf'"{name}": (\d+)', text).group(1) == str(value)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("archive", "said"),
+    [
+        ({"precision": "float32"}, "float32"),
+        (
+            {
+                "precision": "int8",
+                "texts": {"source": "reviews.csv", "made_up": False},
+                "differences": {"int8": {"largest": 0.0173, "texts": 2000}},
+            },
+            "int8 (measured: at most 0.0173 from float32; 2,000 texts, reviews.csv)",
+        ),
+        ({"precision": "int8", "texts": [], "differences": {"int8": {"largest": "?"}}}, "int8"),
+    ],
+)
+def test_a_cards_precision_has_its_measured_difference(archive: dict[str, Any], said: str) -> None:
+    assert ("precision", said) in facts({"archive": archive})

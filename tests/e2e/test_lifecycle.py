@@ -257,11 +257,32 @@ def test_there_is_a_worker_for_each_core_and_none_has_pytorch(
     assert server.stop() == 0
 
 
-def test_two_servers_on_one_machine(project: Project, tmp_path: Path, mar: Path, server: Server) -> None:
+def test_two_servers_on_one_machine_one_with_two_models(
+    project: Project, tmp_path: Path, mar: Path, server: Server
+) -> None:
     """`server` runs meanwhile; the second has ports of its own and shares nothing with it."""
-    second = Server(project)
+    models = [f"--model={model}" for model in ("reviews=sentiment.mar", "sentiment")]
+    second = Server(project, [sys.executable, "-m", "server", "--config", str(project.config), *models])
     second.wait_for(READY)
-    assert post(project, "one") == post(server.project, "two") == 200
+    for model in ("reviews", "sentiment"):
+        path = f"/predictions/{model}"
+        assert f"  inference   {project.inference}{path}" in second.log
+        assert requests.post(project.inference + path, data=b"one", headers=TEXT, timeout=60).status_code == 200
+        [described] = requests.get(f"{project.management}/models/{model}", timeout=10).json()
+        settings = [described[name] for name in ("batchSize", "maxBatchDelay", "responseTimeout", "minWorkers")]
+        assert settings == [16, 1, 15, len(os.sched_getaffinity(0))], (
+            "as the configuration has them for its first model"
+        )
+    assert requests.get(f"{project.inference}/v2/models", timeout=10).json() == {
+        "models": ["reviews", "sentiment"],
+        "versions": [
+            {"name": name, "version": "1.0", "default": True, "state": "READY"} for name in ("reviews", "sentiment")
+        ],
+    }
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["one"]}
+    reply = requests.post(f"{project.inference}/v2/models/reviews/infer", json={"inputs": [tensor]}, timeout=60)
+    assert reply.json()["model_name"] == "reviews"
+    assert post(server.project, "two") == 200
     assert second.stop() == 0
     assert post(server.project, "still here") == 200
 
@@ -295,6 +316,23 @@ def test_a_missing_archive_is_a_clear_error(project: Project) -> None:
     result = run_server(project)
     assert result.returncode == 1
     assert "sentiment.mar; `make archive MODEL=model_store/sentiment` builds it" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (["reviews"], "reviews.mar; `make archive MODEL=model_store/reviews` builds it"),
+        (["a=sentiment.mar", "a=sentiment.mar"], "there are two models of the name a; expected one"),
+        (["a/b=sentiment.mar"], "--model a/b=sentiment.mar: expected NAME or NAME=FILE"),
+        (["reviews="], "--model reviews=: expected NAME or NAME=FILE"),
+    ],
+)
+def test_a_model_that_cannot_be_is_a_clear_error(project: Project, models: list[str], message: str) -> None:
+    arguments = [f"--model={model}" for model in models]
+    result = run_module("server", "--config", str(project.config), *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_model_that_does_not_load_is_told_and_ended(tmp_path: Path, mar: Path) -> None:
@@ -339,6 +377,46 @@ def test_workers_scale_through_the_management_api(project: Project) -> None:
     processes = server.processes()
     assert server.stop() == 0
     assert gone(processes)
+
+
+MAKE_SERVE = [
+    ((), "server --config config.properties"),
+    (("NAME=reviews",), "server --config config.properties --model reviews"),
+    (("MODEL=model_store/reviews/",), "server --config config.properties --model reviews"),
+    (("NAME=sentiment reviews",), "server --config config.properties --model sentiment --model reviews"),
+    (("LEARNER=a.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "served"), MAKE_SERVE, ids=lambda case: " ".join(case) or "none")
+def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...], served: str) -> None:
+    """On a machine whose environment has a NAME, as Windows' Linux has."""
+    command = ["make", "--dry-run", "serve", *arguments]
+    environment = os.environ | {"NAME": "machine", "MODEL": "machine"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1].rstrip().endswith(f"-m {served}")
+    exported = "training export --learner 'a.pkl' --to 'model_store/reviews'"
+    assert (exported in result.stdout) == ("LEARNER=a.pkl" in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("LEARNER=missing.pkl", "NAME=reviews"),
+            "no file at missing.pkl; expected what fastai's learner.export wrote",
+        ),
+        (("LEARNER=README.md",), "the model needs one name: make serve LEARNER=README.md NAME=reviews"),
+        (("LEARNER=README.md", "NAME=a b"), "the model needs one name"),
+        (("LEARNER=README.md", "NAME=general"), "model_store/general came with this project; expected another NAME"),
+    ],
+)
+def test_make_serve_says_what_is_wrong_before_it_installs_anything(arguments: tuple[str, ...], message: str) -> None:
+    command = ["make", "serve", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stdout == ""
 
 
 def test_make_serve_is_up_again_without_installing_or_building(project: Project) -> None:

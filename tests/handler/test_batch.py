@@ -127,6 +127,7 @@ class CountedTexts:
     def __init__(self, classifier: TextClassifier) -> None:
         self._classifier = classifier
         self.task = classifier.task
+        self.networks = classifier.networks
         self.tokenized: list[str] = []
 
     def ids(self, text: str) -> list[int]:
@@ -211,6 +212,7 @@ class ManyLabels:
     def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
         self._classifier = classifier
         self.task = Task(labels)
+        self.networks = classifier.networks
         self.texts = 0
         """That were tokenized."""
 
@@ -331,6 +333,7 @@ class Defective:
     def __init__(self, classifier: TextClassifier, step: str) -> None:
         self._classifier, self._step = classifier, step
         self.task = classifier.task
+        self.networks = classifier.networks
         self._word = "secret"
 
     def ids(self, text: str) -> list[int]:

@@ -1,8 +1,10 @@
 """A person's way from typing to the highlighted answer."""
 
+import csv
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,3 +206,53 @@ def test_each_model_has_its_place(page: Page, server: Server) -> None:
     page.goto("/?model=batched")
     expect(page.get_by_role("heading", level=1)).to_have_text("batched")
     expect(page).to_have_title("batched: text classifier")
+
+
+WORDS = [
+    {"token": "good", "weight": 2.5, "start": 0, "end": 4},
+    {"token": "crew", "weight": -0.25, "start": 5, "end": 9},
+]
+TASKS = [
+    (
+        {"labels": ["crew", "delay"], "scores": {"crew": 0.9, "delay": 0.6, "food": 0.1}},
+        "crew, delay",
+        3,
+        "crew, delay",
+    ),
+    ({"labels": [], "scores": {"crew": 0.2, "delay": 0.3}}, "No label", 2, "delay"),
+    ({"value": -3.5}, "-3.5", 0, "a higher value"),
+]
+
+
+@pytest.mark.parametrize(("prediction", "title", "bars", "subject"), TASKS)
+def test_a_model_that_predicts_several_labels_or_a_number_is_shown(
+    page: Page, prediction: dict[str, Any], title: str, bars: int, subject: str
+) -> None:
+    """The replies are those that handler/openapi.yaml describes; the tests' server has no such model."""
+    page.route("**/predictions/*", lambda route: route.fulfill(json=predicted_for(route, prediction)))
+    page.route("**/explanations/*", lambda route: route.fulfill(json=prediction | {"tokens": WORDS}))
+    classify(page, "good crew")
+    expect(page.locator("#verdict")).to_have_text(title)
+    assert page.locator("#bars li:visible").count() == bars
+    assert page.locator("#bars li.best").count() == len(prediction.get("labels", []))
+    expect(page.locator("#why-key")).to_have_text(f"for and against {subject}")
+    expect(page.locator("#sides")).to_contain_text(f"For {subject}")
+    page.get_by_role("tab", name="Many texts").click()
+    page.get_by_label("Texts, one a line").fill("good crew\ngood crew")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#table tbody tr").nth(1)).to_contain_text("" if title == "No label" else title)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    with Path(download.value.path()).open(encoding="utf-8-sig", newline="") as file:
+        head, first, *_ = csv.reader(file)
+    scores = prediction.get("scores", {})
+    column = "labels" if scores else "value"
+    assert head == ["text", column, *(f"score: {label}" for label in scores), "problem"]
+    cell = "; ".join(prediction["labels"]) if scores else "-3.5"
+    assert first == ["good crew", cell, *map(str, scores.values()), ""]
+
+
+def predicted_for(route: Route, prediction: dict[str, Any]) -> Any:
+    """The prediction, for each text of the request."""
+    is_list = route.request.headers["content-type"] == "application/json"
+    return [prediction] * len(json.loads(route.request.post_data or "")) if is_list else prediction

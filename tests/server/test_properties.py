@@ -215,3 +215,32 @@ def test_paths_are_relative_to_the_folder_of_the_file_itself(tmp_path: Path) -> 
     write(tmp_path / "real", "")
     (tmp_path / "link.properties").symlink_to(tmp_path / "real" / "config.properties")
     assert Properties.read(tmp_path / "link.properties").model_store == tmp_path / "real" / "model_store"
+
+
+def test_other_models_take_the_place_of_the_configurations(tmp_path: Path) -> None:
+    properties = write(tmp_path, "load_models=all\na=1\n").with_models(["reviews", "films=reviews-2.mar"])
+    assert properties.models == {"reviews=reviews.mar": "reviews.mar", "films=reviews-2.mar": "reviews-2.mar"}
+    assert properties.values["a"] == "1"
+
+
+@pytest.mark.parametrize(
+    "entries", [[""], ["="], ["a="], ["=a.mar"], ["a,b"], ["a b"], ["é"], ["a/b"], ["a", "a=b.mar"]]
+)
+def test_a_malformed_model_is_refused(tmp_path: Path, entries: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"--model .*expected"):
+        write(tmp_path, "").with_models(entries)
+
+
+def test_every_model_has_settings(tmp_path: Path) -> None:
+    first = {"1.0": {"marName": "a.mar", "batchSize": 16}, "2.0": {"marName": "a-2.mar", "batchSize": 8}}
+    configured = {"a": first, "b": {"1.0": {"marName": "b.mar", "minWorkers": 3}}}
+    properties = write(tmp_path, f"models={json.dumps(configured)}\n")
+    models = [("a", "2.0", "a-2.mar"), ("a", "3.0", "a-3.mar"), ("b", "1.0", "b.mar"), ("c", "1.0", "c.mar")]
+    settings = json.loads(properties.settings_of(models))
+    assert settings["a"] == first | {"3.0": {"marName": "a-3.mar", "batchSize": 16}}
+    assert settings["b"] == configured["b"]
+    assert settings["c"] == {"1.0": {"marName": "c.mar", "batchSize": 16}}
+    bounded = json.loads(properties.settings_of(models, workers=1))
+    assert bounded["c"]["1.0"] == {"marName": "c.mar", "batchSize": 16, "minWorkers": 1, "maxWorkers": 1}
+    assert bounded["b"]["1.0"]["minWorkers"] == 3, "the user's own number counts"
+    assert json.loads(write(tmp_path, "").settings_of([("c", "1.0", "c.mar")])) == {"c": {"1.0": {"marName": "c.mar"}}}

@@ -68,7 +68,7 @@ BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
 TOLERANCE = 1e-5
 CLEAR = 0.03
 """In a probability."""
-TRAIN, CHOOSE, MEASURE = 1_000, 300, 300
+TRAIN, CHOOSE, MEASURE = 600, 300, 300
 """Texts to train on, for `archive --texts`, and to measure."""
 PREDICTED = 20
 """Texts of those to measure that fastai predicts, one at a time."""
@@ -84,7 +84,7 @@ class Kind:
 
     name: str
     learner: Callable[[Rows, Path], Any]
-    """Train it; a path stands for a learner's file that is there already."""
+    """Train it, or a list of learners to export together. A path stands for a file that is there already."""
     rows: Callable[[Rows], Rows] = field(default=lambda rows: rows)
     """The labelled texts of this kind."""
 
@@ -115,7 +115,7 @@ class Outcome:
 
 def few(rows: Rows) -> Rows:
     """For a learner that takes long to train."""
-    return rows[:600]
+    return rows[:450]
 
 
 def two_labels(rows: Rows) -> Rows:
@@ -152,7 +152,7 @@ def long_texts(rows: Rows) -> Rows:
     for label, group in rows.groupby("label"):
         texts = list(group["text"])
         joined += [(" ".join(texts[start : start + 40]), label) for start in range(0, len(texts) - 39, 10)]
-    return pd.DataFrame(joined, columns=["text", "label"]).sample(300, random_state=1)
+    return pd.DataFrame(joined, columns=["text", "label"]).sample(240, random_state=1)
 
 
 def with_a_title(rows: Rows) -> Rows:
@@ -204,6 +204,10 @@ def trained(
     if epochs:
         learner.fit_one_cycle(epochs, 1e-2)
     return learner
+
+
+def forward_and_backward(rows: Rows, folder: Path) -> Any:
+    return [trained(rows, folder), trained(rows, folder, block={"backwards": True}, backwards=True)]
 
 
 def from_a_csv(rows: Rows, folder: Path) -> Any:
@@ -361,6 +365,7 @@ KINDS = (
         long_texts,
     ),
     Kind("`backwards=True`", partial(trained, block={"backwards": True}, backwards=True)),
+    Kind("forward and backward, exported together", forward_and_backward),
     Kind("frozen but for its head", partial(trained, unfrozen=False)),
     Kind("not trained", partial(trained, epochs=0)),
     Kind("labels with spaces, quotes, `\\` and tags", trained, partial(relabelled, LONG_NAMES)),
@@ -417,25 +422,29 @@ def outcome_of(kind: Kind, table: Rows, folder: Path) -> Outcome:
     torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):  # fastai's progress
         made = kind.learner(train, folder)
-    file = made if isinstance(made, Path) else folder / "learner.pkl"
-    if file != made:
-        made.export(file)
-    return outcome_of_file(file, list(choose["text"]), list(measure["text"]), folder)
+    files = []
+    for number, each in enumerate(made if isinstance(made, list) else [made]):
+        files.append(each if isinstance(each, Path) else folder / f"learner{number}.pkl")
+        if not isinstance(each, Path):
+            each.export(files[-1])
+    return outcome_of_files(files, list(choose["text"]), list(measure["text"]), folder)
 
 
-def outcome_of_file(file: Path, choose: Sequence[str], texts: Sequence[str], folder: Path) -> Outcome:
+def outcome_of_files(files: Sequence[Path], choose: Sequence[str], texts: Sequence[str], folder: Path) -> Outcome:
     """
     Args:
+        files: of learners that are exported together.
         choose: texts for `archive --texts`.
         texts: texts to measure on.
     """
     model, mar = folder / "model", folder / "model.mar"
-    code, told = training("export", "--learner", str(file), "--to", str(model))
+    options = [option for file in files for option in ("--learner", str(file))]
+    code, told = training("export", *options, "--to", str(model))
     if code:
         return Outcome(refused=told.replace(f"{folder}/", "").removeprefix("error: ").strip())
     classifier = TextClassifier.load(model)
-    learner = read_learner(file)
-    exported = max(difference(fastais(learner, text), classifier.predict([text])[0]) for text in texts[:PREDICTED])
+    learners = [read_learner(file) for file in files]
+    exported = max(difference(fastais(learners, text), classifier.predict([text])[0]) for text in texts[:PREDICTED])
     assert exported <= TOLERANCE, f"the exported model differs from fastai's predict by {exported}"
     (folder / "choose.txt").write_text("\n".join(" ".join(text.split()) for text in choose) + "\n", encoding="utf-8")
     code, told = training("archive", "--model", str(model), "--to", str(mar), "--texts", str(folder / "choose.txt"))
@@ -477,9 +486,13 @@ def training(*arguments: str) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-def fastais(learner: Any, text: str) -> Any:
-    with learner.no_bar(), learner.no_logging():
-        return learner.predict(text)[2].float().numpy()
+def fastais(learners: Sequence[Any], text: str) -> Any:
+    """The mean of the learners' predictions."""
+    outputs = []
+    for learner in learners:
+        with learner.no_bar(), learner.no_logging():
+            outputs.append(learner.predict(text)[2].float().numpy())
+    return np.mean(outputs, axis=0)
 
 
 def difference(one: Any, other: Any) -> float:

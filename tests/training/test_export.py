@@ -58,7 +58,8 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
 
     Args:
         labels: what the texts have, in turn: a label each or, with `target`, what that block takes.
-        options: `target` is the block of the target; the others are of `text_classifier_learner`.
+        options: `target` is the block of the target, `fewest` how often a word is in the texts that the vocabulary has;
+            the others are of `text_classifier_learner`.
     """
     from fastai.text.all import (
         AWD_LSTM,
@@ -74,11 +75,12 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
     backwards = options.pop("backwards", False)
     block = options.pop("block", {})
     target = options.pop("target", CategoryBlock)
+    fewest = options.pop("fewest", 1)
     sizes = {"emb_sz": 12, "n_hid": 20, "n_layers": 2} | options.pop("sizes", {})
     table = pd.DataFrame({"text": toy_texts()})
     table["label"] = [labels[index % len(labels)] for index in table.index]
     data = DataBlock(
-        blocks=(TextBlock.from_df("text", min_freq=1, backwards=backwards, n_workers=1, **block), target),
+        blocks=(TextBlock.from_df("text", min_freq=fewest, backwards=backwards, n_workers=1, **block), target),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
     ).dataloaders(table, bs=8)

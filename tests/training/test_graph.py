@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from onnx import TensorProto
 
 from handler import exported
 from handler.classifier import TextClassifier
@@ -16,10 +17,11 @@ from handler.network import TextNetwork
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
-from training.graph import LSTM_BITS, Precision, to_onnx
+from training.graph import DIGIT, LSTM_BITS, PRECISIONS, Precision, to_onnx
 
 SAME = 1e-5
 NEAR = 0.03
+FINE_NEAR = 0.01
 ACCURACY_LOST = 0.002
 
 
@@ -54,7 +56,8 @@ def test_float32_is_the_reference(classifier: TextClassifier, tmp_path: Path) ->
     archived = TextClassifier.load_archived(tmp_path / "model", threads=1)
     texts = list(read_tweets(TOY_TWEETS)["text"])
     np.testing.assert_allclose(archived.predict(texts), classifier.predict(texts), rtol=0, atol=SAME)
-    assert archived.card["archive"] == {"precision": "float32", "identity": exported.identity(MODEL)}
+    identity = exported.identity(MODEL)
+    assert archived.card["archive"] == {"precision": "float32", "reason": "as asked for", "identity": identity}
 
 
 def test_the_archive_is_a_quarter_of_the_fp32_weights(mar: Path) -> None:
@@ -62,14 +65,41 @@ def test_the_archive_is_a_quarter_of_the_fp32_weights(mar: Path) -> None:
     assert mar.stat().st_size <= 4 * parameters / 4
 
 
-def test_a_row_of_zeros_stays_zeros(toy_run: Path, tmp_path: Path) -> None:
+def test_int8_fine_is_near_where_a_few_embeddings_are_large(tmp_path: Path) -> None:
+    """They set int8's one scale for all."""
+    model = exported.read(MODEL)
+    embedding = model.weights["embedding.weight"] = model.weights["embedding.weight"].astype(np.float32)
+    embedding[[2_000, 9_000, 15_000]] *= 30
+    expected = TextClassifier(model, engine(model, "float32", tmp_path))
+    ids = [expected.ids(text) for text in read_tweets(TOY_TWEETS)["text"]]
+    largest = {
+        precision: np.abs(engine(model, precision, tmp_path).probabilities(ids) - expected.probabilities(ids)).max()
+        for precision in PRECISIONS
+    }
+    assert largest["int8"] > NEAR
+    assert largest["int8-fine"] < FINE_NEAR
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-fine"])
+def test_a_texts_answer_is_bit_for_bit_the_same_alone_and_in_any_batch(precision: Precision, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    engine_ = engine(exported.read(MODEL), precision, tmp_path)
+    ids = [generator.integers(2, 20_000, length).tolist() for length in [1, 2, 3, *generator.integers(4, 90, 30)]]
+    alone = np.concatenate([engine_.probabilities([row]) for row in ids])
+    for _ in range(3):
+        order = generator.permutation(len(ids))[: generator.integers(2, len(ids) + 1)]
+        np.testing.assert_array_equal(engine_.probabilities([ids[place] for place in order]), alone[order])
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-fine"])
+def test_a_row_of_zeros_stays_zeros(precision: Precision, toy_run: Path, tmp_path: Path) -> None:
     """Its largest entry is no scale to divide by."""
     model = exported.read(toy_run / "model")
     model.weights["embedding.weight"][5] = 0
     model.weights["lstm.0.weight_hh_l0"][:] = 0
     ids = [[2, 5, 5, 5, 7]]
     expected = TextNetwork.of(model).probabilities(ids)
-    found = engine(model, "int8", tmp_path).probabilities(ids)
+    found = engine(model, precision, tmp_path).probabilities(ids)
     np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
 
 
@@ -81,6 +111,16 @@ def test_no_sum_of_two_products_overflows_16_bits() -> None:
     for matrix in matrices:
         assert np.abs(matrix.astype(int)).max() == 2 ** (LSTM_BITS - 1) - 1
         assert np.iinfo(np.int16).max >= 2 * 255 * (2 ** (LSTM_BITS - 1) - 1)
+
+
+def test_no_sum_of_two_products_of_int8_fine_overflows_16_bits() -> None:
+    graph = to_onnx(exported.read(MODEL), "int8-fine").graph
+    steps = [node.attribute[0].g for node in graph.node if node.op_type == "Scan"]
+    matrices = [value for part in (graph, *steps) for value in part.initializer if value.data_type == TensorProto.INT8]
+    assert len(matrices) == 2 * exported.read(MODEL).config.network.layers
+    for matrix in matrices:
+        largest = int(np.abs(onnx.numpy_helper.to_array(matrix).astype(int)).max())
+        assert np.iinfo(np.int16).max >= 2 * DIGIT * largest
 
 
 @pytest.mark.parametrize("length", [1, 2, 71, 72, 73, 1440, 1441, 1512, 1513, 5_000])

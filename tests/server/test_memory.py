@@ -1,0 +1,61 @@
+"""For how many workers there is memory, from the files of a container's limits."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from server import memory
+from tests.k8s.rendered import K8S
+from tests.paths import ROOT
+
+ALL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, ALL),
+        ({"memory.max": "max\n"}, ALL),
+        ({"memory.max": "1000000\n"}, 1_000_000),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, ALL),
+        ({"memory/memory.limit_in_bytes": "1000000\n"}, 1_000_000),
+    ],
+)
+def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert memory.available(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("models", "cores", "memory_bytes", "expected"),
+    [
+        (1, 2, 24_000_000_000, 2),
+        (1, 2, 2 << 30, 2),  # k8s/base
+        (1, 1, 1400 << 20, 1),  # k8s/overlays/local
+        (2, 2, 2 << 30, 1),
+        (2, 2, 3 << 30, 2),
+        (5, 16, 64_000_000_000, 16),
+        (5, 16, 16_000_000_000, 7),
+        (5, 2, 1_000_000_000, 1),
+    ],
+)
+def test_each_model_has_a_worker_for_each_core_where_there_is_memory(
+    models: int, cores: int, memory_bytes: int, expected: int
+) -> None:
+    assert memory.workers([10_000_000] * models, cores, memory_bytes) == expected
+
+
+def test_the_numbers_are_those_of_the_manifests_table() -> None:
+    rows = dict(
+        re.findall(r"^\| ([^|]+) \| ([0-9]+) \|", (K8S / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    archive_bytes = 10_000_000
+    assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + archive_bytes)
+    parts = ["Java's heap", "Java's buffers outside the heap", "the rest of Java", "the door"]
+    rest = sum(int(rows[part]) for part in [*parts, "the server, and the workers' parent processes"])
+    assert rest * 1_000_000 == memory.REST_BYTES
+    assert "-Xmx256m" in (ROOT / "config.properties").read_text(encoding="utf-8")

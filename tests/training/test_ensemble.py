@@ -1,0 +1,135 @@
+"""A forward and a backward learner in one archive: the mean of fastai's own predictions."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastai.text.all import SpacyTokenizer
+
+from handler import batch, exported
+from handler.classifier import TextClassifier
+from handler.exported import ExportedModelError
+from handler.limits import Limits
+from handler.service import MODEL_FOLDER
+from tests.training.test_export import (
+    LENGTHS,
+    NEAR,
+    TOLERANCE,
+    make_learner,
+    predict_alone,
+    texts_of_lengths,
+    toy_texts,
+)
+from tests.training.test_stages import run
+from training.archive import archive
+from training.errors import TrainingError
+from training.export import export_file
+from training.graph import Precision
+from training.sample import sample_of
+
+TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:10]), "zzyzx unheard-of"]
+
+
+@pytest.fixture(scope="module")
+def learners() -> list[Any]:
+    """Of other sizes, other chunks and other vocabularies: the second one knows the commoner words alone."""
+    return [
+        make_learner(),
+        make_learner(backwards=True, sizes={"emb_sz": 8, "n_layers": 3}, seq_len=50, max_len=100, fewest=2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(learners: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ensemble")
+    for name, learner in zip(("forward.pkl", "backward.pkl"), learners, strict=True):
+        learner.export(folder / name)
+    options = ("--learner", folder / "forward.pkl", "--learner", folder / "backward.pkl", "--to", folder / "model")
+    assert run("export", *options) == 0
+    return folder
+
+
+def means(learners: list[Any]) -> np.ndarray:
+    return np.array([np.mean([predict_alone(learner, text).numpy() for learner in learners], axis=0) for text in TEXTS])
+
+
+def test_the_answers_are_the_means_of_fastais(learners: list[Any], folder: Path) -> None:
+    first, second = (set(learner.dls.vocab[0]) for learner in learners)
+    assert first > second, "the test is about different vocabularies, too"
+    expected = means(learners)
+    classifier = TextClassifier.load(folder / "model")
+    np.testing.assert_allclose(classifier.predict(TEXTS), expected, rtol=0, atol=TOLERANCE)
+    alone = np.concatenate([classifier.predict([text]) for text in TEXTS])
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_the_order_of_the_learners_changes_nothing(learners: list[Any], folder: Path, tmp_path: Path) -> None:
+    export_file(folder / "backward.pkl", tmp_path, None, "", tmp_path / "model", others=[folder / "forward.pkl"])
+    found = TextClassifier.load(tmp_path / "model").predict(TEXTS)
+    np.testing.assert_allclose(found, means(learners), rtol=0, atol=TOLERANCE)
+
+
+def test_the_archive_has_both_networks(learners: list[Any], folder: Path, tmp_path: Path) -> None:
+    tolerances: dict[Precision, float] = {"float32": TOLERANCE, "int8": NEAR}
+    for precision, tolerance in tolerances.items():
+        choice = archive(folder / "model", tmp_path / "it.mar", "1.0", precision, sample_of(TEXTS, "the test"))
+        assert precision == "float32" or choice.differences[precision].largest <= NEAR
+        shutil.unpack_archive(tmp_path / "it.mar", tmp_path / precision, "zip")
+        archived = TextClassifier.load_archived(tmp_path / precision / MODEL_FOLDER, threads=1)
+        np.testing.assert_allclose(archived.predict(TEXTS), means(learners), rtol=0, atol=tolerance)
+
+
+def test_both_networks_are_work(folder: Path) -> None:
+    """A request has half the room for tokens that it has with one network."""
+    classifier = TextClassifier.load(folder / "model")
+    limits = Limits(max_token_reads=100)
+    statuses = []
+    for words in (10, 35, 60):
+        jobs = batch.read([({"body": ("late again " * (words // 2)).encode()}, {"content-type": "text/plain"})], limits)
+        batch.infer(jobs, classifier, limits)
+        statuses.append(jobs[0].error is None)
+    assert statuses == [True, False, False]
+
+
+def test_a_token_of_an_ensemble_is_explained(folder: Path) -> None:
+    classifier = TextClassifier.load(folder / "model")
+    explanation = classifier.explain("late again")
+    ids = classifier.ids("late again")
+    place = explanation.tokens.index("late")
+    occluded = [*ids[:place], classifier.unknown_id, *ids[place + 1 :]]
+    fall = (classifier.probabilities([ids]) - classifier.probabilities([occluded]))[0, explanation.outputs[0]]
+    assert explanation.weights[place] == pytest.approx((fall,), abs=TOLERANCE)
+
+
+def test_the_card_names_both_files(folder: Path) -> None:
+    card = json.loads((folder / "model" / "card.json").read_text())
+    assert len({card["exported"]["learner_sha256"], *card["exported"]["other_learners_sha256"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"labels": ["no", "yes"]}, r"labels \(\('negative', 'neutral', 'positive'\) and \('no', 'yes'\)\)"),
+        ({"block": {"tok": SpacyTokenizer("de")}}, "tokenizer"),
+    ],
+    ids=["labels", "tokenizer"],
+)
+def test_learners_that_do_not_go_together_are_refused(
+    folder: Path, tmp_path: Path, options: dict[str, Any], part: str
+) -> None:
+    make_learner(**options).export(tmp_path / "other.pkl")
+    with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so that"):
+        export_file(folder / "forward.pkl", tmp_path, None, "", tmp_path / "model", others=[tmp_path / "other.pkl"])
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_network_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["ensemble"][0]["network"]["vocabulary_size"] += 1
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportedModelError, match="the networks of the ensemble differ"):
+        exported.read(model)
