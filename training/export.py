@@ -247,6 +247,9 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
             f"The encoder is {type(encoder.module).__name__}; only fastai's AWD_LSTM is exported. Train with "
             f"`text_classifier_learner(dls, AWD_LSTM)`."
         )
+    recurrences = [getattr(layer, "module", layer) for layer in encoder.module.rnns]
+    if strangers := [type(each).__name__ for each in recurrences if type(each) is not nn.LSTM]:
+        raise TrainingError(f"The encoder has {', '.join(strangers)}; expected LSTM layers and nothing else.")
     if encoder.module.n_dir != 1:
         raise TrainingError(
             "The encoder is bidirectional. fastai carries its backward state from one chunk of a text to the "

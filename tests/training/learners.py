@@ -266,6 +266,19 @@ class Transformer(nn.Module):
         return outputs
 
 
+class OtherRecurrence(nn.Module):
+    """A recurrent layer that is no LSTM, such as the QRNN of fastai 1, which fastai 2 no longer has."""
+
+    def forward(self, inputs: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        return inputs.cumsum(1), state
+
+
+def with_another_recurrence(rows: Rows, folder: Path) -> Any:
+    learner = trained(rows, folder, epochs=0, sizes={"n_layers": 1})
+    learner.model[0].module.rnns[0] = OtherRecurrence()
+    return learner
+
+
 def shout_less(text: str) -> str:
     return text.replace("!", ".")
 
@@ -390,6 +403,7 @@ KINDS = (
     Kind("fastai 2.7.13, from a notebook", partial(there_already, LEARNERS / "fastai-2.7.13-notebook.pkl")),
     Kind("written on Windows", partial(there_already, LEARNERS / "windows.pkl")),
     Kind("bidirectional (`bidir=True`)", partial(trained, sizes={"bidir": True}, epochs=1)),
+    Kind("another recurrence than LSTM (QRNN)", with_another_recurrence),
     Kind("a transformer in a `TextLearner`", another_architecture),
     Kind("a language model", language_model),
     Kind("weights that `learner.save` wrote", something_else),
