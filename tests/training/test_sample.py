@@ -34,7 +34,7 @@ JSON_LINES = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXT
         ("a.CSV", b"\xef\xbb\xbf" + csv_of(",")),
         ("a.tsv", csv_of("\t")),
         ("a.csv", csv_of(";")),
-        ("a.csv.gz", gzip.compress(csv_of(","))),
+        ("a.csv.gz", gzip.compress(csv_of(","), mtime=0)),
         ("a.jsonl", JSON_LINES),
         ("a.ndjson.xz", lzma.compress(JSON_LINES)),
         ("a.jsonl", "\n".join(map(json.dumps, TEXTS)).encode()),

@@ -131,7 +131,6 @@ class OwnLoss(nn.Module):
         (MULTI_LABEL | {"y_range": (0, 1)}, "The head has SigmoidRange"),
         ({"target": RegressionBlock(n_out=2), "labels": [[1.0, 2.0]]}, "predicts 2 numbers; .* Train a model for each"),
     ],
-    ids=str,
 )
 def test_a_refusal_leads_to_no_wrong_model(options: dict[str, Any], message: str) -> None:
     """The loss and the target's block must mean the same. What a refusal advises goes with the target."""
