@@ -78,7 +78,7 @@ def check_answer(block: str, server: Server, folder: Path) -> None:
 def test_the_one_command_does_what_the_steps_do() -> None:
     assert IN_ONE_COMMAND in COMMANDS
     steps = [line for line in COMMANDS if line.startswith(f"{PYTHON} -m")][:3]
-    would_run = run(f"{IN_ONE_COMMAND} --dry-run", ROOT).splitlines()
+    would_run = run(f"{IN_ONE_COMMAND} --no-print-directory --dry-run", ROOT).splitlines()
     assert [words(line) for line in would_run[-3:]] == [words(line) for line in steps]
 
 

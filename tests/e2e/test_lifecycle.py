@@ -392,7 +392,7 @@ MAKE_SERVE = [
 @pytest.mark.parametrize(("arguments", "served"), MAKE_SERVE, ids=lambda case: " ".join(case) or "none")
 def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...], served: str) -> None:
     """On a machine whose environment has a NAME, as Windows' Linux has."""
-    command = ["make", "--dry-run", "serve", *arguments]
+    command = ["make", "--no-print-directory", "--dry-run", "serve", *arguments]
     environment = os.environ | {"NAME": "machine", "MODEL": "machine"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1].rstrip().endswith(f"-m {served}")
@@ -415,7 +415,7 @@ def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...],
     ],
 )
 def test_make_serve_says_what_is_wrong_before_it_installs_anything(arguments: tuple[str, ...], message: str) -> None:
-    command = ["make", "serve", *arguments]
+    command = ["make", "--no-print-directory", "serve", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert result.stderr.startswith(f"error: {message}")
