@@ -1,11 +1,11 @@
 """Predictions of one text, or of many."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from client import fields
 from client.address import quoted
@@ -23,6 +23,8 @@ from client.transport import (
     shown,
     words,
 )
+
+Result = TypeVar("Result")
 
 URL = "http://127.0.0.1:8080"
 MODEL = "sentiment"
@@ -215,12 +217,7 @@ class InferenceClient(Client):
 
     def explain_or_error(self, text: str) -> Explanation | RefusedError:
         """`explain`, with a refusal that is about the text returned, not raised."""
-        try:
-            return self.explain(text)
-        except RefusedError as error:
-            if error.status not in _ABOUT_A_TEXT:
-                raise
-            return error
+        return _or_refusal(lambda: self.explain(text))
 
     def predict(self, text: str) -> Prediction:
         """
@@ -265,12 +262,7 @@ class InferenceClient(Client):
 
     def _attempt(self, texts: Sequence[str]) -> list[Prediction] | RefusedError:
         """Ask once. A refusal that one of the texts may have caused is returned, not raised."""
-        try:
-            return self._predict(texts)
-        except RefusedError as error:
-            if error.status not in _ABOUT_A_TEXT:
-                raise
-            return error
+        return _or_refusal(lambda: self._predict(texts))
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
         # A text alone is sent as one: its error then speaks of "the text", not of "item 0".
@@ -280,6 +272,16 @@ class InferenceClient(Client):
         if not isinstance(values, list) or len(values) != len(texts):
             raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {shown(answer.value)}.")
         return [_prediction(value, answer) for value in values]
+
+
+def _or_refusal(ask: Callable[[], Result]) -> Result | RefusedError:
+    """The result of a request. A refusal that one of its texts may have caused is returned, not raised."""
+    try:
+        return ask()
+    except RefusedError as error:
+        if error.status not in _ABOUT_A_TEXT:
+            raise
+        return error
 
 
 def split(

@@ -38,7 +38,7 @@ def test_a_pages_policy_has_the_hashes_of_its_style_and_script(server: Server, p
     policy = directives(answer.headers["Content-Security-Policy"])
     for tag in ("style", "script"):
         allowed = [source for source in policy[f"{tag}-src"] if source.startswith("'sha256-")]
-        assert allowed == hashes(html, tag), f"write the second into the policy of {PAGES[path]} in door/haproxy.cfg"
+        assert allowed == hashes(html, tag), f"write the second into the policy of {PAGES[path]} in door/large.cfg"
     assert policy["default-src"] == ["'none'"]
     assert policy["connect-src"] == ["'self'"]
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == ["'none'"]
