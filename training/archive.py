@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import onnx
 
@@ -20,6 +21,9 @@ from training.precision import Choice, choose, forced
 from training.sample import Sample, made_up
 
 HANDLER = Path(__file__).parent.parent / "handler"
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""The names and versions that stand in an address as they are, and that a file can have."""
 
 
 def archive(
@@ -42,7 +46,7 @@ def archive(
         TrainingError: such a name or version cannot be, or torch-model-archiver failed.
     """
     for option, name in (("--version", version), ("--to", destination.stem)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not NAME.fullmatch(name):
             raise TrainingError(f"{option} {name!r}: expected letters, digits, points, hyphens and underscores.")
     source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)

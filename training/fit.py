@@ -16,6 +16,7 @@ from sklearn.base import clone
 from sklearn.metrics import f1_score, log_loss
 
 from handler.exported import CARD_FILE
+from training.archive import NAME
 from training.card import trained_on
 from training.classifier import train_classifier
 from training.data import labelled, labels_of, read_tweets, sha256_of
@@ -47,8 +48,6 @@ EVEN: Final = 1.5
 """Labels whose numbers differ by no more than this factor are given no weights."""
 LEAST_GAIN: Final = 0.02
 """In macro-F1 on the validation split, below which the labels are given no weights."""
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
