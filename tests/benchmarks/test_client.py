@@ -27,7 +27,7 @@ def test_each_request_is_answered_once(server: Server, requests: Iterator[bytes]
     assert result.throughput == pytest.approx(20 / result.seconds)
 
 
-def test_a_rate_is_kept(server: Server, requests: Iterator[bytes]) -> None:
+def test_requests_are_sent_at_the_given_rate(server: Server, requests: Iterator[bytes]) -> None:
     """Requests are due 50 times a second, however soon the server answers."""
     result = load(server.project.predictions, requests, 8, seconds=1, rate=50)
     assert 49 <= result.statuses[200] <= 51
@@ -40,7 +40,7 @@ def test_errors_are_counted_by_status(server: Server) -> None:
     assert result.statuses == {400: 2, 404: 2}
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_a_refused_connection_is_an_error() -> None:
     with pytest.raises(ConnectionError):
         load("http://127.0.0.1:9/", cycle([b""]), 1, seconds=1)
 
@@ -73,7 +73,7 @@ def slow_server(answer: bytes, promised_bytes: int) -> Iterator[str]:
             thread.join()
 
 
-def test_a_server_that_falls_behind_cannot_hide_it() -> None:
+def test_latency_includes_the_delay_of_a_slow_server() -> None:
     """All that was due in a second is sent, and waiting for a connection counts."""
     with slow_server(b"ok", promised_bytes=2) as url:
         result = load(url, cycle([to_request(url, b"", "text/plain")]), 2, seconds=1, rate=100)
@@ -81,7 +81,7 @@ def test_a_server_that_falls_behind_cannot_hide_it() -> None:
     assert max(result.latencies) > 0.9
 
 
-def test_half_a_reply_is_an_error() -> None:
+def test_a_truncated_response_is_an_error() -> None:
     with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a whole reply"):
         load(url, cycle([to_request(url, b"", "text/plain")]), 1, seconds=1)
 

@@ -5,11 +5,11 @@ from benchmarks.tweets import rare_words, with_new_words
 TEXTS = ["late again at gate B12!", "late again", "see http://t.co/aB3dE9, now  at gate", "now"]
 
 
-def test_rare_words_stand_in_one_text_only() -> None:
+def test_rare_words_are_in_one_text_only() -> None:
     assert rare_words(TEXTS) == {"B12!", "see", "http://t.co/aB3dE9,"}
 
 
-def test_only_rare_words_change_and_keep_their_kind() -> None:
+def test_only_rare_words_change_into_words_of_the_same_form() -> None:
     rare = rare_words(TEXTS)
     made = with_new_words(TEXTS, rare, 400)
     assert len(made) == 400
@@ -21,5 +21,5 @@ def test_only_rare_words_change_and_keep_their_kind() -> None:
     assert len(set(addresses)) > 90
 
 
-def test_they_are_the_same_every_time() -> None:
+def test_the_synthetic_texts_are_reproducible() -> None:
     assert with_new_words(TEXTS, {"see"}, 9) == with_new_words(TEXTS, {"see"}, 9)

@@ -16,13 +16,13 @@ LENGTH = 2_000
 STEPS = 100
 
 
-def test_the_search_finds_a_cost_that_was_hidden() -> None:
+def test_the_search_finds_an_expensive_pattern() -> None:
     found = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, going_on=iter(range(1_000)))
     assert found[0][0] > LENGTH / 2
     assert [cost for cost, _ in found] == sorted((cost for cost, _ in found), reverse=True)
 
 
-def test_the_seed_decides_the_search() -> None:
+def test_the_search_is_reproducible_by_its_seed() -> None:
     one, same, other = (worst_texts(len, LENGTH, seed, iter(range(50))) for seed in (1, 1, 2))
     assert one == same != other
 
@@ -55,7 +55,7 @@ def test_requests_stay_within_the_limits() -> None:
             assert one.texts * one.characters <= limits.max_request_characters
 
 
-def test_a_request_goes_through_all_steps(served: TextClassifier) -> None:
+def test_a_request_passes_all_steps_of_the_handler(served: TextClassifier) -> None:
     candidate = Candidate(("<new character>", "()"), ("word ",), 0.5)
     found = measured(served, Limits(), candidate, Shape(3, 20))
     assert found.statuses == {200: 1}

@@ -61,7 +61,7 @@ def resident(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / MEGABYTE
 
 
-def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door) -> None:
+def test_unfinished_bodies_are_refused_and_other_requests_answered(door: Door) -> None:
     """1,000 small ones, as many as may be large ones, chunks, and some without all of their headers."""
     idle = resident(door.front), resident(door.large)
     half = b"x" * 8_000
@@ -92,7 +92,7 @@ def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door
     assert answered(door)
 
 
-def test_large_bodies_take_no_place_of_small_ones(door: Door) -> None:
+def test_large_bodies_do_not_delay_small_ones(door: Door) -> None:
     """One too many is refused before its body arrives."""
     with connected(door, LARGE_PLACES + 3, head(LARGEST)) as clients:
         refused = first_answered(clients, 3)
@@ -122,7 +122,7 @@ def first_answered(clients: list[Client], count: int) -> list[Client]:
     return answered
 
 
-def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Door) -> None:
+def test_the_queue_is_bounded_and_drops_disconnected_clients(door: Door) -> None:
     """As many clients as there are places, as many as may wait, and 50 more; of those that wait, 200 leave."""
     answer = threading.Event()
 
@@ -173,7 +173,7 @@ def test_no_client_takes_all_connections(door: Door) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
-def test_a_crowded_door_keeps_no_connection(door: Door) -> None:
+def test_persistent_connections_end_under_many_connections(door: Door) -> None:
     with connected(door, KEPT_CONNECTIONS, b"") as clients:
         clients[-1].send(request())
         assert clients[-1].reply().headers.get("connection") is None
@@ -186,7 +186,7 @@ def test_a_crowded_door_keeps_no_connection(door: Door) -> None:
     ("address", "limit", "path"),
     [("management_port", 80, "/models"), ("metrics_port", 80, "/metrics"), ("large_address", 104, "/openapi.yaml")],
 )
-def test_each_address_has_a_number_of_connections(door: Door, address: str, limit: int, path: str) -> None:
+def test_the_number_of_connections_per_client_address_is_limited(door: Door, address: str, limit: int, path: str) -> None:
     """More of them wait until some are closed. Other addresses are answered meanwhile."""
     target = getattr(door, address)
     asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -238,7 +238,7 @@ def test_a_body_over_the_limit_is_413_for_a_client_that_still_sends(door: Door, 
 
 @pytest.mark.parametrize("size", [LARGEST + 1, 20_000_000])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
-def test_a_library_sees_the_413(door: Door, size: int, chunked: bool) -> None:
+def test_requests_sees_the_413(door: Door, size: int, chunked: bool) -> None:
     body = b"x" * size
     data = (body[start : start + 65_536] for start in range(0, size, 65_536)) if chunked else body
     response = requests.post(f"http://127.0.0.1:{door.port}/predictions/sentiment", data=data, timeout=TIMEOUT_S)
@@ -257,14 +257,14 @@ def test_curl_sees_the_413(door: Door, tmp_path: Path, headers: list[str]) -> No
     assert json.loads(result.stdout)["type"] == "TooLargeError", result.stderr
 
 
-def test_the_largest_body_passes_with_the_largest_headers(door: Door) -> None:
+def test_the_largest_body_is_accepted_with_the_largest_headers(door: Door) -> None:
     headers = f"A: {'x' * 7_800}\r\n"
     for size in (SMALL, SMALL + 1, LARGEST):
         with door.connect(request(b"x" * size, headers=headers)) as client:
             assert client.reply().body == b"x" * size
 
 
-def test_memory_is_given_back(door: Door) -> None:
+def test_memory_is_returned_to_the_system(door: Door) -> None:
     """What large bodies have touched does not stay with the small requests after them."""
     before = resident(door.front), resident(door.large)
     door.stub.answer = lambda _: Reply(200, {}, b"late")
@@ -278,7 +278,7 @@ def test_memory_is_given_back(door: Door) -> None:
 
 
 @pytest.mark.parametrize("size", [1_000, 200_000])
-def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
+def test_clients_that_do_not_read_occupy_no_slot(door: Door, size: int) -> None:
     """Of more clients than there are places, with a reply each."""
     door.stub.answer = lambda _: Reply(200, {}, b"x" * size)
     with connected(door, 3 * PLACES, request(), receive_bytes=4_096) as clients:
@@ -288,7 +288,7 @@ def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
         assert {client.reply().body for client in clients} == {b"x" * size}
 
 
-def test_pipelined_requests_whose_answers_are_not_read_take_little(door: Door) -> None:
+def test_pipelined_requests_with_unread_responses_take_little_memory(door: Door) -> None:
     """2.5 MB of them on each of eight connections."""
     before = resident(door.front), resident(door.large)
     many = {

@@ -48,7 +48,7 @@ def once(reply: Reply) -> Callable[[Request], Reply]:
     return lambda request: left.pop() if left else echo(request)
 
 
-def test_the_table_lists_exactly_what_is_kept(door: Door) -> None:
+def test_the_documented_metrics_are_exactly_the_doors(door: Door) -> None:
     """HAProxy's metrics differ from version to version. They are few of its 800 series, as each is paid for."""
     found: dict[str, set[str]] = {}
     kept = kept_of_the_door(metrics_of(door))
@@ -58,7 +58,7 @@ def test_the_table_lists_exactly_what_is_kept(door: Door) -> None:
     assert found == {name: labels for name, labels in listed().items() if name.startswith(DOORS)}
 
 
-def test_a_request_that_succeeds_when_it_is_sent_again(door: Door) -> None:
+def test_a_request_that_succeeds_on_retry_is_counted_as_such(door: Door) -> None:
     """The alert `SentimentRetries` goes by it, and takes into account that HAProxy counts it twice."""
 
     def small() -> None:
@@ -81,7 +81,7 @@ def test_a_request_that_succeeds_when_it_is_sent_again(door: Door) -> None:
     }
 
 
-def test_a_request_that_fails_twice(door: Door) -> None:
+def test_a_request_that_fails_twice_is_counted_as_failed(door: Door) -> None:
     def act() -> None:
         door.stub.answer = lambda _: Reply(500)
         assert ask(door, request()) == 500
@@ -93,7 +93,7 @@ def test_a_request_that_fails_twice(door: Door) -> None:
     }
 
 
-def test_what_a_rule_refuses(door: Door) -> None:
+def test_requests_refused_by_a_rule_are_counted(door: Door) -> None:
     def act() -> None:
         assert ask(door, request(path="/models")) == 404
 
@@ -103,7 +103,7 @@ def test_what_a_rule_refuses(door: Door) -> None:
     }
 
 
-def test_large_requests_over_their_number_fail(door: Door) -> None:
+def test_large_requests_over_their_limit_are_counted_as_failed(door: Door) -> None:
     """They are among what the alert `SentimentErrors` counts."""
     with ExitStack() as stack:
         for _ in range(LARGE_PLACES):
@@ -116,7 +116,7 @@ def test_large_requests_over_their_number_fail(door: Door) -> None:
     assert found["backend_http_responses_total large 5xx"] == 1
 
 
-def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
+def test_a_full_queue_and_a_hung_server_are_counted_apart(door: Door) -> None:
     """A liveness probe is answered at both addresses while small requests wait for a place."""
     answered = threading.Event()
 
@@ -153,7 +153,7 @@ def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
     ],
     ids=lambda value: value if isinstance(value, int) else value.decode().replace("\r\n", " "),
 )
-def test_the_metrics_address_has_nothing_else(door: Door, sent: bytes, status: int) -> None:
+def test_the_metrics_address_serves_only_metrics(door: Door, sent: bytes, status: int) -> None:
     """Whoever reads the metrics cannot send TorchServe a body."""
     with Client(int(door.variables["PUBLIC_METRICS"].rpartition(":")[2]), sent) as client:
         assert client.reply().status == status

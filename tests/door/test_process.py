@@ -41,7 +41,7 @@ def test_the_configuration_has_no_warning(running: Door, program: str, file: str
 
 
 @pytest.mark.parametrize("descriptors", [256, 1024, 4096])
-def test_it_starts_with_few_file_descriptors(start: Callable[..., Door], descriptors: int) -> None:
+def test_the_door_starts_with_few_file_descriptors(start: Callable[..., Door], descriptors: int) -> None:
     """It has fewer connections then."""
     door = start("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
     for size in (4, 100_000):
@@ -50,7 +50,7 @@ def test_it_starts_with_few_file_descriptors(start: Callable[..., Door], descrip
     assert door.output == ""
 
 
-def test_the_log_has_what_failed_and_nothing_of_what_was_sent(start: Callable[..., Door]) -> None:
+def test_the_log_has_failures_and_no_request_content(start: Callable[..., Door]) -> None:
     door = start()
     path = f"/predictions/{SECRET}?{SECRET}"
     headers = f"{SECRET}: {SECRET}\r\nContent-Type: {SECRET}\r\nAuthorization: Bearer {SECRET}\r\n"

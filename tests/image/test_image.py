@@ -102,13 +102,13 @@ def workers(container: str) -> list[str]:
     return engine("exec", container, "python", "-c", code).split()
 
 
-def test_run_alone_gives_predictions(plain: str) -> None:
+def test_the_image_serves_predictions(plain: str) -> None:
     reply = predicted(plain)
     assert reply.json()["label"] == "positive"
     assert reply.json()["score"] == pytest.approx(0.977, abs=0.005)
 
 
-def test_run_alone_gives_the_open_inference_protocol(plain: str) -> None:
+def test_the_image_serves_the_open_inference_protocol(plain: str) -> None:
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [TWEET.decode()]}]}
     reply = requests.post(url(plain, "/v2/models/sentiment/infer"), json=body, timeout=60)
     outputs = {output["name"]: output["data"] for output in reply.json()["outputs"]}
@@ -118,7 +118,7 @@ def test_run_alone_gives_the_open_inference_protocol(plain: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_run_alone_gives_the_pages(plain: str, path: str) -> None:
+def test_the_image_serves_the_pages(plain: str, path: str) -> None:
     """With every file that they load."""
     page = requests.get(url(plain, path), timeout=60)
     assert (page.status_code, page.headers["Content-Type"].partition(";")[0]) == (200, "text/html")
@@ -138,7 +138,7 @@ def test_the_health_check_succeeds(plain: str) -> None:
     assert requests.get(url(plain, "/ready"), timeout=60).status_code == 200
 
 
-def test_nothing_but_the_door_is_on_the_network(plain: str) -> None:
+def test_only_the_door_listens_on_the_network(plain: str) -> None:
     """The door's addresses for predictions and metrics. TorchServe has sockets, management and gRPC are on loopback."""
     code = (
         "import psutil; print(*{':'.join(map(str, c.laddr)) for c in psutil.net_connections() if c.status == 'LISTEN'})"
@@ -149,13 +149,13 @@ def test_nothing_but_the_door_is_on_the_network(plain: str) -> None:
     assert "127.0.0.1:8081" in listening
 
 
-def test_any_user_can_run_it() -> None:
+def test_any_user_can_run_the_image() -> None:
     """OpenShift gives each namespace a user id of its own, in the group root."""
     with running(*AS_IN_A_POD, "--user", "1000670000:0") as container:
         assert predicted(container).json()["label"] == "positive"
 
 
-def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
+def test_the_server_is_not_root_and_writes_to_tmp_only(container: str) -> None:
     assert engine("exec", container, "id", "-u") == "65532"
     status = engine("exec", container, "cat", "/proc/1/status")
     assert "CapEff:\t0000000000000000" in status
@@ -164,7 +164,7 @@ def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
     assert made.returncode != 0
 
 
-def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:
+def test_the_image_has_no_installer_and_no_compiler(container: str) -> None:
     for program in ("pip", "gcc", "cc"):
         found = subprocess.run(
             [ENGINE, "exec", container, "sh", "-c", f"command -v {program}"], capture_output=True, check=False
@@ -173,7 +173,7 @@ def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:
     assert engine("exec", container, "ls", "/var/lib/apt/lists") == ""
 
 
-def test_a_killed_worker_costs_no_answer(container: str) -> None:
+def test_a_killed_worker_in_the_image_loses_no_request(container: str) -> None:
     """Its requests are given to another one."""
     stop = threading.Event()
 
@@ -196,7 +196,7 @@ def test_a_killed_worker_costs_no_answer(container: str) -> None:
     assert set(statuses) == {200}
 
 
-def test_half_sent_bodies_neither_end_it_nor_stop_the_others() -> None:
+def test_half_sent_bodies_do_not_affect_other_clients_of_the_image() -> None:
     """More bodies than its memory would hold, with a pod's limits. The last byte of each never comes."""
     head = f"POST /predictions/sentiment HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n".encode()
     with running(*AS_IN_A_POD, "--memory", "2g", "--cpus", "2") as container, contextlib.ExitStack() as stack:
@@ -216,7 +216,7 @@ def test_half_sent_bodies_neither_end_it_nor_stop_the_others() -> None:
         assert (state["State"]["Running"], state["State"]["OOMKilled"]) == (True, False)
 
 
-def test_sigterm_under_load_answers_what_is_in_flight() -> None:
+def test_sigterm_under_load_answers_requests_in_flight() -> None:
     with running(*AS_IN_A_POD) as container:
         predictions = url(container)
         with ThreadPoolExecutor(16) as pool:
@@ -229,7 +229,7 @@ def test_sigterm_under_load_answers_what_is_in_flight() -> None:
         assert engine("wait", container) == "0"
 
 
-def test_sigterm_resets_no_kept_connection() -> None:
+def test_sigterm_resets_no_persistent_connection() -> None:
     """Each is told to close by its last answer; after that nobody listens."""
     with running(*AS_IN_A_POD) as container:
         with ThreadPoolExecutor(8) as pool:
@@ -265,7 +265,7 @@ def ask_until_refused(container: str) -> list[int]:
             connection.close()
 
 
-def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
+def test_keys_are_read_from_a_mounted_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("".join(f"{key}\n" for key in KEYS))
     keys.chmod(0o444)
@@ -279,7 +279,7 @@ def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
             assert requests.get(url(container, path), timeout=60).status_code == 200, path
 
 
-def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
+def test_versions_and_workers_can_be_added_and_removed(tmp_path: Path) -> None:
     """TorchServe executes programs for it, and the image has few."""
     second = tmp_path / "sentiment-2.mar"
     archive(MODEL, second, "2.0", "int8")
@@ -294,7 +294,7 @@ def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
         assert [version["version"] for version in status["versions"]] == ["1.0"]
 
 
-def test_labels_say_what_it_is() -> None:
+def test_the_images_labels_describe_it() -> None:
     [described] = json.loads(engine("image", "inspect", IMAGE))
     labels = described["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "sentiment"

@@ -13,7 +13,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool here; Debian's and Ubuntu's package prometheus brings it")
-def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+def test_the_alerts_fire_as_promtools_cases_expect(tmp_path: Path) -> None:
     manifest = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text(encoding="utf-8"))
     groups = manifest["spec"]["groups"]
     for rule in (rule for group in groups for rule in group["rules"]):

@@ -89,7 +89,7 @@ def test_every_component_can_be_removed() -> None:
 
 
 @pytest.mark.parametrize("component", sorted(DELETE))
-def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, component: str) -> None:
+def test_a_component_can_be_removed_and_added_again(api: ApiServer, tmp_path: Path, component: str) -> None:
     """By the page's commands: none of its objects is left, no other is gone, and the number of pods stays."""
     before, after = copied(component, tmp_path / "before"), copied(component, tmp_path / "after")
     remove(component, after)
@@ -112,7 +112,7 @@ def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("overlay", ["gke", "local"])
-def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> None:
+def test_a_new_image_keeps_the_number_of_pods(api: ApiServer, overlay: str) -> None:
     deployment = find(render(overlay), "Deployment", "sentiment")
     kubectl("kubectl apply -f -", manifest=deployment)
     assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 1, "the API server's default"
@@ -124,7 +124,7 @@ def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> 
     assert live["replicas"] == 5
 
 
-def test_keys_go_from_the_file_into_a_secret(api: ApiServer, tmp_path: Path) -> None:
+def test_the_keys_file_becomes_a_secret(api: ApiServer, tmp_path: Path) -> None:
     """By the page's commands, for the first time and again with other keys; the file has one key a line."""
     kubectl("kubectl apply -f k8s/overlays/gke/namespace.yaml")
     secret = "/api/v1/namespaces/sentiment/secrets/sentiment-keys"
@@ -139,7 +139,7 @@ def test_keys_go_from_the_file_into_a_secret(api: ApiServer, tmp_path: Path) -> 
     assert len(second.splitlines()) == 2
 
 
-def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServer) -> None:
+def test_an_update_from_manifests_with_replicas_keeps_the_pods(api: ApiServer) -> None:
     """By the page's command. Without it `kubectl apply` takes the number out, and one pod is left."""
     new = find(render("gke"), "Deployment", "sentiment")
     old = copy.deepcopy(new)
@@ -156,7 +156,7 @@ def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServ
     assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 2
 
 
-def test_apply_after_an_undo_has_no_trace_of_it(api: ApiServer) -> None:
+def test_apply_after_an_undo_restores_the_manifests(api: ApiServer) -> None:
     """`kubectl rollout undo` puts the old pod template back, and leaves the annotation as the last apply wrote it."""
     old = find(render("gke"), "Deployment", "sentiment")
     new = copy.deepcopy(old)

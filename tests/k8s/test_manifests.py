@@ -303,12 +303,12 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_broken_manifest_is_caught(broken: Broken) -> None:
+def test_a_broken_manifest_is_detected(broken: Broken) -> None:
     problems = broken.check(broken.manifests())
     assert any(broken.problem in problem for problem in problems), problems
 
 
-def test_two_autoscalers_of_one_deployment_are_caught() -> None:
+def test_two_autoscalers_of_one_deployment_are_detected() -> None:
     manifests = render("gke")
     manifests.append(find(manifests, "HorizontalPodAutoscaler", "sentiment"))
     assert rules.autoscaler_problems(manifests) == ["Deployment/sentiment: 2 autoscalers"]
@@ -318,7 +318,7 @@ def test_every_check_has_a_broken_manifest() -> None:
     assert {broken.check for broken in BROKEN} == set(CHECKS)
 
 
-def test_every_schema_of_our_own_is_needed() -> None:
+def test_every_own_schema_is_needed() -> None:
     kinds = {manifest["kind"].lower() for manifest in render("gke")}
     assert {path.stem for path in rules.SCHEMAS.glob("*.json")} <= kinds
 
@@ -336,7 +336,7 @@ def test_metric_names_are_read_from_promql(expression: str, names: set[str]) -> 
     assert rules.metric_names(expression) == names
 
 
-def test_the_limits_are_the_codes_own() -> None:
+def test_the_limits_equal_the_defaults_of_the_code() -> None:
     lines = (K8S / "base" / "limits.env").read_text(encoding="utf-8").splitlines()
     declared = dict(line.split("=") for line in lines if not line.startswith("#"))
     assert declared == {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in vars(Limits()).items()}
@@ -345,7 +345,7 @@ def test_the_limits_are_the_codes_own() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_changed_limit_rolls_out(overlay: str) -> None:
+def test_a_changed_limit_starts_a_rollout(overlay: str) -> None:
     name = find(render(overlay), "ConfigMap", "sentiment-limits")["metadata"]["name"]
     assert re.fullmatch(r"sentiment-limits-[a-z0-9]{10}", name)
 
@@ -357,7 +357,7 @@ def test_the_image_is_pinned_on_gke_and_never_pulled_locally() -> None:
     assert (locally["image"], locally["imagePullPolicy"]) == ("sentiment:local", "Never")
 
 
-def test_a_server_of_another_model_is_another_namespace_and_image(tmp_path: pathlib.Path) -> None:
+def test_another_model_needs_only_another_namespace_and_image(tmp_path: pathlib.Path) -> None:
     """In a copy of the overlay, whose every other name stays as it is."""
     overlay = pathlib.Path(shutil.copytree(K8S, tmp_path / "k8s"), "overlays", "gke")
     kustomization = overlay / "kustomization.yaml"
@@ -384,6 +384,6 @@ def test_no_dashboard_and_no_rule_names_a_model_or_a_namespace() -> None:
         assert not re.search(r"(namespace|model_name)=~?\\?\"(?!\$)", text), name
 
 
-def test_the_autoscaler_looks_at_processors_and_at_the_queue() -> None:
+def test_the_autoscaler_uses_cpu_and_queue_time() -> None:
     metrics = find(render("gke"), "HorizontalPodAutoscaler", "sentiment")["spec"]["metrics"]
     assert [metric["type"] for metric in metrics] == ["Resource", "External"]

@@ -54,7 +54,7 @@ def alert(page: Page, text: str) -> None:
     expect(page.locator("#answer")).to_be_hidden()
 
 
-def test_the_servers_own_errors(page: Page) -> None:
+def test_the_servers_errors_are_shown(page: Page) -> None:
     classify(page, " \u2003")
     alert(page, "There is no text to classify. Write something first.")
     alert(page, "The server says: The text is empty or blank.")
@@ -67,7 +67,7 @@ def test_the_servers_own_errors(page: Page) -> None:
     expect(page.locator("#one-message")).to_be_empty()
 
 
-def test_a_model_that_is_not_there(context: BrowserContext) -> None:
+def test_an_unknown_model_is_an_error(context: BrowserContext) -> None:
     page = context.new_page()
     page.goto("/?model=Call%20this%20number")
     classify(page)
@@ -75,13 +75,13 @@ def test_a_model_that_is_not_there(context: BrowserContext) -> None:
     assert page.get_by_text("Call this number").count() == 0, "an address puts no words on the page"
 
 
-def test_a_model_that_has_gone(page: Page) -> None:
+def test_a_model_that_was_removed_is_an_error(page: Page) -> None:
     answer_with(page, 404, '{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: sentiment"}')
     classify(page)
     alert(page, "The server has no such model.")
 
 
-def test_no_connection(page: Page, context: BrowserContext) -> None:
+def test_a_lost_connection_is_an_error(page: Page, context: BrowserContext) -> None:
     context.set_offline(True)
     classify(page)
     alert(page, "There is no connection to the server. Check that it runs, then try again.")
@@ -90,7 +90,7 @@ def test_no_connection(page: Page, context: BrowserContext) -> None:
     expect(page.locator("#verdict")).to_be_visible()
 
 
-def test_every_status_has_its_sentence(page: Page) -> None:
+def test_every_status_has_a_message(page: Page) -> None:
     """A proxy's page too, which is not JSON."""
     reason = json.dumps({"code": 0, "type": "X", "message": "<i>why</i>"})
     bodies = [(status, reason) for status in SENTENCES] + [(502, body) for body in ("<html>Bad</html>", "null", "")]
@@ -103,13 +103,13 @@ def test_every_status_has_its_sentence(page: Page) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "null", "[]", "{}", "<html>", '{"label": 1, "scores": null}'])
-def test_an_answer_that_is_none(page: Page, body: str) -> None:
+def test_a_malformed_response_is_an_error(page: Page, body: str) -> None:
     answer_with(page, 200, body)
     classify(page)
     expect(page.get_by_role("alert").filter(has_text="The server's answer")).to_be_visible()
 
 
-def test_a_busy_server_is_asked_again_after_the_time_that_it_names(page: Page) -> None:
+def test_a_request_is_retried_after_the_time_in_retry_after(page: Page) -> None:
     answers: list[float] = []
 
     def busy_twice(route: Route) -> None:
@@ -130,7 +130,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(page: Page) -
     assert all(later - earlier >= 990 for earlier, later in pairwise(answers))
 
 
-def test_a_server_that_stays_busy(page: Page) -> None:
+def test_retries_end_if_the_server_stays_overloaded(page: Page) -> None:
     page.clock.install()
     answer_with(page, 503, "{}")
     classify(page)
@@ -140,7 +140,7 @@ def test_a_server_that_stays_busy(page: Page) -> None:
     alert(page, "The server is too busy, or is about to stop. Try again later.")
 
 
-def test_a_part_of_a_list_that_fails_can_be_tried_again(page: Page) -> None:
+def test_a_failed_part_of_a_list_can_be_retried(page: Page) -> None:
     page.get_by_role("tab", name="Many texts").click()
     page.get_by_label("Texts, one a line").fill("\n".join(["late"] * 300))
     asked = []
@@ -161,7 +161,7 @@ def test_a_part_of_a_list_that_fails_can_be_tried_again(page: Page) -> None:
     assert len(asked) == 3
 
 
-def test_a_server_with_keys_is_given_one(browser: Browser, server_with_keys: Server) -> None:
+def test_the_page_asks_the_user_for_a_key(browser: Browser, server_with_keys: Server) -> None:
     context = browser.new_context(base_url=server_with_keys.project.inference)
     context.set_default_timeout(TIMEOUT_MS)
     problems = watch(context)

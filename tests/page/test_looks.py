@@ -83,7 +83,7 @@ WAYS = (classify, classify_many, fail)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read_in_the_light_and_in_the_dark(browser: Browser, server: Server, scheme: str) -> None:
+def test_every_text_has_enough_contrast_in_both_modes(browser: Browser, server: Server, scheme: str) -> None:
     page = opened(browser, server, color_scheme=scheme)
     for way in WAYS:
         way(page)
@@ -109,14 +109,14 @@ def test_a_phone_scrolls_in_one_direction(browser: Browser, server: Server, widt
     page.context.close()
 
 
-def test_nothing_moves_for_those_who_want_it_so(browser: Browser, server: Server) -> None:
+def test_reduced_motion_turns_animations_off(browser: Browser, server: Server) -> None:
     page = opened(browser, server, reduced_motion="reduce")
     classify(page)
     assert page.locator("#bars .fill").first.evaluate("(bar) => getComputedStyle(bar).transitionProperty") == "none"
     page.context.close()
 
 
-def test_everything_has_a_name_and_a_place_for_screen_readers(browser: Browser, server: Server) -> None:
+def test_every_element_has_a_name_and_a_role_for_screen_readers(browser: Browser, server: Server) -> None:
     page = opened(browser, server)
     assert page.locator("html").get_attribute("lang") == "en"
     assert page.title() == "sentiment: text classifier"

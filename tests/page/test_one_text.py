@@ -62,7 +62,7 @@ def shown_text(page: Page) -> str:
     return shown
 
 
-def test_from_typing_to_the_highlighted_answer(page: Page, server: Server) -> None:
+def test_a_typed_text_gets_a_prediction_with_highlighted_tokens(page: Page, server: Server) -> None:
     page.get_by_label("Text", exact=True).press_sequentially(TEXT)
     page.get_by_role("button", name="Classify", exact=True).click()
     expect(page.locator("#why-words")).to_be_visible()
@@ -105,7 +105,7 @@ def test_any_text_is_shown_as_it_was_written(page: Page, server: Server) -> None
         assert page.locator("#words img, #words script, #words b").count() == 0
 
 
-def test_with_the_keyboard_alone(page: Page) -> None:
+def test_the_page_can_be_used_with_the_keyboard_alone(page: Page) -> None:
     def focused() -> str:
         name: str = page.evaluate("document.activeElement.id || document.activeElement.textContent")
         return name
@@ -142,7 +142,7 @@ def test_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#table tbody tr")).to_have_count(2)
 
 
-def test_the_commands_give_the_same_answer(page: Page, server: Server) -> None:
+def test_the_shown_commands_give_the_same_prediction(page: Page, server: Server) -> None:
     for text in SHELL_TEXTS:
         classify(page, text)
         for verb, command in zip(VERBS, page.locator("#curls code").all_inner_texts(), strict=True):
@@ -152,7 +152,7 @@ def test_the_commands_give_the_same_answer(page: Page, server: Server) -> None:
             assert json.loads(answer.stdout) == ask(server, verb, text), command
 
 
-def test_a_command_is_copied(page: Page, context: BrowserContext) -> None:
+def test_a_command_can_be_copied(page: Page, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     classify(page, TEXT)
     page.get_by_role("button", name="Copy the command: Prediction").click()
@@ -160,14 +160,14 @@ def test_a_command_is_copied(page: Page, context: BrowserContext) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == page.locator("#curls code").first.inner_text()
 
 
-def test_a_long_text_is_classified_without_weights(page: Page, server: Server) -> None:
+def test_a_long_text_is_classified_without_highlighting(page: Page, server: Server) -> None:
     text = "two hours late again " * 900
     classify(page, text)
     expect(page.get_by_text("The text is too long to weigh each word.")).to_be_visible()
     expect(page.locator("#verdict")).to_have_text(ask(server, "predictions", text)["label"])
 
 
-def test_an_example_is_one_click(page: Page) -> None:
+def test_an_example_needs_one_click(page: Page) -> None:
     example = page.get_by_role("group", name="Examples").get_by_role("button").first
     text = example.inner_text()
     example.click()
@@ -175,7 +175,7 @@ def test_an_example_is_one_click(page: Page) -> None:
     assert shown_text(page) == page.get_by_label("Text", exact=True).input_value() == text
 
 
-def test_a_later_text_wins(page: Page) -> None:
+def test_the_prediction_shown_is_that_of_the_last_text(page: Page) -> None:
     """The answer to an earlier one, however late, is not shown for it."""
     late: list[Route] = []
     page.route("**/predictions/sentiment", lambda route: late.append(route) if not late else route.continue_())
@@ -192,14 +192,14 @@ def test_a_later_text_wins(page: Page) -> None:
     expect(page.locator("#one-message")).to_be_empty()
 
 
-def test_the_card_is_the_servers(page: Page) -> None:
+def test_the_page_shows_the_models_card(page: Page) -> None:
     page.locator("#card summary").click()
     facts = page.locator("#facts").inner_text()
     assert "sentiment" in facts
     assert "negative, neutral, positive" in facts
 
 
-def test_each_model_has_its_place(page: Page, server: Server) -> None:
+def test_each_model_has_its_own_address_in_the_page(page: Page, server: Server) -> None:
     """The tests' server has two."""
     page.get_by_label("Model", exact=True).select_option("batched")
     expect(page.get_by_role("heading", level=1)).to_have_text("batched")

@@ -48,7 +48,7 @@ def test_a_pages_policy_has_the_hashes_of_its_style_and_script(server: Server, p
 
 
 @pytest.mark.parametrize("path", [*PAGES, *FILES])
-def test_no_browser_guesses_a_type_or_keeps_an_old_page(server: Server, path: str) -> None:
+def test_browsers_neither_guess_a_type_nor_keep_an_old_page(server: Server, path: str) -> None:
     answer = requests.get(server.project.inference + path, timeout=10)
     assert answer.status_code == 200
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -62,7 +62,7 @@ def test_no_browser_guesses_a_type_or_keeps_an_old_page(server: Server, path: st
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "swagger" in path])
-def test_a_file_that_has_not_changed_is_not_sent_again(server: Server, path: str) -> None:
+def test_an_unchanged_file_is_not_sent_again(server: Server, path: str) -> None:
     first = requests.get(server.project.inference + path, timeout=10)
     again = requests.get(server.project.inference + path, headers={"If-None-Match": first.headers["ETag"]}, timeout=10)
     assert (again.status_code, again.content) == (304, b"")
@@ -78,7 +78,7 @@ def test_the_pages_name_no_other_host() -> None:
         assert not re.search(r"localStorage|indexedDB|document\.cookie|eval\(", html)
 
 
-def test_the_page_learns_the_models_names(server: Server) -> None:
+def test_the_page_gets_the_models_names_from_the_server(server: Server) -> None:
     """Of all models, as the page serves any."""
     answer = requests.get(f"{server.project.inference}/v2/models", timeout=10)
     assert (answer.status_code, sorted(answer.json()["models"])) == (200, ["batched", "sentiment"])

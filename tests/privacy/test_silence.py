@@ -58,7 +58,7 @@ def files(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_users_day_makes_no_look_up_and_no_connection(tmp_path: Path, home: Path, mar: Path) -> None:
+def test_typical_use_makes_no_dns_lookup_and_no_connection(tmp_path: Path, home: Path, mar: Path) -> None:
     """See `tests.privacy.walk` for what is done in it."""
     walk = python("-m", "tests.privacy.walk", str(tmp_path), str(mar), home=home)
     result, seen = trapped(walk, tmp_path / "packets")
@@ -84,7 +84,7 @@ for ask in (
 """
 
 
-def test_the_trap_sees_whoever_speaks(tmp_path: Path, home: Path) -> None:
+def test_the_trap_detects_lookups_and_connections(tmp_path: Path, home: Path) -> None:
     result, seen = trapped(python("-c", ASKS, home=home), tmp_path / "packets")
     assert result.returncode == 0, result.stderr
     expected = {"name telemetry.example.org", "tcp 192.0.2.7:443", "tcp 2001:db8::7:443", "udp 198.51.100.7:123"}
@@ -100,14 +100,14 @@ def test_the_trap_sees_whoever_speaks(tmp_path: Path, home: Path) -> None:
         ("import benchmarks.measure", False),
     ],
 )
-def test_onnx_runtime_keeps_nothing_for_its_vendor(code: str, leaves: bool, tmp_path: Path, home: Path) -> None:
+def test_onnx_runtimes_telemetry_is_off(code: str, leaves: bool, tmp_path: Path, home: Path) -> None:
     """The first is the proof that the others can fail: if it does, a new ONNX Runtime has no telemetry any more."""
     result, _ = trapped(python("-c", code, home=home), tmp_path / "packets")
     assert result.returncode == 0, result.stderr
     assert any(TELEMETRY_FOLDER in path for path in files(home)) == leaves
 
 
-def test_an_engine_imported_after_onnx_runtime_says_that_telemetry_is_on(tmp_path: Path, home: Path) -> None:
+def test_an_engine_imported_after_onnx_runtime_warns_of_telemetry(tmp_path: Path, home: Path) -> None:
     result, _ = trapped(python("-c", "import onnxruntime, handler.engine", home=home), tmp_path / "packets")
     assert "set ORT_DISABLE_TELEMETRY=1 before Python starts" in result.stderr
     command = ["env", "ORT_DISABLE_TELEMETRY=1", sys.executable, "-c", "import onnxruntime, handler.engine"]
@@ -115,7 +115,7 @@ def test_an_engine_imported_after_onnx_runtime_says_that_telemetry_is_on(tmp_pat
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_onnx_runtime_is_imported_by_the_engine_alone() -> None:
+def test_only_the_engine_imports_onnx_runtime() -> None:
     """Which turns its telemetry off before."""
     importers = set()
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
