@@ -1,4 +1,4 @@
-"""The job file for GitHub Actions, Dependabot's configuration, and the linter of Dockerfiles. None needs a network."""
+"""Tests of the GitHub workflow, of Dependabot's configuration and of the Dockerfile by offline linters."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def zizmor(file: Path) -> subprocess.CompletedProcess[str]:
-    """GitHub's schemas of workflows and of Dependabot's configuration, and what makes one unsafe."""
+    """Check a workflow or Dependabot's configuration against GitHub's schema and for unsafe settings."""
     command = [str(PROGRAMS / "zizmor"), "--offline", "--no-progress", "--pedantic", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 

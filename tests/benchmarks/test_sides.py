@@ -1,4 +1,4 @@
-"""The servers that are compared: how they are asked."""
+"""Tests of `benchmarks.sides`: requests to the compared servers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The texts that servers are asked."""
+"""Tests of `benchmarks.tweets`: the texts that are sent to the servers."""
 
 from benchmarks.tweets import rare_words, with_new_words
 
@@ -11,12 +11,12 @@ def test_rare_words_are_in_one_text_only() -> None:
 
 def test_only_rare_words_change_into_words_of_the_same_form() -> None:
     rare = rare_words(TEXTS)
-    made = with_new_words(TEXTS, rare, 400)
-    assert len(made) == 400
-    for text, original in zip(made, TEXTS * 100, strict=True):
-        for word, before in zip(text.split(" "), original.split(" "), strict=True):
-            assert word == before if before not in rare else len(word) == len(before)
-    addresses = [text.split(" ")[1] for text in made[2::4]]
+    texts = with_new_words(TEXTS, rare, 400)
+    assert len(texts) == 400
+    for text, original in zip(texts, TEXTS * 100, strict=True):
+        for word, original_word in zip(text.split(" "), original.split(" "), strict=True):
+            assert word == original_word if original_word not in rare else len(word) == len(original_word)
+    addresses = [text.split(" ")[1] for text in texts[2::4]]
     assert all(address.startswith("http://t.co/aB3") and address[-4:-1].isalnum() for address in addresses)
     assert len(set(addresses)) > 90
 

@@ -15,7 +15,7 @@ import yaml
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS
 from tests.e2e.server_process import BATCH, Project, Server, serving
-from tests.exposition import DOORS, Samples, kept_of_the_door, listed, samples_at, total
+from tests.exposition import DOORS, Samples, documented_metrics, kept_door_samples, samples_at, total
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
 from tests.paths import MODEL
@@ -166,7 +166,7 @@ def after_traffic(server: Server) -> Samples:
 def test_the_documented_metrics_are_exactly_the_exported_ones(after_traffic: Samples) -> None:
     exported = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
     common = {"Level", "Hostname", "hostname"}
-    documented = {name: labels for name, labels in listed().items() if not name.startswith(DOORS)}
+    documented = {name: labels for name, labels in documented_metrics().items() if not name.startswith(DOORS)}
     assert {name: labels - common for name, labels in exported.items()} == documented
 
 
@@ -179,7 +179,7 @@ def test_every_metric_in_alerts_and_dashboard_exists(server: Server, after_traff
     expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     recorded = {rule["record"] for rule in group["rules"] if "record" in rule}
     labels_by_name: dict[str, set[tuple[str, str]]] = {}
-    for name, labels, _ in after_traffic + kept_of_the_door(server.project.metrics):
+    for name, labels, _ in after_traffic + kept_door_samples(server.project.metrics):
         labels_by_name.setdefault(name, set()).update(labels.items())
     for expression in expressions:
         assert metric_names(expression) - recorded <= labels_by_name.keys(), expression

@@ -1,5 +1,7 @@
-"""The product speaks to nobody: whatever it is made of asks for no name, connects to no other machine and keeps nothing
-for a vendor in the user's home."""
+"""Tests of privacy: the product makes no DNS lookup and no connection to another machine.
+
+It also leaves no vendor's files in the user's home folder.
+"""
 
 import ast
 import os
@@ -15,15 +17,15 @@ from tests.paths import ROOT
 
 TELEMETRY_FOLDER = "DeveloperTools/.onnxruntime"
 
-# As root, or as whoever may have namespaces of their own.
+# Root needs no user namespace; other users need one, which a machine may forbid.
 NEW_NETWORK = ["unshare", "--net", "--uts", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
 @cache
 def why_no_trap() -> str | None:
-    """Why this machine has no network namespaces; None if it has."""
+    """The reason why this machine cannot make a network namespace; None if it can."""
     if sys.platform != "linux":
-        return "network namespaces are Linux's"
+        return "only Linux has network namespaces"
     if not (shutil.which("unshare") and shutil.which("ip")):
         return "needs `unshare` (util-linux) and `ip` (iproute2)"
     tried = subprocess.run([*NEW_NETWORK, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False)
@@ -38,14 +40,20 @@ def home(tmp_path: Path) -> Path:
 
 
 def python(*arguments: str, home: Path) -> list[str]:
-    """This Python with a fresh home, and nothing else from this process' environment: ONNX Runtime sends nothing where
-    `CI`, `GITHUB_ACTIONS` or the like is set."""
+    """The command for this Python with an empty home folder and a minimal environment.
+
+    ONNX Runtime sends no telemetry if variables such as `CI` or `GITHUB_ACTIONS` are set, so they must not be set.
+    """
     variables = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
     return ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, *arguments]
 
 
 def trapped(command: list[str], log: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run a command where no packet leaves; returns also the names it asked for and the addresses it sent to."""
+    """Run a command in a network namespace from which no packet leaves.
+
+    Returns:
+        The command's result, and the names that it looked up and the addresses to which it sent packets.
+    """
     if reason := why_no_trap():
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
@@ -59,12 +67,12 @@ def files(folder: Path) -> list[str]:
 
 
 def test_typical_use_makes_no_dns_lookup_and_no_connection(tmp_path: Path, home: Path, mar: Path) -> None:
-    """See `tests.privacy.walk` for what is done in it."""
+    """`tests.privacy.walk` lists the actions."""
     walk = python("-m", "tests.privacy.walk", str(tmp_path), str(mar), home=home)
     result, seen = trapped(walk, tmp_path / "packets")
     assert result.returncode == 0, result.stdout + result.stderr
     assert seen == set()
-    # matplotlib's list of the machine's fonts, of the learner's making; no product's command leaves anything.
+    # matplotlib, imported to create the learner, caches a list of fonts; the product itself leaves no file.
     assert [path for path in files(home) if not path.startswith(".cache/matplotlib/")] == []
 
 
@@ -101,7 +109,7 @@ def test_the_trap_detects_lookups_and_connections(tmp_path: Path, home: Path) ->
     ],
 )
 def test_onnx_runtimes_telemetry_is_off(code: str, leaves: bool, tmp_path: Path, home: Path) -> None:
-    """The first is the proof that the others can fail: if it does, a new ONNX Runtime has no telemetry any more."""
+    """The first case proves that the test can fail. If the case fails, a new ONNX Runtime has no telemetry any more."""
     result, _ = trapped(python("-c", code, home=home), tmp_path / "packets")
     assert result.returncode == 0, result.stderr
     assert any(TELEMETRY_FOLDER in path for path in files(home)) == leaves
@@ -116,7 +124,7 @@ def test_an_engine_imported_after_onnx_runtime_warns_of_telemetry(tmp_path: Path
 
 
 def test_only_the_engine_imports_onnx_runtime() -> None:
-    """Which turns its telemetry off before."""
+    """The engine turns telemetry off before it imports ONNX Runtime."""
     importers = set()
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     for path in tracked.stdout.splitlines():
