@@ -1,4 +1,4 @@
-"""/docs: Swagger UI over the API's description, before the server itself."""
+"""Tests of /docs: Swagger UI with the API's description and a real server."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Lists of texts, from lines and from files, to a table and a file."""
+"""Tests of lists of texts: typed lines and files are classified, shown in a table and downloaded."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def downloaded(page: Page) -> list[dict[str, str]]:
         page.get_by_role("button", name="Download as CSV").click()
     assert download.value.suggested_filename == "predictions.csv"
     content = Path(download.value.path()).read_bytes()
-    assert content.startswith(b"\xef\xbb\xbf"), "a spreadsheet would take it for another encoding"
+    assert content.startswith(b"\xef\xbb\xbf"), "without a byte-order mark, a spreadsheet assumes another encoding"
     return list(csv.DictReader(content.decode("utf-8-sig").splitlines(keepends=True)))
 
 
@@ -81,10 +81,10 @@ def test_a_csv_file_keeps_its_columns(many: Page, server: Server) -> None:
     )
     classify_all(many)
     with TOY_TWEETS.open(newline="") as file:
-        given = list(csv.DictReader(file))
-    answers = predictions(server, [row["text"] for row in given])
-    for row, before, answer in zip(downloaded(many), given, answers, strict=True):
-        assert {name: row[name].removeprefix("'") for name in before} == before
+        rows = list(csv.DictReader(file))
+    answers = predictions(server, [row["text"] for row in rows])
+    for row, original, answer in zip(downloaded(many), rows, answers, strict=True):
+        assert {name: row[name].removeprefix("'") for name in original} == original
         assert (row["label"], float(row["score"])) == (answer["label"], answer["score"])
 
 
@@ -102,7 +102,7 @@ def test_no_cell_of_the_download_is_a_formula(many: Page) -> None:
 
 
 def test_files_in_other_encodings_and_formats_are_read(many: Page) -> None:
-    """Other encodings, separators, no names, lines."""
+    """The files have other encodings and separators, no header, lines, unclosed quotes, or rows of other lengths."""
     files = {
         "windows.csv": ("text\r\ncafé très bon".encode("cp1252"), ["café très bon"]),
         "excel.csv": ("\ufeffid\ttext\r\n1\tcafé".encode("utf-16"), ["café"]),
@@ -183,12 +183,12 @@ def test_a_long_list_is_sent_in_parts_and_can_be_cancelled(many: Page) -> None:
     many.get_by_role("button", name="Show 100 more").click()
     expect(many.locator("#table tbody tr")).to_have_count(200)
     assert len(downloaded(many)) == count
-    assert max(bodies) <= 16_384, "small requests have places of their own in the door"
-    assert len(bodies) == 4 + 3, "what is done is not asked again"
+    assert max(bodies) <= 16_384, "the door limits small requests separately"
+    assert len(bodies) == 4 + 3, "texts with a prediction are not sent again"
 
 
 def test_the_download_has_the_rows_of_the_classified_file(many: Page) -> None:
-    """Another file may be open since, and a column may have a name that the download uses."""
+    """The user may have opened another file, and a column may have the name of a column of the download."""
     open_file(many, "first.csv", b"text,label,id\nlate,mine,7\n")
     classify_all(many)
     open_file(many, "second.csv", b"comment\nthank you\n")
