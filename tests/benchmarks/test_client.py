@@ -82,7 +82,7 @@ def test_latency_includes_the_delay_of_a_slow_server() -> None:
 
 
 def test_a_truncated_response_is_an_error() -> None:
-    with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a whole reply"):
+    with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a complete response"):
         load(url, cycle([to_request(url, b"", "text/plain")]), 1, seconds=1)
 
 

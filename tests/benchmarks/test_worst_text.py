@@ -17,7 +17,7 @@ STEPS = 100
 
 
 def test_the_search_finds_an_expensive_pattern() -> None:
-    worst = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, going_on=iter(range(1_000)))
+    worst = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, steps=iter(range(1_000)))
     assert worst[0][0] > LENGTH / 2
     assert [cost for cost, _ in worst] == sorted((cost for cost, _ in worst), reverse=True)
 
@@ -39,7 +39,7 @@ def test_the_patterns_read_the_worst_text_a_bounded_number_of_times(monkeypatch:
         tokenizer(text)
         return sum(counts.characters for counts in counted) - before
 
-    [(worst, candidate), *_] = worst_texts(characters, LENGTH, seed=0, going_on=iter(range(STEPS)))
+    [(worst, candidate), *_] = worst_texts(characters, LENGTH, seed=0, steps=iter(range(STEPS)))
     assert LENGTH < worst < 50 * LENGTH, candidate
 
 
@@ -63,6 +63,6 @@ def test_a_request_passes_all_steps_of_the_handler(served: TextClassifier) -> No
     explained = measured(served, Limits(), candidate, Shape(1, 20, Kind.EXPLAIN), requests=2)
     assert explained.statuses == {200: 2}
     small = Limits(max_request_characters=400, max_text_characters=100, max_texts=10, max_token_reads=200)
-    worst = worst_requests(served, small, [candidate], seed=0, going_on=iter(range(15)))
+    worst = worst_requests(served, small, [candidate], seed=0, steps=iter(range(15)))
     assert all(measurement.seconds > 0 for measurement in worst)
     assert {status for measurement in worst for status in measurement.statuses} <= {200, 413}
