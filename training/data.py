@@ -15,6 +15,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from training.errors import TrainingError
+from training.sample import Sample, sample_of
 from training.splits import SPLITS, Split
 
 TEXT_COLUMN = "text"
@@ -116,6 +117,15 @@ def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
             f"They can be neither trained on nor scored: use a file with their labels, or another split."
         )
     return rows
+
+
+def held_out(tweets: pd.DataFrame, file: Path) -> Sample:
+    """The texts of a file that the classifier is not trained on, and so does not know by heart.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    return sample_of(tweets.loc[tweets["split"] != "train", "text"], f"the validation and test splits of {file.name}")
 
 
 def labels_of(tweets: pd.DataFrame) -> list[str]:
