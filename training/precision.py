@@ -34,6 +34,9 @@ ESTIMATES_FACTOR: Final = 2
 """What a difference on made-up texts is multiplied with: of 13 learners, the largest difference on real texts was 0.5
 to 2.1 times as much, see `model_store/README.md`."""
 
+FEW_TEXTS: Final = 100
+"""Real texts below which the command says that they are few: the largest difference is that of a rare text."""
+
 FINE_FROM: Final = 2_000_000
 """LSTM weights of a network for which `int8-fine` is faster than float32. Measured for a text of 25 tokens on one core:
 with 1.4 million of them it takes 1.6 ms to float32's 1.5, with 2.4 million 2.0 to 2.4, with 20 million 10 to 52."""
@@ -125,7 +128,7 @@ class Choice:
             lines.append(f"Measured before on texts of {self.source} ({self.kept_in}).")
         elif not self.made_up:
             lines.append(f"Measured on texts of {self.source}.")
-        elif self.precision == "float32":
+        elif self.precision != "int8" and "int8" in self.differences:
             lines.append(
                 f"This is an estimate, on texts {self.source}, so it counts double. To get int8, which is smaller and "
                 f"faster, if it is close enough on texts of your own, {again}"
@@ -135,6 +138,9 @@ class Choice:
                 f"This is an estimate, on texts {self.source}: on real texts, the largest difference can be "
                 f"{ESTIMATES_FACTOR} times as much. To measure it on texts of your own, {again}"
             )
+        texts = max((difference.texts for difference in self.differences.values()), default=FEW_TEXTS)
+        if texts < FEW_TEXTS and not self.made_up:
+            lines.append(f"With so few texts ({texts}), a larger difference can go unseen: measure on some hundreds.")
         return lines
 
 

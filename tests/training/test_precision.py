@@ -192,6 +192,7 @@ def test_what_texts_decided_stays_with_the_model(model: Path, capsys: pytest.Cap
     assert archived(model) == first
     printed = capsys.readouterr()
     assert f"Measured before on texts of few.txt ({model / PRECISION_FILE})." in printed.out
+    assert "With so few texts (1), a larger difference can go unseen: measure on some hundreds." in printed.out
     assert not printed.err
     assert archived(model, "--texts", TOY_TWEETS)["precision"] == "float32"
     assert archived(model)["precision"] == "float32"
