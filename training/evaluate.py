@@ -48,16 +48,20 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
         see `figures`; and where the file names airlines, per_airline: tweets and accuracy of each.
 
     Raises:
-        TrainingError: a blank label in the split, or a label that the model does not have.
+        TrainingError: a blank label in the split, a label that the model does not have, or a model that is for another
+            task than one label a text.
     """
     rows = labelled(tweets, split)
-    predictions = list(predict(list(rows["text"]), answer))
-    if "label" not in predictions[0]:
-        raise TrainingError("The model is not single-label: these figures are for models that predict one label.")
-    labels = list(predictions[0]["scores"])
+    labels = labels_of(answer)
+    if not labels:
+        raise TrainingError(
+            "The model is not single-label: it predicts several labels or a number, and these figures are for models "
+            "that predict one label. `sentiment score FILE` writes its predictions beside the file's own columns."
+        )
     unknown = sorted(set(rows["label"]) - set(labels))
     if unknown:
         raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
+    predictions = list(predict(list(rows["text"]), answer))
     scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
     found = figures(list(rows["label"]), scores, labels)
     if rows["airline"].notna().all():
@@ -69,10 +73,15 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     return found
 
 
+def labels_of(answer: Answer) -> list[str]:
+    """The labels of a single-label model; none of a model of another task."""
+    [first] = predict(["Hello"], answer)
+    return list(first["scores"]) if "label" in first else []
+
+
 def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
     """The results of the behavioural tests; none, if the labels are not those that they are about."""
-    [first] = predict(["Hello"], answer)
-    if "label" not in first or set(first["scores"]) != set(behaviour.LABELS):
+    if set(labels_of(answer)) != set(behaviour.LABELS):
         return []
 
     def scores_of(texts: list[str]) -> list[dict[str, float]]:
