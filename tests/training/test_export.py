@@ -71,6 +71,7 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
         CategoryBlock,
         ColReader,
         DataBlock,
+        RandomSplitter,
         TextBlock,
         awd_lstm_clas_config,
         text_classifier_learner,
@@ -88,6 +89,7 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
         blocks=(TextBlock.from_df("text", min_freq=fewest, backwards=backwards, n_workers=1, **block), target),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
+        splitter=RandomSplitter(seed=0),  # each label has a text to train on
     ).dataloaders(table, bs=8)
     learner = text_classifier_learner(data, AWD_LSTM, config=awd_lstm_clas_config | sizes, pretrained=False, **options)
     torch.manual_seed(0)
