@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client import address
+from client import address, inference
 from client.errors import ClientError, InputError, RefusedError, UnreachableError
 from client.transport import Transport
 from handler import batch
@@ -28,8 +28,9 @@ from training.errors import TrainingError
 from training.splits import Split
 
 TEXTS_PER_REQUEST = 50
-CHARACTERS_PER_REQUEST = 30_000
-"""Symbols can have a token each, and a request has a limit of tokens (`handler.limits`)."""
+CHARACTERS_PER_REQUEST = 15_000
+"""Symbols can have a token each, and a request has a limit of token reads (`handler.limits`), of which a model of two
+networks takes twice as many. A longer text has a request of its own."""
 
 TIMEOUT_S = 120
 CALIBRATION_BINS = 15
@@ -147,21 +148,10 @@ def reliability(
 def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
     """The predictions of texts, asked for some at a time, with a progress bar on a terminal."""
     with tqdm(total=len(texts), unit="text", disable=None) as progress:
-        for instances in _requests(texts):
+        for instances in inference.split(texts, TEXTS_PER_REQUEST, CHARACTERS_PER_REQUEST):
             predictions = json.loads(answer(json.dumps({"instances": instances}).encode()))["predictions"]
             progress.update(len(instances))
             yield from predictions
-
-
-def _requests(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in lists that are each within the limits of one request."""
-    instances: list[str] = []
-    for text in texts:
-        if len(instances) == TEXTS_PER_REQUEST or sum(map(len, instances)) + len(text) > CHARACTERS_PER_REQUEST:
-            yield instances
-            instances = []
-        instances.append(text)
-    yield instances
 
 
 def model_answer(folder: Path) -> Answer:
