@@ -191,7 +191,8 @@ class ManagementClient(Client):
     def machine(self) -> Machine | None:
         """What the workers may use; None if no worker is ready to say it, or if they do not know.
 
-        A model whose archive is older than this information does not have it in its card.
+        Workers know it from the server, which counts it; they do not if TorchServe was started by itself, or if their
+        archive is older than this information.
         """
         if "READY" not in self.default().worker_states:
             return None

@@ -37,8 +37,8 @@ class FakeTorchServe:
     others: tuple[str, ...] = ()
     """Names of other models."""
 
-    machine: object = None
-    """What a worker says of its machine."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """The card's part that says what the workers may use, if they know it: `{"machine": {...}}`."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
     before: Callable[[str], Reply | None] = lambda line: None
@@ -70,7 +70,7 @@ class FakeTorchServe:
             case "POST", "predictions", name, *_:
                 return error(404, "ModelNotFoundException", f"Model not found: {name}")
             case "GET", "models", "sentiment" if "customized" in parameters:
-                card = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}, "machine": self.machine}
+                card: dict[str, Any] = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}} | self.machine
                 return _json([self._described(self.default) | {"customizedMetadata": card}])
             case "GET", "models", "sentiment":
                 return _json([self._described(self.default)])

@@ -313,7 +313,7 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchSe
 
 def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    fake.machine = {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}
+    fake.machine = {"machine": {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}}
     assert main(["scale", "7"]) == 1
     told = "7 workers are more than 6, the most that are of use here"
     assert told in capsys.readouterr().err, "memory: 2 GiB without 0.5, by 256 MiB"
@@ -321,7 +321,7 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert told in capsys.readouterr().err
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
     assert main(["scale", "6"]) == 0
-    fake.machine = {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}
+    fake.machine = {"machine": {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}}
     assert main(["scale", "1000"]) == 1
     assert "The server has 2 cores and 1024.0 GiB, and a worker takes 256 MiB. --force" in capsys.readouterr().err
     assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
@@ -329,9 +329,13 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert fake.versions["1.0"].workers == 9
 
 
-@pytest.mark.parametrize("machine", [None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}], ids=repr)
+@pytest.mark.parametrize(
+    "machine",
+    [{}, *({"machine": each} for each in (None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}))],
+    ids=repr,
+)
 def test_a_server_that_does_not_know_its_machine_has_a_bound_all_the_same(
-    fake: FakeTorchServe, capsys: Out, machine: object
+    fake: FakeTorchServe, capsys: Out, machine: dict[str, object]
 ) -> None:
     fake.machine = machine
     assert main(["scale", str(MAX_WORKERS_OF_UNKNOWN + 1)]) == 1
