@@ -149,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _url_options(command)
     _model_option(command)
 
-    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a model, as a table")
+    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a sentiment model, as a table")
+    command.description = (
+        "Behavioural tests, as a table: short English texts, many about airlines, for models with the labels negative, "
+        "neutral and positive."
+    )
     _model_option(command)
     _url_options(command)
 
@@ -581,12 +585,16 @@ def _answer(options: argparse.Namespace) -> Any:
 
 def _behaviour(options: argparse.Namespace) -> None:
     from training.behaviour import LABELS, Result, to_table
-    from training.evaluate import behaviour_of
+    from training.evaluate import behaviour_of, labels_of
 
-    found = behaviour_of(_answer(options))
-    if not found:
-        raise TrainingError(f"The behavioural tests are for models with the labels {', '.join(LABELS)}.")
-    print("\n".join(to_table([Result(**of) for of in found])))
+    answer = _answer(options)
+    labels = labels_of(answer)
+    if set(labels) != set(LABELS):
+        others = f"has the labels {', '.join(map(repr, labels))}" if labels else "is not single-label"
+        raise TrainingError(
+            f"The behavioural tests are for models with the labels {', '.join(LABELS)}, and this model {others}."
+        )
+    print("\n".join(to_table([Result(**of) for of in behaviour_of(answer)])))
 
 
 def _export(options: argparse.Namespace) -> None:

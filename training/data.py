@@ -33,8 +33,9 @@ For a file of your own, with any names of columns and any labels, there is anoth
     python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
 
 _HOW_TO_DOWNLOAD = """\
-Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
-`airline_sentiment` among them). To download it (needs a Kaggle account and its API token):
+Expected: the data.csv that `python -m training fit` keeps in its run's folder, or Tweets.csv of Kaggle's
+"Twitter US Airline Sentiment" (14,640 rows, columns `text` and `airline_sentiment` among them). To download the latter
+(needs a Kaggle account and its API token):
     pip install kaggle
     kaggle datasets download crowdflower/twitter-airline-sentiment --file Tweets.csv --unzip"""
 
