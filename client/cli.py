@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from io import TextIOWrapper
@@ -33,8 +33,9 @@ from client.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceC
 from client.management import MAX_WORKERS, ManagementClient, archive_name
 from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
 from client.sample import TEXTS
-from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, score, score_streams
+from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
 from client.status import status
+from client.stream import score_stream
 from client.terminal import coloured, cut, line_width, one_line
 from client.transport import CONNECTIONS
 
@@ -290,12 +291,14 @@ _SCORE_EXAMPLES = """\
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
   sentiment score export.csv --delimiter ';' --encoding cp1252 --scores
   zcat tweets.csv.gz | sentiment score - > labelled.csv
+  tail -f tweets.jsonl | sentiment score - --format jsonl | grep negative
 
 The copy has the columns label, score and error after the file's own columns. (A
 model with several labels for a text adds labels, in CSV with ; between them; a
 regression adds value.) If a run is interrupted, the rows that are done stay in
 OUT.journal. The same command continues from there. With - for FILE or OUT
-nothing is kept: all is written at the end.
+there is no journal: each row is written as soon as its result is there (Parquet
+at the end).
 """
 _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
@@ -630,10 +633,11 @@ def _score(options: argparse.Namespace) -> int:
     started = time.monotonic()
     with (
         _inference(options, options.version, options.connections or 1) as client,
-        tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar,
+        # Rows and a bar on one terminal would be in each other's way.
+        tqdm(unit=" rows", disable=not sys.stderr.isatty() or (output is None and sys.stdout.isatty())) as bar,
     ):
 
-        def progress(done: int, rows: int) -> None:
+        def progress(done: int, rows: int | None) -> None:
             bar.total = rows
             if not bar.n:
                 bar.initial = done  # what an earlier run has done does not count for the rate
@@ -651,7 +655,7 @@ def _score(options: argparse.Namespace) -> int:
         )
         if from_stdin or output is None:
             stdin = _binary_stdin() if from_stdin else None
-            summary = score_streams(run, stdin, output, sys.stdout.buffer, overwrite=options.overwrite)
+            summary = _score_streams(run, stdin, output, overwrite=options.overwrite)
         else:
             summary = score(run, output, overwrite=options.overwrite)
     seconds = round(time.monotonic() - started, 2)
@@ -665,6 +669,27 @@ def _score(options: argparse.Namespace) -> int:
     return ROW_ERRORS if summary.errors else OK
 
 
+def _score_streams(run: Run, stdin: IO[bytes] | None, output: Path | None, *, overwrite: bool) -> Summary:
+    """
+    Args:
+        stdin: None: the source is a file.
+        output: None: standard output.
+    """
+    kind, stdout = run.source.format.kind, sys.stdout.buffer
+    if kind not in tables.TEXT_TABLES:
+        return score_whole_streams(run, stdin, output, stdout, overwrite=overwrite)
+    source = replace(run.source, stream=stdin)
+    compress = output is not None and check_output(source, output, overwrite=overwrite)
+    rows = tables.open_table(source).check() if stdin is None else None
+    return score_stream(
+        replace(run, source=source),
+        tables.TEXT_TABLES[kind](source),
+        rows,
+        (lambda: nullcontext(stdout)) if output is None else (lambda: output.open("wb")),
+        compress=compress,
+    )
+
+
 def _binary_stdin() -> IO[bytes]:
     """
     Raises:
@@ -674,7 +699,8 @@ def _binary_stdin() -> IO[bytes]:
         raise InputError("Standard input is closed. Name a file.")
     if sys.stdin.isatty():
         _say("Type or paste a table. Ctrl-D ends.")
-    return sys.stdin.buffer
+    # Without the buffer: who reads from that waits until it is full, and holds a lock that the program's end needs.
+    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
 def _status(options: argparse.Namespace) -> int:
