@@ -714,7 +714,7 @@ def _scale(options: argparse.Namespace) -> int:
     with _management(options) as client:
         version = client.version(options.version) if options.version else client.default()
         if options.workers > version.settings.workers and not options.force:
-            client.check_workers(options.workers)
+            client.check_workers(options.workers, version.name)
         client.scale(options.workers, version.name)
         _tell_version(client, version.name, options.json)
     return OK
@@ -725,11 +725,12 @@ def _register(options: argparse.Namespace) -> int:
         if not client.is_registered():
             _register_model(client, options)
             return OK
-        if options.workers and not options.force:
-            client.check_workers(options.workers)
         versions = client.versions()
         default = next(version for version in versions if version.default)
-        if registered := left_by_a_registration(versions, options.archive):
+        registered = left_by_a_registration(versions, options.archive)
+        if options.workers and not options.force:
+            client.check_workers(options.workers, registered.name if registered else None)
+        if registered:
             # Not sent to the server: it would unpack the archive before it refuses it.
             version = registered.name
             _say(f"Version {version} is registered from {options.archive} already.")

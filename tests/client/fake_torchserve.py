@@ -35,10 +35,13 @@ class FakeTorchServe:
     """How often a registered version is described before its workers answer; -1: they end, again and again."""
 
     others: tuple[str, ...] = ()
-    """Names of other models."""
+    """Names of other models. Each has three workers."""
 
     machine: object = None
     """What a worker says of its machine."""
+
+    machine_of_others: object = None
+    """What a worker of another model says of it."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
     before: Callable[[str], Reply | None] = lambda line: None
@@ -74,6 +77,9 @@ class FakeTorchServe:
                 return _json([self._described(self.default) | {"customizedMetadata": card}])
             case "GET", "models", "sentiment":
                 return _json([self._described(self.default)])
+            case "GET", "models", name, *_ if name in self.others:
+                card = {"customizedMetadata": {"machine": self.machine_of_others}} if "customized" in parameters else {}
+                return _json([_description("1.0", Registered(f"{name}.mar", 3), "READY", self.pid) | card])
             case "GET", "models", "sentiment", "all":
                 return _json([self._described(version) for version in self.versions])
             case "POST", "models":
@@ -100,21 +106,7 @@ class FakeTorchServe:
             version.polls_until_ready -= not ready
         if version.pending:
             version.pending -= 1
-        worker = {"status": "READY" if ready else "UNLOADING"}
-        return {
-            "modelVersion": name,
-            "modelUrl": version.archive,
-            "minWorkers": version.workers,
-            "batchSize": version.batch_size,
-            "maxBatchDelay": version.max_batch_delay,
-            "responseTimeout": version.response_timeout,
-            "jobQueueStatus": {"pendingRequests": version.pending},
-            "workers": [
-                worker | {"pid": self.pid + index, "id": str(9000 + 100 * version.started + index)}
-                for index in range(version.workers)
-            ],
-            "loadedAtStartup": version.started == 0,
-        }
+        return _description(name, version, "READY" if ready else "UNLOADING", self.pid)
 
     def _register(self, parameters: dict[str, str]) -> Reply:
         assert parameters["synchronous"] == "false"
@@ -148,6 +140,23 @@ class FakeTorchServe:
             predictions.append({"label": label, "score": 0.75, "scores": {label: 0.75, "other": 0.25}})
         body = predictions if isinstance(asked, list) else predictions[0]
         return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+
+
+def _description(name: str, version: Registered, status: str, pid: int) -> dict[str, Any]:
+    return {
+        "modelVersion": name,
+        "modelUrl": version.archive,
+        "minWorkers": version.workers,
+        "batchSize": version.batch_size,
+        "maxBatchDelay": version.max_batch_delay,
+        "responseTimeout": version.response_timeout,
+        "jobQueueStatus": {"pendingRequests": version.pending},
+        "workers": [
+            {"status": status, "pid": pid + index, "id": str(9000 + 100 * version.started + index)}
+            for index in range(version.workers)
+        ],
+        "loadedAtStartup": version.started == 0,
+    }
 
 
 def _json(value: object) -> Reply:

@@ -317,8 +317,8 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert main(["scale", "7"]) == 1
     told = "7 workers are more than 6, the most that are of use here"
     assert told in capsys.readouterr().err, "memory: 2 GiB without 0.5, by 256 MiB"
-    assert main(["register", "sentiment-2.mar", "--workers", "7"]) == 1
-    assert told in capsys.readouterr().err
+    assert main(["register", "sentiment-2.mar", "--workers", "5"]) == 1
+    assert "5 workers are more than 4" in capsys.readouterr().err, "two of version 1.0 are there"
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
     assert main(["scale", "6"]) == 0
     fake.machine = {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}
@@ -327,6 +327,26 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
     assert main(["scale", "9", "--force"]) == 0
     assert fake.versions["1.0"].workers == 9
+
+
+def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.polls_until_ready = 0
+    fake.machine = {"cores": 8, "memory_bytes": 2**31 + 2**29, "worker_bytes": 2**28}
+    assert main(["scale", "9"]) == 1
+    assert "9 workers are more than 8, " in capsys.readouterr().err
+    fake.versions["2.0"] = Registered("sentiment-2.mar", 2, started=1)
+    fake.others = ("reviews",)
+    assert main(["scale", "4"]) == 1
+    error = capsys.readouterr().err
+    assert "4 workers are more than 3, the most that are of use here" in error
+    assert " The workers of other versions (reviews 1.0: 3, sentiment 2.0: 2) take 1280 MiB." in error
+    fake.machine_of_others = fake.machine | {"worker_bytes": 2**27}
+    assert main(["scale", "5"]) == 1
+    assert "5 workers are more than 4" in capsys.readouterr().err, "a worker of reviews takes half as much"
+    assert main(["scale", "4"]) == 0
+    assert main(["register", "films.mar", "--name", "films", "--workers", "3"]) == 1
+    assert "3 workers are more than 1, the most that are of use here" in capsys.readouterr().err
+    assert "POST /models" not in fake.log
 
 
 @pytest.mark.parametrize("machine", [None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}], ids=repr)
