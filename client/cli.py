@@ -36,7 +36,7 @@ from client.sample import TEXTS
 from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
 from client.status import status
 from client.stream import score_stream
-from client.terminal import coloured, cut, line_width, one_line
+from client.terminal import coloured, columns, cut, line_width, one_line
 from client.transport import CONNECTIONS
 
 OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
@@ -48,6 +48,10 @@ MODELS_TIMEOUT_S = 5.0
 """How long the server may take to say which models it has, where none is named."""
 MAX_WORDS = 10
 """`explain` shows this many tokens of a text: those with the largest weights."""
+MAX_EXPLAINED_LABELS = 4
+"""For so many labels of a text, the most probable ones."""
+LABEL_WIDTH, MAX_LABEL_WIDTH, WEIGHT_WIDTH = 8, 12, 7
+"""In columns of a terminal."""
 
 T = TypeVar("T")
 
@@ -275,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         "archive",
         nargs="?",
         metavar="OLD.mar",
-        help="default: the only other version that is registered, if the server has started with it",
+        help="the archive of that version; without it, the versions to choose from are named",
     )
     _switch_options(command)
     return parser
@@ -304,7 +308,8 @@ _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
 
 Each number says how far the label's probability, or the number of a regression,
-falls without the word.
+falls without the token: those with + speak for the prediction. Tokens that begin
+with xx are fastai's marks, such as xxmaj before a word with a capital.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -343,6 +348,9 @@ stays the default. If the command is killed, run it again: it finishes.
 _ROLLBACK_EXAMPLES = """\
   sentiment rollback sentiment.mar
   sentiment rollback
+
+The second one changes nothing: it names the versions to choose from. The server
+does not know which one was the default before.
 """
 
 
@@ -541,8 +549,7 @@ def _explain(options: argparse.Namespace) -> int:
             errors += isinstance(answer, RefusedError)
             _print_answer(text, answer, options.json)
             if isinstance(answer, Explanation) and not options.json:
-                for word, weight in answer.strongest(MAX_WORDS):
-                    print(f"  {weight:+.4f}  {one_line(word)}")
+                _print_tokens(text, answer)
             sys.stdout.flush()
     return ROW_ERRORS if errors else OK
 
@@ -552,17 +559,50 @@ def _print_answer(text: str, answer: Prediction | Explanation | RefusedError, as
         values = {"error": str(answer)} if isinstance(answer, RefusedError) else answer.to_json()
         print(json.dumps({"text": text} | values))
     elif isinstance(answer, RefusedError):
-        print(_line("error", "", f"{answer} | {text}"))
+        print(_line("error", f"{'error':<{LABEL_WIDTH}}  {'':<6}", f"{answer} | {text}"))
     else:
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
-        print(_line(*prediction.words(), text))
+        print(_line(prediction.predicted, _shown(prediction), text))
 
 
-def _line(label: str, score: str, text: str) -> str:
-    start = f"{one_line(label):<8}  {score:<6}  "
+def _shown(prediction: Prediction) -> str:
+    """What is predicted, and how probable it is: `negative  0.9776`, `late 0.8112, rude 0.5432` or `3.14`."""
+    if prediction.labels:
+        scores = {label: prediction.scores.get(label, 0.0) for label in prediction.labels}
+        return ", ".join(f"{label} {score:.4f}" for label, score in sorted(scores.items(), key=lambda item: -item[1]))
+    if prediction.score is None:
+        return f"{prediction.predicted:<{LABEL_WIDTH}}"
+    # As wide as the longest label that there is: one column for all texts.
+    width = max(LABEL_WIDTH, min(MAX_LABEL_WIDTH, max(map(columns, map(one_line, prediction.scores)), default=0)))
+    padding = " " * (width - columns(one_line(prediction.predicted)))
+    return f"{prediction.predicted}{padding}  {prediction.score:.4f}"
+
+
+def _line(label: str, start: str, text: str) -> str:
+    """What is predicted, then the text. On a terminal both fit into its width; what is predicted may have half."""
     width = line_width()
-    shown = one_line(text)
-    return coloured(start, label) + (shown if width is None else cut(shown, width - len(start)))
+    start, shown = one_line(start), one_line(text)
+    if width is None:
+        return f"{coloured(start, label)}  {shown}"
+    start = cut(start, max(width // 2, LABEL_WIDTH + 8))
+    return f"{coloured(start, label)}  {cut(shown, width - columns(start) - 2)}"
+
+
+def _print_tokens(text: str, explanation: Explanation) -> None:
+    """A line for each token, with a column for each label if there can be several."""
+    labels = explanation.labels()
+    shown = labels[:MAX_EXPLAINED_LABELS]
+    heads = [cut(one_line(label), MAX_LABEL_WIDTH) for label in shown] or [""]
+    widths = [max(columns(head), WEIGHT_WIDTH) for head in heads]
+    if labels:
+        cells = [" " * (width - columns(head)) + head for head, width in zip(heads, widths, strict=True)]
+        print("  ".join(["", *cells, *(["…"] if len(labels) > len(shown) else [])]))
+    for token in explanation.strongest(MAX_WORDS):
+        weights = [(token.weights or {}).get(label, 0.0) for label in shown] or [token.weight]
+        cells = [f"{weight:+.4f}".rjust(width) for weight, width in zip(weights, widths, strict=True)]
+        stands_for = text[token.start : token.end]
+        beside = "" if stands_for.lower() == token.token.lower() else f"  ({stands_for or 'no word'})"
+        print("  ".join(["", *cells, one_line(token.token + beside)]))
 
 
 @contextmanager
@@ -776,8 +816,8 @@ def _unregister(options: argparse.Namespace) -> int:
             )
         if version.default and len(client.versions()) > 1:
             raise RolloutError(
-                f"Version {version.name} is the default. Make another one that first, by `sentiment rollback` or "
-                f"`rollout`."
+                f"Version {version.name} is the default. Make another one the default first, by `sentiment "
+                f"rollback OLD.mar` or `rollout`."
             )
         removed = remove(client, version, options.drain, _say)
     if options.json:

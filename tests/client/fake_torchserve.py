@@ -44,6 +44,9 @@ class FakeTorchServe:
     """What a worker of another model says of it."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
+    answer: Callable[[str, list[str]], list[Any]] | None = None
+    """From a version and texts to predictions, in the place of `label`."""
+
     before: Callable[[str], Reply | None] = lambda line: None
     """Asked before each request; what it gives is the answer."""
 
@@ -134,12 +137,15 @@ class FakeTorchServe:
         if version not in self.versions:
             return error(404, "ModelVersionNotFoundException")
         asked = request.json
-        predictions = []
-        for text in asked if isinstance(asked, list) else [asked["text"]]:
-            label = self.label(version, text)
-            predictions.append({"label": label, "score": 0.75, "scores": {label: 0.75, "other": 0.25}})
+        texts = asked if isinstance(asked, list) else [asked["text"]]
+        predictions = (self.answer or self._labelled)(version, texts)
         body = predictions if isinstance(asked, list) else predictions[0]
         return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+
+    def _labelled(self, version: str, texts: list[str]) -> list[Any]:
+        labels = [self.label(version, text) for text in texts]
+        scores = {"negative": 0.0, "positive": 0.0, "other": 0.25}
+        return [{"label": label, "score": 0.75, "scores": scores | {label: 0.75}} for label in labels]
 
 
 def _description(name: str, version: Registered, status: str, pid: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -390,12 +391,65 @@ def test_explain(capsys: Out) -> None:
             f"negative  {score:.4f}  late good",
             "  -0.6250  good",
             "  +0.5000  late",
-            "  +0.0000  xxbos",
+            "  +0.0000  xxbos  (no word)",
         ]
         assert main(["explain", "late good", " ", "--url", server.url, "--json"]) == 4
         first, second = map(json.loads, capsys.readouterr().out.splitlines())
         assert first == {"text": "late good", "model_version": None, **prediction("late good"), "tokens": tokens}
         assert second["error"].startswith("BlankTextError: ")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "weights", "printed"),
+    [
+        (
+            {"labels": ["late", "rude"], "scores": {"late": 0.5625, "rude": 0.75, "long waiting time": 0.25}},
+            {"rude": 0.25, "late": 0.5},
+            ["rude 0.7500, late 0.5625  Late", "     rude     late", "  +0.2500  +0.5000  late"],
+        ),
+        (
+            {"labels": [], "scores": {"late": 0.25, "long waiting time": 0.375}},
+            {"long waiting time": 0.5},
+            ["no label  Late", "  long waitin…", "       +0.5000  late"],
+        ),
+        (
+            {"labels": list("abcde"), "scores": dict.fromkeys("abcde", 0.5)},
+            dict.fromkeys("abcde", 0.5),
+            [
+                "a 0.5000, b 0.5000, c 0.5000, d 0.5000, e 0.5000  Late",
+                "  ".join(["", *(letter.rjust(7) for letter in "abcd"), "…"]),
+                "  +0.5000" * 4 + "  late",
+            ],
+        ),
+        ({"value": 3.25}, None, ["3.25      Late", "  +0.7500  late"]),
+        (
+            {"label": "Sport", "score": 0.5, "scores": {"Sport": 0.5, "Wirtschaft": 0.5}},
+            None,
+            ["Sport       0.5000  Late", "  +0.7500  late"],
+        ),
+    ],
+    ids=["labels", "no label", "many labels", "number", "long label"],
+)
+def test_an_explanation_is_shown_as_the_kind_of_the_model_has_it(
+    capsys: Out, predicted: dict[str, Any], weights: dict[str, float] | None, printed: list[str]
+) -> None:
+    token: dict[str, Any] = {"token": "late", "weight": 0.75, "start": 0, "end": 4}
+    reply = predicted | {"tokens": [token | ({"weights": weights} if weights else {})]}
+    with scripted(lambda _: Reply(200, json.dumps(reply).encode())) as server:
+        assert main(["explain", "Late", "--url", server.url, "--model", "mine"]) == 0
+    assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_a_line_fits_the_terminal_however_many_labels_a_text_has(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    labels = [f"label {number}" for number in range(20)]
+    reply = {"labels": labels, "scores": dict.fromkeys(labels, 0.5)}
+    with scripted(lambda _: Reply(200, json.dumps(reply).encode())) as server:
+        assert main(["predict", "late " * 30, "--url", server.url, "--model", "mine"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(line) == 80
+    assert line.startswith("label 0 0.5000, label 1 0.5000, label 2…  late late")
 
 
 def test_scale(fake: FakeTorchServe, capsys: Out) -> None:

@@ -252,8 +252,8 @@ def test_each_kind_of_prediction_is_printed(kind: str, capsys: Out) -> None:
     first, second = capsys.readouterr().out.splitlines()
     expected = {
         "prediction": "positive  0.8000  late",
-        "multi_label": "rude, late  0.7500, 0.6250  late",
-        "regression": "3.14              late",
+        "multi_label": "rude 0.7500, late 0.6250  late",
+        "regression": "3.14      late",
     }
     assert first == expected[kind]
     assert second.endswith("  on time")
