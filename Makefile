@@ -4,11 +4,13 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The models: by name, or by the folder of the exported model. These four are not taken from the environment, where other
-# programs set variables of such names.
+# The models: by name, or by the folder of the exported model. These variables are not taken from the environment, where
+# other programs set variables of such names.
 NAME :=
 MODEL := $(addprefix model_store/,$(or $(NAME),sentiment))
 LEARNER :=
+LABELLED :=
+FIT_ARGS :=
 TEXTS :=
 # Without a model on the command line, the configuration says which models are served.
 ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
@@ -53,7 +55,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(if $(LEARNER),learner,$(SERVE) $(ARCHIVE)) ## set up what is missing, build the archive, and serve until Ctrl-C
+serve: $(or $(if $(LEARNER),learner),$(if $(LABELLED),labelled),$(SERVE) $(ARCHIVE)) ## set up what is missing, build the archive, and serve until Ctrl-C
 	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
 
 .PHONY: test
@@ -76,17 +78,27 @@ archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model a
 # What fastai's `learner.export` wrote, in LEARNER, to an archive. A learner is a pickle of fastai's, so this needs the
 # packages of training.
 .PHONY: learner
-learner: learner-check $(TEST)
+learner: own-check $(TEST)
 	$(BIN)/python -m training export $(LEARNER_OPTIONS) --to '$(MODEL)'
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
+# Labelled texts, in the file LABELLED, to an archive. FIT_ARGS are further options of `python -m training fit`.
+.PHONY: labelled
+labelled: own-check $(TRAIN)
+	$(BIN)/python -m training fit --data '$(LABELLED)' --to '$(MODEL)' $(FIT_ARGS)
+	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
+
 # Before any package is installed.
-.PHONY: learner-check
-learner-check:
+.PHONY: own-check
+own-check:
+	@test -z '$(LEARNER)' || test -z '$(LABELLED)' || \
+	  { echo "error: expected LEARNER or LABELLED, not both" >&2; exit 1; }
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
 	  { echo "error: no file at $$file; expected what fastai's learner.export wrote" >&2; exit 1; }; done
-	@test $(words $(NAME)) = 1 || \
-	  { echo "error: the model needs one name: make serve LEARNER='$(LEARNER)' NAME=reviews" >&2; exit 1; }
+	@test -z '$(LABELLED)' || test -f '$(LABELLED)' || \
+	  { echo "error: no file at $(LABELLED); expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
+	@test $(words $(NAME)) = 1 || { echo "error: the model needs one name:" \
+	  "make serve $(if $(LEARNER),LEARNER,LABELLED)='$(or $(LEARNER),$(LABELLED))' NAME=reviews" >&2; exit 1; }
 	@test -z '$(filter sentiment general,$(NAME))' || \
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 
@@ -160,7 +172,7 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 # Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
 .SECONDEXPANSION:
 $(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
-    training/precision.py training/sample.py $(if $(TEXTS),always) | $(SERVE)
+    training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
 
 .PHONY: always

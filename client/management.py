@@ -197,7 +197,8 @@ class ManagementClient(Client):
     def _machine(self, model: str, versions: Sequence[Version]) -> Machine | None:
         """What the workers may use; None if no worker of the model is ready to say it, or if they do not know.
 
-        A model whose archive is older than this information does not have it in its card.
+        Workers know it from the server, which counts it; they do not if TorchServe was started by itself, or if their
+        archive is older than this information.
         """
         if not any(version.default and "READY" in version.worker_states for version in versions):
             return None

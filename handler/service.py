@@ -48,7 +48,7 @@ class TextClassifierHandler:
         self._classifier = TextClassifier.load_archived(folder, whole_number(THREADS_VARIABLE, default=1))
         self._classifier.warm_up()
         version = context.manifest["model"]["modelVersion"]
-        card = self._classifier.card | {"machine": machine()}
+        card = self._classifier.card | machine()
         self._model = Model(context.model_name, version, self._classifier.task, card)
         self._metrics = Metrics(self._classifier, context.model_name, version)
         self._metrics.start()

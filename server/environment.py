@@ -46,11 +46,15 @@ ADDRESSES = {"TS_INFERENCE_ADDRESS", "TS_MANAGEMENT_ADDRESS", "TS_METRICS_ADDRES
 """With `enable_envvars_config=true`, TorchServe reads these instead of the configuration's addresses."""
 
 
-def torchserves(environment: Mapping[str, str], temporary: Path, *, has_own_addresses: bool) -> dict[str, str]:
+def torchserves(
+    environment: Mapping[str, str], temporary: Path, cores: int, memory_bytes: int, *, has_own_addresses: bool
+) -> dict[str, str]:
     """The variables that TorchServe is started with.
 
     Args:
         temporary: the folder for its temporary files and its workers'.
+        cores: that it and its workers may use.
+        memory_bytes: that it and its workers may use.
         has_own_addresses: whether TorchServe listens elsewhere than the user's configuration says.
     """
     hidden = set(not_passed_on(environment)) | (ADDRESSES if has_own_addresses else set())
@@ -62,6 +66,9 @@ def torchserves(environment: Mapping[str, str], temporary: Path, *, has_own_addr
         "PYTHONPATH": os.pathsep.join(map(str, MODULES)),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
+        # For the workers, which report them to whoever scales a model.
+        "SERVER_CORES": str(cores),
+        "SERVER_MEMORY_BYTES": str(memory_bytes),
     }
     # Java reads file names and its arguments in the locale's encoding, and no option changes that.
     utf_8 = _utf_8_locale()

@@ -64,8 +64,9 @@ class TorchServe:
         """Name, version and file of each model that the start loads."""
         self._expected = {(name, version) for name, version, _ in self._models}
         sizes = [archive.unpacked_bytes for archive in archives]
-        room = memory.workers(sizes, cores.available(), memory.available())
-        self._workers = None if room == cores.available() or properties.has_default_workers else room
+        self._cores, memory_bytes = cores.available(), memory.available()
+        room = memory.workers(sizes, self._cores, memory_bytes)
+        self._workers = None if room == self._cores or properties.has_default_workers else room
         """The workers of each model if there is no memory for one for each core, which is TorchServe's default."""
         for address in properties.addresses:
             if not (behind_door and address in properties.public):
@@ -90,7 +91,9 @@ class TorchServe:
                 self._command(java, self._write_config(own if behind_door else None)),
                 # Relative paths in the configuration are relative to its folder.
                 properties.path.parent,
-                environment.torchserves(variables, self.workspace.path, has_own_addresses=behind_door),
+                environment.torchserves(
+                    variables, self.workspace.path, self._cores, memory_bytes, has_own_addresses=behind_door
+                ),
             )
         except BaseException:
             self.workspace.close()
@@ -214,7 +217,7 @@ class TorchServe:
         found = [f"Temporary files are in {self.workspace.path}. {each}." for each in self.workspace.avoided]
         if self._workers is not None:
             found.append(
-                f"There are {cores.available()} cores, but memory for {self._workers} workers of each model. A model "
+                f"There are {self._cores} cores, but memory for {self._workers} workers of each model. A model "
                 f"gets {self._workers}, unless minWorkers in {self._properties.path.name} says otherwise."
             )
         if hidden := environment.not_passed_on(variables):

@@ -21,8 +21,8 @@ PIECE_TOKENS: Final = 1_000_000
 MOST_PIECES: Final = 12
 
 TOKENS_PER_WORD: Final = 1.3
-MOST_READ: Final = 96
-"""Word pieces of a text that the transformer reads."""
+FEWEST_READ, MOST_READ = 96, 256
+"""Word pieces of a text that the transformer reads: twice the mean of the texts, between these two."""
 
 LSTM_TRAINED, TRANSFORMER_TRAINED, TRANSFORMER_READ, TFIDF_READ = 6_500, 2_500, 8_000, 12_000
 """Tokens in a second of two cores: 300/600/2 in training, all-MiniLM-L6-v2 in training and reading, and one fit of
@@ -68,10 +68,17 @@ def recipe_for(train_texts: int, words: int, tiny: bool = False) -> Recipe:
     """
     if tiny:
         return _tiny(train_texts)
-    pieces = max(1, min(MOST_PIECES, round(PIECE_TOKENS / max(1, words * TOKENS_PER_WORD / 2))))
+    tokens = words * TOKENS_PER_WORD
+    pieces = max(1, min(MOST_PIECES, round(PIECE_TOKENS / max(1, tokens / 2))))
+    read = max(FEWEST_READ, min(MOST_READ, round(2 * tokens / max(1, train_texts))))
     distil = LabelledDistilSettings(pieces=pieces, batch_size=64)
     classifier = ClassifierSettings(made_up_texts=0, use_confidence=0, pieces=pieces, tfidf_weight=0)
-    base = FitSettings(distil=distil, classifier=classifier)
+    base = FitSettings(
+        distil=distil,
+        classifier=classifier,
+        frozen_teacher=FrozenTeacherSettings(max_pieces=read),
+        teacher=TeacherSettings(max_pieces=read),
+    )
     if train_texts < HUNDREDS:
         return Recipe(
             "hundreds of texts",
@@ -92,7 +99,7 @@ def recipe_for(train_texts: int, words: int, tiny: bool = False) -> Recipe:
             replace(
                 base,
                 language_model=LanguageModelSettings(epochs=2),
-                teacher=TeacherSettings(epochs=3, learning_rate=5e-5),
+                teacher=replace(base.teacher, epochs=3, learning_rate=5e-5),
                 distil=replace(distil, epochs=3),
                 classifier=replace(classifier, last_two_epochs=1, last_three_epochs=1, epochs=1),
             ),
@@ -128,9 +135,10 @@ def expected_minutes(recipe: Recipe, train_texts: int, words: int, labels: int, 
     """
     settings = recipe.settings
     tokens = words * TOKENS_PER_WORD
-    read = min(tokens, train_texts * MOST_READ)
+    most_read = train_texts * settings.teacher.max_pieces
+    read = min(tokens, most_read)
     of_pieces = tokens / 2 * settings.distil.pieces
-    read_pieces = min(of_pieces, train_texts * settings.distil.pieces * MOST_READ)
+    read_pieces = min(of_pieces, most_read * settings.distil.pieces)
     classifier = settings.classifier
     head, body = classifier.frozen_epochs, classifier.last_two_epochs + classifier.last_three_epochs + classifier.epochs
     epochs = settings.distil.epochs + 0.5 * head + body

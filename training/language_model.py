@@ -4,8 +4,6 @@ A language model is kept in the form of fastai's own pretrained ones, a folder w
 one `.pkl` (vocabulary), so that fastai's `wt103`, one trained here and one from elsewhere load alike.
 """
 
-import gzip
-import lzma
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +36,7 @@ from training.data import existing, sha256_of
 from training.errors import TrainingError
 from training.run import Phase, Stage
 from training.settings import WT103, GeneralSettings, LanguageModelSettings
+from training.tables import DAMAGED, OPENERS
 from training.transformer import fast_in_bfloat16, word_vectors
 
 GENERAL_FILE = "language_model.pth"
@@ -202,7 +201,7 @@ def read_lines(path: Path) -> Iterator[str]:
         TrainingError: not UTF-8, or no text in it.
     """
     existing(path, "; expected UTF-8 text, one document a line (.xz and .gz too).")
-    opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    opened = OPENERS.get(path.suffix.lower(), open)
     found = False
     try:
         with opened(path, "rt", encoding="utf-8") as file:
@@ -210,8 +209,8 @@ def read_lines(path: Path) -> Iterator[str]:
                 if line.strip():
                     found = True
                     text = line.rstrip("\n")
-                    yield text.rpartition("\t")[2] if ".tsv" in path.suffixes else text
-    except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+                    yield text.rpartition("\t")[2] if ".tsv" in path.name.lower() else text
+    except (UnicodeDecodeError, *DAMAGED) as error:
         raise TrainingError(f"{path}: expected UTF-8 text, one document a line ({error}).") from error
     if not found:
         raise TrainingError(f"{path} holds no text; expected UTF-8 text, one document a line.")

@@ -1,28 +1,18 @@
-"""The texts on which an archive's precision is measured: a user's own from a file, or else made up of the vocabulary.
+"""The texts on which an archive's precision is measured: a user's own, or else made up of the vocabulary."""
 
-Files are read with Python's own library: an archive is built where only serving's packages are installed.
-"""
-
-import csv
-import gzip
-import json
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import numpy as np
 
 from handler.exported import Description
 from training.errors import TrainingError
+from training.tables import Source
 
 MOST_TEXTS: Final = 2_000
 """Of a file with more of them, a random sample; always the same one."""
-
-LONGEST_FIELD: Final = 2**31 - 1
-"""Characters in a field of a CSV file. Python's own limit, 131,072, is less than a long document."""
 
 MADE_UP_TEXTS: Final = 400
 MEDIAN_WORDS, SPREAD, MOST_WORDS = 20, 0.8, 300
@@ -33,8 +23,6 @@ ZIPF_SHIFT: Final = 2.7
 Structure of Language", 1953)."""
 
 PIECES_SPACE: Final = "\u2581"
-
-_FORMATS = "expected .csv, .tsv, .jsonl, .ndjson or .parquet, or .txt with one text a line (.gz or .xz behind it, too)"
 
 
 @dataclass(frozen=True)
@@ -87,101 +75,18 @@ def read_sample(path: Path, column: str) -> Sample:
     """A sample of a file's texts: a table's column (CSV, TSV, JSON lines, Parquet), or one text a line.
 
     Args:
-        path: its ending says what it is.
-        column: the texts' column. Of a table with one column, that one. Lines of a text file have none.
+        path: see `training.tables.Source`; also a text file, with one text a line.
+        column: the texts' column. Of a table with one column, that one.
 
     Raises:
-        TrainingError: no such file or column, a form that the ending does not promise, or no text in it.
-        ModuleNotFoundError: a Parquet file, where pyarrow is not installed.
+        TrainingError: a problem with the file, or no text in it.
     """
-    if not path.is_file():
-        raise TrainingError(f"--texts {path}: no such file.")
-    packing = path.suffix.lower() if path.suffix.lower() in (".gz", ".xz") else ""
-    ending = Path(path.stem).suffix.lower() if packing else path.suffix.lower()
-    if ending == ".parquet" and not packing:
-        texts: Iterable[str] = _parquet(path, column)
-    elif ending in (".csv", ".tsv"):
-        texts = _table(path, packing, column, "\t" if ending == ".tsv" else ",;\t|")
-    elif ending in (".jsonl", ".ndjson", ".json"):
-        texts = _json_lines(path, packing, column)
-    elif ending in (".txt", ""):
-        texts = (line for _, line in _lines(path, packing))
-    else:
-        raise TrainingError(f"--texts {path}: {_FORMATS}.")
-    return sample_of(texts, path.name)
-
-
-def _lines(path: Path, packing: str) -> Iterator[tuple[int, str]]:
-    """Each line with its number, which counts from 1, and its end."""
-    number = 0
-    try:
-        with _opened(path, packing) as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"--texts {path}, line {number}: expected UTF-8 ({error.reason}).") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise TrainingError(f"--texts {path}: expected a whole {packing} file: {error}.") from error
-
-
-def _opened(path: Path, packing: str) -> BinaryIO | gzip.GzipFile | lzma.LZMAFile:
-    match packing:
-        case ".gz":
-            return gzip.open(path, "rb")
-        case ".xz":
-            return lzma.open(path, "rb")
-    return path.open("rb")
-
-
-def _table(path: Path, packing: str, column: str, delimiters: str) -> Iterator[str]:
-    """The delimiter is the first one that finds the column in the file's first line; otherwise the first of all."""
-    csv.field_size_limit(LONGEST_FIELD)
-    _, header = next(_lines(path, packing), (1, ""))
-    delimiter = next((one for one in delimiters if column in next(csv.reader([header], delimiter=one))), delimiters[0])
-    rows = csv.reader((line for _, line in _lines(path, packing)), delimiter=delimiter)
-    try:
-        names = next(rows, [])
-        place = names.index(_column_of(path, names, column))
-        for row in rows:
-            if place < len(row):
-                yield row[place]
-    except csv.Error as error:
-        raise TrainingError(f"--texts {path}, line {rows.line_num}: {error}.") from error
-
-
-def _json_lines(path: Path, packing: str, column: str) -> Iterator[str]:
-    for number, line in _lines(path, packing):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise TrainingError(
-                    f"--texts {path}, line {number}: expected one JSON value a line: {error}."
-                ) from error
-            text = value.get(_column_of(path, list(value), column)) if isinstance(value, dict) else value
-            if not isinstance(text, str):
-                raise TrainingError(f"--texts {path}, line {number}: expected a string, or an object with one.")
-            yield text
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        name = _column_of(path, pyarrow.parquet.read_schema(path).names, column)
-        values: list[Any] = pyarrow.parquet.read_table(path, columns=[name]).column(0).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise TrainingError(f"--texts {path}: expected a Parquet file: {error}") from error
-    return (value for value in values if isinstance(value, str))
-
-
-def _column_of(path: Path, names: Sequence[str], column: str) -> str:
-    if column in names:
-        return column
-    if len(names) == 1:
-        return names[0]
-    found = ", ".join(map(repr, names[:20])) or "none"
-    raise TrainingError(
-        f"--texts {path}: no column {column!r}; it has {found}. Name the texts' one with --text-column."
+    source = Source("--texts", path, {"--text-column": column})
+    records = source.records()
+    texts = [record.values[0] for record in records]
+    source.refuse(
+        (record.line for record, text in zip(records, texts, strict=True) if not isinstance(text, str | None)),
+        "a text that is not a string",
+        "Put it in quotes, or name the texts' column with --text-column.",
     )
+    return sample_of((text for text in texts if text), path.name)

@@ -66,6 +66,8 @@ class TeacherSettings:
     learning_rate: float = 3e-5
     weight_decay: float = 0.01
     batch_size: int = 32
+    max_pieces: int = 96
+    """Word pieces of a text that the transformer reads. Tweets have 30."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class FrozenTeacherSettings:
     """A transformer that stays as it is, with logistic regression over its pooled output."""
 
     seed: int = 1
+    max_pieces: int = 96
+    """Word pieces of a text that the transformer reads."""
 
 
 @dataclass(frozen=True)

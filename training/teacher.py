@@ -83,6 +83,7 @@ def train_frozen_teacher(
     if stage.is_done():
         return
     tokenizer, network = load(transformer)
+    tokenizer.model_max_length = min(settings.max_pieces, tokenizer.model_max_length)
     stage.begin()
     teacher = TransformerClassifier(len(labels), tokenizer, network)
     if torch.cuda.is_available():
@@ -160,6 +161,7 @@ def _train(
     if stage.is_done():
         return
     tokenizer, network = load(transformer)  # what is none leaves no record of a stage that was begun
+    tokenizer.model_max_length = min(settings.max_pieces, tokenizer.model_max_length)
     stage.begin()
     teacher = TransformerClassifier(len(labels), tokenizer, network)
     loaders = [

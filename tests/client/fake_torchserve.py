@@ -37,11 +37,11 @@ class FakeTorchServe:
     others: tuple[str, ...] = ()
     """Names of other models. Each has three workers."""
 
-    machine: object = None
-    """What a worker says of its machine."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """The card's part that says what the workers may use, if they know it: `{"machine": {...}}`."""
 
-    machine_of_others: object = None
-    """What a worker of another model says of it."""
+    machine_of_others: dict[str, Any] = field(default_factory=dict)
+    """The same part of the cards of other models."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
     answer: Callable[[str, list[str]], list[Any]] | None = None
@@ -76,13 +76,13 @@ class FakeTorchServe:
             case "POST", "predictions", name, *_:
                 return error(404, "ModelNotFoundException", f"Model not found: {name}")
             case "GET", "models", "sentiment" if "customized" in parameters:
-                card = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}, "machine": self.machine}
+                card: dict[str, Any] = {"notes": "A model.\n\nMore.", "exported": {"commit": "c" * 40}} | self.machine
                 return _json([self._described(self.default) | {"customizedMetadata": card}])
             case "GET", "models", "sentiment":
                 return _json([self._described(self.default)])
             case "GET", "models", name, *_ if name in self.others:
-                card = {"customizedMetadata": {"machine": self.machine_of_others}} if "customized" in parameters else {}
-                return _json([_description("1.0", Registered(f"{name}.mar", 3), "READY", self.pid) | card])
+                described = _description("1.0", Registered(f"{name}.mar", 3), "READY", self.pid)
+                return _json([described | {"customizedMetadata": self.machine_of_others}])
             case "GET", "models", "sentiment", "all":
                 return _json([self._described(version) for version in self.versions])
             case "POST", "models":

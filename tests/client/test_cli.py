@@ -314,7 +314,7 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchSe
 
 def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    fake.machine = {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}
+    fake.machine = {"machine": {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}}
     assert main(["scale", "7"]) == 1
     told = "7 workers are more than 6, the most that are of use here"
     assert told in capsys.readouterr().err, "memory: 2 GiB without 0.5, by 256 MiB"
@@ -322,7 +322,7 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert "5 workers are more than 4" in capsys.readouterr().err, "two of version 1.0 are there"
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
     assert main(["scale", "6"]) == 0
-    fake.machine = {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}
+    fake.machine = {"machine": {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}}
     assert main(["scale", "1000"]) == 1
     assert "The server has 2 cores and 1024.0 GiB, and a worker takes 256 MiB. --force" in capsys.readouterr().err
     assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
@@ -332,7 +332,8 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
 
 def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    fake.machine = {"cores": 8, "memory_bytes": 2**31 + 2**29, "worker_bytes": 2**28}
+    machine = {"cores": 8, "memory_bytes": 2**31 + 2**29, "worker_bytes": 2**28}
+    fake.machine = {"machine": machine}
     assert main(["scale", "9"]) == 1
     assert "9 workers are more than 8, " in capsys.readouterr().err
     fake.versions["2.0"] = Registered("sentiment-2.mar", 2, started=1)
@@ -341,7 +342,7 @@ def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorc
     error = capsys.readouterr().err
     assert "4 workers are more than 3, the most that are of use here" in error
     assert " The workers of other versions (reviews 1.0: 3, sentiment 2.0: 2) take 1280 MiB." in error
-    fake.machine_of_others = fake.machine | {"worker_bytes": 2**27}
+    fake.machine_of_others = {"machine": machine | {"worker_bytes": 2**27}}
     assert main(["scale", "5"]) == 1
     assert "5 workers are more than 4" in capsys.readouterr().err, "a worker of reviews takes half as much"
     assert main(["scale", "4"]) == 0
@@ -350,9 +351,13 @@ def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorc
     assert "POST /models" not in fake.log
 
 
-@pytest.mark.parametrize("machine", [None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}], ids=repr)
+@pytest.mark.parametrize(
+    "machine",
+    [{}, *({"machine": each} for each in (None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}))],
+    ids=repr,
+)
 def test_a_server_that_does_not_know_its_machine_has_a_bound_all_the_same(
-    fake: FakeTorchServe, capsys: Out, machine: object
+    fake: FakeTorchServe, capsys: Out, machine: dict[str, object]
 ) -> None:
     fake.machine = machine
     assert main(["scale", str(MAX_WORKERS_OF_UNKNOWN + 1)]) == 1

@@ -14,7 +14,7 @@ import pytest
 
 from server import swagger_ui
 from server.door import haproxy, places
-from tests.door.stub import Client, Stub
+from tests.door.stub import TIMEOUT_S, Client, Stub
 from tests.e2e.server_process import free_ports
 from tests.paths import ROOT
 
@@ -66,6 +66,16 @@ class Door:
     def connect(self, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1") -> Client:
         return Client(self.port, sent, receive_bytes, source)
 
+    def wait_until_idle(self) -> None:
+        """Until no client is connected: the door counts a connection until it has seen its end."""
+        end = time.monotonic() + TIMEOUT_S
+        while any(
+            connection.laddr.port == self.port and connection.status != psutil.CONN_LISTEN
+            for connection in self.front.net_connections("tcp")
+        ):
+            assert time.monotonic() < end, "a test has left a connection"
+            time.sleep(0.02)
+
     @property
     def output(self) -> str:
         """What both have written."""
@@ -112,5 +122,6 @@ def running(program: str) -> Iterator[Door]:
 
 @pytest.fixture
 def door(running: Door) -> Door:
+    running.wait_until_idle()
     running.stub.reset()
     return running

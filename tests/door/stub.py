@@ -59,7 +59,7 @@ class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._at_once = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def reset(self) -> None:
@@ -67,15 +67,21 @@ class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.requests, self.most_at_once = [], 0
 
     def reply(self, request: Request) -> Reply | None:
-        with self._lock:
+        with self._changed:
             self.requests.append(request)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
+            self._changed.notify_all()
         try:
             return self.answer(request)
         finally:
-            with self._lock:
+            with self._changed:
                 self._at_once -= 1
+
+    def wait_for(self, count: int) -> None:
+        """Until so many requests have come: on a busy machine they come some time after the door has sent them."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.requests) >= count, TIMEOUT_S), len(self.requests)
 
     def handle_error(self, *_: object) -> None:
         """A door that closes a connection is no error."""
@@ -134,11 +140,11 @@ class Client:
         try:
             self.socket.bind((source, 0))
             self.socket.connect(("127.0.0.1", port))
+            self.send(sent)
         except OSError:
             self.socket.close()
             raise
         self._file = self.socket.makefile("rb")
-        self.send(sent)
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,7 +114,9 @@ def first_answered(clients: list[Client], count: int) -> list[Client]:
         for client in clients:
             selector.register(client.socket, selectors.EVENT_READ, client)
         while len(answered) < count:
-            for key, _ in selector.select(TIMEOUT_S):
+            ready = selector.select(TIMEOUT_S)
+            assert ready, f"{len(answered)} of {count} were answered"
+            for key, _ in ready:
                 selector.unregister(key.fileobj)
                 answered.append(key.data)
     return answered
@@ -138,6 +139,7 @@ def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Do
         refused = first_answered(clients, 50)
         assert not set(refused) & set(clients[:-150]), "the last are refused, not those that have waited for their time"
         assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
+        door.stub.wait_for(PLACES)
         served = [clients[int(seen.body)] for seen in door.stub.requests]
         assert len(served) == PLACES
         waiting = [client for client in clients if client not in refused and client not in served]
@@ -280,8 +282,7 @@ def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
     """Of more clients than there are places, with a reply each."""
     door.stub.answer = lambda _: Reply(200, {}, b"x" * size)
     with connected(door, 3 * PLACES, request(), receive_bytes=4_096) as clients:
-        while len(door.stub.requests) < len(clients):
-            time.sleep(0.01)
+        door.stub.wait_for(len(clients))
         with door.connect(request()) as client:
             assert client.reply().status == 200
         assert {client.reply().body for client in clients} == {b"x" * size}

@@ -386,6 +386,7 @@ MAKE_SERVE = [
     (("NAME=sentiment reviews",), "server --config config.properties --model sentiment --model reviews"),
     (("LEARNER=a.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
     (("LEARNER=a.pkl b.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
+    (("LABELLED=a.csv", "NAME=reviews"), "server --config config.properties --model reviews"),
 ]
 
 
@@ -399,6 +400,8 @@ def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...],
     for learner, options in (("a.pkl", "--learner 'a.pkl'"), ("a.pkl b.pkl", "--learner 'a.pkl' --learner 'b.pkl'")):
         exported = f"training export {options} --to 'model_store/reviews'" in result.stdout
         assert exported == (f"LEARNER={learner}" in arguments)
+    fitted = "training fit --data 'a.csv' --to 'model_store/reviews'" in result.stdout
+    assert fitted == ("LABELLED=a.csv" in arguments)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +413,9 @@ def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...],
             "no file at missing.pkl; expected what fastai's learner.export wrote",
         ),
         (("LEARNER=README.md",), "the model needs one name: make serve LEARNER='README.md' NAME=reviews"),
+        (("LABELLED=missing.csv", "NAME=reviews"), "no file at missing.csv; expected labelled texts"),
+        (("LABELLED=README.md",), "the model needs one name: make serve LABELLED='README.md' NAME=reviews"),
+        (("LABELLED=README.md", "LEARNER=README.md", "NAME=a"), "expected LEARNER or LABELLED, not both"),
         (("LEARNER=README.md", "NAME=a b"), "the model needs one name"),
         (("LEARNER=README.md", "NAME=general"), "model_store/general came with this project; expected another NAME"),
     ],

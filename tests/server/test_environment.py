@@ -18,11 +18,12 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "PYTHONUTF8": "0",
         "LC_ALL": "C",
         "TMPDIR": "/long",
+        "SERVER_CORES": "1000",
         "TS_CONFIG_FILE": "other.properties",
         "LOCAL_RANK": "1",
         "_JAVA_OPTIONS": "-Djava.io.tmpdir=/elsewhere",
     }
-    started = environment.torchserves(users, Path("/short"), has_own_addresses=False)
+    started = environment.torchserves(users, Path("/short"), 2, 2**31, has_own_addresses=False)
     assert started == {
         "HOME": "/home",
         "PATH": f"/bin:{environment.PROGRAMS}",
@@ -32,6 +33,8 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
         "PYTHONUTF8": "1",
         "LC_ALL": started["LC_ALL"],
         "TMPDIR": "/short",
+        "SERVER_CORES": "2",
+        "SERVER_MEMORY_BYTES": "2147483648",
     }
     assert started["LC_ALL"] in environment.UTF_8_LOCALES
 
@@ -39,9 +42,9 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
 def test_the_users_addresses_are_the_doors() -> None:
     """TorchServe would read them instead of its own."""
     users = {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080", "TS_NUMBER_OF_GPU": "0"}
-    started = environment.torchserves(users, Path("/short"), has_own_addresses=True)
+    started = environment.torchserves(users, Path("/short"), 2, 2**31, has_own_addresses=True)
     assert {name for name in started if name.startswith("TS_")} == {"TS_NUMBER_OF_GPU"}
-    assert users.items() <= environment.torchserves(users, Path("/short"), has_own_addresses=False).items()
+    assert users.items() <= environment.torchserves(users, Path("/short"), 2, 2**31, has_own_addresses=False).items()
 
 
 def test_what_is_kept_back_is_named() -> None:

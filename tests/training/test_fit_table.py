@@ -1,6 +1,5 @@
-"""A user's file of labelled texts: every format, and every problem told with its line and a way out."""
+"""A user's labelled texts: what is wrong with labels and splits is told with its line and a way out."""
 
-import gzip
 import json
 from pathlib import Path
 
@@ -28,27 +27,6 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
-    plain = csv_of(ROWS)
-    lines = "\n".join(json.dumps({"id": 1, "text": text, "label": label}) for text, label in ROWS)
-    table = pd.DataFrame(ROWS, columns=["text", "label"])
-    table.to_parquet(tmp_path / "a.parquet")
-    files = [
-        write(tmp_path, "a.csv", plain),
-        write(tmp_path, "A.CSV", b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode()),
-        write(tmp_path, "semicolons.csv", csv_of(ROWS, ";")),
-        write(tmp_path, "a.tsv", csv_of(ROWS, "\t")),
-        write(tmp_path, "a.csv.gz", gzip.compress(plain.encode())),
-        write(tmp_path, "a.jsonl", lines),
-        write(tmp_path, "a.ndjson.gz", gzip.compress(lines.encode())),
-        tmp_path / "a.parquet",
-    ]
-    for path in files:
-        rows = read_table(path, Columns()).rows
-        assert list(zip(rows["text"], rows["label"], strict=True)) == ROWS, path.name
-        assert rows["line"][0] == (2 if "csv" in path.name.lower() or "tsv" in path.name else 1), path.name
-
-
 def test_labels_of_any_kind_are_strings(tmp_path: Path) -> None:
     kinds = [0, 1.0, True, " two  words "]
     lines = [json.dumps({"text": f"text {number}", "label": kinds[number % 4]}) for number in range(40)]
@@ -62,47 +40,19 @@ GOOD = csv_of(ROWS)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", GOOD, "the ending .txt is not known. Expected .csv, .tsv, .jsonl"),
-        ("a.csv", "", "has no first line"),
-        (
-            "a.csv",
-            "review,stars\n" * 40,
-            "has no column `text` and no `label`; its first line has `review`, `stars`. Name the column (--text-column",
-        ),
-        ("a.csv", "text,label,text\n" + "a,b,c\n" * 40, "has more than one column `text`"),
-        ("a.csv", GOOD[: GOOD.index("number 9")], "a.csv: line 11 has a quote that is not closed"),
         ("a.csv", csv_of(ROWS[:9]), "has 9 rows; at least 30"),
-        (
-            "a.csv",
-            GOOD + '"more, and",good,1\n',
-            "line 42 has 3 fields, where the first line has 2, separated by commas",
-        ),
         ("a.csv", GOOD + '"",bad\n', "line 42: A row has no text"),
         ("a.csv", GOOD + "a,\nb, \n", "line 42, 43: 2 rows have no label that can be read"),
         ("a.csv", GOOD + "a,odd\n", "'odd' line 42. Is it a slip of the pen"),
         ("a.csv", GOOD.replace(",good", ",bad"), "has one label, 'bad', in all 40 rows"),
-        ("a.csv", GOOD.encode() + b"caf\xe9,bad\n", "line 42 is not UTF-8: byte 0xe9 behind 'caf'. Convert it"),
-        ("a.csv", GOOD.encode("utf-16"), "is UTF-16"),
-        ("a.csv", GOOD + "a\0b,bad\n", "line 42 has a NUL byte"),
         (
             "a.csv",
             GOOD + '"open,bad\nshut,good\nlast",bad\n',
             "line 42 has a quote that swallows other rows: line 42, 'open,bad'",
         ),
-        (
-            "a.csv",
-            GOOD + 'said "no" twice,bad\n' + '"x"y,bad\n',
-            "line 43 has a quote that is not closed, or one within",
-        ),
         ("a.csv", GOOD + "a" * 20_001 + ",bad\n", "line 42: A row has a text of more than 20,000 characters"),
-        ("a.csv.gz", b"no gzip", "does not unpack"),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', "line 2 is not JSON"),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "line 2 is list; expected a JSON object"),
-        ("a.jsonl", '{"text": "a", "stars": 1}\n', "line 1 has no `label`; it has `text`, `stars`"),
         ("a.jsonl", '{"text": 1, "label": "b"}\n' * 40, "line 1, 2, 3, 4, 5 and 35 more: 40 rows have no text"),
-        ("a.jsonl", '{"text": "\\ud800", "label": "b"}\n' * 40, "40 rows have a NUL character or half of a surrogate"),
         ("a.jsonl", '{"text": "a", "label": 0.5}\n' * 40, "40 rows have no label that can be read"),
-        ("a.parquet", b"PAR1", "does not read as Parquet"),
         ("a.csv", csv_of([(f"t {n}", f"l{n // 3}") for n in range(900)]), "has 300 different labels, for example"),
     ],
 )

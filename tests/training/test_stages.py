@@ -356,7 +356,7 @@ def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     with lzma.open(tmp_path / "a.txt.xz", "wt", encoding="utf-8") as file:
         file.write(text)
-    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as file:
+    with gzip.open(tmp_path / "A.TXT.GZ", "wt", encoding="utf-8") as file:
         file.write(text)
     for path in tmp_path.iterdir():
         assert list(read_lines(path)) == ["one", " two ✈ "]
@@ -368,6 +368,7 @@ def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe", "expected UTF-8"),
         ("a.txt", b"\n\n", "holds no text"),
         ("a.txt.xz", b"plain", "expected UTF-8"),
+        ("a.txt.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, "expected UTF-8"),
     ],
 )
 def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
