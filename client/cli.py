@@ -917,6 +917,11 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
         return inference.MODEL
     if not names:
         return address.name(archive_name(new)) if new else inference.MODEL
+    if len(names) > 1 and new:
+        raise InputError(
+            f"The server has the models {', '.join(names)}. Name one by --name, for another version of it, or name a "
+            "new model so."
+        )
     if len(names) > 1:
         raise InputError(f"The server has the models {', '.join(names)}. Name one by --model or SENTIMENT_MODEL.")
     return names[0]

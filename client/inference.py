@@ -213,10 +213,10 @@ class InferenceClient(Client):
         except RefusedError as error:
             if error.type != _NO_MODEL:
                 raise
+            has = "Name the server's model by --model."  # without the door, this address does not say which there are
             with suppress(ClientError):
-                has = ", ".join(self.models()) or "none"
-                error = RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. The server has {has}.")
-            raise error from None
+                has = f"The server has {', '.join(self.models()) or 'none'}. Name one by --model."
+            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {has}") from None
 
     def explain(self, text: str) -> Explanation:
         """A text's prediction, and how much each of its tokens speaks for it.

@@ -307,9 +307,23 @@ def test_the_only_model_of_a_server_need_not_be_named(capsys: Out) -> None:
     assert "The server has the models films, reviews. Name one by --model" in capsys.readouterr().err
 
 
+def test_a_server_that_does_not_name_its_models_is_asked_for_one_by_name(capsys: Out) -> None:
+    """TorchServe without the door."""
+    with scripted(lambda _: error(404, "ModelNotFoundException", "Model not found: sentiment")) as server:
+        assert main(["predict", "late", "--url", server.url]) == 1
+    assert capsys.readouterr().err.endswith("Model not found: sentiment. Name the server's model by --model.\n")
+
+
+def test_an_archive_for_a_server_with_several_models_needs_a_name(capsys: Out) -> None:
+    listed = {"models": [{"modelName": name, "modelUrl": f"{name}.mar"} for name in ("films", "reviews")]}
+    with scripted(lambda _: Reply(200, json.dumps(listed).encode())) as server:
+        assert main(["register", "hotels.mar", "--management-url", server.url]) == 1
+    assert "The server has the models films, reviews. Name one by --name, for another" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["predict", "late", "--model", "reviews"]) == 1
-    assert capsys.readouterr().err.endswith("The server has sentiment.\n")
+    assert capsys.readouterr().err.endswith("The server has sentiment. Name one by --model.\n")
 
 
 def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
