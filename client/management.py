@@ -34,8 +34,8 @@ WORKERS_PER_CORE = 2
 """What `scale` takes for the most that is of use: each worker computes on one core."""
 MAX_WORKERS_OF_UNKNOWN = 128
 """The same for a server that does not say how many cores it has."""
-SPARED_BYTES = 512 * 2**20
-"""Memory that is not the workers': Java's, HAProxy's and the server's own."""
+SPARED_BYTES = 951_000_000
+"""The most memory that Java, HAProxy and the server take beside the workers, as the server itself reckons."""
 PAGE_MODELS = 100
 MAX_DIGITS = 19
 LOAD_RETRIES = 2
