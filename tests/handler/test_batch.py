@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -13,11 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler import batch, reply
-from handler.classifier import Explanation, TextClassifier
+from handler.batch import TokenizedRequest
+from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
-from handler.reply import Model
+from handler.prediction import Explanation, Prediction
+from handler.reply import Model, Reply
+from handler.request import read_request
 from handler.task import Task
+from handler.tokens import TokenizedText
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -32,9 +37,12 @@ Row = tuple[dict[str, object], dict[str, str]]
 def answer(
     rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS
 ) -> list[tuple[HTTPStatus, Any]]:
-    jobs = batch.read(rows, limits)
-    batch.infer(jobs, classifier, limits)
-    return [(reply.status, json.loads(reply.body)) for reply in batch.write(jobs, model(classifier), limits)]
+    return [(reply.status, json.loads(reply.body)) for reply in replies_to(rows, classifier, limits)]
+
+
+def replies_to(rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS) -> list[Reply]:
+    results, _ = batch.infer(batch.read(rows, limits), classifier, limits)
+    return batch.write(results, model(classifier), limits)
 
 
 def model(classifier: TextClassifier, card: dict[str, str] = CARD) -> Model:
@@ -121,32 +129,35 @@ def test_more_work_than_the_limit_is_refused_and_the_rest_answered(classifier: T
     assert "more than 42 token reads" in body["message"]
 
 
-class CountedTexts:
-    """A classifier that notes the texts that it tokenizes."""
+class Delegate:
+    """A classifier that behaves like another classifier. Subclasses override some of its methods."""
 
     def __init__(self, classifier: TextClassifier) -> None:
         self._classifier = classifier
-        self.task = classifier.task
-        self.networks = classifier.networks
         self.tokenized: list[str] = []
+        """The texts that were tokenized."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._classifier, name)
 
     def ids(self, text: str) -> list[int]:
         self.tokenized.append(text)
         return self._classifier.ids(text)
 
-    def probabilities(self, ids: Any) -> Any:
-        return self._classifier.probabilities(ids)
+    def tokenize(self, text: str) -> TokenizedText:
+        self.tokenized.append(text)
+        return self._classifier.tokenize(text)
 
 
 def test_the_tokenizer_stops_where_a_request_is_refused(classifier: TextClassifier) -> None:
-    counted: Any = CountedTexts(classifier)
+    counted: Any = Delegate(classifier)
     [(status, _)] = answer([json_row(["!?" * 10] * 100)], counted, Limits(max_token_reads=44))
     assert status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     assert len(counted.tokenized) == 2
 
 
 def test_the_tokenizer_stops_where_refused_requests_have_taken_its_time(classifier: TextClassifier) -> None:
-    counted: Any = CountedTexts(classifier)
+    counted: Any = Delegate(classifier)
     many, few = text_row("!?" * 10), text_row("late again")
     replies = answer([many, few, many, many, many, many, few], counted, Limits(max_token_reads=42))
     assert [status.value for status, _ in replies] == [413, 200, 413, 413, 413, 503, 200]
@@ -177,7 +188,9 @@ PROSE = ("The airline cancelled our flight without telling anybody, and nobody a
 def test_a_thousand_tweets_and_the_longest_texts_are_within_the_limits(
     classifier: TextClassifier, texts: list[str]
 ) -> None:
-    assert [job.error for job in tokenized([json_row(texts)], classifier)] == [None]
+    tokenization = batch._Tokenization(classifier, DEFAULT_LIMITS)
+    [result] = batch._smallest_first(batch.read([json_row(texts)], DEFAULT_LIMITS), tokenization)
+    assert isinstance(result, TokenizedRequest)
 
 
 ATTACK = ["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10
@@ -188,44 +201,32 @@ def test_a_batch_of_the_largest_requests_does_the_work_of_one(served: TextClassi
     """As many as TorchServe hands over at once. One that is refused leaves room for its neighbours."""
     for texts in (ATTACK, ["()" * 10_000] * 10, ["!?" * 35] * 1_000):
         neighbour = text_row("late again")
-        jobs = tokenized([json_row(texts), neighbour, *[json_row(texts)] * 14], served)
-        assert jobs[1].error is None
-        admitted = [[len(ids) for ids in job.ids] for job in jobs if job.error is None]
+        rows = [json_row(texts), neighbour, *[json_row(texts)] * 14]
+        tokenization = batch._Tokenization(served, DEFAULT_LIMITS)
+        results = batch._smallest_first(batch.read(rows, DEFAULT_LIMITS), tokenization)
+        assert isinstance(results[1], TokenizedRequest)
+        admitted = [[len(ids) for ids in each.ids] for each in results if isinstance(each, TokenizedRequest)]
         assert sum(map(cost, admitted)) <= DEFAULT_LIMITS.max_token_reads
-        made = sum(len(ids) for job in jobs for ids in job.ids)
-        assert made <= 2 * (DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters)
-
-
-def tokenized(rows: list[Row], classifier: TextClassifier) -> list[batch.Job]:
-    """Requests read and tokenized, without the network's pass."""
-    jobs = batch.read(rows, DEFAULT_LIMITS)
-    batch._tokenize(jobs, classifier, DEFAULT_LIMITS.max_token_reads)
-    return jobs
+        assert tokenization.tokens <= 2 * (DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters)
 
 
 LABELS = tuple(f"label {number:019}" for number in range(400))
 
 
-class ManyLabels:
-    """The classifier with other labels, which share the probability of its own."""
+class ManyLabels(Delegate):
+    """The classifier with other labels, which share the probability of its own labels."""
 
     def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
-        self._classifier = classifier
+        super().__init__(classifier)
         self.task = Task(labels)
-        self.networks = classifier.networks
-        self.texts = 0
-        """That were tokenized."""
-
-    def ids(self, text: str) -> list[int]:
-        self.texts += 1
-        return self._classifier.ids(text)
 
     def probabilities(self, ids: list[list[int]]) -> Any:
         rows = self._classifier.probabilities(ids)
         return np.resize(rows, (len(ids), self.task.outputs)) / self.task.outputs
 
-    def explain(self, text: str) -> Explanation:
-        return self._classifier.explain(text)
+    def explain(self, text: TokenizedText, prediction: Prediction) -> Explanation:
+        outputs = np.resize(prediction.outputs, self._classifier.task.outputs)
+        return self._classifier.explain(text, replace(prediction, outputs=tuple(outputs.tolist())))
 
 
 def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed(classifier: TextClassifier) -> None:
@@ -234,7 +235,7 @@ def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed
     for headers in (JSON, JSON | {"explain": "True"}):
         [(status, refused)] = answer([({"body": many}, headers)], labelled)
         assert (status.value, refused["type"]) == (413, "TooLargeError")
-        assert labelled.texts == 0
+        assert labelled.tokenized == []
         assert "1000 texts" in refused["message"]
     [(_, refused)] = answer([({"body": many}, JSON)], labelled)
     [fitting] = map(int, re.findall(r"enough for (\d+) such texts", refused["message"]))
@@ -246,12 +247,10 @@ def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed
 def test_replies_that_are_too_much_together_are_left_for_later_batches(classifier: TextClassifier) -> None:
     labelled: Any = ManyLabels(classifier)
     rows = [json_row(["late"] * 100)] * 6 + [text_row("late again")]
-    jobs = batch.read(rows, DEFAULT_LIMITS)
-    batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    replies = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    replies = replies_to(rows, labelled)
     assert [reply.status.value for reply in replies] == [200] * 4 + [503] * 2 + [200]
     assert sum(len(reply.body) for reply in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
-    assert labelled.texts == 401
+    assert len(labelled.tokenized) == 401
 
 
 anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -273,20 +272,18 @@ def test_no_reply_has_more_bytes_than_was_estimated(
 ) -> None:
     labelled: Any = ManyLabels(classifier, tuple(labels))
     headers = JSON | ({"explain": "True"} if is_explained else {})
-    jobs = batch.read([({"body": as_json({"instances": texts})}, headers)], DEFAULT_LIMITS)
-    batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    [written] = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    fields: dict[str, object] = {"body": as_json({"instances": texts})}
+    [written] = replies_to([(fields, headers)], labelled)
     assert written.status is HTTPStatus.OK
-    assert jobs[0].request is not None
-    assert len(written.body) <= reply.max_bytes(jobs[0].request, labelled.task, is_explained)
+    request = read_request(fields, headers, DEFAULT_LIMITS)
+    assert len(written.body) <= reply.max_bytes(request, labelled.task, is_explained)
 
 
 def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
     """Not even a model's own card."""
     limits = Limits(max_batch_reply_bytes=200)
-    jobs = batch.read([({}, {"describe": "True"})], limits)
-    batch.infer(jobs, classifier, limits)
-    [written] = batch.write(jobs, model(classifier, {"card": "a" * 200}), limits)
+    results, _ = batch.infer(batch.read([({}, {"describe": "True"})], limits), classifier, limits)
+    [written] = batch.write(results, model(classifier, {"card": "a" * 200}), limits)
     assert (written.status.value, json.loads(written.body)["type"]) == (500, "InternalError")
     assert "bytes" in caplog.text
 
@@ -327,13 +324,12 @@ def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
         assert status is HTTPStatus.BAD_REQUEST
 
 
-class Defective:
-    """The classifier with a defect that one text meets."""
+class Defective(Delegate):
+    """The classifier with a step that fails for one text."""
 
     def __init__(self, classifier: TextClassifier, step: str) -> None:
-        self._classifier, self._step = classifier, step
-        self.task = classifier.task
-        self.networks = classifier.networks
+        super().__init__(classifier)
+        self._step = step
         self._word = "secret"
 
     def ids(self, text: str) -> list[int]:

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from handler.padding import (
-    LARGE_BATCH_TOKEN_COST,
-    MAX_BATCH_TEXTS,
-    MAX_BATCH_TOKENS,
-    SMALL_BATCH_TOKENS,
+    LARGE_PASS_TOKEN_COST,
+    MAX_PASS_TEXTS,
+    MAX_PASS_TOKENS,
+    SMALL_PASS_TOKENS,
     STEP_COST,
-    batches,
     cost,
+    forward_passes,
 )
+from handler.prediction import Prediction
 
 TOLERANCE = 1e-5
 
@@ -89,12 +90,12 @@ def test_no_texts_have_no_answers(classifier: TextClassifier) -> None:
 
 def within_limits(lengths: Sequence[int], batch: Sequence[int]) -> bool:
     padded = len(batch) * max(lengths[index] for index in batch)
-    return len(batch) == 1 or (len(batch) <= MAX_BATCH_TEXTS and padded <= MAX_BATCH_TOKENS)
+    return len(batch) == 1 or (len(batch) <= MAX_PASS_TEXTS and padded <= MAX_PASS_TOKENS)
 
 
 @given(st.lists(ANY_LENGTH, max_size=100))
 def test_batches_hold_every_text_once_within_the_limits(lengths: list[int]) -> None:
-    found = batches(lengths)
+    found = forward_passes(lengths)
     assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
     assert all(within_limits(lengths, batch) for batch in found)
 
@@ -104,7 +105,7 @@ def test_no_other_batches_cost_less(lengths: list[int]) -> None:
     def cost_of(batch: Sequence[int]) -> float:
         length = max(lengths[i] for i in batch)
         tokens = len(batch) * length
-        return length * STEP_COST + tokens * (1 if tokens <= SMALL_BATCH_TOKENS else LARGE_BATCH_TOKEN_COST)
+        return length * STEP_COST + tokens * (1 if tokens <= SMALL_PASS_TOKENS else LARGE_PASS_TOKEN_COST)
 
     def total(partition: Sequence[Sequence[int]]) -> float:
         return sum(map(cost_of, partition))
@@ -120,18 +121,19 @@ def test_no_other_batches_cost_less(lengths: list[int]) -> None:
 
     possible = [one for one in partitions(range(len(lengths))) if all(within_limits(lengths, batch) for batch in one)]
     least = pytest.approx(min(map(total, possible)))
-    assert total(batches(lengths)) == least
+    assert total(forward_passes(lengths)) == least
     assert cost(lengths) == least
 
 
 def test_texts_alike_in_length_go_together_and_a_long_one_alone() -> None:
-    assert batches([20, 1_000, 22, 21]) == [[0, 3, 2], [1]]
-    assert [len(batch) for batch in batches([20] * 100)] == [32, 32, 32, 4]
+    assert forward_passes([20, 1_000, 22, 21]) == [[0, 3, 2], [1]]
+    assert [len(batch) for batch in forward_passes([20] * 100)] == [32, 32, 32, 4]
 
 
 def test_an_explanation_has_a_weight_for_each_token(classifier: TextClassifier) -> None:
     text = "Thank you for the GREAT flight!"
-    explanation = classifier.explain(text)
+    prediction = Prediction.from_outputs(classifier.predict([text])[0], classifier.task)
+    explanation = classifier.explain(classifier.tokenize(text), prediction)
     assert list(explanation.tokens) == classifier.tokens(text)
     assert len(explanation.weights) == len(explanation.tokens)
     [label] = explanation.outputs

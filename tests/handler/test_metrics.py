@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 import handler.metrics
 from handler import batch, errors
-from handler.batch import Durations, Job, Kind
+from handler.batch import Failure, Kind, Measurements, PredictedRequest, Result
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS, Distribution, Reference
 from handler.limits import Limits
 from handler.metrics import EMPTY, SECONDS_BOUNDS, Metrics, Sample, escaped
+from handler.prediction import Prediction
+from handler.request import Form
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -47,13 +49,18 @@ def metrics_of(labels: Iterable[str] = ("no", "yes"), reference: Reference | Non
     return Metrics(classifier, "sentiment", "1.0")
 
 
-def predicted(*texts: tuple[str, list[int]]) -> Job:
-    """A request that was answered: for each text its label and its ids."""
-    return Job(Kind.PREDICT, ids=[ids for _, ids in texts], results=[{"label": label} for label, _ in texts])
+def predicted(*texts: tuple[str, list[int]]) -> PredictedRequest:
+    """A request with predictions, given the label and the ids of each text."""
+    predictions = tuple(Prediction((), (label,)) for label, _ in texts)
+    return PredictedRequest(Kind.PREDICT, Form.LIST, tuple(ids for _, ids in texts), predictions)
 
 
-def durations_of(jobs: list[Job]) -> Durations:
-    return Durations(sum(len(job.ids) for job in jobs), tokenizer_s=0.25, engine_s=0.5)
+def measured(texts: int, tokenizer_s: float = 0.25, engine_s: float = 0.5) -> Measurements:
+    return Measurements(texts, 0, tokenizer_s, engine_s)
+
+
+def ids_of(results: Iterable[Result]) -> list[list[int]]:
+    return [ids for result in results if isinstance(result, PredictedRequest) for ids in result.ids]
 
 
 def totals(samples: Iterable[Sample]) -> Totals:
@@ -75,10 +82,10 @@ def test_a_batch_is_counted(classifier: TextClassifier) -> None:
         ({"body": b" "}, TEXT),
         ({}, {"describe": "True"}),
     ]
-    jobs = batch.read(rows, Limits())
-    metrics.count(jobs, batch.infer(jobs, classifier, Limits()))
+    results, measurements = batch.infer(batch.read(rows, Limits()), classifier, Limits())
+    metrics.count(results, measurements)
     found = totals(metrics.take())
-    tokens = sum(len(ids) for job in jobs for ids in job.ids)
+    tokens = sum(map(len, ids_of(results)))
     assert {key: value for key, value in found.items() if key[0] in ("requests_total", "predictions_total")} == {
         ("requests_total", "ok"): 3,
         ("requests_total", "BlankTextError"): 1,
@@ -100,7 +107,7 @@ def test_a_histograms_buckets_are_prometheus() -> None:
     """Each counts what is at most its bound, and the last counts all."""
     metrics = metrics_of()
     for seconds in (0.0005, 0.0006, 5.0):
-        metrics.count([], Durations(texts=1, tokenizer_s=seconds, engine_s=0.0))
+        metrics.count([], measured(1, seconds, 0.0))
     found = totals(metrics.take())
     expected = {str(bound): sum(seconds <= bound for seconds in (0.0005, 0.0006, 5.0)) for bound in SECONDS_BOUNDS}
     buckets = {key[1]: value for key, value in found.items() if key[0] == "tokenizer_seconds_bucket"}
@@ -111,7 +118,7 @@ def test_a_histograms_buckets_are_prometheus() -> None:
 
 def test_texts_whose_beginning_pooling_does_not_see() -> None:
     metrics = metrics_of()
-    metrics.count([predicted(("no", [1] * SEEN_TOKENS), ("no", [1] * (SEEN_TOKENS + 1)))], Durations(2, 0, 0))
+    metrics.count([predicted(("no", [1] * SEEN_TOKENS), ("no", [1] * (SEEN_TOKENS + 1)))], measured(2, 0, 0))
     assert totals(metrics.take())["long_texts_total",] == 1
 
 
@@ -127,7 +134,7 @@ def test_everything_is_sent_once_as_0_and_then_only_what_changes() -> None:
     assert all(sample.value == 0 for sample in first if sample.kind == "COUNTER")
     assert [sample.name for sample in first if sample.kind == "GAUGE"] == ["classifier_model_info"]
     assert metrics.take() == []
-    metrics.count([predicted(("no", [1, 2]))], Durations(0, 0, 0))
+    metrics.count([predicted(("no", [1, 2]))], measured(0, 0, 0))
     assert {sample.name.removeprefix("classifier_") for sample in metrics.take()} == {
         *("requests_total", "predictions_total"),
         *("request_texts_bucket", "request_texts_sum", "request_texts_count"),
@@ -137,23 +144,23 @@ def test_everything_is_sent_once_as_0_and_then_only_what_changes() -> None:
 
 TEXTS = st.tuples(st.sampled_from(["no", "yes"]), st.lists(st.integers(0, 3), min_size=1, max_size=15))
 JOBS = st.lists(TEXTS, max_size=4).map(lambda texts: predicted(*texts)) | st.just(
-    Job(Kind.PREDICT, error=errors.BlankTextError())
+    Failure(Kind.PREDICT, errors.BlankTextError())
 )
 
 
 @given(st.lists(st.tuples(st.lists(JOBS, max_size=4), st.booleans()), max_size=8))
-def test_nothing_is_lost_between_sends(batches: list[tuple[list[Job], bool]]) -> None:
+def test_nothing_is_lost_between_sends(batches: list[tuple[list[Result], bool]]) -> None:
     often, once = metrics_of(), metrics_of()
     sent: list[Sample] = []
     for jobs, send in batches:
         for metrics in (often, once):
-            metrics.count(jobs, durations_of(jobs))
+            metrics.count(jobs, measured(len(ids_of(jobs))))
         if send:
             sent += often.take()
     found = totals([*sent, *often.take()])
     assert found == totals(once.take())
     jobs = [job for jobs, _ in batches for job in jobs]
-    ids = [ids for job in jobs for ids in job.ids]
+    ids = ids_of(jobs)
     assert sum(value for key, value in found.items() if key[0] == "requests_total") == len(jobs)
     assert sum(value for key, value in found.items() if key[0] == "predictions_total") == len(ids)
     assert found.get(("text_tokens_sum",), 0) == sum(map(len, ids))
@@ -166,7 +173,7 @@ def test_nothing_is_lost_between_threads() -> None:
 
     def count() -> None:
         for _ in range(2_000):
-            metrics.count(jobs, durations_of(jobs))
+            metrics.count(jobs, measured(len(ids_of(jobs))))
 
     def send() -> None:
         while not done.is_set():
@@ -204,7 +211,7 @@ def declared() -> dict[str, list[str]]:
 
 def test_torchserve_reads_what_it_has_been_told_of() -> None:
     metrics = metrics_of(reference=REFERENCE)
-    metrics.count([predicted(*[("no", [1, 2])] * WINDOW_TEXTS)], Durations(WINDOW_TEXTS, 1e-7, 12_345.6))
+    metrics.count([predicted(*[("no", [1, 2])] * WINDOW_TEXTS)], measured(WINDOW_TEXTS, 1e-7, 12_345.6))
     samples = metrics.take()
     assert {f"{sample.kind.lower()} {sample.name}": list(sample.labels) for sample in samples} == declared()
     for sample in samples:
@@ -221,7 +228,7 @@ AWKWARD = st.text(st.sampled_from('a,:|%_\n\r\x85\u2028\0\x7f "\\\\#é👍\ud800
 @example(["", "%", "%25", "a%2Cb", "a,b"])
 def test_every_label_has_a_series_of_its_own_and_can_be_read_back(labels: list[str]) -> None:
     metrics = metrics_of(labels)
-    metrics.count([predicted((labels[0], [1]))], Durations(1, 0, 0))
+    metrics.count([predicted((labels[0], [1]))], measured(1, 0, 0))
     lines = [each.line("host") for each in metrics.take() if each.name == "classifier_predictions_total"]
     series = []
     for line in lines:
@@ -249,9 +256,9 @@ REFERENCE = Reference(
 
 def test_drift_is_told_when_the_window_is_full() -> None:
     metrics = metrics_of(reference=REFERENCE)
-    metrics.count([predicted(*[("no", [1, 2])] * (WINDOW_TEXTS - 1))], Durations(0, 0, 0))
+    metrics.count([predicted(*[("no", [1, 2])] * (WINDOW_TEXTS - 1))], measured(0, 0, 0))
     assert [sample for sample in metrics.take() if sample.name == "classifier_drift"] == []
-    metrics.count([predicted(("no", [1, 2]))], Durations(0, 0, 0))
+    metrics.count([predicted(("no", [1, 2]))], measured(0, 0, 0))
     found = {each.labels["feature"]: each.value for each in metrics.take() if each.name == "classifier_drift"}
     assert found.keys() == {"labels", "tokens", "unknown_tokens"}
     assert all(value > 0.1 for value in found.values())
@@ -259,7 +266,7 @@ def test_drift_is_told_when_the_window_is_full() -> None:
 
 def test_a_model_without_a_reference_has_no_drift() -> None:
     metrics = metrics_of()
-    metrics.count([predicted(*[("no", [1, 2])] * WINDOW_TEXTS)], Durations(0, 0, 0))
+    metrics.count([predicted(*[("no", [1, 2])] * WINDOW_TEXTS)], measured(0, 0, 0))
     assert "classifier_drift" not in {sample.name for sample in metrics.take()}
 
 
@@ -284,7 +291,7 @@ def test_a_thread_sends_the_last_counts_too(monkeypatch: pytest.MonkeyPatch, cap
     with caplog.at_level(logging.INFO, "handler.metrics"):
         metrics.start()
         for _ in range(3):
-            metrics.count([predicted(("yes", [1]))], Durations(1, 0, 0))
+            metrics.count([predicted(("yes", [1]))], measured(1, 0, 0))
         deadline = time.monotonic() + 10
         sent = 0.0
         while sent < 3 and time.monotonic() < deadline:

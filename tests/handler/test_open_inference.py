@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler import batch, open_inference, reply
+from handler import batch, open_inference
 from handler.batch import Kind
 from handler.classifier import TextClassifier
 from handler.errors import BlankTextError, NotJsonError, NotUtf8Error, RequestError, TooLargeError, WrongShapeError
 from handler.limits import Limits
 from handler.open_inference import Output, Outputs
+from handler.prediction import Prediction
 from handler.reply import Model, Reply
 from handler.request import Request, read_request
 from handler.task import Task
@@ -286,9 +287,9 @@ def test_any_binary_tensor_is_read_or_refused(binary: bytes, count: int) -> None
 
 def answer(rows: list[tuple[bytes, dict[str, str]]], classifier: TextClassifier) -> list[Reply]:
     limits = Limits()
-    jobs = batch.read([({"body": body}, headers) for body, headers in rows], limits)
-    batch.infer(jobs, classifier, limits)
-    return batch.write(jobs, Model("sentiment", "1.0", classifier.task, {"notes": "Of tests."}), limits)
+    requests = batch.read([({"body": body}, headers) for body, headers in rows], limits)
+    results, _ = batch.infer(requests, classifier, limits)
+    return batch.write(results, Model("sentiment", "1.0", classifier.task, {"notes": "Of tests."}), limits)
 
 
 def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: TextClassifier) -> None:
@@ -384,10 +385,10 @@ def test_no_reply_has_more_bytes_than_was_estimated(
     rows = data.draw(st.lists(st.lists(scores_of_any_kind, min_size=len(labels), max_size=len(labels)), max_size=5))
     outputs = Outputs(given_id, (Output("label", binary[0]), Output("scores", binary[1])))
     task = Task(tuple(labels))
-    results = [reply.prediction(np.array(row, np.float32), task) for row in rows]
-    body, _ = open_inference.reply(results, outputs, task, "m" * 255, "1.0")
+    predictions = [Prediction.from_outputs(np.array(row, np.float32), task) for row in rows]
+    body, _ = open_inference.reply(predictions, outputs, task, "m" * 255, "1.0")
     assert len(body) <= open_inference.max_bytes(len(rows), task, outputs)
-    largest, _ = open_inference.reply(results * 300, outputs, task, "m" * 255, "1.0")
+    largest, _ = open_inference.reply(predictions * 300, outputs, task, "m" * 255, "1.0")
     assert len(largest) <= open_inference.max_bytes(300 * len(rows), task, outputs)
 
 

@@ -47,7 +47,7 @@ def chinese() -> Tokenizer:
 
 def shown(tokenizer: Tokenizer, text: str) -> list[str]:
     """The tokens of a text but the first, each with its part of the text."""
-    tokens, spans = tokenizer.tokens(text), tokenizer.spans(text)
+    tokens, spans = tokenizer.tokens(text), tokenizer.spans(tokenizer.tokenize(text))
     assert len(tokens) == len(spans)
     assert (tokens[0], spans[0]) == ("xxbos", (0, 0))
     return [f"{token}={text[begin:end]}" for token, (begin, end) in zip(tokens[1:], spans[1:], strict=True)]
@@ -70,7 +70,7 @@ def test_a_words_spans_do_not_depend_on_the_words_around_it(tokenizer: Tokenizer
 @example("&#" + "0" * 5_000 + "65;", list(RULES), len(RULES))
 def test_a_traced_text_is_what_the_rules_make(text: str, order: list[str], count: int) -> None:
     """In any order, as learners may have others than fastai's default."""
-    changed, trace = text, TracedText.of(text)
+    changed, trace = text, TracedText.original(text)
     for name in order[:count]:
         changed, trace = RULES[name](changed), traced(name, trace)
         assert trace.text == changed, name
@@ -83,7 +83,7 @@ def test_spans_are_in_the_text_and_in_its_order(
     tokenizer: Tokenizer, chinese: Tokenizer, served: TextClassifier, text: str
 ) -> None:
     for each in (tokenizer, served._tokenizer, chinese):
-        spans = each.spans(text)
+        spans = each.spans(each.tokenize(text))
         assert len(spans) == len(each.tokens(text))
         assert all(0 <= begin <= end <= len(text) for begin, end in spans)
         assert spans == sorted(spans, key=lambda span: span[0]), "tokens follow each other"
@@ -92,5 +92,5 @@ def test_spans_are_in_the_text_and_in_its_order(
 @given(TEXTS)
 def test_all_of_a_text_that_no_rule_rewrites_is_covered(tokenizer: Tokenizer, text: str) -> None:
     plain = text.replace("&", "").replace(";", "").replace("\\", "").replace("<", "").replace("@", "")
-    covered = {index for begin, end in tokenizer.spans(plain) for index in range(begin, end)}
+    covered = {index for begin, end in tokenizer.spans(tokenizer.tokenize(plain)) for index in range(begin, end)}
     assert {index for index, character in enumerate(plain) if not character.isspace()} <= covered

@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler import batch, exported, open_inference, reply
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ExportedModelError
 from handler.limits import Limits
 from handler.metrics import Metrics
 from handler.network import TextNetwork
 from handler.open_inference import Output, Outputs
-from handler.reply import Model
+from handler.prediction import Prediction
+from handler.reply import Model, Reply
+from handler.request import read_request
 from handler.task import Task
 from tests.paths import MODEL
 
@@ -58,10 +61,14 @@ def classifier(model: ExportedModel) -> TextClassifier:
 
 
 def answer(classifier: TextClassifier, body: bytes, headers: dict[str, str]) -> Any:
-    jobs = batch.read([({"body": body}, headers)], LIMITS, classifier.task.name)
-    batch.infer(jobs, classifier, LIMITS)
-    [written] = batch.write(jobs, Model("reviews", "1.0", classifier.task, classifier.card), LIMITS)
-    return json.loads(written.body)
+    return json.loads(written(classifier, body, headers).body)
+
+
+def written(classifier: TextClassifier, body: bytes, headers: dict[str, str]) -> Reply:
+    requests = batch.read([({"body": body}, headers)], LIMITS, classifier.task.name)
+    results, _ = batch.infer(requests, classifier, LIMITS)
+    [reply] = batch.write(results, Model("reviews", "1.0", classifier.task, classifier.card), LIMITS)
+    return reply
 
 
 def asked(body: object) -> bytes:
@@ -132,14 +139,16 @@ def test_the_metadata_say_which_task_it_is(classifier: TextClassifier) -> None:
 
 def test_each_predicted_label_is_counted(classifier: TextClassifier) -> None:
     metrics = Metrics(classifier, "reviews", "1.0")
-    jobs = batch.read([({"body": asked([TEXT, TEXT])}, JSON)], LIMITS, classifier.task.name)
-    metrics.count(jobs, batch.infer(jobs, classifier, LIMITS))
+    requests = batch.read([({"body": asked([TEXT, TEXT])}, JSON)], LIMITS, classifier.task.name)
+    [result], measurements = batch.infer(requests, classifier, LIMITS)
+    metrics.count([result], measurements)
     counted = {
         sample.labels["label"]: sample.value
         for sample in metrics.take()
         if sample.name == "classifier_predictions_total"
     }
-    predicted = jobs[0].results[0].get("labels", [])
+    assert isinstance(result, PredictedRequest)
+    predicted = result.predictions[0].labels
     assert counted == {label: 2 * (label in predicted) for label in classifier.labels}
 
 
@@ -154,19 +163,19 @@ def test_no_reply_has_more_bytes_than_was_estimated(
     classifier: TextClassifier, texts: list[str], is_explained: bool
 ) -> None:
     headers = JSON | ({"explain": "True"} if is_explained else {})
-    jobs = batch.read([({"body": asked({"instances": texts})}, headers)], LIMITS, classifier.task.name)
-    batch.infer(jobs, classifier, LIMITS)
-    [written] = batch.write(jobs, Model("reviews", "1.0", classifier.task, {}), LIMITS)
-    assert jobs[0].request is not None
-    assert len(written.body) <= reply.max_bytes(jobs[0].request, classifier.task, is_explained)
+    body = asked({"instances": texts})
+    request = read_request({"body": body}, headers, LIMITS, classifier.task.name)
+    size = len(written(classifier, body, headers).body)
+    assert size <= reply.max_bytes(request, classifier.task, is_explained)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5), st.booleans())
 def test_no_value_has_more_bytes_than_was_estimated(values: list[float], is_binary: bool) -> None:
     task, outputs = Task((), "regression"), Outputs(None, (Output("value", is_binary),))
-    results = [reply.prediction(np.array([value], np.float32), task) for value in values]
-    assert [result["value"] for result in results] == pytest.approx(values, rel=1e-5, abs=0)
-    body, _ = open_inference.reply(results * 300, outputs, task, "m" * 255, "1.0")
+    predictions = [Prediction.from_outputs(np.array([value], np.float32), task) for value in values]
+    results = [reply.prediction_json(prediction, task)["value"] for prediction in predictions]
+    assert results == pytest.approx(values, rel=1e-5, abs=0)
+    body, _ = open_inference.reply(predictions * 300, outputs, task, "m" * 255, "1.0")
     assert len(body) <= open_inference.max_bytes(300 * len(values), task, outputs)
 
 
