@@ -130,18 +130,18 @@ TOKENIZER_COST = 0.4
 """Upper bound of the tokenizer's cost for a token, relative to the network's cost for a token of a short text."""
 
 _TOO_MANY_TOKENS = (
-    "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send its "
-    "texts in several requests, or shorter texts."
+    "The texts of the request have too many tokens: their predictions take more than {:,} token reads. Send the texts "
+    "in several requests, or send shorter texts."
 )
 _TOO_MANY_EXPLAINED_TOKENS = (
-    "To explain a text, the network reads it once more for each of its tokens; for this request, that "
-    "takes more than {:,} token reads. Send its texts one by one, or shorter texts."
+    "To explain a text, the network reads it once more for each of its tokens. The explanations for this request take "
+    "more than {:,} token reads. Send the texts one by one, or send shorter texts."
 )
 _TOO_LARGE_REPLY = (
-    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; the server sends at most {} at "
-    "once, which is enough for {} such texts. Send fewer or shorter texts in one request."
+    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes. The server sends at most {} "
+    "bytes at once, which is enough for {} such texts. Send fewer or shorter texts in one request."
 )
-_OVERLOADED = "The server has too much work at once. Send the request again in a moment."
+_OVERLOADED = "The server is overloaded. Send the request again in a moment."
 
 P = ParamSpec("P")
 Step = TypeVar("Step")
@@ -408,7 +408,9 @@ def _attempt(kind: Kind, step: Callable[P, Step], *args: P.args, **kwargs: P.kwa
         return Failure(kind, error)
     except Exception as error:
         _log(error)
-        return Failure(kind, InternalError("The request met a defect in the server. Others are not affected."))
+        return Failure(
+            kind, InternalError("An unexpected error occurred in the server. Other requests are not affected.")
+        )
 
 
 def _log(error: Exception) -> None:

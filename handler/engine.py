@@ -59,7 +59,7 @@ class Engine:
 
     def __init__(self, graph: Path, config: NetworkConfig, threads: int) -> None:
         if not graph.is_file():
-            raise ExportedModelError(f"{graph} is missing; `python -m training archive` makes it.")
+            raise ExportedModelError(f"{graph} is missing; `python -m training archive` builds it.")
         try:
             self._session = open_session(graph, threads)
         except Exception as error:  # ONNX Runtime's errors have no other base class in common

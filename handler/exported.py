@@ -394,7 +394,7 @@ def _check_weights(model: ExportedModel, folder: Path) -> None:
                 f"{folder / WEIGHTS_FILE}: tensor {name} is {model.weights[name].dtype}; expected float16 or float32."
             )
         if not np.isfinite(model.weights[name]).all():
-            raise ExportedModelError(f"{folder / WEIGHTS_FILE}: tensor {name} has values that are no numbers.")
+            raise ExportedModelError(f"{folder / WEIGHTS_FILE}: tensor {name} has values that are not finite numbers.")
 
 
 def _config_from_json(value: object, path: Path) -> ModelConfig:

@@ -94,7 +94,7 @@ def _percent_decoded(value: bytes, max_characters: int) -> bytes:
         raise TooLargeError(f"The text has more than {max_characters} characters; at most {max_characters} are read.")
     if _NOT_ENCODED.search(value):
         raise WrongShapeError(
-            "The form has a `%` without two hexadecimal digits behind it. Expected a percent-encoded text, with `%25` "
+            "The form has a `%` without two hexadecimal digits after it. Expected a percent-encoded text, with `%25` "
             "for `%` (`curl --data-urlencode`), or the text itself with Content-Type: text/plain."
         )
     return unquote_to_bytes(value.replace(b"+", b" "))
@@ -193,7 +193,7 @@ class _Parts:
         encoding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
         if encoding not in _IDENTITY:
             raise ContentEncodingError(
-                "A Content-Transfer-Encoding is not decoded. Expected a part with the text itself."
+                "A part of the multipart form has a Content-Transfer-Encoding. Expected a part with the text itself."
             )
         _, parameters = self._options(b"content-type")
         check_charset(parameters.get(b"charset", b"").lower().decode("latin-1"))

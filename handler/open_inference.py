@@ -256,7 +256,7 @@ def _output(item: object, where: str, is_binary: bool, names: tuple[str, ...]) -
     parameters = _parameters(item, where)
     for extension in ("classification", "shared_memory_region"):
         if extension in parameters:
-            raise WrongShapeError(f"{where} asks for the extension `{extension}`, which this server does not have.")
+            raise WrongShapeError(f"{where} asks for the extension `{extension}`, which this server does not support.")
     return Output(name, _flag(parameters, "binary_data", is_binary))
 
 
@@ -269,9 +269,9 @@ def _input(request: Mapping[str, object]) -> Mapping[str, object]:
         case _:
             raise WrongShapeError(f"`inputs` is not a list with an object. {_EXPECTED}")
     if tensor.get("name") != INPUT:
-        raise WrongShapeError(f"The input has another name than `text`, the model's one input. {_EXPECTED}")
+        raise WrongShapeError(f"The name of the input is not `text`, the name of the model's only input. {_EXPECTED}")
     if tensor.get("datatype") != "BYTES":
-        raise WrongShapeError(f"The input `text` has another datatype than BYTES. {_EXPECTED}")
+        raise WrongShapeError(f"The datatype of the input `text` is not BYTES. {_EXPECTED}")
     return tensor
 
 
@@ -279,14 +279,14 @@ def _texts(tensor: Mapping[str, object], binary: bytes, max_texts: int) -> tuple
     shape = tensor.get("shape")
     count = _count(shape)
     if count > max_texts:
-        raise TooLargeError(f"The input has more than {max_texts} texts, the most that are read at once.")
+        raise TooLargeError(f"The input has more than {max_texts} texts; at most {max_texts} are read at once.")
     parameters = _parameters(tensor, "The input")
     if ("data" in tensor) == ("binary_data_size" in parameters):
         raise WrongShapeError(f"The input has both `data` and `binary_data_size`, or neither. {_EXPECTED}")
     size = parameters.get("binary_data_size", 0)
     if type(size) is not int or size != len(binary):
         raise WrongShapeError(
-            f"The body has {len(binary)} bytes behind its JSON, but `binary_data_size` names another number. "
+            f"The body has {len(binary)} bytes after its JSON, but `binary_data_size` is a different number. "
             f"{JSON_LENGTH_HEADER} gives the length of the JSON."
         )
     return _unpacked(binary, count) if "binary_data_size" in parameters else _strings(tensor["data"], shape, count)
@@ -298,7 +298,7 @@ def _count(shape: object) -> int:
         case [count] | [count, 1] if type(count) is int and count >= 0 and type(shape[-1]) is int:
             return count
         case _:
-            raise WrongShapeError(f"The input `text` has another shape than [N] or [N, 1]. {_EXPECTED}")
+            raise WrongShapeError(f"The shape of the input `text` is neither [N] nor [N, 1]. {_EXPECTED}")
 
 
 def _strings(data: object, shape: object, count: int) -> tuple[str, ...]:
@@ -333,7 +333,7 @@ def _unpacked(binary: bytes, count: int) -> tuple[str, ...]:
 def _parameters(item: Mapping[str, object], where: str) -> Mapping[str, object]:
     parameters = {} if item.get("parameters") is None else item["parameters"]
     if not isinstance(parameters, dict):
-        raise WrongShapeError(f"{where} has `parameters` that are not an object.")
+        raise WrongShapeError(f"{where} has `parameters` that are not a JSON object.")
     return parameters
 
 

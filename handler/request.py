@@ -148,7 +148,7 @@ def _read_body(body: object, content_type: str) -> Request:
         return _read_untyped(text)
     if content_type.startswith("text/"):
         return Request((text,), Form.SINGLE)
-    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not read. {EXPECTED}")
+    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not supported. {EXPECTED}")
 
 
 def _read_untyped(text: str) -> Request:
@@ -187,7 +187,7 @@ def _read_json(value: object) -> Request:
         case list() as items:
             return Request(_texts(items), Form.LIST)
         case _:
-            raise WrongShapeError(f"The body is JSON of another shape. {EXPECTED}")
+            raise WrongShapeError(f"The JSON body has none of the expected shapes. {EXPECTED}")
 
 
 def _texts(items: list[object]) -> tuple[str, ...]:
