@@ -179,10 +179,10 @@ def test_nothing_is_lost_between_threads() -> None:
         while not done.is_set():
             sent.extend(metrics.take())
 
-    sender, counters = threading.Thread(target=send), [threading.Thread(target=count) for _ in range(4)]
-    for thread in (sender, *counters):
+    sender, workers = threading.Thread(target=send), [threading.Thread(target=count) for _ in range(4)]
+    for thread in (sender, *workers):
         thread.start()
-    for thread in counters:
+    for thread in workers:
         thread.join()
     done.set()
     sender.join()
