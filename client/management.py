@@ -93,9 +93,6 @@ class Version:
     a worker that is started anew keeps its number: so these numbers have the order in which versions were registered.
     """
 
-    loaded_at_startup: bool
-    """Whether the server's configuration names it."""
-
     @property
     def ready(self) -> bool:
         """Whether it has workers, and all of them are ready."""
@@ -273,7 +270,7 @@ class ManagementClient(Client):
         for name in sorted(self.models(), key=lambda name: name != MODEL):
             with suppress(RefusedError):  # it may be unregistered meanwhile
                 versions = self._versions(f"/models/{quoted(name)}")
-                return max(versions, key=lambda version: (version.loaded_at_startup, version.default)).settings
+                return next(version.settings for version in versions if version.default)
         return Settings()
 
     def register(self, archive: str, settings: Settings) -> str:
@@ -443,5 +440,4 @@ def _version(value: object, default: str) -> Version:
         worker_states=tuple(field(worker, "status", str) for worker in workers),
         worker_pids=frozenset(pid for worker in workers if (pid := field(worker, "pid", int)) > 0),
         first_worker=min((_whole(field(worker, "id", str)) for worker in workers), default=None),
-        loaded_at_startup=value.get("loadedAtStartup") is True,  # type: ignore[attr-defined]
     )

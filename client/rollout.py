@@ -319,7 +319,7 @@ class Switch:
             )
         choices = ", ".join(
             f"`sentiment rollback {shlex.quote(version.archive)}{of_model(self.management.model)}` (version "
-            f"{version.name}{', there since the server was started' if version.loaded_at_startup else ''})"
+            f"{version.name})"
             for version in others
         )
         return (

@@ -433,7 +433,7 @@ def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
 
     assert back() == (
         "Version 1.0 is the default. The server does not know which one was before. Choose: "
-        "`sentiment rollback sentiment-2.mar` (version 2.0, there since the server was started)."
+        "`sentiment rollback sentiment-2.mar` (version 2.0)."
     )
     fake.label = lambda version, text: "negative"
     switched(fake, lambda switch: switch.rollout("sentiment-3.mar"))
