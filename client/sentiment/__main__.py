@@ -1,8 +1,8 @@
-"""`python -m client`: the same as `sentiment`."""
+"""`python -m sentiment`: the same as `sentiment`."""
 
 import sys
 
-from client.cli import main
+from sentiment.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

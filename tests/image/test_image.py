@@ -20,7 +20,7 @@ from urllib.parse import urljoin
 import pytest
 import requests
 
-from client.transport import VERSION_HEADER
+from sentiment.transport import VERSION_HEADER
 from tests.paths import MODEL, ROOT
 from training.archive import archive
 
@@ -76,10 +76,10 @@ def container() -> Iterator[str]:
 
 def sentiment(container: str, *arguments: str) -> str:
     """The command line in the container's network, as a port-forward to a pod gives it: management is on its loopback
-    interface alone. The image has no client, but the Python and the packages that it needs."""
+    interface alone. The image has no client, but the Python and the packages that the client needs."""
     return engine(
         *("run", "--rm", "--read-only", "--network", f"container:{container}", "--entrypoint", "python"),
-        *("--volume", f"{ROOT}/client:/app/client:ro", IMAGE, "-m", "client", *arguments),
+        *("--volume", f"{ROOT}/client/sentiment:/app/sentiment:ro", IMAGE, "-m", "sentiment", *arguments),
     )
 
 
