@@ -17,7 +17,7 @@ from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
 from tests.e2e.report import LONG, Report
 from tests.e2e.server_process import BATCH, Project, Server, free_ports, serving
-from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
 from training.archive import archive
 
 # All servers of the tests run on this machine, so a proxy in the developer's environment must not be used.
@@ -64,7 +64,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)),
         *("--run", str(folder / "run"), "--to", str(folder / "model")),
     ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, check=True)
     return folder
 
 

@@ -65,7 +65,7 @@ ROOMS = (
         "client",
         "the Python package and command `sentiment`: predictions, scoring of files, rollouts",
         uses="the HTTP API, `kubectl`",
-        package="client",
+        package="sentiment",
     ),
     Room("door", "HAProxy's configuration: limits, retries, paths; the web page and `/docs`", uses="the HTTP API"),
     Room("model_store", "the exported models with their cards, and the archives built from them"),

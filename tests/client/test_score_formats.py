@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from client.cli import main
-from client.inference import MAX_TEXTS
-from client.score import TEXTS_BESIDE_LIVE_TRAFFIC
+from sentiment.cli import main
+from sentiment.inference import MAX_TEXTS
+from sentiment.score import TEXTS_BESIDE_LIVE_TRAFFIC
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 Out = pytest.CaptureFixture[str]
 
@@ -148,7 +148,7 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
             "line 2, is not valid TSV: '\\t' expected after '\"'. If quotes are ch",
         ),
         ("a.csv.gz", gzip.compress(TABLE.encode() * 99, mtime=0)[:-20], ["--delimiter", ";"], "is not whole gzip"),
-        ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9, mtime=0)[:-9], [], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9, mtime=0)[:-9], [], "line 2, is not UTF-8"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": 5}\n', [], "line 3, is not a JSON object with a string in 'text'"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": "\xfc"}\n', [], "line 3, is not UTF-8"),
         ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter goes with CSV and TSV; a.jsonl is JSON lines."),
@@ -252,8 +252,8 @@ def test_each_kind_of_prediction_is_printed(kind: str, capsys: Out) -> None:
     first, second = capsys.readouterr().out.splitlines()
     expected = {
         "prediction": "positive  0.8000  late",
-        "multi_label": "rude, late  0.7500, 0.6250  late",
-        "regression": "3.14              late",
+        "multi_label": "rude 0.7500, late 0.6250  late",
+        "regression": "3.14      late",
     }
     assert first == expected[kind]
     assert second.endswith("  on time")
@@ -306,8 +306,8 @@ def test_parquet_without_its_package_names_the_command_that_installs_it(
 
 def sentiment(arguments: list[str], url: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "client", *arguments],
-        cwd=ROOT,
+        [sys.executable, "-m", "sentiment", *arguments],
+        cwd=CLIENT,
         env={"SENTIMENT_URL": url, "SENTIMENT_MODEL": "mine"},
         input=stdin,
         capture_output=True,
@@ -389,8 +389,8 @@ def test_on_a_terminal_it_is_said_what_is_waited_for(answering: Scripted) -> Non
         ("score", b"Type or paste a table. Ctrl-D ends."),
     ]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client", command, "-"],
-            cwd=ROOT,
+            [sys.executable, "-m", "sentiment", command, "-"],
+            cwd=CLIENT,
             env={"SENTIMENT_URL": answering.url, "SENTIMENT_MODEL": "mine"},
             stdin=terminal,
             stdout=subprocess.PIPE,

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from client.cli import main
-from client.inference import InferenceClient
-from client.management import ManagementClient
 from handler.classifier import TextClassifier
+from sentiment.cli import main
+from sentiment.inference import InferenceClient
+from sentiment.management import ManagementClient
 from server import probe
 from server.properties import Properties
 from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
-from tests.paths import MODEL, ROOT, TOY_TWEETS
+from tests.paths import CLIENT, MODEL, TOY_TWEETS
 from training.archive import archive
 
 RAISES = b"""
@@ -153,8 +153,8 @@ def test_a_rollout_and_a_rollback_under_load_lose_no_request(
 def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
     """The command line, killed when it has said so many lines; returns them."""
     addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
-    command = [sys.executable, "-u", "-m", "client", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-u", "-m", "sentiment", *arguments]
+    with subprocess.Popen(command, cwd=CLIENT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
         process.kill()
@@ -279,9 +279,9 @@ def test_register_scale_and_roll_back_without_a_name(open_server: Server, manage
     scaled = sentiment(open_server, "scale", "2", "--version", "2.0")
     assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
     assert sentiment(open_server, "unregister", "1.0").returncode == 1, "the default stays"
-    newer = sentiment(open_server, "rollback", "--drain", "0")
-    assert newer.returncode == 1, "a version that need not have been the default is not the way back"
-    assert "`sentiment rollback sentiment-2.mar` makes it the default" in newer.stderr
+    choices = sentiment(open_server, "rollback", "--drain", "0")
+    assert choices.returncode == 1, "which version was the default before is not known"
+    assert "Choose: `sentiment rollback sentiment-2.mar` (version 2.0)." in choices.stderr
     rolled_back = sentiment(open_server, "rollback", "sentiment-2.mar", "--drain", "0")
     assert rolled_back.returncode == 0, rolled_back.stderr
     assert names(management) == [("2.0", True)]

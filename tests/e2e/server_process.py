@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from tests.paths import ROOT
+from tests.paths import CLIENT, ROOT
 
 START_TIMEOUT_S = 180
 READY = "Ctrl-C stops it"
@@ -187,19 +187,26 @@ def serving(project: Project, command: list[str] | None = None, **environment: s
 
 
 def run_module(
-    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m` with these arguments until it exits."""
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def run_client(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line `sentiment` of this checkout."""
+    return run_module("sentiment", *arguments, env=env, stdin=stdin, cwd=CLIENT)
 
 
 def sentiment(server: Server, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command `sentiment` against a server, without the environment of this process."""
     addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
-    return run_module("client", *arguments, env=addresses | environment)
+    return run_client(*arguments, env=addresses | environment)
 
 
 def gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from tests.e2e import grpc_calls
-from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
+from tests.e2e.server_process import Project, Server, run_client, sentiment, serving
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
@@ -230,7 +230,7 @@ def test_the_command_line_reads_arguments_standard_input_and_files_alike(server:
     assert len(by_argument.splitlines()) == len(lines)
     by_file = sentiment(server, "predict", "--json", "--file", str(file)).stdout
     with file.open() as stdin:
-        by_line = run_module("client", "predict", "--json", env=addresses, stdin=stdin).stdout
+        by_line = run_client("predict", "--json", env=addresses, stdin=stdin).stdout
     scores = [[json.loads(line)["scores"] for line in out.splitlines()] for out in (by_argument, by_file, by_line)]
     assert scores[0] == scores[1] == scores[2]
 

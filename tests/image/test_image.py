@@ -21,7 +21,7 @@ from urllib.parse import urljoin
 import pytest
 import requests
 
-from client.transport import VERSION_HEADER
+from sentiment.transport import VERSION_HEADER
 from tests.paths import MODEL, ROOT
 from training.archive import archive
 
@@ -83,7 +83,7 @@ def sentiment(container: str, *arguments: str) -> str:
     """
     return engine(
         *("run", "--rm", "--read-only", "--network", f"container:{container}", "--entrypoint", "python"),
-        *("--volume", f"{ROOT}/client:/app/client:ro", IMAGE, "-m", "client", *arguments),
+        *("--volume", f"{ROOT}/client/sentiment:/app/sentiment:ro", IMAGE, "-m", "sentiment", *arguments),
     )
 
 
