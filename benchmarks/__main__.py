@@ -95,7 +95,7 @@ def main() -> int:
         results = run(texts, asked, options, Path(workspace))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_report(results)
-    print(f"Results in {RESULTS.relative_to(ROOT)}; README.md and benchmarks/README.md quote them.")
+    print(f"Results in {RESULTS.relative_to(ROOT)}; README.md and docs/explanation/performance.md have the tables.")
     return 0
 
 

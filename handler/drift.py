@@ -1,6 +1,6 @@
 """How far what is asked is from what was trained on: the population stability index of the last texts.
 
-A model's card holds the training data's distributions (`reference`, see `model_store/README.md`); a worker holds those
+A model's card holds the training data's distributions (`reference`, see `docs/reference/model-format.md`); a worker holds those
 of its last texts. Labels are the texts' own in the former, the predicted ones in the latter.
 """
 
@@ -72,7 +72,7 @@ class Reference:
             labels: the model's.
 
         Raises:
-            ValueError: not in the form that `model_store/README.md` states.
+            ValueError: not in the form that `docs/reference/model-format.md` states.
         """
         keys = {"data_sha256", "labels", "tokens", "unknown_tokens"}
         if not isinstance(value, dict) or value.keys() != keys:

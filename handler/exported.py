@@ -1,4 +1,4 @@
-"""The exported model: a folder of plain data. Its format is stated in `model_store/README.md`.
+"""The exported model: a folder of plain data. Its format is stated in `docs/reference/model-format.md`.
 
 Reading it runs no code from it. Everything is checked before it is used, and what is wrong is named.
 """

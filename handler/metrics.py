@@ -1,4 +1,4 @@
-"""What a worker counts, and its way to TorchServe's metrics address. `handler/METRICS.md` lists what is there to see.
+"""What a worker counts, and its way to TorchServe's metrics address. `docs/reference/metrics.md` lists the metrics.
 
 TorchServe reads a worker's standard output; a line `[METRICS]...` is one increment of a counter or one value of a
 gauge. It has one registry for all workers and all versions, so the increments of all of them add up. A line for each

@@ -8,9 +8,9 @@ from pathlib import Path
 from server.cores import CGROUPS
 
 WORKER_BYTES = 410_000_000
-"""The most memory of a worker beside its model's files, with batches of the longest texts (k8s/README.md)."""
+"""Largest memory of a worker without its model's files, with batches of the longest texts (docs/guides/sizing.md)."""
 REST_BYTES = 951_000_000
-"""The most memory of Java, the door and this program (k8s/README.md)."""
+"""Largest memory of Java, HAProxy and this program together (docs/guides/sizing.md)."""
 
 
 def available(cgroups: Path = CGROUPS) -> int:

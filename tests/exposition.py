@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text form, and those that handler/METRICS.md lists."""
+"""Metrics in Prometheus' text form, and the metrics that docs/reference/metrics.md lists."""
 
 import re
 from typing import Any
@@ -62,7 +62,7 @@ def _keeps(rule: dict[str, Any], labels: dict[str, str]) -> bool:
 
 def listed() -> dict[str, set[str]]:
     """The metrics of the page's tables, each with its own labels."""
-    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]+ \|([^|]*)\|", page, flags=re.MULTILINE)
     assert len({name for name, _, _ in rows}) == len(rows)
     found: dict[str, set[str]] = {}

@@ -183,7 +183,6 @@ def test_links_lead_somewhere() -> None:
         ROOT / "docs" / "tutorial.md",
         ROOT / "model_store" / "README.md",
         ROOT / "training" / "README.md",
-        ROOT / "handler" / "METRICS.md",
     ):
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

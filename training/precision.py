@@ -22,7 +22,7 @@ FAR_OFF: Final = 0.03
 
 ESTIMATES_FACTOR: Final = 2
 """What a difference on made-up texts is multiplied with: of 13 learners, the largest difference on real texts was 0.5
-to 2.1 times as much, see `model_store/README.md`."""
+to 2.1 times as much, see `docs/explanation/int8.md`."""
 
 FINE_FROM: Final = 2_000_000
 """LSTM weights of a network for which `int8-fine` is faster than float32. Measured for a text of 25 tokens on one core:

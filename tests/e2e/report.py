@@ -1,4 +1,4 @@
-"""What the fault tests saw, as a table. In their long form, `make fault-test`, it goes into k8s/README.md."""
+"""The table of the fault tests. `make fault-test`, their long form, writes it into docs/explanation/torchserve.md."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tests.e2e.traffic import NO_ANSWER, Traffic
 from tests.paths import ROOT
 
 LONG: Final = os.environ.get("FAULTS") == "long"
-PAGE: Final = ROOT / "k8s" / "README.md"
+PAGE: Final = ROOT / "docs" / "explanation" / "torchserve.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 ROWS: Final = 22

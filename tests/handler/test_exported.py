@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
 
 
 def test_the_format_is_documented() -> None:
-    text = (ROOT / "model_store" / "README.md").read_text()
+    text = (ROOT / "docs" / "reference" / "model-format.md").read_text()
     model = exported.read(MODEL)
     config = json.loads((MODEL / "config.json").read_text())
     card = json.loads((MODEL / "card.json").read_text())
