@@ -68,8 +68,8 @@ def summary(results: Mapping[str, Any]) -> str:
             "",
             f"Compared with Flask and `learn.predict`, the median latency of a single client is {latency:.1f} times "
             f"lower, and the throughput on all cores is {throughput:.0f} times higher. On the validation split, int8 "
-            f"changes probabilities by at most {int8['largest_difference']}, and {int8['labels_changed']} of {int8['texts']} "
-            "labels.",
+            f"changes probabilities by at most {int8['largest_difference']}, and {int8['labels_changed']} of "
+            f"{int8['texts']} labels.",
         ]
     )
 
