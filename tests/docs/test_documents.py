@@ -167,8 +167,10 @@ def test_every_training_command_runs(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """In the documents' order and in one folder, as a reader would. The commands run in this process, which has
-    imported fastai once; `toy_run` was made by `python -m training` itself."""
+    """The commands run in the documents' order and in one folder, as a reader would run them.
+
+    They run in this process, which has imported fastai once; `toy_run` was made by `python -m training` itself.
+    """
     shutil.copy(TOY_TWEETS, tmp_path / "Tweets.csv")
     labelled = pd.read_csv(TOY_TWEETS, dtype=str).rename(columns={"airline_sentiment": "label"})
     labelled.to_csv(tmp_path / "reviews.csv", index=False)
