@@ -180,7 +180,8 @@ $(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/docs.lock
 	@touch $@
 
-# Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
+# Each archive is built from the folder of its name. With texts to measure int8 on, it is built again. The chosen precision is
+# in one of the folder's .json files, which is older than the archive.
 .SECONDEXPANSION:
 $(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
     training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)

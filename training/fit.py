@@ -19,7 +19,7 @@ from handler.exported import CARD_FILE
 from training.archive import NAME
 from training.card import trained_on
 from training.classifier import train_classifier
-from training.data import labelled, labels_of, read_tweets, sha256_of
+from training.data import held_out, labelled, labels_of, read_tweets, sha256_of
 from training.distil import distil_with_labels
 from training.errors import TrainingError
 from training.evaluate import figures
@@ -30,6 +30,7 @@ from training.fit_start import OWN, Start, described, offers, own_words, start_n
 from training.fit_table import Columns, Table, read_table
 from training.language_model import general_model, read_lines, train_on_texts
 from training.metrics import to_targets
+from training.precision import measure
 from training.settings import WT103, with_changes
 from training.splits import SPLITS
 from training.teacher import WEIGHTS_FILE as TEACHER_FILE
@@ -114,7 +115,7 @@ def fit(order: Order) -> Path:
             "baseline": {"name": BASELINE, "metrics": measured["baseline"]},
         },
     )
-    for line in _results(to, csv):
+    for line in [*measure(to, held_out(rows, order.data)), *_results(to, csv)]:
         print(line)
     return to
 
@@ -340,7 +341,7 @@ def _results(to: Path, csv: Path) -> list[str]:
     lines += [
         "",
         f"The card: {to / 'README.md'}. To serve it:",
-        f"    python -m training archive --model {model} --to {archive} --texts {texts}",
+        f"    python -m training archive --model {model} --to {archive}",
         f"    python -m server --model {to.resolve().name}",
         "To measure it again:",
         f"    python -m training evaluate --data {texts} --split {split} --model {model}",

@@ -4,14 +4,18 @@ import ast
 import inspect
 import re
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from zlib import crc32
 
 import pytest
 
-from training import augmentation, behaviour
+from handler import exported
+from tests.training.test_export import make_learner
+from training import augmentation, behaviour, cli
 from training.augmentation import made_up
 from training.behaviour import LABELS, BehaviouralTest, Case, Result, run, suite
+from training.export import export_learner
 
 ALIKE = {"The {noun} is {good}!", "The {noun} is {bad}!"}
 """Sentences that are added to a tweet; a made-up one may have their form."""
@@ -121,3 +125,10 @@ def plain_part(text: str) -> str:
 def string_literals(module: ModuleType) -> list[str]:
     tree = ast.parse(inspect.getsource(module))
     return [of.value for of in ast.walk(tree) if isinstance(of, ast.Constant) and isinstance(of.value, str)]
+
+
+def test_a_model_of_other_labels_is_told_which_are_expected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exported.write(export_learner(make_learner(["good", "bad"]), {}), tmp_path)
+    assert cli.main(["behaviour", "--model", str(tmp_path)]) == 1
+    expected = "for models with the labels negative, neutral, positive, and this model has the labels 'bad', 'good'."
+    assert expected in capfd.readouterr().err

@@ -18,6 +18,7 @@ from training import augmentation, cli
 from training.augmentation import OPINIONS, WORDS
 from training.errors import TrainingError
 from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
+from training.precision import kept
 from training.run import Stage, record_of
 from training.settings import PRESETS, Settings, with_changes
 from training.transformer import PACKAGED
@@ -56,6 +57,9 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
         "test": 5,
     }
     assert (toy_run / "model.mar").stat().st_size > 10_000
+    choice = kept(toy_run / "model")
+    assert choice is not None
+    assert (choice.source, choice.differences["int8"].texts) == ("the validation and test splits of tweets.csv", 10)
     page = (toy_run / "model" / "README.md").read_text()
     assert f"| validation | 5 | {card['metrics']['validation']['accuracy']:.4f} |" in page
     apart = card["stages"]["classifier"]["apart"]
