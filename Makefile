@@ -27,6 +27,7 @@ SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
 TRAIN := $(VENV)/train.installed
 BENCH := .venv-benchmarks
+DOCS := .venv-docs
 
 # Two processes with a thread each, a whole file in one of them: its tests may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -113,6 +114,11 @@ train-setup: $(TRAIN) ## set up what training needs
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers, and write the results
 	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
 
+.PHONY: docs
+docs: $(DOCS)/installed ## build the documentation site into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+	@echo "Open site/index.html."
+
 .PHONY: image
 image: ## build the container image, with podman or docker
 	@test -n "$(ENGINE)" || { echo "error: neither podman nor docker is installed" >&2; exit 1; }
@@ -132,7 +138,7 @@ sbom: $(TEST) ## sbom.json: what Python packages the image is made with (Cyclone
 .PHONY: lock
 lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in serve test teacher benchmarks; do \
+	for name in serve test teacher benchmarks docs; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
@@ -140,7 +146,7 @@ lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 
 .PHONY: clean
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs *.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DOCS) $(ARCHIVE) site logs *.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -169,8 +175,13 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-# Each archive from the folder of its name. With texts to measure int8 on, it is built anew. What they decide is one of the
-# folder's .json files, and older than the archive.
+$(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python
+	$(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/docs.lock
+	@touch $@
+
+# Each archive is built from the folder of its name. With texts to measure int8 on, it is built again. The chosen precision is
+# in one of the folder's .json files, which is older than the archive.
 .SECONDEXPANSION:
 $(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
     training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)

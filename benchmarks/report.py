@@ -48,22 +48,29 @@ def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The table of servers, and what it says."""
+    """The README's table of servers, with the conclusion."""
     sides = results["sides"]
     latency = sides[FLASK]["p50_ms"] / sides[OURS]["p50_ms"]
     throughput = sides[OURS]["throughput"] / sides[FLASK_ALL]["throughput"]
-    machine = results["machine"]
+    machine, int8 = results["machine"], results["engine"]["int8"]
+    rows = [
+        f"| {SHORT[name]} | {side['p50_ms']:.2f} | {side['throughput']:.0f} | {side['worker_megabytes']:.0f} |"
+        for name, side in sides.items()
+        if name not in (DIRECT, UNBATCHED)
+    ]
     return "\n".join(
         [
-            f"Same tweets, client and {machine['cores']} cores ({machine['processor']}, {machine['instructions']}), "
-            f"medians of {len(sides[OURS]['rounds']['p50_ms'])} rounds, {results['date']}:",
+            f"Measured with the same tweets and the same client on {machine['cores']} cores ({machine['processor']}), "
+            f"{results['date']}:",
             "",
-            *servers(results),
+            "| Server | p50 latency, 1 connection: ms | Throughput, 32 connections: requests/s | Worker memory: MB |",
+            "|---|---|---|---|",
+            *rows,
             "",
-            f"That is {latency:.1f} times as fast as Flask around `learn.predict` for a client alone, and "
-            f"{throughput:.0f} times its throughput on all cores. int8 differs from fp32 by at most "
-            f"{results['engine']['int8']['largest_difference']} in a probability on the validation split "
-            f"({results['engine']['int8']['labels_changed']} of {results['engine']['int8']['texts']} labels).",
+            f"Compared with Flask and `learn.predict`, the median latency of a single client is {latency:.1f} times "
+            f"lower, and the throughput on all cores is {throughput:.0f} times higher. On the validation split, int8 "
+            f"changes probabilities by at most {int8['largest_difference']}, and {int8['labels_changed']} of "
+            f"{int8['texts']} labels.",
         ]
     )
 
