@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client import address, inference
-from client.errors import ClientError, InputError, RefusedError, UnreachableError
-from client.transport import Transport
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.reply import Model
+from sentiment import address, inference
+from sentiment.errors import ClientError, InputError, RefusedError, UnreachableError
+from sentiment.transport import Transport
 from training import behaviour
 from training.data import labelled
 from training.errors import TrainingError

@@ -11,22 +11,30 @@ from handler.reply import prediction
 
 
 class Sentiment(litserve.LitAPI):  # type: ignore[misc]
+    """The API; LitServe calls its methods in the order in which they stand here."""
+
     def setup(self, device: str) -> None:
+        """Load the model."""
         self.model = classifier()
 
     def decode_request(self, request: dict[str, str]) -> str:
+        """The text of a request."""
         return request["text"]
 
     def batch(self, inputs: list[str]) -> list[str]:
+        """The texts of a batch."""
         return inputs
 
     def predict(self, x: list[str]) -> Probabilities:
+        """The probabilities of a batch, one row for each text."""
         return self.model.predict(x)
 
     def unbatch(self, output: Probabilities) -> list[Any]:
+        """The probabilities of each text."""
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, Any]:
+        """The prediction of a text."""
         return prediction(output, self.model.task)
 
 

@@ -20,7 +20,7 @@ from handler.limits import Limits
 from tests.approximately import approximately
 from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
-from tests.paths import MODEL, ROOT, TOY_TWEETS
+from tests.paths import MODEL, ROOT, TOY_TWEETS, WITH_CLIENT
 from training import cli
 from training.calibration import best_calibration
 from training.data import labelled, read_tweets, split_of_rows
@@ -49,7 +49,10 @@ def test_whoever_has_read_enough_sees_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "training", "evaluate", "--data", str(TOY_TWEETS), "--split", "validation"]
-    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | WITH_CLIENT
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert (ended.returncode, "Error" in ended.stderr) == (1, False), ended.stderr
 
