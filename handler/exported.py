@@ -1,4 +1,4 @@
-"""Reads and writes exported models: folders of plain data in the format that `model_store/README.md` defines.
+"""Reads and writes exported models: folders of plain data in the format that `docs/reference/model-format.md` defines.
 
 Reading a model runs no code from its files. Every file is checked before use; an error names the file and the fault.
 """

@@ -1,7 +1,7 @@
 """What is fitted on the validation split after training: bias-corrected temperature scaling.
 
 The network takes too few tweets for the rarer labels. One number added to each label's logit, beside the temperature,
-makes its cross-validated accuracy, macro-F1 and cross-entropy better (`training/README.md`).
+makes its cross-validated accuracy, macro-F1 and cross-entropy better (`docs/EXPERIMENTS.md`).
 """
 
 import math

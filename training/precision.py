@@ -32,7 +32,7 @@ FAR_OFF: Final = 0.03
 
 ESTIMATES_FACTOR: Final = 2
 """What a difference on made-up texts is multiplied with: of 13 learners, the largest difference on real texts was 0.5
-to 2.1 times as much, see `model_store/README.md`."""
+to 2.1 times as much, see `docs/explanation/int8.md`."""
 
 FEW_TEXTS: Final = 100
 """Real texts below which the command says that they are few: the largest difference is that of a rare text."""

@@ -117,7 +117,7 @@ class ClassifierSettings:
     of four. (ULMFiT has five groups and 2.6; a teacher's answers on many texts teach more, and spoil less.)"""
 
     seed: int = 2
-    """Of three that were tried (`training/README.md`)."""
+    """Of three that were tried (`docs/EXPERIMENTS.md`)."""
 
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2

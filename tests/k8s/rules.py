@@ -519,7 +519,7 @@ def exposed_metrics() -> frozenset[str]:
         for metric in group
         for suffix in suffixes.get(kind, ("",))
     }
-    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     return frozenset(torchserves | set(re.findall(r"^\| `(haproxy_\w+)` ", page, flags=re.MULTILINE)))
 
 

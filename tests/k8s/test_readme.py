@@ -1,9 +1,10 @@
-"""`k8s/README.md`: what it says of the manifests is so, and what can be run without a cluster is run."""
+"""The pages about Kubernetes: their figures are those of the manifests, and their commands run, most without a cluster."""
 
 import json
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,20 @@ from tests.paths import MODEL, ROOT
 from training.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-SENTIMENT = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")]
+OPERATE = (ROOT / "docs" / "guides" / "operate.md").read_text(encoding="utf-8")
+SIZING = (ROOT / "docs" / "guides" / "sizing.md").read_text(encoding="utf-8")
+
+
+def blocks_of(page: str, language: str = "sh") -> list[str]:
+    """The code blocks of a page, without the indentation that a block in a numbered step has."""
+    blocks = re.findall(rf"^ *```{language}\n.*?^ *```$", page, flags=re.DOTALL | re.MULTILINE)
+    return ["".join(f"{line}\n" for line in textwrap.dedent(block).splitlines()[1:-1]) for block in blocks]
+
+
+BLOCKS = blocks_of(README)
+SENTIMENT = [
+    line for block in blocks_of(OPERATE) for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")
+]
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")})
 BLOCKING = re.compile(
@@ -97,7 +110,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_command_that_blocks_is_alone_in_its_block(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE):
+    for block in blocks_of(text):
         blocking = [command for command in commands(block) if BLOCKING.search(command.strip())]
         assert not blocking or len(commands(block)) == 1, f"{blocking[0]} is followed by others:\n{block}"
 
@@ -143,7 +156,7 @@ def test_the_numbers_are_the_manifests() -> None:
     autoscaler = find(manifests, "HorizontalPodAutoscaler", "sentiment")["spec"]
     cpu, queue = autoscaler["metrics"]
     policy = find(manifests, "GCPBackendPolicy", "sentiment")["spec"]["default"]
-    said = {
+    stated = {
         f"**CPU: {resources['cpu']}.**",
         f"**Memory: {resources['memory'].removesuffix('Gi')} GiB",
         f"**Disk: {resources['ephemeral-storage'].removesuffix('Mi')} MiB.**",
@@ -156,14 +169,15 @@ def test_the_numbers_are_the_manifests() -> None:
         f"After {pod['terminationGracePeriodSeconds']} s (`terminationGracePeriodSeconds`)",
     }
     assert policy["timeoutSec"] == policy["connectionDraining"]["drainingTimeoutSec"]
-    assert {text for text in said if text not in README} == set()
-    assert (autoscaler["minReplicas"], autoscaler["maxReplicas"]) == (2, 10)
+    assert {text for text in stated if text not in SIZING + OPERATE} == set()
+    assert f"**Number of pods: {autoscaler['minReplicas']} to {autoscaler['maxReplicas']}.**" in SIZING
 
 
 def test_every_alert_is_in_the_table() -> None:
     [group] = find(render("gke"), "Rules", "sentiment")["spec"]["groups"]
     alerts = {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"] if "alert" in rule}
-    assert dict(re.findall(r"^\| `(Sentiment\w+)` \| (\w+) \|", README, flags=re.MULTILINE)) == alerts
+    rows = re.findall(r"^\| \[`(Sentiment\w+)`\]\(../runbooks/\1.md\) \| (\w+) \|", OPERATE, flags=re.MULTILINE)
+    assert dict(rows) == alerts
 
 
 def test_the_dashboard_is_one_that_grafana_can_import() -> None:
