@@ -64,7 +64,7 @@ test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: fault-test
-fault-test: $(TEST) $(ARCHIVE) ## what goes wrong in operation, at length; writes the table in k8s/README.md
+fault-test: $(TEST) $(ARCHIVE) ## the long failure tests (15 minutes); writes the table of docs/explanation/torchserve.md
 	FAULTS=long $(BIN)/python -m pytest tests/e2e/test_fuzz.py tests/e2e/test_faults.py tests/client/test_with_a_server.py
 
 .PHONY: lint

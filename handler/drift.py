@@ -1,7 +1,7 @@
 """How far what is asked is from what was trained on: the population stability index of the last texts.
 
-A model's card holds the training data's distributions (`reference`, see `docs/reference/model-format.md`); a worker holds those
-of its last texts. Labels are the texts' own in the former, the predicted ones in the latter.
+A model's card holds the training data's distributions (`reference`, see `docs/reference/model-format.md`); a worker
+holds those of its last texts. Labels are the texts' own in the former, the predicted ones in the latter.
 """
 
 import math

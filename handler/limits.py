@@ -46,7 +46,8 @@ class Limits:
     counts 2.7. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
     itself gets 413; a request that exceeds it together with the others of its batch gets 503. The work within the limit
     takes a core with AVX-512 at most 2 s for the embedded model; a batch with requests that are refused takes at most
-    3 s (`docs/explanation/performance.md`). Prose has a token for every four or five characters, symbols can have one each."""
+    3 s (`docs/explanation/performance.md`). Prose has a token for every four or five characters, symbols can have one
+    each."""
 
     max_batch_reply_bytes: int = 6_553_500
     """Bytes of all replies to one batch. TorchServe kills a worker that sends a body of more bytes than

@@ -17,7 +17,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from server import door
+from server import door, memory
 from server.__main__ import DRAIN_TIMEOUT_S
 from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
 from tests.k8s.rendered import Manifest
@@ -26,6 +26,8 @@ from tests.paths import ROOT
 KUBERNETES = "1.33"
 SCHEMAS = Path(__file__).parent / "schemas"
 MANAGEMENT_PORT = 8081
+ARCHIVE_BYTES = 10_000_000
+"""Size of the embedded model's unpacked archive."""
 
 
 # -- Schemas --
@@ -394,12 +396,6 @@ _FACTORS = {None: Decimal(1), "m": Decimal("0.001")}
 _FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T"), start=1)}
 _FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)}
 
-# Measured (k8s/README.md has the table), in MB.
-WORKER_MB = 420
-JAVA_BESIDE_HEAP_MB = 130
-SERVER_MB = 45
-DOOR_MB = 240
-
 
 def quantity(text: object) -> Decimal:
     """Kubernetes' number with a unit, in cores or bytes.
@@ -441,16 +437,16 @@ def _resources(spec: Manifest) -> Iterator[str]:
                 yield f"{container['name']}: asks for more {name} than its limit"
         if quantity(limits.get("ephemeral-storage", 0)) < storage:
             yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
-        if quantity(limits.get("memory", 0)) < _memory(quantity(limits.get("cpu", 0))):
+        if quantity(limits.get("memory", 0)) < _largest_memory_bytes(quantity(limits.get("cpu", 0))):
             yield f"{container['name']}: less memory than its processes may take"
 
 
-def _memory(cores: Decimal) -> Decimal:
-    """What a pod takes in bytes with everything full at once: Java's heap, as much again in buffers (Java's own bound
-    for them), a worker for each core, with its longest batch, and the door with all its places taken."""
-    [heap] = re.findall(r"-Xmx(\d+)m", (ROOT / "config.properties").read_text(encoding="utf-8"))
-    processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB + DOOR_MB
-    return 2 * int(heap) * quantity("1Mi") + processes * quantity("1M")
+def _largest_memory_bytes(cores: Decimal) -> Decimal:
+    """The memory of a pod whose processes all take their maximum: a worker for each core, and everything else.
+
+    The figures are the server's own, which docs/guides/sizing.md explains (tests/server/test_memory.py).
+    """
+    return cores * (memory.WORKER_BYTES + ARCHIVE_BYTES) + memory.REST_BYTES
 
 
 def autoscaler_problems(manifests: list[Manifest]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server import memory
+from tests.k8s.rules import ARCHIVE_BYTES
 from tests.paths import ROOT
 
 ALL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -51,8 +52,7 @@ def test_each_model_has_a_worker_for_each_core_where_there_is_memory(
 def test_the_figures_are_those_of_the_sizing_guide() -> None:
     page = (ROOT / "docs" / "guides" / "sizing.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| ([0-9]+) \|", page, re.MULTILINE))
-    archive_bytes = 10_000_000
-    assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + archive_bytes)
+    assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + ARCHIVE_BYTES)
     parts = ["Java's heap", "Java's buffers outside the heap", "the rest of Java", "HAProxy"]
     rest = sum(int(rows[part]) for part in [*parts, "the server, and the workers' parent processes"])
     assert rest * 1_000_000 == memory.REST_BYTES
