@@ -32,12 +32,12 @@ DOCS := .venv-docs
 # Two processes with one thread each. The tests of a file stay in one process, because they may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The command ignores PYTHONPATH, where another `client` may be.
-WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m client "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
+# The command ignores PYTHONPATH, where another package named `sentiment` may be.
+WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m sentiment "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
 
-# Installs the command `sentiment` from this folder.
+# Install the client from this checkout. The locks hold its dependencies.
 define INSTALL_CLIENT
-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable client
 $(WRITE_COMMAND)
 endef
 
@@ -72,6 +72,7 @@ lint: $(TEST) ## check the code with ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 client/sentiment
 
 .PHONY: archive
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
@@ -145,7 +146,7 @@ lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 
 .PHONY: clean
 clean: ## remove everything that make created, including the environments
-	rm -rf $(VENV) $(BENCH) $(DOCS) $(ARCHIVE) site logs *.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DOCS) $(ARCHIVE) site logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -154,12 +155,12 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@ln -s bin/python $@
 
-$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install pyproject.toml | $(VENV)/python
+$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install client/pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/serve.lock
 	$(INSTALL_CLIENT)
 	@touch $@
 
-$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install pyproject.toml | $(VENV)/python
+$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install client/pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
 	$(INSTALL_CLIENT)
 	@touch $@ $(SERVE)

@@ -20,7 +20,7 @@ from unittest import mock
 
 import yaml
 
-import client.cli
+import sentiment.cli
 import server.__main__
 import training.cli
 from handler.limits import ENVIRONMENT_PREFIX, Limits
@@ -121,7 +121,7 @@ PARTS: Final = (
     Part(CONFIGURATION, "limits", "handler/limits.py", limits),
     Part(CONFIGURATION, "settings", "config.properties", settings),
     Part(COMMANDS, "targets", "Makefile", targets),
-    Part(COMMANDS, "help", "sentiment", partial(command_help, client.cli.main, "sentiment")),
+    Part(COMMANDS, "help", "sentiment", partial(command_help, sentiment.cli.main, "sentiment")),
     Part(COMMANDS, "help", "python -m training", partial(command_help, training.cli.main, "training")),
     Part(COMMANDS, "help", "python -m server", partial(command_help, server.__main__.main, "server")),
 )

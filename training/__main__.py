@@ -3,7 +3,7 @@
 import io
 import sys
 
-OWN = ("client", "handler", "training")
+OWN = ("handler", "training")
 
 
 def run() -> int:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client import address, inference
-from client.errors import ClientError, InputError, RefusedError, UnreachableError
-from client.transport import Transport
 from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.reply import Model
+from sentiment import address, inference
+from sentiment.errors import ClientError, InputError, RefusedError, UnreachableError
+from sentiment.transport import Transport
 from training import behaviour
 from training.data import labelled
 from training.errors import TrainingError
@@ -160,9 +160,8 @@ def model_answer(folder: Path) -> Answer:
     limits, model = Limits(), Model(folder.name, "", classifier.task, classifier.card)
 
     def answer(body: bytes) -> bytes:
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        [reply] = batch.write(jobs, model, limits)
+        results, _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        [reply] = batch.write(results, model, limits)
         if reply.status is not HTTPStatus.OK:
             raise TrainingError(f"The model does not read a text of the split: {reply.body.decode()}")
         return reply.body

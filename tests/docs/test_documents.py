@@ -118,14 +118,14 @@ def test_every_command_has_a_test() -> None:
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: f"{example.page.stem}: {example.command[:60]}")
 def test_a_command_prints_what_the_document_shows(example: Example, server: Server) -> None:
-    command = example.command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m client")
+    command = example.command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m sentiment")
     if "Tweets.csv" in command:
         if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
             pytest.skip("needs Kaggle's Tweets.csv beside the project")
         command = command.replace("Tweets.csv", str(REAL_TWEETS))
     # The tests' server has another model, too.
     command = command.replace("--url", "--model-name sentiment --url")
-    if "-m client" in command:
+    if "-m sentiment" in command:
         command = f"export SENTIMENT_URL={server.project.inference}; {command}"
     answer = run(with_addresses_of(server, command), ROOT)
     assert comparable(answer) == approximately(comparable(example.answer), NUMBERS_WITHIN)

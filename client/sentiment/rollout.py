@@ -17,9 +17,9 @@ from http import HTTPStatus
 from math import isclose
 from statistics import median, pstdev
 
-from client.errors import ClientError, RefusedError, RolloutError, UnreachableError
-from client.inference import MODEL, InferenceClient, Kind, Prediction
-from client.management import POLL_S, ManagementClient, Version
+from sentiment.errors import ClientError, RefusedError, RolloutError, UnreachableError
+from sentiment.inference import MODEL, InferenceClient, Kind, Prediction
+from sentiment.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
 MAX_CHANGES_TOLD = 30

@@ -16,11 +16,18 @@ from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Any
 
-from client.address import quoted
-from client.errors import ClientError, InputError, NotReadyError, RefusedError, UnexpectedAnswerError, UnreachableError
-from client.fields import field, is_unicode, unicode
-from client.inference import MODEL
-from client.transport import RETRIES, Client, Transport, shown
+from sentiment.address import quoted
+from sentiment.errors import (
+    ClientError,
+    InputError,
+    NotReadyError,
+    RefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from sentiment.fields import field, is_unicode, unicode
+from sentiment.inference import MODEL
+from sentiment.transport import RETRIES, Client, Transport, shown
 
 URL = "http://127.0.0.1:8081"
 READ_TIMEOUT_S = 30.0
