@@ -214,16 +214,17 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Where a request's time goes",
         "",
-        "CPU time of a request in milliseconds, and its share of the total. The figures of Java, HAProxy and the total are "
-        "those of the processes under load. A worker's steps are measured in a loop without a server, with batches of 1 "
-        "and of 16.",
+        "CPU time of a request in milliseconds, and its share of the total. The figures of Java, HAProxy and the total "
+        "are those of the processes under load. A worker's steps are measured in a loop without a server, with batches "
+        "of 1 and of 16.",
         "",
         "| | one connection | | 32 connections | |",
         "|---|---|---|---|---|",
         *_profile(engine, profile),
         "",
-        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two times "
-        "without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each other.",
+        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two "
+        "times without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each "
+        "other.",
         "",
         "### What bounds the engine",
         "",
@@ -242,9 +243,9 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Batches",
         "",
-        "Milliseconds for each tweet by batch size, and the largest difference between a tweet's probability in the batch "
-        "and alone. The engine computes texts of similar length together. Ordinary dynamic quantization takes its scales "
-        "from the whole batch; the engine's scales are constant.",
+        "Milliseconds for each tweet by batch size, and the largest difference between a tweet's probability in the "
+        "batch and alone. The engine computes texts of similar length together. Ordinary dynamic quantization takes "
+        "its scales from the whole batch; the engine's scales are constant.",
         "",
         "| batch size | ms | largest difference | ordinary: ms | ordinary: largest difference |",
         "|---|---|---|---|---|",
