@@ -171,8 +171,8 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 
 # Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
 .SECONDEXPANSION:
-$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
-    training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)
+$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) \
+    $(patsubst %,training/export/%.py,archive graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
 
 .PHONY: always

@@ -19,7 +19,7 @@ from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
 from handler.reply import prediction
 from handler.request import read_request
-from training.graph import IR_VERSION, OPSET
+from training.export.graph import IR_VERSION, OPSET
 
 LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 ROUNDS = 15
@@ -124,7 +124,7 @@ def batches(classifier: TextClassifier, plain: Engine, ids: Sequence[Sequence[in
 
 
 def plain_engine(model: Path, config: NetworkConfig, folder: Path) -> Engine:
-    """An archive's network without what fixes its scales (see `training.graph`): ordinary dynamic quantization."""
+    """An archive's network without what fixes its scales (`training.export.graph`): ordinary dynamic quantization."""
     graph = onnx.load(model / GRAPH_FILE)
     for constant in graph.graph.initializer:
         value = onnx.numpy_helper.to_array(constant).copy()

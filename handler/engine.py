@@ -1,4 +1,5 @@
-"""The third step: token ids to probabilities, by ONNX Runtime from the archive's graph, which `training.graph` builds.
+"""The third step: token ids to probabilities, by ONNX Runtime from the archive's graph, which
+`training.export.graph` builds.
 
 What is computed for a text depends neither on the texts beside it nor on padding: see there.
 """

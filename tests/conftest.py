@@ -18,7 +18,7 @@ from handler.service import MODEL_FOLDER
 from tests.e2e.report import LONG, Report
 from tests.e2e.server_process import BATCH, Project, Server, free_ports, serving
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training.archive import archive
+from training.export.archive import archive
 
 # All servers of the tests are on this machine, which a proxy in the developer's environment does not lead to.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost,::1"

@@ -11,9 +11,9 @@ from typing import Any
 
 from handler.exported import CARD_FILE, ExportedModelError, read_description
 from training.errors import TrainingError
-from training.graph import PRECISIONS, Precision
-from training.precision import ESTIMATES_FACTOR, FAR_OFF, holds
-from training.sample import Sample, made_up, read_sample, sample_of
+from training.export.graph import PRECISIONS, Precision
+from training.export.precision import ESTIMATES_FACTOR, FAR_OFF, holds
+from training.export.sample import Sample, made_up, read_sample, sample_of
 from training.settings import MINILM, MPNET, PRESET_HELP, PRESETS, WT103, Settings, with_changes
 from training.splits import SPLITS
 
@@ -360,8 +360,8 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from training.fit import Order, fit
-    from training.fit_table import Columns
+    from training.fit.pipeline import Order, fit
+    from training.fit.table import Columns
 
     fit(
         Order(
@@ -379,10 +379,10 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _all(options: argparse.Namespace) -> None:
-    from training.classifier import check_made_up_texts
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
-    from training.language_model import read_lines
-    from training.warm_start import start_of
+    from training.stages.classifier import check_made_up_texts
+    from training.stages.language_model import read_lines
+    from training.stages.warm_start import start_of
 
     settings = _settings(options)
     if not (options.start or options.general or options.texts):
@@ -418,8 +418,8 @@ def _all(options: argparse.Namespace) -> None:
 
 def _unpack(options: argparse.Namespace) -> Path:
     """The run's copy of the encoder that `--start` names, whose terms are told."""
-    from training.fit_start import terms_of
-    from training.warm_start import unpack
+    from training.fit.start import terms_of
+    from training.stages.warm_start import unpack
 
     folder = unpack(options.start, options.run)
     print(f"Starting weights: {options.start}. Their terms: {terms_of(options.start)}.", file=sys.stderr)
@@ -439,14 +439,14 @@ def _before_the_classifier(options: argparse.Namespace) -> None:
 
 
 def _general(options: argparse.Namespace) -> None:
-    from training.language_model import train_general
+    from training.stages.language_model import train_general
 
     train_general(options.texts, _settings(options).general, options.run / "general")
 
 
 def _language_model(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.language_model import general_model, train_on_texts
+    from training.stages.language_model import general_model, train_on_texts
 
     tweets = read_tweets(options.data)
     settings = _settings(options).language_model
@@ -456,7 +456,7 @@ def _language_model(options: argparse.Namespace) -> None:
 
 def _general_teacher(options: argparse.Namespace) -> None:
     from training.data import labels_of, read_tweets
-    from training.teacher import train_general_teacher
+    from training.stages.teacher import train_general_teacher
 
     labels = labels_of(read_tweets(options.data))
     settings = _settings(options)
@@ -467,7 +467,7 @@ def _general_teacher(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.distil import distil
+    from training.stages.distil import distil
 
     distil(
         read_tweets(options.data),
@@ -483,7 +483,7 @@ def _distil(options: argparse.Namespace) -> None:
 
 def _teacher(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
-    from training.teacher import train_teacher
+    from training.stages.teacher import train_teacher
 
     tweets, settings = read_tweets(options.data), _settings(options).teacher
     train_teacher(tweets, sha256_of(options.data), settings, options.run / "teacher", _transformer(options))
@@ -496,9 +496,9 @@ def _transformer(options: argparse.Namespace) -> str:
 
 
 def _classifier(options: argparse.Namespace) -> None:
-    from training.classifier import train_classifier
     from training.data import read_tweets, sha256_of
-    from training.run import finished_stage
+    from training.stages.classifier import train_classifier
+    from training.stages.stage import finished_stage
 
     tweets = read_tweets(options.data)
     if options.start:
@@ -544,9 +544,9 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from training.card import trained_on
     from training.data import read_tweets, sha256_of
-    from training.evaluate import evaluate
+    from training.export.card import trained_on
+    from training.measure.evaluate import evaluate
 
     tweets = read_tweets(options.data)
     answer = _answer(options)
@@ -569,7 +569,7 @@ def _to_json(figures: Mapping[str, Any]) -> str:
 
 def _answer(options: argparse.Namespace) -> Any:
     """Of the running server or the exported model that the options name."""
-    from training.evaluate import model_answer, server_answer
+    from training.measure.evaluate import model_answer, server_answer
 
     if options.url is not None:
         return server_answer(options.url, options.model_name)
@@ -579,8 +579,8 @@ def _answer(options: argparse.Namespace) -> Any:
 
 
 def _behaviour(options: argparse.Namespace) -> None:
-    from training.behaviour import LABELS, Result, to_table
-    from training.evaluate import behaviour_of
+    from training.measure.behaviour import LABELS, Result, to_table
+    from training.measure.evaluate import behaviour_of
 
     found = behaviour_of(_answer(options))
     if not found:
@@ -589,7 +589,7 @@ def _behaviour(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.export import export_file
+    from training.export.learner import export_file
 
     learner, *others = options.learner or [None]
     export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
@@ -609,7 +609,7 @@ def _notes(options: argparse.Namespace) -> str:
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from training.reference import add_reference
+    from training.measure.reference import add_reference
 
     add_reference(options.model, options.data)
     print(f"Written into {options.model / CARD_FILE}")
@@ -634,7 +634,7 @@ def _to_archive(
     model: Path, destination: Path, version: str, precision: Precision | None, sample: Sample | None
 ) -> None:
     """Archive a model, and say in which precision, why, and what was measured."""
-    from training.archive import archive
+    from training.export.archive import archive
 
     choice = archive(model, destination, version, precision, sample)
     size = destination.stat().st_size / 1e6

@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
-from training.calibration import calibrated_apart
-from training.classifier import LEARNER_FILE, inputs_of, train_classifier
 from training.data import labelled, labels_of
 from training.errors import TrainingError
-from training.evaluate import figures
-from training.export import export_file
-from training.metrics import to_targets
-from training.run import command_line, differences, finished_stage, record_of, source_commit
+from training.export.learner import export_file
+from training.measure.evaluate import figures
 from training.settings import Settings
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import beginning_of, load_teacher, train_teacher
-from training.tfidf import FOLDS, held_out_fifths, new_classifier
-from training.warm_start import saw_labels, start_of
+from training.stages.calibration import calibrated_apart
+from training.stages.classifier import LEARNER_FILE, inputs_of, train_classifier
+from training.stages.stage import command_line, differences, finished_stage, record_of, source_commit
+from training.stages.targets import to_targets
+from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.teacher import beginning_of, load_teacher, train_teacher
+from training.stages.tfidf import FOLDS, held_out_fifths, new_classifier
+from training.stages.warm_start import saw_labels, start_of
 
 TIMED_TEXTS = 200
 SMALLEST = np.finfo(np.float32).tiny
@@ -136,8 +136,8 @@ def recipe(
         folder: where each fold's stages write, and go on if they were stopped. The teachers of the folds are beside
             it, shared by all recipes whose teachers are the same.
         transformer: that the teachers begin with.
-        start: what `training.warm_start` unpacked, in place of the run's own encoder; None: what the run's classifier
-            began with.
+        start: what `training.stages.warm_start` unpacked, in place of the run's own encoder; None: what the run's
+            classifier began with.
 
     Raises:
         TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MINILM, MPNET = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-"""The transformers that packages carry; see `training.transformer`."""
+"""The transformers that packages carry; see `training.stages.transformer`."""
 
 WT103 = "wt103"
 """fastai's name for its language model of WikiText-103."""
@@ -149,7 +149,7 @@ class ClassifierSettings:
     """How many pieces of each tweet are trained on with it, if there is a teacher to label them."""
 
     made_up_texts: int = 15_000
-    """How many texts of `training.augmentation` are trained on with the tweets."""
+    """How many texts of `training.stages.augmentation` are trained on with the tweets."""
 
     batch_size: int = 64
 
@@ -214,7 +214,7 @@ PRESET_HELP = {
 
 
 AnySettings = TypeVar("AnySettings", bound="DataclassInstance")
-"""A run's, or those of `training.fit_recipe`: a dataclass of each stage's."""
+"""A run's, or those of `training.fit.recipe`: a dataclass of each stage's."""
 
 AT_LEAST_ONE = {
     "embedding_size",

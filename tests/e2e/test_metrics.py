@@ -19,7 +19,7 @@ from tests.exposition import DOORS, Samples, kept_of_the_door, listed, samples_a
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
 from tests.paths import MODEL
-from training.archive import archive
+from training.export.archive import archive
 
 SELECTED = re.compile(r'(\w+)=~?"([^"]*)"')
 """A label and its value, or those that it may have, in PromQL."""

@@ -22,7 +22,7 @@ import requests
 
 from client.transport import VERSION_HEADER
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")

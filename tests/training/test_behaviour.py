@@ -9,9 +9,10 @@ from zlib import crc32
 
 import pytest
 
-from training import augmentation, behaviour
-from training.augmentation import made_up
-from training.behaviour import LABELS, BehaviouralTest, Case, Result, run, suite
+from training.measure import behaviour
+from training.measure.behaviour import LABELS, BehaviouralTest, Case, Result, run, suite
+from training.stages import augmentation
+from training.stages.augmentation import made_up
 
 ALIKE = {"The {noun} is {good}!", "The {noun} is {bad}!"}
 """Sentences that are added to a tweet; a made-up one may have their form."""

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from training.behaviour import LABELS
-from training.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
 from training.cross_validation import FIGURES, Recipe, Trained, cross_validate
-from training.distil import keep_outputs
-from training.metrics import soft_cross_entropy
+from training.measure.behaviour import LABELS
+from training.stages.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
+from training.stages.distil import keep_outputs
+from training.stages.targets import soft_cross_entropy
 
 Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training.cli import main
 from training.errors import TrainingError
-from training.evaluate import TOKEN_VARIABLE, server_answer
+from training.measure.evaluate import TOKEN_VARIABLE, server_answer
 
 BLOCKED = """
 import runpy, sys

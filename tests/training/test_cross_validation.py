@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training import cli, tfidf
-from training.augmentation import made_up, pieces
-from training.classifier import train_targets
+from training import cli
 from training.cross_validation import FIGURES, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
-from training.distil import keep_outputs, mix_in
 from training.settings import ClassifierSettings
-from training.teacher import load_teacher
-from training.tfidf import FOLDS
+from training.stages import tfidf
+from training.stages.augmentation import made_up, pieces
+from training.stages.classifier import train_targets
+from training.stages.distil import keep_outputs, mix_in
+from training.stages.teacher import load_teacher
+from training.stages.tfidf import FOLDS
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_nothing_outside_the_train_split_is_trained_on(
         seen.extend(texts if stage == "distil" else texts[:train])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"training.{stage}.loaders", spy)
+    monkeypatch.setattr(f"training.stages.{stage}.loaders", spy)
     command = [stage, "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     if stage == "distil":
         command += ["--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)]
@@ -105,7 +106,7 @@ def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame)
 def test_a_recipe_is_cross_validated(
     toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.tfidf.FOLDS", 2)
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
     for stage in ("language-model", "general-teacher", "distil", "teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
@@ -125,7 +126,7 @@ def test_a_recipe_is_cross_validated(
 def test_teachers_of_two_recipes_do_not_meet(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.tfidf.FOLDS", 2)
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
     (tmp_path / "general-teacher").symlink_to(toy_run / "run" / "general-teacher")
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--run", str(tmp_path), "--preset", "tiny"]
     command += ["--recipe", "teacher"]

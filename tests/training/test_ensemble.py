@@ -24,11 +24,11 @@ from tests.training.test_export import (
     toy_texts,
 )
 from tests.training.test_stages import run
-from training.archive import archive
 from training.errors import TrainingError
-from training.export import export_file
-from training.graph import Precision
-from training.sample import sample_of
+from training.export.archive import archive
+from training.export.graph import Precision
+from training.export.learner import export_file
+from training.export.sample import sample_of
 
 TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:10]), "zzyzx unheard-of"]
 

@@ -18,11 +18,11 @@ from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
-from training.calibration import best_calibration
 from training.data import labelled, read_tweets, split_of_rows
 from training.errors import TrainingError
-from training.evaluate import MODELS_PATH, evaluate, figures, model_answer, reliability, server_answer
-from training.metrics import to_targets
+from training.measure.evaluate import MODELS_PATH, evaluate, figures, model_answer, reliability, server_answer
+from training.stages.calibration import best_calibration
+from training.stages.targets import to_targets
 
 VALIDATION_ACCURACY = 0.85
 VALIDATION_MACRO_F1 = 0.8

@@ -37,14 +37,14 @@ from handler.engine import GRAPH_FILE
 from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
-from training.archive import archive
-from training.card import code_span, new_card, plot, to_markdown
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.evaluate import figures
-from training.export import export_file, export_learner
-from training.graph import to_onnx
-from training.probes import probes
+from training.export.archive import archive
+from training.export.card import code_span, new_card, plot, to_markdown
+from training.export.graph import to_onnx
+from training.export.learner import export_file, export_learner
+from training.export.probes import probes
+from training.measure.evaluate import figures
 
 TOLERANCE = 1e-5
 NEAR = 0.03

@@ -13,12 +13,12 @@ import pytest
 from handler.classifier import TextClassifier
 from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
-from training import tfidf
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.fit_recipe import expected_minutes, recipe_for
-from training.fit_start import OWN_START, offers, start_named
-from training.run import record_of
+from training.fit.recipe import expected_minutes, recipe_for
+from training.fit.start import OWN_START, offers, start_named
+from training.stages import tfidf
+from training.stages.stage import record_of
 
 WORDS = {
     "billing": ("invoice", "refund", "charged", "payment", "card"),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from training.data import copies_of, read_tweets
 from training.errors import TrainingError
-from training.fit_split import keep, with_splits
-from training.fit_table import Columns, read_table
+from training.fit.split import keep, with_splits
+from training.fit.table import Columns, read_table
 
 ROWS = [(f"text number {number}, said with care", ("good", "bad")[number % 2]) for number in range(40)]
 

@@ -17,7 +17,7 @@ from handler.network import TextNetwork
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
-from training.graph import DIGIT, LSTM_BITS, PRECISIONS, Precision, to_onnx
+from training.export.graph import DIGIT, LSTM_BITS, PRECISIONS, Precision, to_onnx
 
 SAME = 1e-5
 NEAR = 0.03

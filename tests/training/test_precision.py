@@ -14,8 +14,8 @@ from handler.task import Task
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
-from training.precision import FAR_OFF, Difference, choose, difference, holds, texts_within
-from training.sample import Sample, made_up
+from training.export.precision import FAR_OFF, Difference, choose, difference, holds, texts_within
+from training.export.sample import Sample, made_up
 
 
 @pytest.fixture(scope="module")

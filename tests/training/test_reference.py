@@ -12,7 +12,7 @@ from handler.classifier import TextClassifier
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import labelled, read_tweets, sha256_of
-from training.reference import reference_of
+from training.measure.reference import reference_of
 
 
 def test_it_is_the_train_splits(classifier: TextClassifier) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from tests.training.test_stages import run
-from training.card import stages_behind
 from training.data import labels_of, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
-from training.export import export_file
-from training.run import Stage, record_of
+from training.export.card import stages_behind
+from training.export.learner import export_file
 from training.settings import MINILM, TeacherSettings
-from training.teacher import load_teacher
-from training.transformer import load
+from training.stages.stage import Stage, record_of
+from training.stages.teacher import load_teacher
+from training.stages.transformer import load
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_failed_export_leaves_the_model_that_was_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.export.behaviour_of", interrupted)
+        patch.setattr("training.export.learner.behaviour_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export_file(None, toy_run / "run", TOY_TWEETS, "other notes", model)
     assert {path.name: sha256_of(path) for path in model.iterdir()} == before

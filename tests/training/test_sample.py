@@ -10,7 +10,7 @@ import pytest
 from handler import exported
 from tests.paths import MODEL
 from training.errors import TrainingError
-from training.sample import MADE_UP_TEXTS, MOST_TEXTS, made_up, read_sample
+from training.export.sample import MADE_UP_TEXTS, MOST_TEXTS, made_up, read_sample
 
 
 def test_texts_are_one_column_of_a_table(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from tests.training.test_export import (
     texts_of_lengths,
     toy_texts,
 )
-from training.archive import archive
-from training.export import export_file
-from training.learner_file import read_learner
+from training.export.archive import archive
+from training.export.learner import export_file
+from training.export.learner_file import read_learner
 
 pytest.importorskip("sentencepiece")
 TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:9]), "ﬁne ①② ＡＢＣ \x00 你好 \U0001f600 xxpad xxunk"]

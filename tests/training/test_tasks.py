@@ -28,12 +28,12 @@ from handler.service import MODEL_FOLDER
 from handler.task import Task
 from tests.paths import TOY_TWEETS
 from tests.training.test_export import NEAR, TOLERANCE, make_learner, texts_of_lengths, toy_texts
-from training.archive import archive
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.evaluate import evaluate, model_answer
-from training.export import export_file, export_learner
-from training.graph import Precision
+from training.export.archive import archive
+from training.export.graph import Precision
+from training.export.learner import export_file, export_learner
+from training.measure.evaluate import evaluate, model_answer
 
 TAGS = [["late"], ["crew", "food"], [], ["late", "crew"]]
 VALUES = [0.5, 3.0, -2.0, 4.5, 1.0]

@@ -13,10 +13,10 @@ from tests.paths import ROOT, TOY_LABELLED, TOY_TWEETS
 from training import cli
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.run import record_of
 from training.settings import MINILM, MPNET
-from training.teacher import WEIGHTS_FILE, load_teacher
-from training.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
+from training.stages.stage import record_of
+from training.stages.teacher import WEIGHTS_FILE, load_teacher
+from training.stages.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
 
 
 def test_words_of_like_meaning_are_near() -> None:

@@ -16,11 +16,11 @@ from handler import exported
 from handler.engine import graph_file
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
-from training.graph import Precision, to_onnx
-from training.precision import Choice, choose, forced
-from training.sample import Sample, made_up
+from training.export.graph import Precision, to_onnx
+from training.export.precision import Choice, choose, forced
+from training.export.sample import Sample, made_up
 
-HANDLER = Path(__file__).parent.parent / "handler"
+HANDLER = Path(__file__).parents[2] / "handler"
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """The names and versions that stand in an address as they are, and that a file can have."""
@@ -34,7 +34,7 @@ def archive(
     Args:
         model: an exported model's folder.
         version: letters, digits, points, hyphens and underscores, like the model's name: they stand in addresses.
-        precision: of the network in the archive; None: see `training.precision.choose`.
+        precision: of the network in the archive; None: see `training.export.precision.choose`.
         sample: the texts that decide on it; made up of the vocabulary where there are none. A precision that is given
             is measured only where they are, too.
 

@@ -12,16 +12,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from handler.exported import CARD_FILE
-from training import behaviour
-from training.classifier import LEARNER_FILE
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.evaluate import CALIBRATION_BINS
-from training.language_model import ENCODER_FILE, GENERAL_FILE
-from training.run import command_line, finished_stage, record_of, source_commit, timestamp, versions
+from training.measure import behaviour
+from training.measure.evaluate import CALIBRATION_BINS
 from training.splits import SPLITS
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.warm_start import start_of
+from training.stages.classifier import LEARNER_FILE
+from training.stages.language_model import ENCODER_FILE, GENERAL_FILE
+from training.stages.stage import command_line, finished_stage, record_of, source_commit, timestamp, versions
+from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.warm_start import start_of
 
 PICTURE: Final = "validation.png"
 MOST_WITH_NUMBERS, FEW_NAMES = 12, 5

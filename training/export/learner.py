@@ -46,17 +46,17 @@ from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check, is_unicode
 from handler.task import TaskName
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
-from training.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
-from training.classifier import LEARNER_FILE
 from training.data import read_tweets, sha256_of
-from training.ensemble import joined
 from training.errors import TrainingError
-from training.evaluate import behaviour_of, evaluate, model_answer
-from training.learner_file import Missing, read_learner
-from training.parity import prove
-from training.reference import reference_of
-from training.spacy_rules import own_rules
+from training.export.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
+from training.export.ensemble import joined
+from training.export.learner_file import Missing, read_learner
+from training.export.parity import prove
+from training.export.spacy_rules import own_rules
+from training.measure.evaluate import behaviour_of, evaluate, model_answer
+from training.measure.reference import reference_of
 from training.splits import SPLITS
+from training.stages.classifier import LEARNER_FILE
 
 UNKNOWN_ID, PAD_ID = 0, 1
 """What fastai computes with, wherever the two tokens stand in a vocabulary."""
@@ -115,10 +115,10 @@ def export_file(
         run: a run's folder.
         csv: Kaggle's `Tweets.csv`, or what `fit` keeps in its run: the splits whose labels are known are measured for
             the card, and the train split is what drift is measured against.
-        notes: see `training.card.card_of_run`.
+        notes: see `training.export.card.card_of_run`.
         folder: where the exported model goes.
         stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
-        others: more learners' files, for an ensemble: see `training.ensemble`.
+        others: more learners' files, for an ensemble: see `training.export.ensemble`.
         more: other entries of the card.
 
     Raises:
@@ -189,7 +189,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
 
     Args:
         learner: as made by `text_classifier_learner(dls, AWD_LSTM, ...)`, or loaded by `load_learner`.
-        card: where it comes from; `training.card` makes one.
+        card: where it comes from; `training.export.card` makes one.
 
     Raises:
         TrainingError: the learner is not an AWD-LSTM for one of the tasks with fastai's tokenizers and rules.

@@ -8,7 +8,7 @@ from handler.exported import ExportedModel
 from handler.network import TextNetwork
 from handler.task import TaskName
 from training.errors import TrainingError
-from training.probes import probes
+from training.export.probes import probes
 
 TOLERANCE = 1e-5
 """In a probability; in the value of a regression, or in its share of a value over 1."""

@@ -14,8 +14,8 @@ from handler.engine import GRAPH_FILE, Engine
 from handler.ensemble import joined
 from handler.exported import ExportedModel, Network, Probabilities
 from handler.task import Task, TaskName
-from training.graph import Precision, to_onnx
-from training.sample import Sample
+from training.export.graph import Precision, to_onnx
+from training.export.sample import Sample
 
 FAR_OFF: Final = 0.03
 """In a probability: what a precision that holds differs by from float32 at most."""

@@ -16,26 +16,26 @@ from sklearn.base import clone
 from sklearn.metrics import f1_score, log_loss
 
 from handler.exported import CARD_FILE
-from training.archive import NAME
-from training.card import trained_on
-from training.classifier import train_classifier
 from training.data import labelled, labels_of, read_tweets, sha256_of
-from training.distil import distil_with_labels
 from training.errors import TrainingError
-from training.evaluate import figures
-from training.export import export_file
-from training.fit_recipe import FitSettings, Recipe, expected_minutes, recipe_for
-from training.fit_split import SEED, keep, leaks, with_splits
-from training.fit_start import OWN, Start, described, offers, own_words, start_named
-from training.fit_table import Columns, Table, read_table
-from training.language_model import general_model, read_lines, train_on_texts
-from training.metrics import to_targets
+from training.export.archive import NAME
+from training.export.card import trained_on
+from training.export.learner import export_file
+from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
+from training.fit.split import SEED, keep, leaks, with_splits
+from training.fit.start import OWN, Start, described, offers, own_words, start_named
+from training.fit.table import Columns, Table, read_table
+from training.measure.evaluate import figures
 from training.settings import WT103, with_changes
 from training.splits import SPLITS
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import load_teacher, train_frozen_teacher, train_teacher
-from training.tfidf import FOLDS, fitted
-from training.warm_start import unpack
+from training.stages.classifier import train_classifier
+from training.stages.distil import distil_with_labels
+from training.stages.language_model import general_model, read_lines, train_on_texts
+from training.stages.targets import to_targets
+from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.teacher import load_teacher, train_frozen_teacher, train_teacher
+from training.stages.tfidf import FOLDS, fitted
+from training.stages.warm_start import unpack
 
 MEASURED_FILE: Final = "measured.json"
 """Of a run: the baseline's figures, and what was chosen on the validation split."""

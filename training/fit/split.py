@@ -32,7 +32,7 @@ def with_splits(rows: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
     is moved there.
 
     Args:
-        rows: see `training.fit_table.Table`.
+        rows: see `training.fit.table.Table`.
 
     Raises:
         TrainingError: the file's own splits have no train split, or a label that their train split does not have.

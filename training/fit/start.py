@@ -12,9 +12,9 @@ from fastai.text.all import AWD_LSTM, save_pickle, set_seed, tokenize_df
 from handler.exported import CARD_FILE, CONFIG_FILE
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.language_model import ENCODER_FILE, VOCABULARY_FILE, merge_vocabularies
 from training.settings import MINILM, WT103, GeneralSettings
-from training.transformer import load, word_vectors
+from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, merge_vocabularies
+from training.stages.transformer import load, word_vectors
 
 OWN: Final = "own"
 OWN_FOLDER: Final = "own-words"

@@ -7,7 +7,7 @@ The manner is CheckList's (Ribeiro et al., "Beyond Accuracy: Behavioral Testing 
 - invariance: a change that does not matter leaves the label
 - direction: a change that speaks for a label does not lower that label's probability by more than 0.1
 
-Templates and words are this project's own. The texts that training makes up (`training.augmentation`) use other
+Templates and words are this project's own. The texts that training makes up (`training.stages.augmentation`) use other
 sentences.
 """
 

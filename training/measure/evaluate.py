@@ -22,9 +22,9 @@ from handler import batch
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.reply import Model
-from training import behaviour
 from training.data import labelled
 from training.errors import TrainingError
+from training.measure import behaviour
 from training.splits import Split
 
 TEXTS_PER_REQUEST = 50

@@ -3,8 +3,8 @@ pieces of tweets for the teacher to label.
 
 Tweets hold little negation, change of mind, question and answer, and few neutral statements with an opinion's
 shape, so a classifier of tweets need not learn them (Ribeiro et al., ACL 2020, found that it does not). The
-sentences and the adjectives here are others than those of `training.behaviour`, which measures; some are near to
-those that a classifier failed ("I wouldn't say we liked it" to "I can't say I liked the seat"), and the words for
+sentences and the adjectives here are others than those of `training.measure.behaviour`, which measures; some are near
+to those that a classifier failed ("I wouldn't say we liked it" to "I can't say I liked the seat"), and the words for
 groups of people are largely the same.
 """
 
@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from training.behaviour import LABELS, NEGATIVE, NEUTRAL, POSITIVE, Words, filled
+from training.measure.behaviour import LABELS, NEGATIVE, NEUTRAL, POSITIVE, Words, filled
 
 FOLLOWED: Final = 0.25
 """The share of pieces that a piece of another text follows."""

@@ -15,12 +15,13 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from training.evaluate import figures
+from training.measure.evaluate import figures
 
 Floats = NDArray[np.floating[Any]]
 
 PARTS = 5
-"""Every fifth row is one: `training.tfidf.held_out_fifths` wants five rows of a label, and a split may have less."""
+"""Every fifth row is one: `training.stages.tfidf.held_out_fifths` wants five rows of a label, and a split may
+have less."""
 TEMPERATURES = (math.exp(-2), math.exp(2))
 LARGEST_BIAS = 0.5
 """Before their mean is taken away: no odds between two labels change by more than a factor of e. A validation split of

@@ -29,18 +29,18 @@ from fastai.text.all import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import tfidf
-from training.augmentation import OPINIONS, WORDS, made_up, pieces
-from training.behaviour import LABELS
-from training.calibration import calibrate_and_round
 from training.data import existing, labelled, labels_of, sha256_of
 from training.errors import TrainingError
-from training.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
-from training.metrics import METRICS, soft_cross_entropy, to_targets
-from training.run import Phase, Stage
+from training.measure.behaviour import LABELS
 from training.settings import ClassifierSettings
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import check_teachers_tweets, load_teacher
+from training.stages import tfidf
+from training.stages.augmentation import OPINIONS, WORDS, made_up, pieces
+from training.stages.calibration import calibrate_and_round
+from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
+from training.stages.stage import Phase, Stage
+from training.stages.targets import METRICS, soft_cross_entropy, to_targets
+from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.teacher import check_teachers_tweets, load_teacher
 
 LEARNER_FILE = "learner.pkl"
 MADE_UP_LABEL_SMOOTHING = 0.05
@@ -61,7 +61,7 @@ def train_classifier(
 ) -> None:
     """Stage 3: train on the train split's labels and the teacher's answers, measuring on the validation split.
 
-    Writes the learner as fastai's own `export` does, for `training.export` and for the user's own use.
+    Writes the learner as fastai's own `export` does, for `training.export.learner` and for the user's own use.
 
     Args:
         encoder_folder: of the language model on tweets, or of the distillation.

@@ -19,19 +19,19 @@ from fastai.text.all import AccumMetric, load_pickle, save_pickle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import tfidf
-from training.augmentation import pieces
-from training.calibration import calibrate_and_round
-from training.classifier import classifier_learner, export, loaders
 from training.data import existing, labelled, labels_of, read_labelled_texts, sha256_of
-from training.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
-from training.metrics import accuracy as accuracy_of
-from training.metrics import soft_cross_entropy, to_targets
-from training.run import Phase, Stage
 from training.settings import DistilSettings, LabelledDistilSettings
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import check_teachers_tweets, load_teacher
-from training.transformer import TransformerClassifier
+from training.stages import tfidf
+from training.stages.augmentation import pieces
+from training.stages.calibration import calibrate_and_round
+from training.stages.classifier import classifier_learner, export, loaders
+from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
+from training.stages.stage import Phase, Stage
+from training.stages.targets import accuracy as accuracy_of
+from training.stages.targets import soft_cross_entropy, to_targets
+from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.teacher import check_teachers_tweets, load_teacher
+from training.stages.transformer import TransformerClassifier
 
 HELD_OUT = 2_000
 
@@ -110,7 +110,7 @@ def distil_with_labels(
     Args:
         texts: text files, one document a line, for which the teacher alone speaks.
         teacher_folder: of a teacher that has seen no label outside the train split.
-        class_weights: see `training.classifier.train_classifier`.
+        class_weights: see `training.stages.classifier.train_classifier`.
     """
     labels = labels_of(data)
     train, validation = labelled(data, "train"), labelled(data, "validation")

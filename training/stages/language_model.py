@@ -34,10 +34,10 @@ from fastai.text.all import (
 
 from training.data import existing, sha256_of
 from training.errors import TrainingError
-from training.run import Phase, Stage
 from training.settings import WT103, GeneralSettings, LanguageModelSettings
+from training.stages.stage import Phase, Stage
+from training.stages.transformer import fast_in_bfloat16, word_vectors
 from training.tables import DAMAGED, OPENERS
-from training.transformer import fast_in_bfloat16, word_vectors
 
 GENERAL_FILE = "language_model.pth"
 ENCODER_FILE = "encoder.pth"

@@ -365,7 +365,7 @@ def versions() -> dict[str, str]:
 
 def source_commit() -> str | None:
     """The commit of this repository, with `+changes` if the working tree differs; None outside git."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],

@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from training.data import labelled, labels_of, read_labelled_texts, sha256_of
 from training.errors import TrainingError
-from training.language_model import callbacks
-from training.metrics import METRICS, soft_cross_entropy, to_targets
-from training.run import Phase, Stage, record_of
 from training.settings import FrozenTeacherSettings, TeacherSettings
-from training.transformer import TransformerClassifier, load, weights_sha256
+from training.stages.language_model import callbacks
+from training.stages.stage import Phase, Stage, record_of
+from training.stages.targets import METRICS, soft_cross_entropy, to_targets
+from training.stages.transformer import TransformerClassifier, load, weights_sha256
 
 WEIGHTS_FILE = "teacher.pth"
 TRANSFORMER_FOLDER = "transformer"
@@ -40,7 +40,7 @@ def train_general_teacher(
     Args:
         texts: a line a text, `label<TAB>text`.
         labels: those of the tweets; the file must have the same.
-        transformer: see `training.transformer.load`.
+        transformer: see `training.stages.transformer.load`.
 
     Raises:
         TrainingError: the texts or the transformer are not what they should be.
@@ -59,7 +59,7 @@ def train_teacher(
     """Fine-tune a transformer on the train split.
 
     Args:
-        transformer: see `training.transformer.load`.
+        transformer: see `training.stages.transformer.load`.
     """
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
@@ -75,7 +75,7 @@ def train_frozen_teacher(
     For a few hundred texts: fine-tuning has too few steps with them.
 
     Args:
-        transformer: see `training.transformer.load`.
+        transformer: see `training.stages.transformer.load`.
     """
     labels = labels_of(data)
     train, validation = labelled(data, "train"), labelled(data, "validation")

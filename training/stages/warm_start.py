@@ -15,8 +15,8 @@ from handler import exported
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.language_model import ENCODER_FILE, VOCABULARY_FILE
-from training.run import record_of
+from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE
+from training.stages.stage import record_of
 
 PREFIX = "warm-start-"
 """Of its folder in a run; behind it stands which model it is."""
