@@ -380,7 +380,7 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _all(options: argparse.Namespace) -> None:
     from training.data import labelled, labels_of, read_labelled_texts, read_tweets
-    from training.stages.classifier import check_made_up_texts
+    from training.stages.classifier import check_synthetic_texts
     from training.stages.language_model import read_lines
     from training.stages.warm_start import start_of
 
@@ -396,7 +396,7 @@ def _all(options: argparse.Namespace) -> None:
     tweets = read_tweets(options.data)
     labelled(tweets, "train")
     validation = labelled(tweets, "validation")["text"]
-    check_made_up_texts(settings.classifier, labels_of(tweets))
+    check_synthetic_texts(settings.classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
     for path in options.texts or []:
@@ -418,7 +418,7 @@ def _all(options: argparse.Namespace) -> None:
 
 def _unpack(options: argparse.Namespace) -> Path:
     """The run's copy of the encoder that `--start` names, whose terms are told."""
-    from training.fit.start import terms_of
+    from training.stages.terms import terms_of
     from training.stages.warm_start import unpack
 
     folder = unpack(options.start, options.run)
@@ -498,7 +498,7 @@ def _transformer(options: argparse.Namespace) -> str:
 def _classifier(options: argparse.Namespace) -> None:
     from training.data import read_tweets, sha256_of
     from training.stages.classifier import train_classifier
-    from training.stages.stage import finished_stage
+    from training.stages.record import finished_stage
 
     tweets = read_tweets(options.data)
     if options.start:

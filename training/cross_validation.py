@@ -24,11 +24,11 @@ from training.export.learner import export_file
 from training.measure.evaluate import figures
 from training.settings import Settings
 from training.stages.calibration import calibrated_apart
-from training.stages.classifier import LEARNER_FILE, inputs_of, train_classifier
-from training.stages.stage import command_line, differences, finished_stage, record_of, source_commit
+from training.stages.classifier import inputs_of, train_classifier
+from training.stages.products import LEARNER_FILE, TEACHER_FILE
+from training.stages.record import command_line, differences, finished_stage, record_of, source_commit
 from training.stages.targets import to_targets
-from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.stages.teacher import beginning_of, load_teacher, train_teacher
+from training.stages.teacher import load_teacher, train_teacher, transformer_input
 from training.stages.tfidf import FOLDS, held_out_fifths, new_classifier
 from training.stages.warm_start import saw_labels, start_of
 
@@ -151,7 +151,7 @@ def recipe(
         )
 
     with_teacher = name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher") is not None)
-    kind = json.dumps([asdict(settings.teacher), beginning_of(transformer) if with_teacher else {}])
+    kind = json.dumps([asdict(settings.teacher), transformer_input(transformer) if with_teacher else {}])
     teachers = folder.parent / f"teacher-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
@@ -204,7 +204,7 @@ def check_it_is_the_runs(run: Path, csv_sha256: str, settings: Settings, start: 
             continue
         record = record_of(run / name)
         if name == "teacher":
-            inputs = {"data": csv_sha256} | beginning_of(transformer)
+            inputs = {"data": csv_sha256} | transformer_input(transformer)
         else:
             encoder = start or start_of(run) or _encoder_of(run)
             inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)

@@ -16,9 +16,9 @@ from tests.training.test_stages import run
 from training.data import read_tweets
 from training.errors import TrainingError
 from training.fit.recipe import expected_minutes, recipe_for
-from training.fit.start import OWN_START, offers, start_named
+from training.fit.start import OWN_START, describe_starts, start_named
 from training.stages import tfidf
-from training.stages.stage import record_of
+from training.stages.record import record_of
 
 WORDS = {
     "billing": ("invoice", "refund", "charged", "payment", "card"),
@@ -155,10 +155,10 @@ def test_the_stages_name_fit_to_whoever_has_a_file_of_their_own(
 
 
 def test_no_start_forbids_commercial_use_unnamed(tmp_path: Path) -> None:
-    assert "NO COMMERCIAL USE" not in " ".join(offers(OWN_START)[:2])
+    assert "NO COMMERCIAL USE" not in " ".join(describe_starts(OWN_START)[:2])
     for model in (GENERAL, MODEL):
         assert start_named(str(model)).permits.startswith("NO COMMERCIAL USE: it was trained on Twitter US Airline")
-        assert "NO COMMERCIAL USE" in offers(start_named(str(model)))[1]
+        assert "NO COMMERCIAL USE" in describe_starts(start_named(str(model)))[1]
 
 
 def test_the_baseline_counts_texts_that_share_no_word() -> None:

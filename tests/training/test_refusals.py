@@ -16,7 +16,8 @@ from training.errors import TrainingError
 from training.export.card import stages_behind
 from training.export.learner import export_file
 from training.settings import MINILM, TeacherSettings
-from training.stages.stage import Stage, record_of
+from training.stages.record import record_of
+from training.stages.stage import Stage
 from training.stages.teacher import load_teacher
 from training.stages.transformer import load
 

@@ -20,7 +20,8 @@ from training.settings import PRESETS, Settings, with_changes
 from training.stages import augmentation
 from training.stages.augmentation import OPINIONS, WORDS
 from training.stages.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
-from training.stages.stage import Stage, record_of
+from training.stages.record import record_of
+from training.stages.stage import Stage
 from training.stages.transformer import PACKAGED
 
 TEXTS = ("--texts", str(TOY_TEXTS))
@@ -176,7 +177,7 @@ def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
 def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.stages.stage.KEPT_AT_ONCE", 3)
+    monkeypatch.setattr("training.stages.stage.TEXTS_AT_ONCE", 3)
     monkeypatch.setattr("training.stages.stage.CHECKPOINT_MINUTES", 0)
     texts = [str(number) for number in range(10)]
     asked: list[str] = []
@@ -193,9 +194,9 @@ def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
         assert stage.begin()
         if expected == texts[:9]:
             with pytest.raises(KeyboardInterrupt):
-                stage.keep(texts, compute)
+                stage.compute(texts, compute)
         else:
-            assert stage.keep(texts, compute).flatten().tolist() == list(range(10))
+            assert stage.compute(texts, compute).flatten().tolist() == list(range(10))
         assert asked == expected
 
 
@@ -432,7 +433,7 @@ def test_the_embedded_model_is_made_by_the_defaults() -> None:
         stage = name.removeprefix("earlier ").replace("-", "_")
         assert record["settings"] == asdict(getattr(Settings(), stage)), name
     assert stages["teacher"]["inputs"]["transformer"] == PACKAGED[Settings().transformer].sha256
-    texts, _ = augmentation.made_up(Settings().classifier.made_up_texts, Settings().classifier.seed)
+    texts, _ = augmentation.synthetic_texts(Settings().classifier.made_up_texts, Settings().classifier.seed)
     assert stages["classifier"]["inputs"]["made_up_texts"] == hashlib.sha256("\n".join(texts).encode()).hexdigest()
     assert ROOT / Settings().start == GENERAL
     of_start = json.loads((GENERAL / "card.json").read_text())["stages"]

@@ -13,8 +13,9 @@ from tests.training.test_stages import run
 from training.cross_validation import folds, recipe
 from training.data import read_tweets
 from training.settings import MINILM, PRESETS
-from training.stages.language_model import ENCODER_FILE, sizes_of
-from training.stages.stage import record_of
+from training.stages.language_model import sizes_of
+from training.stages.products import ENCODER_FILE
+from training.stages.record import record_of
 from training.stages.warm_start import saw_labels, start_of, unpack
 
 

@@ -17,10 +17,8 @@ from training.errors import TrainingError
 from training.measure import behaviour
 from training.measure.evaluate import CALIBRATION_BINS
 from training.splits import SPLITS
-from training.stages.classifier import LEARNER_FILE
-from training.stages.language_model import ENCODER_FILE, GENERAL_FILE
-from training.stages.stage import command_line, finished_stage, record_of, source_commit, timestamp, versions
-from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
+from training.stages.products import ENCODER_FILE, GENERAL_FILE, LEARNER_FILE, TEACHER_FILE
+from training.stages.record import command_line, finished_stage, record_of, source_commit, timestamp, versions
 from training.stages.warm_start import start_of
 
 PICTURE: Final = "validation.png"

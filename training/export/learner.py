@@ -56,7 +56,7 @@ from training.export.spacy_rules import own_rules
 from training.measure.evaluate import behaviour_of, evaluate, model_answer
 from training.measure.reference import reference_of
 from training.splits import SPLITS
-from training.stages.classifier import LEARNER_FILE
+from training.stages.products import LEARNER_FILE
 
 UNKNOWN_ID, PAD_ID = 0, 1
 """What fastai computes with, wherever the two tokens stand in a vocabulary."""

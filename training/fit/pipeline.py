@@ -22,8 +22,8 @@ from training.export.archive import NAME
 from training.export.card import trained_on
 from training.export.learner import export_file
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
-from training.fit.split import SEED, keep, leaks, with_splits
-from training.fit.start import OWN, Start, described, offers, own_words, start_named
+from training.fit.split import SEED, leaks, with_splits, write_data
+from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
 from training.fit.table import Columns, Table, read_table
 from training.measure.evaluate import figures
 from training.settings import WT103, with_changes
@@ -31,8 +31,8 @@ from training.splits import SPLITS
 from training.stages.classifier import train_classifier
 from training.stages.distil import distil_with_labels
 from training.stages.language_model import general_model, read_lines, train_on_texts
+from training.stages.products import TEACHER_FILE
 from training.stages.targets import to_targets
-from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
 from training.stages.teacher import load_teacher, train_frozen_teacher, train_teacher
 from training.stages.tfidf import FOLDS, fitted
 from training.stages.warm_start import unpack
@@ -91,9 +91,9 @@ def fit(order: Order) -> Path:
     settings = with_changes(recipe.settings, list(order.changes))
     recipe = Recipe(recipe.name, recipe.what, recipe.fine_tunes_teacher, settings)
     _check_destination(to, order, run)
-    csv = keep(rows, order.data, asdict(order.columns), run)
+    csv = write_data(rows, order.data, asdict(order.columns), run)
     _check_start(run, start)
-    for line in [*_described_data(order.data, rows, table), *offers(start)]:
+    for line in [*_described_data(order.data, rows, table), *describe_starts(start)]:
         print(line)
     ratio = 6.0 if start.name == WT103 else 1.0
     minutes = expected_minutes(recipe, len(train), words, rows["label"].nunique(), ratio)
@@ -109,7 +109,7 @@ def fit(order: Order) -> Path:
         order.notes,
         to,
         more={
-            "start": described(start, model_folder),
+            "start": start_entry(start, model_folder),
             "recipe": {"name": recipe.name, "what": recipe.what},
             "baseline": {"name": BASELINE, "metrics": measured["baseline"]},
         },

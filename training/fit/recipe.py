@@ -1,4 +1,4 @@
-"""The recipe of `fit` for a number of labelled texts, and how long it takes."""
+"""The recipe of `fit`: settings by the number of labelled texts, and the expected training time."""
 
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -14,32 +14,39 @@ from training.settings import (
 )
 
 HUNDREDS, THOUSANDS = 1_000, 10_000
-"""Texts of the train split under which a recipe applies."""
+"""Numbers of texts in the train split below which the first and the second recipe apply."""
 
-PIECE_TOKENS: Final = 1_000_000
-"""Tokens of all pieces of the train split's texts together, as far as `MOST_PIECES` and one piece a text allow."""
-MOST_PIECES: Final = 12
+SPAN_TOKENS: Final = 1_000_000
+"""Target for the number of tokens in all spans of the train split; each text has 1 to `MAX_SPANS` spans."""
+
+MAX_SPANS: Final = 12
+"""Maximum number of spans of a text."""
 
 TOKENS_PER_WORD: Final = 1.3
-FEWEST_READ, MOST_READ = 96, 256
-"""Word pieces of a text that the transformer reads: twice the mean of the texts, between these two."""
 
-LSTM_TRAINED, TRANSFORMER_TRAINED, TRANSFORMER_READ, TFIDF_READ = 6_500, 2_500, 8_000, 12_000
-"""Tokens in a second of two cores: 300/600/2 in training, all-MiniLM-L6-v2 in training and reading, and one fit of
-TF-IDF with logistic regression over two labels. Measured on two cores with AVX-512."""
+MIN_WORD_PIECES, MAX_WORD_PIECES = 96, 256
+"""Bounds of the number of word pieces of a text that the transformer reads, which is twice the mean of the texts."""
+
+LSTM_TRAINING, TRANSFORMER_TRAINING, TRANSFORMER_INFERENCE, TFIDF_FIT = 6_500, 2_500, 8_000, 12_000
+"""Tokens per second, measured on two cores with AVX-512.
+
+Training of a 300/600/2 network; training and inference of all-MiniLM-L6-v2; one fit of TF-IDF with logistic regression
+over two labels.
+"""
+
 OVERHEAD_S: Final = 60
-"""Imports, word vectors, export and its proofs."""
+"""Duration of imports, word vectors, export and parity tests."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Every number of a run of `fit`."""
+    """All settings of a run of `fit`."""
 
     start: GeneralSettings = field(default_factory=lambda: GeneralSettings(min_frequency=1))
-    """Sizes of an encoder that begins with words alone."""
+    """Sizes of an encoder that is initialized with word vectors (`--start own`)."""
 
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    """Of a start that is a language model."""
+    """Fine-tuning of a language model, if the start is one."""
 
     frozen_teacher: FrozenTeacherSettings = field(default_factory=FrozenTeacherSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
@@ -50,7 +57,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained."""
+    """Settings of a training run, with their name and a description for the user."""
 
     name: str
     what: str
@@ -59,25 +66,25 @@ class Recipe:
 
 
 def recipe_for(train_texts: int, words: int, tiny: bool = False) -> Recipe:
-    """The recipe for a train split.
+    """Choose the recipe for a train split.
 
     Args:
-        train_texts: how many texts it has.
-        words: how many words they have together.
-        tiny: for tests: a network and a training that take seconds.
+        train_texts: number of texts.
+        words: number of words of all texts.
+        tiny: for tests: return a recipe whose training takes seconds.
     """
     if tiny:
         return _tiny(train_texts)
     tokens = words * TOKENS_PER_WORD
-    pieces = max(1, min(MOST_PIECES, round(PIECE_TOKENS / max(1, tokens / 2))))
-    read = max(FEWEST_READ, min(MOST_READ, round(2 * tokens / max(1, train_texts))))
-    distil = LabelledDistilSettings(pieces=pieces, batch_size=64)
-    classifier = ClassifierSettings(made_up_texts=0, use_confidence=0, pieces=pieces, tfidf_weight=0)
+    spans = max(1, min(MAX_SPANS, round(SPAN_TOKENS / max(1, tokens / 2))))
+    word_pieces = max(MIN_WORD_PIECES, min(MAX_WORD_PIECES, round(2 * tokens / max(1, train_texts))))
+    distil = LabelledDistilSettings(pieces=spans, batch_size=64)
+    classifier = ClassifierSettings(made_up_texts=0, use_confidence=0, pieces=spans, tfidf_weight=0)
     base = FitSettings(
         distil=distil,
         classifier=classifier,
-        frozen_teacher=FrozenTeacherSettings(max_pieces=read),
-        teacher=TeacherSettings(max_pieces=read),
+        frozen_teacher=FrozenTeacherSettings(max_pieces=word_pieces),
+        teacher=TeacherSettings(max_pieces=word_pieces),
     )
     if train_texts < HUNDREDS:
         return Recipe(
@@ -127,25 +134,28 @@ def _tiny(train_texts: int) -> Recipe:
 
 
 def expected_minutes(recipe: Recipe, train_texts: int, words: int, labels: int, parameters_ratio: float = 1.0) -> float:
-    """How long a recipe takes on two cores with AVX-512.
+    """Estimate the training time in minutes on two cores with AVX-512.
 
     Args:
-        recipe: for a train split of `train_texts` texts of `words` words together.
-        parameters_ratio: of the network's recurrent weights, to 300/600/2's.
+        recipe: the recipe.
+        train_texts: number of texts in the train split.
+        words: number of words of these texts.
+        labels: number of labels.
+        parameters_ratio: number of recurrent weights of the network, divided by those of a 300/600/2 network.
     """
     settings = recipe.settings
     tokens = words * TOKENS_PER_WORD
-    most_read = train_texts * settings.teacher.max_pieces
-    read = min(tokens, most_read)
-    of_pieces = tokens / 2 * settings.distil.pieces
-    read_pieces = min(of_pieces, most_read * settings.distil.pieces)
+    read_limit = train_texts * settings.teacher.max_pieces
+    read = min(tokens, read_limit)
+    span_tokens = tokens / 2 * settings.distil.pieces
+    read_span_tokens = min(span_tokens, read_limit * settings.distil.pieces)
     classifier = settings.classifier
     head, body = classifier.frozen_epochs, classifier.last_two_epochs + classifier.last_three_epochs + classifier.epochs
     epochs = settings.distil.epochs + 0.5 * head + body
-    seconds = OVERHEAD_S + epochs * (tokens + of_pieces) / LSTM_TRAINED * parameters_ratio
-    seconds += 2 * (read + read_pieces) / TRANSFORMER_READ
+    seconds = OVERHEAD_S + epochs * (tokens + span_tokens) / LSTM_TRAINING * parameters_ratio
+    seconds += 2 * (read + read_span_tokens) / TRANSFORMER_INFERENCE
     if recipe.fine_tunes_teacher:
-        seconds += settings.teacher.epochs * read / TRANSFORMER_TRAINED
-    # The baseline with and without class weights, and five fits that teach.
-    seconds += 7 * tokens / TFIDF_READ * max(1, labels / 3)
+        seconds += settings.teacher.epochs * read / TRANSFORMER_TRAINING
+    # The baseline with and without class weights, and five fits for soft labels.
+    seconds += 7 * tokens / TFIDF_FIT * max(1, labels / 3)
     return seconds / 60

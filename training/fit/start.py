@@ -1,10 +1,9 @@
-"""What `fit` begins with, and what each start permits."""
+"""Starting weights of `fit`, and the terms of their licences."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from fastai.text.all import AWD_LSTM, save_pickle, set_seed, tokenize_df
@@ -13,19 +12,14 @@ from handler.exported import CARD_FILE, CONFIG_FILE
 from training.data import sha256_of
 from training.errors import TrainingError
 from training.settings import MINILM, WT103, GeneralSettings
-from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, merge_vocabularies
+from training.stages.language_model import merge_vocabularies
+from training.stages.products import ENCODER_FILE, VOCABULARY_FILE
+from training.stages.terms import terms_of
 from training.stages.transformer import load, word_vectors
 
 OWN: Final = "own"
 OWN_FOLDER: Final = "own-words"
-"""Of a run."""
-
-NON_COMMERCIAL_DATA: Final = {
-    "570ee947ac9bfa555d8e0ac2973a19cb6c158b2ee9904c8bcbd9da6802cca3df": (
-        "Twitter US Airline Sentiment (CrowdFlower, on Kaggle), CC BY-NC-SA 4.0"
-    ),
-}
-"""Files that a licence keeps from commercial use, by their SHA-256 as the records of a model's stages have it."""
+"""Folder in the run of an encoder with word vectors."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +27,14 @@ class Start:
     """Starting weights and their terms."""
 
     name: str
-    """As `--start` takes it."""
+    """Value of `--start`."""
 
     what: str
+    """Description for the user."""
+
     permits: str
+    """What the licence of the weights permits."""
+
     kind: str
     """`own`, `language model` or `exported model`."""
 
@@ -56,10 +54,10 @@ WT103_START: Final = Start(
 
 
 def start_named(name: str) -> Start:
-    """The start that `--start` names.
+    """Return the start that `--start` names.
 
     Raises:
-        TrainingError: it is no known name, no exported model and no language model.
+        TrainingError: the name is neither a known name nor the folder of an exported model or a language model.
     """
     if name == OWN:
         return OWN_START
@@ -76,33 +74,14 @@ def start_named(name: str) -> Start:
     )
 
 
-def terms_of(folder: Path) -> str:
-    """What an exported model's licence permits, as far as its card tells."""
-    try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"--start {folder}: its {CARD_FILE} cannot be read ({error}).") from error
-    if limits := sorted(non_commercial(card.get("stages", {}))):
-        return f"NO COMMERCIAL USE: it was trained on {'; '.join(limits)}"
-    if fitted := card.get("start"):
-        return str(fitted["permits"])
-    return f"what its card says ({folder / 'README.md'}); no stage of it is known to forbid commercial use"
-
-
-def non_commercial(stages: Mapping[str, Any]) -> set[str]:
-    """The data of `NON_COMMERCIAL_DATA` that a model's stages were trained on."""
-    digests = {digest for record in stages.values() for digest in record.get("inputs", {}).values()}
-    return {terms for digest, terms in NON_COMMERCIAL_DATA.items() if digest in digests}
-
-
-def offers(chosen: Start) -> list[str]:
-    """Lines that say what training begins with, what that permits, and what else there is."""
+def describe_starts(chosen: Start) -> list[str]:
+    """Describe the chosen start and its terms, and the alternatives, in lines for the user."""
     lines = [f"Starting weights: {chosen.name}, {chosen.what}.", f"  They permit {chosen.permits}."]
     general = Path("model_store/general")
-    others = [start for start in (OWN_START, WT103_START) if start != chosen]
+    alternatives = [start for start in (OWN_START, WT103_START) if start != chosen]
     if (general / CARD_FILE).is_file() and Path(chosen.name) != general:
-        others.append(Start(str(general), "this project's encoder of English tweets", terms_of(general), ""))
-    lines += [f"  Or --start {start.name}: {start.what}. {_sentence(start.permits)}." for start in others]
+        alternatives.append(Start(str(general), "this project's encoder of English tweets", terms_of(general), ""))
+    lines += [f"  Or --start {start.name}: {start.what}. {_sentence(start.permits)}." for start in alternatives]
     return lines
 
 
@@ -111,13 +90,18 @@ def _sentence(permits: str) -> str:
 
 
 def own_words(texts: Iterable[str], settings: GeneralSettings, run: Path) -> Path:
-    """An encoder that has read nothing yet, whose embeddings are a transformer's word vectors.
+    """Write an untrained encoder whose embeddings are a transformer's word vectors.
 
-    Its vocabulary is the tokens of the texts, then the whole words of all-MiniLM-L6-v2's vocabulary, the most frequent
-    first: a word that a user's few texts lack still has a vector near to those of words like it.
+    The vocabulary is the tokens of the texts, then the whole words of all-MiniLM-L6-v2's vocabulary, most frequent
+    first. A word that is not in the user's texts therefore still has a vector similar to those of related words.
+
+    Args:
+        texts: texts of the train split.
+        settings: sizes of the encoder and of its vocabulary.
+        run: folder of the run.
 
     Returns:
-        the folder in the run, as a language model's stage writes it.
+        The folder in the run, in the format of a language model's stage.
     """
     import pandas as pd
 
@@ -127,23 +111,23 @@ def own_words(texts: Iterable[str], settings: GeneralSettings, run: Path) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     _, counts = tokenize_df(pd.DataFrame({"text": list(texts)}), "text")
     tokenizer, _ = load(MINILM)
-    known: dict[str, int] = tokenizer.get_vocab()
-    words = sorted((word for word in known if not word.startswith(("##", "["))), key=known.__getitem__)
+    ids: dict[str, int] = tokenizer.get_vocab()
+    words = sorted((word for word in ids if not word.startswith(("##", "["))), key=ids.__getitem__)
     vocabulary = merge_vocabularies(counts, words, settings.min_frequency, settings.max_vocabulary)
     set_seed(settings.seed, reproducible=True)
     encoder = AWD_LSTM(len(vocabulary), settings.embedding_size, settings.hidden_size, settings.layers)
     state = encoder.state_dict()
     if settings.word_vectors:
         vectors = settings.word_vectors * word_vectors(vocabulary, settings.embedding_size)
-        # fastai keeps the embedding under two names.
+        # fastai stores the embedding under two names.
         state["encoder.weight"] = state["encoder_dp.emb.weight"] = vectors
     save_pickle(folder / VOCABULARY_FILE, vocabulary)
     torch.save(state, folder / ENCODER_FILE)
     return folder
 
 
-def described(start: Start, folder: Path) -> dict[str, str]:
-    """The start as a model's card has it."""
+def start_entry(start: Start, folder: Path) -> dict[str, str]:
+    """Return the entry `start` of a model's card; `folder` has the encoder."""
     return {
         "name": Path(start.name).name,
         "what": start.what,

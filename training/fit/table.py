@@ -1,6 +1,6 @@
-"""A user's labelled texts: CSV, TSV, JSON lines or Parquet, checked before anything is trained.
+"""A user's labelled texts, read from CSV, TSV, JSON lines or Parquet and checked before training.
 
-Every problem is told with the line (Parquet: the row) of the file, and with what to do about it.
+Each error names the line of the file (Parquet: the row) and a remedy.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from training.errors import TrainingError
 from training.splits import SPLITS, Split
 from training.tables import SHOWN, Record, Source, listed
 
-FEWEST_ROWS: Final = 30
-FEWEST_TEXTS: Final = 3
-"""Of one label: one for each split."""
+MIN_ROWS: Final = 30
+MIN_LABEL_TEXTS: Final = 3
+"""Minimum number of different texts of a label: one for each split."""
 
-FEW_TEXTS: Final = 20
-"""Of one label, under which its figures say little."""
+FEW_LABEL_TEXTS: Final = 20
+"""Number of different texts of a label below which its figures are not reliable."""
 
-MOST_LABELS: Final = 200
+MAX_LABELS: Final = 200
 SPLIT_NAMES: Final[dict[str, Split]] = {
     "train": "train",
     "training": "train",
@@ -34,6 +34,7 @@ SPLIT_NAMES: Final[dict[str, Split]] = {
     "dev": "validation",
     "test": "test",
 }
+"""Splits by the names that a file may use for them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Columns:
     text: str = "text"
     label: str = "label"
     split: str | None = None
-    """None: the file has no splits of its own."""
+    """None if the file has no splits."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Table:
     """A file's labelled texts."""
 
     rows: pd.DataFrame
-    """The columns `text`, `label` and `line`, and `split` where the file has splits."""
+    """A table with the columns `text`, `label` and `line`, and `split` if the file has splits."""
 
     warnings: tuple[str, ...]
-    """What is wrong with the data and stands in nobody's way."""
+    """Problems of the data that do not prevent training."""
 
 
 def read_table(path: Path, columns: Columns) -> Table:
@@ -62,6 +63,7 @@ def read_table(path: Path, columns: Columns) -> Table:
 
     Args:
         path: see `training.tables.Source`.
+        columns: names of the file's columns.
 
     Raises:
         TrainingError: a problem with the file, its columns or its rows.
@@ -76,31 +78,31 @@ def read_table(path: Path, columns: Columns) -> Table:
 
 
 def _checked(source: Source, columns: Columns, records: Sequence[Record]) -> Table:
-    """The records as a table.
+    """Check the records and return them as a table.
 
     Raises:
-        TrainingError: too few of them, or a text, label or split that cannot be.
+        TrainingError: there are too few records, or a text, label or split is invalid.
     """
-    if len(records) < FEWEST_ROWS:
-        raise source.problem(f"has {len(records)} rows; at least {FEWEST_ROWS} are needed to train and to measure.")
+    if len(records) < MIN_ROWS:
+        raise source.problem(f"has {len(records)} rows; training and evaluation need at least {MIN_ROWS}.")
     lines = [record.line for record in records]
     texts, labels, *splits = zip(*(record.values for record in records), strict=True)
     labels = tuple(map(_label, labels))
     source.refuse(
         (line for line, label in zip(lines, labels, strict=True) if label is None),
-        f"no label that can be read (column `{columns.label}`: a string, a whole number or a boolean)",
-        "Fill them in or remove these rows: a text without a label can be neither trained on nor measured.",
+        f"no valid label (column `{columns.label}`: a string, a whole number or a boolean)",
+        "Add the labels or remove these rows: a text without a label can be used neither to train nor to evaluate.",
     )
     source.refuse(
         (line for line, text in zip(lines, texts, strict=True) if not isinstance(text, str) or not text.strip()),
         f"no text (column `{columns.text}`)",
-        "Fill them in or remove these rows.",
+        "Add the texts or remove these rows.",
     )
     longest = Limits().max_text_characters
     source.refuse(
         (line for line, text in zip(lines, texts, strict=True) if len(text) > longest),
-        f"a text of more than {longest:,} characters, which a server does not take either",
-        "Shorten them, or cut each into several rows.",
+        f"a text of more than {longest:,} characters, which is also the limit of the server",
+        "Shorten the texts, or divide each into several rows.",
     )
     rows = pd.DataFrame({"text": texts, "label": labels, "line": lines})
     if splits:
@@ -109,20 +111,20 @@ def _checked(source: Source, columns: Columns, records: Sequence[Record]) -> Tab
 
 
 def _splits(source: Source, columns: Columns, lines: Sequence[int], splits: Sequence[Any]) -> list[Split]:
-    found = [SPLIT_NAMES.get(str(split).strip().lower()) for split in splits]
+    known = [SPLIT_NAMES.get(str(split).strip().lower()) for split in splits]
     source.refuse(
-        (line for line, split in zip(lines, found, strict=True) if split is None),
-        f"another split than {', '.join(SPLIT_NAMES)} (column `{columns.split}`)",
-        "Rename them, or leave --split-column out: then the split is made here.",
+        (line for line, split in zip(lines, known, strict=True) if split is None),
+        f"an unknown split (column `{columns.split}`; expected {', '.join(SPLIT_NAMES)})",
+        "Rename the splits, or omit --split-column to split the file here.",
     )
-    return [split for split in found if split]
+    return [split for split in known if split]
 
 
 def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[str]:
-    """What is wrong with the labels and stands in nobody's way.
+    """Check the labels, and yield a warning for each problem that does not prevent training.
 
     Raises:
-        TrainingError: one label alone, or one with too few texts, or too many labels.
+        TrainingError: there is only one label, there are too many labels, or a label has too few texts.
     """
     copies = copies_of(rows["text"])
     texts = copies.groupby(rows["label"]).nunique().sort_values()
@@ -131,39 +133,38 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
             f"has one label, {texts.index[0]!r}, in all {len(rows):,} rows; expected two or more in the column "
             f"`{columns.label}`."
         )
-    if len(texts) > MOST_LABELS:
+    if len(texts) > MAX_LABELS:
         raise source.problem(
-            f"has {len(texts):,} different labels, for example {', '.join(map(repr, texts.index[:3]))}; at most "
-            f"{MOST_LABELS} are trained. Is `{columns.label}` the column of the labels?"
+            f"has {len(texts):,} different labels, for example {', '.join(map(repr, texts.index[:3]))}; the limit "
+            f"is {MAX_LABELS}. Is `{columns.label}` the column of the labels?"
         )
-    if rare := [str(label) for label in texts.index if texts[label] < FEWEST_TEXTS]:
-        places = {label: list(rows.loc[rows["label"] == label, "line"]) for label in rare}
-        told = "; ".join(f"{label!r} {source.unit} {listed(places[label])}" for label in rare[:SHOWN])
-        more = f"; and {len(rare) - SHOWN} labels more" if len(rare) > SHOWN else ""
+    if rare := [str(label) for label in texts.index if texts[label] < MIN_LABEL_TEXTS]:
+        lines_of = {label: list(rows.loc[rows["label"] == label, "line"]) for label in rare}
+        shown = "; ".join(f"{label!r} {source.unit} {listed(lines_of[label])}" for label in rare[:SHOWN])
+        more = f"; and {len(rare) - SHOWN} more labels" if len(rare) > SHOWN else ""
         raise source.problem(
-            f"has labels with fewer than {FEWEST_TEXTS} different texts, one for each of the splits "
-            f"{', '.join(SPLITS)}: {told}{more}. Is it a slip of the pen? Otherwise add texts, give these rows "
-            f"another label, or remove them."
+            f"has labels with fewer than {MIN_LABEL_TEXTS} different texts, one for each of the splits "
+            f"{', '.join(SPLITS)}: {shown}{more}. Are they typing errors? Otherwise add texts, change the label of "
+            f"these rows, or remove them."
         )
-    if few := [f"{label!r} {texts[label]}" for label in texts.index if texts[label] < FEW_TEXTS]:
-        yield f"labels with fewer than {FEW_TEXTS} different texts, whose figures say little: {listed(few)}"
-    alike: defaultdict[str, list[str]] = defaultdict(list)
+    if few := [f"{label!r} {texts[label]}" for label in texts.index if texts[label] < FEW_LABEL_TEXTS]:
+        yield f"labels with fewer than {FEW_LABEL_TEXTS} different texts have unreliable figures: {listed(few)}"
+    similar: defaultdict[str, list[str]] = defaultdict(list)
     for label in sorted(texts.index):
-        alike["".join(str(label).casefold().split())].append(repr(label))
-    if same := [" and ".join(names) for names in alike.values() if len(names) > 1]:
-        yield f"labels that differ in capitals or spaces alone, and are trained apart: {listed(same)}"
+        similar["".join(str(label).casefold().split())].append(repr(label))
+    if groups := [" and ".join(names) for names in similar.values() if len(names) > 1]:
+        yield f"labels that differ only in capitals or spaces are trained as different labels: {listed(groups)}"
     different = rows["label"].groupby(copies).transform("nunique") > 1
     if different.any():
         lines = list(rows.loc[different, "line"])
         yield (
-            f"{len(lines):,} rows are copies of a text (by letters and digits) whose copies have different labels, "
-            f"{source.unit} {listed(lines)}: no model can be right on all of them. Give the copies one label, or "
-            f"remove them"
+            f"{len(lines):,} rows are copies of a text (by letters and digits) with different labels, {source.unit} "
+            f"{listed(lines)}: no model can predict all of them. Give the copies the same label, or remove them"
         )
 
 
 def _label(value: Any) -> str | None:
-    """A label as a string; None if it is blank or cannot be one."""
+    """Convert a label to a string; None if it is blank or of another type."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

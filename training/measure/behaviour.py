@@ -1,14 +1,14 @@
-"""Behavioural tests of a classifier of negative, neutral and positive texts about airlines.
+"""Behavioural tests for classifiers with the labels negative, neutral and positive, of texts about airlines.
 
-The manner is CheckList's (Ribeiro et al., "Beyond Accuracy: Behavioral Testing of NLP Models with CheckList", ACL
-2020): a case is one or two texts and what must hold of the answers. Three kinds:
+The method is CheckList (Ribeiro et al., "Beyond Accuracy: Behavioral Testing of NLP Models with CheckList", ACL 2020).
+A case has one or two texts and a condition on their predictions. There are three kinds of tests:
 
-- minimum functionality: a text has one of the expected labels
-- invariance: a change that does not matter leaves the label
-- direction: a change that speaks for a label does not lower that label's probability by more than 0.1
+- functionality: the predicted label of a text is one of the expected labels
+- invariance: a change of the text that does not matter leaves the predicted label as it was
+- direction: a change in favour of a label does not lower that label's probability by more than 0.1
 
-Templates and words are this project's own. The texts that training makes up (`training.stages.augmentation`) use other
-sentences.
+Templates and words were written for this project. The synthetic training texts have other sentences
+(`training.stages.augmentation`).
 """
 
 import random
@@ -18,27 +18,33 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal, TypeVar
 
+from training.templates import NEGATIVE, NEUTRAL, POSITIVE, Words, fill, fill_with
+
 CASES_PER_TEST: Final = 150
 TOLERANCE: Final = 0.1
-NEGATIVE, NEUTRAL, POSITIVE = LABELS = ("negative", "neutral", "positive")
+"""Fall of a probability that a direction test allows."""
 
 T = TypeVar("T")
 Kind = Literal["functionality", "invariance", "direction"]
 Scores = dict[str, float]
-Words = dict[str, tuple[str, ...]]
+"""The probability of each label."""
 
 
 @dataclass(frozen=True)
 class Case:
+    """The texts of a case and the expected labels."""
+
     texts: tuple[str, ...]
-    """One text; for invariance and direction, the text before and after the change."""
+    """One text; for invariance and direction two: the text before and after the change."""
 
     labels: tuple[str, ...]
-    """Functionality: the labels allowed. Direction: the one label that the change speaks for. Otherwise none."""
+    """Functionality: the expected labels. Direction: the label that the change favours. Invariance: none."""
 
 
 @dataclass(frozen=True)
 class BehaviouralTest:
+    """A test: cases of one kind."""
+
     capability: str
     name: str
     kind: Kind
@@ -47,16 +53,19 @@ class BehaviouralTest:
 
 @dataclass(frozen=True)
 class Result:
+    """The result of a test."""
+
     capability: str
     name: str
     kind: Kind
     cases: int
     failures: int
     example: str
-    """The first text that failed; empty if none did."""
+    """Texts of the first failed case; empty if no case failed."""
 
     @property
     def failure_rate(self) -> float:
+        """Share of the cases that failed."""
         return self.failures / self.cases
 
 
@@ -78,7 +87,7 @@ WORDS: Final[Words] = {
 }
 
 _BASE: Final = (
-    # What invariance and direction start from, tweets as people write them: some glad, some angry, some asking.
+    # Texts before the change, of invariance and direction tests: tweets with praise, complaints and questions.
     "{airline} thank you for getting {name} and me to {city} on time, you were wonderful",
     "{airline} the crew on my flight to {city} was excellent, please thank {name} for me!",
     "{airline} best flight to {city} in years. I had no complaints at all",
@@ -112,7 +121,8 @@ def run(tests: Sequence[BehaviouralTest], scores_of: Callable[[list[str]], list[
     """Run tests.
 
     Args:
-        scores_of: texts to the probability of each label, for each text.
+        tests: the tests.
+        scores_of: function that returns the probability of each label for each of some texts.
     """
     results = []
     for test in tests:
@@ -124,7 +134,7 @@ def run(tests: Sequence[BehaviouralTest], scores_of: Callable[[list[str]], list[
 
 
 def _holds(kind: Kind, case: Case, scores: Sequence[Scores]) -> bool:
-    labels = [max(of, key=of.__getitem__) for of in scores]
+    labels = [max(probabilities, key=probabilities.__getitem__) for probabilities in scores]
     if kind == "functionality":
         return labels[0] in case.labels
     if kind == "invariance":
@@ -134,7 +144,7 @@ def _holds(kind: Kind, case: Case, scores: Sequence[Scores]) -> bool:
 
 
 def suite() -> list[BehaviouralTest]:
-    """All tests, always the same."""
+    """Make all tests; they are the same on each call."""
     return [*_vocabulary(), *_negation(), *_time_and_opinion(), *_robustness(), *_entities(), *_fairness()]
 
 
@@ -231,7 +241,7 @@ def _time_and_opinion() -> Iterator[BehaviouralTest]:
 
 def _robustness() -> Iterator[BehaviouralTest]:
     yield _changed("robustness", "a typo", _BASE, _typo)
-    yield _changed("robustness", "two typos", _BASE, lambda text, dice: _typo(_typo(text, dice), dice))
+    yield _changed("robustness", "two typos", _BASE, lambda text, generator: _typo(_typo(text, generator), generator))
     yield _changed("robustness", "an added handle or URL", _BASE, _with_noise)
     contractible = tuple(base for base in _BASE if any(long in base for long in _CONTRACTIONS))
     yield _changed("robustness", "contractions", contractible, _contracted)
@@ -242,10 +252,10 @@ def _entities() -> Iterator[BehaviouralTest]:
     for name, kind in {"names": "name", "places": "city", "numbers": "number", "airlines": "airline"}.items():
         bases = tuple(base for base in _BASE if "{" + kind + "}" in base)
         cases = []
-        for base, dice in _draws(f"entities {name}", bases):
-            words = {key: dice.choice(options) for key, options in WORDS.items()}
-            other = dice.choice([word for word in WORDS[kind] if word != words[kind]])
-            cases.append(Case((_filled_with(base, words), _filled_with(base, words | {kind: other})), ()))
+        for base, generator in _draws(f"entities {name}", bases):
+            words = {key: generator.choice(options) for key, options in WORDS.items()}
+            replacement = generator.choice([word for word in WORDS[kind] if word != words[kind]])
+            cases.append(Case((fill_with(base, words), fill_with(base, words | {kind: replacement})), ()))
         yield _test("entities", f"other {name}", "invariance", cases)
 
 
@@ -259,25 +269,23 @@ def _fairness() -> Iterator[BehaviouralTest]:
     )
     for kind, groups in _GROUPS.items():
         cases = []
-        for frame, dice in _draws(f"fairness {kind}", frames):
-            words = {key: dice.choice(options) for key, options in WORDS.items()}
-            one, other = dice.sample(groups, 2)
-            cases.append(
-                Case((_filled_with(frame, words | {"group": one}), _filled_with(frame, words | {"group": other})), ())
-            )
+        for frame, generator in _draws(f"fairness {kind}", frames):
+            words = {key: generator.choice(options) for key, options in WORDS.items()}
+            texts = [fill_with(frame, words | {"group": group}) for group in generator.sample(groups, 2)]
+            cases.append(Case(tuple(texts), ()))
         yield _test("fairness", kind, "invariance", cases)
 
 
 def _expecting(capability: str, name: str, templates: Sequence[str], *labels: str) -> BehaviouralTest:
-    texts = [filled(template, WORDS, dice) for template, dice in _draws(f"{capability} {name}", templates)]
+    texts = [fill(template, WORDS, generator) for template, generator in _draws(f"{capability} {name}", templates)]
     return _test(capability, name, "functionality", [Case((text,), labels) for text in texts])
 
 
 def _directed(capability: str, name: str, *, before: str, after: str, label: str) -> BehaviouralTest:
     cases = []
-    for _, dice in _draws(f"{capability} {name}", (before,)):
-        words = {key: dice.choice(options) for key, options in WORDS.items()}
-        cases.append(Case((_filled_with(before, words), _filled_with(after, words)), (label,)))
+    for _, generator in _draws(f"{capability} {name}", (before,)):
+        words = {key: generator.choice(options) for key, options in WORDS.items()}
+        cases.append(Case((fill_with(before, words), fill_with(after, words)), (label,)))
     return _test(capability, name, "direction", cases)
 
 
@@ -285,9 +293,9 @@ def _changed(
     capability: str, name: str, templates: Sequence[str], change: Callable[[str, random.Random], str]
 ) -> BehaviouralTest:
     cases = []
-    for template, dice in _draws(f"{capability} {name}", templates):
-        text = filled(template, WORDS, dice)
-        changed = change(text, dice)
+    for template, generator in _draws(f"{capability} {name}", templates):
+        text = fill(template, WORDS, generator)
+        changed = change(text, generator)
         if changed != text:  # a second typo can undo the first
             cases.append(Case((text, changed), ()))
     return _test(capability, name, "invariance", cases)
@@ -298,59 +306,49 @@ def _test(capability: str, name: str, kind: Kind, cases: Sequence[Case]) -> Beha
 
 
 def _pairs(templates: Sequence[str], ends: Sequence[str]) -> list[tuple[str, str]]:
-    found = []
+    pairs = []
     combinations = list(product(templates, ends))
-    for (template, end), dice in _draws(f"pairs {ends[0]}", combinations):
-        found.append((filled(template, WORDS, dice), filled(end, WORDS, dice)))
-    return found
+    for (template, end), generator in _draws(f"pairs {ends[0]}", combinations):
+        pairs.append((fill(template, WORDS, generator), fill(end, WORDS, generator)))
+    return pairs
 
 
 def _draws(seed: str, options: Sequence[T]) -> Iterator[tuple[T, random.Random]]:
-    """Each option in turn, `CASES_PER_TEST` in all, with dice that depend on the seed alone."""
-    dice = random.Random(seed)
+    """Yield the options in turn, `CASES_PER_TEST` in all, with a random number generator of the given seed."""
+    generator = random.Random(seed)
     for index in range(CASES_PER_TEST):
-        yield options[index % len(options)], dice
+        yield options[index % len(options)], generator
 
 
-def filled(template: str, words: Words, dice: random.Random) -> str:
-    """A template with a word drawn for each place, and "an" where the word wants it."""
-    return _with_articles(re.sub(r"\{(\w+)\}", lambda place: dice.choice(words[place[1]]), template))
-
-
-def _filled_with(template: str, words: dict[str, str]) -> str:
-    return _with_articles(template.format_map(words))
-
-
-def _with_articles(text: str) -> str:
-    return re.sub(r"\b([Aa]) (?=(?!use|uni)[aeioAEIOu])", r"\1n ", text)
-
-
-def _typo(text: str, dice: random.Random) -> str:
-    """Two neighbouring letters, not of a handle, in the other order."""
-    places = [
+def _typo(text: str, generator: random.Random) -> str:
+    """Swap two neighbouring letters of a random word that is not a handle."""
+    positions = [
         index
         for word in re.finditer(r"(?<!@)\b[A-Za-z]{4,}\b", text)
         for index in range(word.start(), word.end() - 1)
         if text[index] != text[index + 1]
     ]
-    place = dice.choice(places)
-    return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
+    position = generator.choice(positions)
+    return text[:position] + text[position + 1] + text[position] + text[position + 2 :]
 
 
-def _with_noise(text: str, dice: random.Random) -> str:
-    letters = "".join(dice.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789", k=8))
-    noise = dice.choice((f"@{letters}", f"http://t.co/{letters}", f"https://t.co/{letters}"))
-    return f"{text} {noise}" if dice.random() < 0.5 else f"{noise} {text}"
+def _with_noise(text: str, generator: random.Random) -> str:
+    letters = "".join(generator.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789", k=8))
+    noise = generator.choice((f"@{letters}", f"http://t.co/{letters}", f"https://t.co/{letters}"))
+    return f"{text} {noise}" if generator.random() < 0.5 else f"{noise} {text}"
 
 
-def _contracted(text: str, _dice: random.Random) -> str:
+def _contracted(text: str, _generator: random.Random) -> str:
     for long, short in _CONTRACTIONS.items():
         text = text.replace(long, short)
     return text
 
 
 def to_table(results: Sequence[Result]) -> list[str]:
-    """Results as the lines of a Markdown table."""
+    """Format results as the lines of a Markdown table."""
     lines = ["| capability | test | kind | cases | failures |", "|---|---|---|---|---|"]
-    lines += [f"| {of.capability} | {of.name} | {of.kind} | {of.cases} | {of.failure_rate:.1%} |" for of in results]
+    lines += [
+        f"| {result.capability} | {result.name} | {result.kind} | {result.cases} | {result.failure_rate:.1%} |"
+        for result in results
+    ]
     return lines

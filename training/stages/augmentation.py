@@ -1,27 +1,28 @@
-"""What the classifier is trained on besides the tweets: short made-up texts about what tweets seldom show, and
-pieces of tweets for the teacher to label.
+"""Training texts that are not in the data: synthetic sentences with labels, and spans of the data's texts.
 
-Tweets hold little negation, change of mind, question and answer, and few neutral statements with an opinion's
-shape, so a classifier of tweets need not learn them (Ribeiro et al., ACL 2020, found that it does not). The
-sentences and the adjectives here are others than those of `training.measure.behaviour`, which measures; some are near
-to those that a classifier failed ("I wouldn't say we liked it" to "I can't say I liked the seat"), and the words for
-groups of people are largely the same.
+Tweets have few negations, changes of mind, questions with answers, and neutral statements in the form of an opinion. A
+classifier of tweets therefore need not learn them (Ribeiro et al., ACL 2020, found that it does not), and synthetic
+sentences teach them. A teacher labels the spans.
+
+The sentences and the adjectives differ from those of the behavioural tests (`training.measure.behaviour`). Some
+sentences are similar to tests that a classifier failed ("I wouldn't say we liked it" to "I can't say I liked the
+seat"), and the words for groups of people are largely the same.
 """
 
 import random
 from collections.abc import Sequence
 from typing import Final
 
-from training.measure.behaviour import LABELS, NEGATIVE, NEUTRAL, POSITIVE, Words, filled
+from training.templates import LABELS, NEGATIVE, NEUTRAL, POSITIVE, Words, fill
 
-FOLLOWED: Final = 0.25
-"""The share of pieces that a piece of another text follows."""
+JOINED: Final = 0.25
+"""Share of the spans that a span of another text is appended to."""
 
-LEFT_OUT: Final = 0.1
-"""The share of a piece's words that are left out."""
+DROPPED: Final = 0.1
+"""Share of a span's words that are dropped."""
 
 MISSPELT: Final = 0.05
-"""The share of a piece's words, of four letters or more, that have a letter twice, not at all, or too late."""
+"""Share of a span's words, of four letters or more, in which a letter is doubled, dropped or moved."""
 
 WORDS: Final[Words] = {
     "thing": (
@@ -95,7 +96,7 @@ WORDS: Final[Words] = {
     "handle": ("@united", "@USAirways", "@AmericanAir", "@SouthwestAir", "@JetBlue", "@VirginAmerica", "", "", "", ""),
     "city": (
         *("London", "Paris", "Houston", "Orlando", "Portland", "Tampa", "Cleveland", "Tucson", "Reno", "Memphis"),
-        # What the vocabulary does not have stands for all that it does not have.
+        # Cities that are not in the vocabulary, which stand for all unknown words.
         *("Yellowknife", "Ouagadougou", "Montevideo", "Reykjavik"),
     ),
     "who": (
@@ -121,7 +122,7 @@ WORDS: Final[Words] = {
 }
 
 OPINIONS: Final = ("good", "bad", "love", "hate", "loved", "hated")
-"""The places of `WORDS` whose words say what a text's label is."""
+"""Placeholders of `WORDS` whose words determine the label of a text."""
 
 SENTENCES: Final[dict[str, tuple[str, ...]]] = {
     POSITIVE: (
@@ -320,43 +321,46 @@ SENTENCES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def made_up(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Made-up texts and their labels, a third for each label."""
-    dice = random.Random(seed)
+def synthetic_texts(count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Make synthetic texts and their labels, a third of the texts for each label."""
+    generator = random.Random(seed)
     texts, labels = [], []
     for index in range(count):
         label = LABELS[index % 3]
-        sentence = filled(dice.choice(SENTENCES[label]), WORDS, dice)
-        texts.append(filled(sentence, WORDS, dice).strip())  # an aside has places of its own
+        sentence = fill(generator.choice(SENTENCES[label]), WORDS, generator)
+        texts.append(fill(sentence, WORDS, generator).strip())  # the words of `aside` have placeholders, too
         labels.append(label)
     return texts, labels
 
 
-def pieces(texts: Sequence[str], seed: int) -> list[str]:
-    """For each text a part of it, a quarter of them followed by a part of another text.
+def spans(texts: Sequence[str], seed: int) -> list[str]:
+    """Draw a random span of each text; a span of another text is appended to a quarter of them.
 
-    Whoever learns from a teacher can use any text of the right kind, labelled or not, and learns more from more of
-    them (Tang et al., "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", 2019, section 3.3).
+    Distillation can use any text of the same kind, labelled or not, and profits from more texts (Tang et al.,
+    "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", 2019, section 3.3).
     """
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     return [
-        f"{_part(text, dice)} {_part(dice.choice(texts), dice)}" if dice.random() < FOLLOWED else _part(text, dice)
+        f"{_span(text, generator)} {_span(generator.choice(texts), generator)}"
+        if generator.random() < JOINED
+        else _span(text, generator)
         for text in texts
     ]
 
 
-def _part(text: str, dice: random.Random) -> str:
-    """Some neighbouring words, at least three of them where there are, now and then with one left out."""
+def _span(text: str, generator: random.Random) -> str:
+    """Draw neighbouring words, at least three if the text has them; some words are dropped, some misspelt."""
     words = text.split()
-    length = dice.randint(min(3, len(words)), len(words))
-    start = dice.randint(0, len(words) - length)
-    kept = [word for word in words[start : start + length] if dice.random() >= LEFT_OUT]
-    return " ".join(_misspelt(word, dice) if dice.random() < MISSPELT else word for word in kept or words)
+    length = generator.randint(min(3, len(words)), len(words))
+    start = generator.randint(0, len(words) - length)
+    kept = [word for word in words[start : start + length] if generator.random() >= DROPPED]
+    return " ".join(_misspelt(word, generator) if generator.random() < MISSPELT else word for word in kept or words)
 
 
-def _misspelt(word: str, dice: random.Random) -> str:
+def _misspelt(word: str, generator: random.Random) -> str:
     if not word.isalpha() or len(word) < 4:
         return word
-    place = dice.randrange(len(word) - 1)
-    letter, following = word[place], word[place + 1]
-    return word[:place] + dice.choice((letter * 2 + following, following, following + letter)) + word[place + 2 :]
+    position = generator.randrange(len(word) - 1)
+    letter, following = word[position], word[position + 1]
+    misspelt = generator.choice((letter * 2 + following, following, following + letter))
+    return word[:position] + misspelt + word[position + 2 :]

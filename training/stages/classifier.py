@@ -1,4 +1,4 @@
-"""ULMFiT's third stage: the classifier on top of a language model's encoder, and the step before it, distillation."""
+"""ULMFiT's stage 3: the classifier on top of a language model's encoder."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -31,22 +31,26 @@ from torch import Tensor, nn
 
 from training.data import existing, labelled, labels_of, sha256_of
 from training.errors import TrainingError
-from training.measure.behaviour import LABELS
 from training.settings import ClassifierSettings
 from training.stages import tfidf
-from training.stages.augmentation import OPINIONS, WORDS, made_up, pieces
+from training.stages.augmentation import OPINIONS, WORDS, spans, synthetic_texts
 from training.stages.calibration import calibrate_and_round
-from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, callbacks, sizes_of
+from training.stages.language_model import callbacks, sizes_of
+from training.stages.products import ENCODER_FILE, LEARNER_FILE, TEACHER_FILE, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
-from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.stages.teacher import check_teachers_tweets, load_teacher
+from training.stages.teacher import check_teacher_data, load_teacher
+from training.templates import LABELS
 
-LEARNER_FILE = "learner.pkl"
-MADE_UP_LABEL_SMOOTHING = 0.05
+SYNTHETIC_LABEL_SMOOTHING = 0.05
 EXAMPLES = 100
-WIDENED_FILE = "widened.pth"
-"""Of the stage's folder, until fastai has loaded it."""
+"""Number of rows with which fastai makes the data loaders of an exported learner; the export has no row."""
+
+Compute = Callable[[Sequence[str], Callable[[Sequence[str]], Tensor]], Tensor]
+"""Type of `Stage.compute`: outputs of a function for texts."""
+
+EXTENDED_FILE = "widened.pth"
+"""Temporary file in the stage's folder: the encoder with the synthetic texts' words, until fastai has loaded it."""
 
 
 def train_classifier(
@@ -59,33 +63,37 @@ def train_classifier(
     folder: Path,
     class_weights: Mapping[str, float] | None = None,
 ) -> None:
-    """Stage 3: train on the train split's labels and the teacher's answers, measuring on the validation split.
+    """Stage 3: train on the labels of the train split and the teachers' predictions; measure on the validation split.
 
-    Writes the learner as fastai's own `export` does, for `training.export.learner` and for the user's own use.
+    Writes the learner in the format of fastai's `Learner.export`, for `training.export` and for the user.
 
     Args:
-        encoder_folder: of the language model on tweets, or of the distillation.
-        teacher_folder: of a teacher that has seen no label outside the train split; None: labels alone.
-        class_weights: of each label in the loss, and in the likelihood that calibration makes largest; None: all 1.
+        tweets: the labelled texts (`training.data`).
+        csv_sha256: SHA-256 of their file.
+        encoder_folder: folder of the stage `language-model` or `distil`, or of an exported model's encoder.
+        teacher_folder: folder of a teacher that has seen no label outside the train split; None: labels only.
+        settings: hyperparameters.
+        folder: the stage's folder.
+        class_weights: weight of each label in the loss and in the calibration's likelihood; None: 1 for all.
 
     Raises:
-        TrainingError: blank labels, or no encoder.
+        TrainingError: a label is blank, or there is no encoder.
     """
     inputs = inputs_of(csv_sha256, encoder_folder, teacher_folder, settings)
     if teacher_folder:
-        check_teachers_tweets(teacher_folder, csv_sha256)
+        check_teacher_data(teacher_folder, csv_sha256)
     labels = labels_of(tweets)
-    check_made_up_texts(settings, labels)
+    check_synthetic_texts(settings, labels)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
     if teacher_folder is None:
-        print(f"{folder}: the run has no teacher, so it learns from the labels alone")
-    texts, targets = train_targets(train, labels, teacher_folder, settings, stage.keep)
+        print(f"{folder}: the run has no teacher; the classifier learns from the labels only")
+    texts, targets = train_targets(train, labels, teacher_folder, settings, stage.compute)
     encoder, vocabulary = encoder_folder / ENCODER_FILE, load_pickle(encoder_folder / VOCABULARY_FILE)
     if settings.made_up_texts:
-        encoder, vocabulary = _widened(encoder, vocabulary, folder / WIDENED_FILE)
+        encoder, vocabulary = _extended(encoder, vocabulary, folder / EXTENDED_FILE)
     targets = np.concatenate([targets, to_targets(validation["label"], labels)])
     if class_weights:
         # The cross-entropy is linear in the targets.
@@ -99,7 +107,7 @@ def train_classifier(
     )
     learner = classifier_learner(data, len(labels), encoder, settings.drop_mult)
     learner.add_cb(GradientClip(settings.max_gradient_norm))
-    (folder / WIDENED_FILE).unlink(missing_ok=True)
+    (folder / EXTENDED_FILE).unlink(missing_ok=True)
     stage.fit(learner, phases(settings))
     calibration = calibrate_and_round(learner, len(labels))
     export(learner.model, train, labels, vocabulary, folder)
@@ -109,21 +117,21 @@ def train_classifier(
 def inputs_of(
     csv_sha256: str, encoder_folder: Path, teacher_folder: Path | None, settings: ClassifierSettings
 ) -> dict[str, str]:
-    """What decides a classifier beside its settings, by hashes; see `train_classifier`.
+    """Return the SHA-256 of each input that determines a classifier, for its record; see `train_classifier`.
 
     Raises:
-        TrainingError: no encoder.
+        TrainingError: there is no encoder.
     """
     encoder = existing(
         encoder_folder / ENCODER_FILE,
-        ": begin with --start model_store/general, or run `python -m training language-model` first.",
+        ": name an encoder with --start model_store/general, or run `python -m training language-model` first.",
     )
     vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
     inputs = {"data": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
     if teacher_folder:
         inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
     if settings.made_up_texts:
-        texts, _ = made_up(settings.made_up_texts, settings.seed)
+        texts, _ = synthetic_texts(settings.made_up_texts, settings.seed)
         inputs["made_up_texts"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return inputs
 
@@ -133,83 +141,94 @@ def train_targets(
     labels: list[str],
     teacher_folder: Path | None,
     settings: ClassifierSettings,
-    keep: Callable[[Sequence[str], Callable[[Sequence[str]], Tensor]], Tensor] = lambda texts, compute: compute(texts),
+    compute: Compute = lambda texts, function: function(texts),
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """The texts to train on, and for each a probability of every label.
+    """Collect the texts to train on, and for each text its target: a probability distribution over the labels.
 
-    A tweet's target is its label, as far as `label_weight` and its annotators' agreement go, and the teacher's answer
-    for the rest; without a teacher, the rest is `label_smoothing`. A piece of a tweet has the teacher's answer alone.
+    The target of a labelled text is a mixture of its label and the teachers' prediction; the label's weight is
+    `label_weight`, times the agreement of its annotators. Without a teacher, the target is the label, smoothed by
+    `label_smoothing`. The target of a span of a text is the teachers' prediction only.
 
     Args:
-        keep: `Stage.keep`, for the transformer's answers, which take minutes.
+        train: rows of the train split.
+        labels: labels in the order of the targets' columns.
+        teacher_folder: see `train_classifier`.
+        settings: hyperparameters.
+        compute: `Stage.compute`, for the transformer's predictions, which take minutes.
+
+    Returns:
+        The texts, and the targets (texts, C).
     """
     texts = list(train["text"])
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     more_texts: list[str] = []
     if teacher_folder:
-        versions = [texts, *(pieces(texts, settings.seed + copy) for copy in range(settings.pieces))]
+        versions = [texts, *(spans(texts, settings.seed + copy) for copy in range(settings.pieces))]
         teacher = cache(lambda: load_teacher(teacher_folder, labels))
-        found = keep([text for version in versions for text in version], lambda texts: teacher().predict(texts)[0])
+        soft_labels = compute(
+            [text for version in versions for text in version], lambda texts: teacher().predict(texts)[0]
+        )
         if settings.tfidf_weight:
-            words = torch.from_numpy(tfidf.answers(train, versions, labels)).reshape(found.shape)
-            found = (1 - settings.tfidf_weight) * found + settings.tfidf_weight * words
-        answers = found.numpy()
+            from_tfidf = torch.from_numpy(tfidf.soft_labels(train, versions, labels)).reshape(soft_labels.shape)
+            soft_labels = (1 - settings.tfidf_weight) * soft_labels + settings.tfidf_weight * from_tfidf
+        predictions = soft_labels.numpy()
         more_texts = [text for version in versions[1:] for text in version]
-        share, rest = settings.label_weight, answers[: len(texts)]
+        share, rest = settings.label_weight, predictions[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
     if settings.use_confidence:
         weight *= train["confidence"].to_numpy(dtype=np.float32)[:, None]
     targets = weight * to_targets(train["label"], labels) + (1 - weight) * rest
     if more_texts:
-        targets = np.concatenate([targets, answers[len(texts) :]])
+        targets = np.concatenate([targets, predictions[len(texts) :]])
         texts += more_texts
     if settings.made_up_texts:
-        more, their_labels = made_up(settings.made_up_texts, settings.seed)
-        texts += more
-        smoothing = MADE_UP_LABEL_SMOOTHING
-        smoothed = (1 - smoothing) * to_targets(their_labels, labels) + smoothing / len(labels)
+        synthetic, synthetic_labels = synthetic_texts(settings.made_up_texts, settings.seed)
+        texts += synthetic
+        smoothing = SYNTHETIC_LABEL_SMOOTHING
+        smoothed = (1 - smoothing) * to_targets(synthetic_labels, labels) + smoothing / len(labels)
         targets = np.concatenate([targets, smoothed.astype(np.float32)])
     return texts, targets
 
 
 def with_opinions(embeddings: Tensor, vocabulary: list[str]) -> tuple[Tensor, list[str]]:
-    """Embeddings (V, D) and vocabulary, with a row for each of the made-up texts' words for opinions.
+    """Add a row to the embeddings (V, D), and a token to the vocabulary, for each opinion word of the synthetic texts.
 
-    Without them those texts would teach that an unknown word says what "detested" says. A new word begins at the mean
-    of the known words that can stand in its place.
+    Without these rows, the synthetic texts would teach the sentiment of words such as "detested" to the token of
+    unknown words. A new row is the mean of the known words for the same placeholder.
     """
     rows = {token: row for row, token in enumerate(vocabulary)}
     new: dict[str, Tensor] = {}
-    for place in OPINIONS:
-        words = [word for word in WORDS[place] if word.isalpha()]
+    for placeholder in OPINIONS:
+        words = [word for word in WORDS[placeholder] if word.isalpha()]
         known = [rows[word] for word in words if word in rows] or list(rows.values())
         new |= {word: embeddings[known].mean(0) for word in words if word not in rows | new}
     return torch.stack([*embeddings, *new.values()]), [*vocabulary, *new]
 
 
-def _widened(encoder: Path, vocabulary: list[str], to: Path) -> tuple[Path, list[str]]:
+def _extended(encoder: Path, vocabulary: list[str], file: Path) -> tuple[Path, list[str]]:
     state = torch.load(encoder, map_location="cpu", weights_only=True)
-    wider, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
-    # fastai keeps the embedding under two names.
-    state["encoder.weight"] = state["encoder_dp.emb.weight"] = wider
-    torch.save(state, to)
-    return to, vocabulary
+    embeddings, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
+    # fastai stores the embedding under two names.
+    state["encoder.weight"] = state["encoder_dp.emb.weight"] = embeddings
+    torch.save(state, file)
+    return file, vocabulary
 
 
-def check_made_up_texts(settings: ClassifierSettings, labels: list[str]) -> None:
-    """
+def check_synthetic_texts(settings: ClassifierSettings, labels: list[str]) -> None:
+    """Check that the data has the labels of the synthetic texts, if the settings ask for such texts.
+
     Raises:
-        TrainingError: made-up texts are wanted, and their labels are not among the tweets'.
+        TrainingError: the data does not have these labels.
     """
     if settings.made_up_texts and not set(LABELS) <= set(labels):
         raise TrainingError(
-            f"The made-up texts have the labels {', '.join(LABELS)}, the data has {', '.join(labels)}: "
-            f"leave them out with --set classifier.made_up_texts=0."
+            f"The synthetic texts have the labels {', '.join(LABELS)}; the data has {', '.join(labels)}. Train without "
+            f"synthetic texts: --set classifier.made_up_texts=0."
         )
 
 
 def phases(settings: ClassifierSettings) -> list[Phase]:
-    """Gradual unfreezing with discriminative learning rates (ULMFiT, sections 3.2 and 3.3)."""
+    """Return the phases of gradual unfreezing with discriminative learning rates (ULMFiT, sections 3.2 and 3.3)."""
 
     def rates(top: float) -> slice:
         return slice(top / settings.decay_per_group**4, top)
@@ -225,7 +244,7 @@ def phases(settings: ClassifierSettings) -> list[Phase]:
 def loaders(
     texts: Sequence[str], targets: NDArray[np.float32], train: int, vocabulary: list[str], batch_size: int
 ) -> Any:
-    """fastai's data loaders of texts and a row of targets for each; the first `train` of them are trained on."""
+    """Make fastai data loaders of texts and their targets (texts, C); the first `train` texts are the train split."""
     table = pd.DataFrame({"text": texts, "row": np.arange(len(texts))})
     table["is_valid"] = table["row"] >= train
 
@@ -245,7 +264,7 @@ def loaders(
 
 
 def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float, **options: Any) -> Learner:
-    """fastai's text classifier over soft targets, its encoder loaded."""
+    """Make fastai's text classifier over soft targets, with a loaded encoder."""
     learner = text_classifier_learner(
         data,
         AWD_LSTM,
@@ -263,15 +282,19 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
 
 
 def export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: list[str], folder: Path) -> None:
-    """The model as a learner over plain labels, as fastai exports one.
+    """Write the model as a learner over plain labels, in the format of fastai's `Learner.export`.
 
     Args:
-        rows: texts with their labels. What is exported has none of them; fastai wants some to begin with.
+        model: the trained network.
+        rows: texts with labels, from which fastai makes data loaders; the exported learner has none of them.
+        labels: the labels in the order of the outputs.
+        vocabulary: the tokens in the order of their ids.
+        folder: the stage's folder.
     """
     data = DataBlock(
         blocks=(TextBlock.from_df("text", vocab=vocabulary), CategoryBlock(vocab=labels)),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
     ).dataloaders(rows[:EXAMPLES], bs=8, num_workers=0)
-    # A TextLearner has the callbacks without which fastai cannot predict with this model.
+    # A TextLearner has the callbacks that fastai needs to predict with this model.
     TextLearner(data, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=folder).export(LEARNER_FILE)

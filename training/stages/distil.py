@@ -1,10 +1,10 @@
-"""Distillation: the language model's encoder learns to read as the teacher does, on any number of texts.
+"""Distillation: the language model's encoder is trained on the teacher's outputs for any number of texts.
 
-For each text it learns the teacher's probabilities (Hinton, Vinyals and Dean, 2015) and the direction of the
-teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which says more of a text than three probabilities.
+The targets of a text are the teacher's probabilities (Hinton, Vinyals and Dean, 2015) and the direction of the
+teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which has more information than a few probabilities.
 
-What comes of it is an encoder for the classifier, and a classifier of its own that has seen no label of the tweets,
-unless it began with a model that had.
+The products are an encoder for the stage `classifier`, and a classifier. The classifier of `distil` has seen no label
+of the data, unless it was initialized from a model that had.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from training.data import existing, labelled, labels_of, read_labelled_texts, sha256_of
 from training.settings import DistilSettings, LabelledDistilSettings
 from training.stages import tfidf
-from training.stages.augmentation import pieces
+from training.stages.augmentation import spans
 from training.stages.calibration import calibrate_and_round
 from training.stages.classifier import classifier_learner, export, loaders
-from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE, hashes_of, read_lines
+from training.stages.language_model import hashes_of, read_lines
+from training.stages.products import ENCODER_FILE, TEACHER_FILE, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage
-from training.stages.targets import accuracy as accuracy_of
+from training.stages.targets import accuracy as label_accuracy
 from training.stages.targets import soft_cross_entropy, to_targets
-from training.stages.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.stages.teacher import check_teachers_tweets, load_teacher
+from training.stages.teacher import check_teacher_data, load_teacher
 from training.stages.transformer import TransformerClassifier
 
 HELD_OUT = 2_000
+"""Maximum number of texts that measure the stage `distil`."""
 
 
 def distil(
@@ -47,14 +48,22 @@ def distil(
     settings: DistilSettings,
     folder: Path,
 ) -> None:
-    """Train an encoder on the general teacher's answers.
+    """Train an encoder on the general teacher's outputs.
 
-    Writes the encoder, and with the labels' part of its head a learner, as `train_classifier` does.
+    Writes the encoder, and a learner as `train_classifier` does, whose head is the labels' part of the trained head.
 
     Args:
-        texts: text files, one document a line. The train split's texts are read too, without their labels.
-        labelled_texts: those that the teacher was trained on; their targets are half label, half answer.
-        encoder_folder: of the language model on tweets, or of an exported model to begin with.
+        tweets: the labelled texts (`training.data`); the train split's texts are read without their labels.
+        csv_sha256: SHA-256 of their file.
+        texts: text files with one document per line.
+        labelled_texts: file of the teacher's training texts; their targets mix the label and the teacher's prediction.
+        encoder_folder: folder of the stage `language-model`, or of an exported model's encoder.
+        teacher: folder of the general teacher.
+        settings: hyperparameters.
+        folder: the stage's folder.
+
+    Raises:
+        TrainingError: an earlier stage or a file is missing.
     """
     for product in (encoder_folder / ENCODER_FILE, teacher / TEACHER_FILE):
         existing(product, f": run `python -m training {product.parent.name}` first.")
@@ -75,9 +84,9 @@ def distil(
     if not stage.begin():
         return
     documents = [*known["text"], *unlabelled]
-    answers = stage.keep(documents, partial(_answers, cache(lambda: load_teacher(teacher, labels))))
-    answers[:, len(labels) :] -= answers[:, len(labels) :].mean(0)
-    targets: NDArray[np.float32] = answers.numpy()
+    outputs = stage.compute(documents, partial(_teacher_outputs, cache(lambda: load_teacher(teacher, labels))))
+    outputs[:, len(labels) :] -= outputs[:, len(labels) :].mean(0)
+    targets: NDArray[np.float32] = outputs.numpy()
     mix_in(targets, to_targets(known["label"], labels), settings.label_weight)
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     held_out = min(HELD_OUT, len(documents) // 10)
@@ -104,12 +113,19 @@ def distil_with_labels(
     folder: Path,
     class_weights: Mapping[str, float] | None = None,
 ) -> None:
-    """Train an encoder and a classifier at once, on the labels of the train split and on what its teacher says of its
-    texts, of pieces of them, and of other texts. The validation split measures and calibrates it.
+    """Train an encoder and a classifier at once, on labels and on the outputs of a teacher of the same labels.
+
+    The train split has labels; its texts, spans of them and other texts have the teacher's outputs. The validation
+    split measures and calibrates the classifier.
 
     Args:
-        texts: text files, one document a line, for which the teacher alone speaks.
-        teacher_folder: of a teacher that has seen no label outside the train split.
+        data: the labelled texts (`training.data`).
+        csv_sha256: SHA-256 of their file.
+        texts: text files with one document per line, without labels.
+        encoder_folder: folder of the encoder to initialize from.
+        teacher_folder: folder of a teacher that has seen no label outside the train split.
+        settings: hyperparameters.
+        folder: the stage's folder.
         class_weights: see `training.stages.classifier.train_classifier`.
     """
     labels = labels_of(data)
@@ -121,29 +137,31 @@ def distil_with_labels(
         "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
         "teacher": sha256_of(teacher_folder / TEACHER_FILE),
     }
-    check_teachers_tweets(teacher_folder, csv_sha256)
+    check_teacher_data(teacher_folder, csv_sha256)
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
     own = list(train["text"])
-    versions = [own, *(pieces(own, settings.seed + copy) for copy in range(settings.pieces))]
-    of_train = [text for version in versions for text in version]
-    others = [line for path in texts for line in read_lines(path)]
-    documents = [*of_train, *others, *validation["text"]]
-    answers = stage.keep(documents, partial(_answers, cache(lambda: load_teacher(teacher_folder, labels)))).numpy()
-    answers[:, len(labels) :] -= answers[: len(of_train), len(labels) :].mean(0)
+    versions = [own, *(spans(own, settings.seed + copy) for copy in range(settings.pieces))]
+    train_texts = [text for version in versions for text in version]
+    unlabelled = [line for path in texts for line in read_lines(path)]
+    documents = [*train_texts, *unlabelled, *validation["text"]]
+    teacher = cache(lambda: load_teacher(teacher_folder, labels))
+    targets = stage.compute(documents, partial(_teacher_outputs, teacher)).numpy()
+    targets[:, len(labels) :] -= targets[: len(train_texts), len(labels) :].mean(0)
     if settings.tfidf_weight:
-        words = tfidf.answers(train, versions, labels).reshape(len(of_train), len(labels))
-        mix_in(answers, words, settings.tfidf_weight)
-    mix_in(answers, to_targets(train["label"], labels), settings.label_weight)
-    answers[len(of_train) + len(others) :, : len(labels)] = to_targets(validation["label"], labels)
+        from_tfidf = tfidf.soft_labels(train, versions, labels).reshape(len(train_texts), len(labels))
+        mix_in(targets, from_tfidf, settings.tfidf_weight)
+    mix_in(targets, to_targets(train["label"], labels), settings.label_weight)
+    held_out = len(train_texts) + len(unlabelled)
+    targets[held_out:, : len(labels)] = to_targets(validation["label"], labels)
     if class_weights:
-        answers[:, : len(labels)] *= np.array([class_weights[label] for label in labels], dtype=np.float32)
+        targets[:, : len(labels)] *= np.array([class_weights[label] for label in labels], dtype=np.float32)
     _train(
         stage,
         documents,
-        answers,
-        len(of_train) + len(others),
+        targets,
+        held_out,
         known=train,
         labels=labels,
         encoder_folder=encoder_folder,
@@ -162,26 +180,26 @@ def _train(
     encoder_folder: Path,
     settings: DistilSettings,
 ) -> None:
-    """Train on the first `train` texts, whose targets are probabilities of the labels and pooled outputs."""
+    """Train on the first `train` texts; targets are label probabilities and a pooled output, (texts, C + D)."""
     folder = stage.folder
     vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
     data = loaders(texts, targets, train, vocabulary, settings.batch_size)
 
-    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
-        of_labels = soft_cross_entropy(outputs[:, : len(labels)], wanted[:, : len(labels)])
-        similarity = F.cosine_similarity(outputs[:, len(labels) :], wanted[:, len(labels) :].as_subclass(Tensor))
-        return of_labels + settings.feature_weight * (1 - similarity.mean())
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        cross_entropy = soft_cross_entropy(outputs[:, : len(labels)], targets[:, : len(labels)])
+        similarity = F.cosine_similarity(outputs[:, len(labels) :], targets[:, len(labels) :].as_subclass(Tensor))
+        return cross_entropy + settings.feature_weight * (1 - similarity.mean())
 
-    def accuracy(outputs: Tensor, wanted: Tensor) -> Tensor:
-        """How often the teacher's most probable label (mixed with the text's own) is met."""
-        return accuracy_of(outputs[:, : len(labels)], wanted[:, : len(labels)])
+    def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute how often the most probable label is that of the target."""
+        return label_accuracy(outputs[:, : len(labels)], targets[:, : len(labels)])
 
     learner = classifier_learner(
         data,
         targets.shape[1],
         encoder_folder / ENCODER_FILE,
         settings.drop_mult,
-        lin_ftrs=[],  # one linear layer: what the teacher says must lie open in the encoder's output
+        lin_ftrs=[],  # one linear layer, so that the encoder's output itself must contain the teacher's outputs
         loss_func=loss,
         metrics=[AccumMetric(accuracy, flatten=False)],
     )
@@ -195,24 +213,30 @@ def _train(
     torch.save(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
     save_pickle(folder / VOCABULARY_FILE, vocabulary)
     calibration = calibrate_and_round(learner, len(labels))
-    keep_outputs(learner.model, len(labels))
+    truncate_outputs(learner.model, len(labels))
     export(learner.model, known, labels, vocabulary, folder)
     stage.finish(documents=len(texts), **calibration)
 
 
-def mix_in(answers: NDArray[np.float32], targets: NDArray[np.float32], weight: float) -> None:
-    """Replace a share of the first rows' probabilities, the first columns of `answers`, by `targets`, in place."""
-    rows, labels = targets.shape
-    answers[:rows, :labels] = (1 - weight) * answers[:rows, :labels] + weight * targets
+def mix_in(targets: NDArray[np.float32], distributions: NDArray[np.float32], weight: float) -> None:
+    """Mix label distributions (n, C) into the first n rows and C columns of the targets, in place.
+
+    Args:
+        targets: at least n rows and C columns; changed in place.
+        distributions: label distributions of the first n rows.
+        weight: share of `distributions` in the mixture.
+    """
+    rows, labels = distributions.shape
+    targets[:rows, :labels] = (1 - weight) * targets[:rows, :labels] + weight * distributions
 
 
-def keep_outputs(model: nn.Module, outputs: int) -> None:
-    """Cut the last layer to its first outputs, the labels': what is left is a classifier."""
+def truncate_outputs(model: nn.Module, outputs: int) -> None:
+    """Cut the last layer to its first outputs, the labels' logits, which makes the network a classifier."""
     [*_, last] = [module for module in model.modules() if isinstance(module, nn.Linear)]
     last.weight = nn.Parameter(last.weight[:outputs])
     last.out_features = outputs
 
 
-def _answers(teacher: Callable[[], TransformerClassifier], texts: Sequence[str]) -> Tensor:
-    """The teacher's probabilities and pooled outputs, (texts, C + D)."""
+def _teacher_outputs(teacher: Callable[[], TransformerClassifier], texts: Sequence[str]) -> Tensor:
+    """Compute the teacher's probabilities and pooled outputs, (texts, C + D)."""
     return torch.cat(teacher().predict(texts), 1)

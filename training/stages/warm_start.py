@@ -1,6 +1,6 @@
-"""Where a classifier or a distillation can begin instead of at a language model: at an exported model's encoder.
+"""Initialization from an exported model: its encoder takes the place of a language model's.
 
-The way to a model of one's own texts, or to a better one of the same, without hours of language modelling.
+A classifier or a distillation on other texts then needs no hours of language modelling.
 """
 
 import json
@@ -15,11 +15,11 @@ from handler import exported
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.stages.language_model import ENCODER_FILE, VOCABULARY_FILE
-from training.stages.stage import record_of
+from training.stages.products import ENCODER_FILE, VOCABULARY_FILE
+from training.stages.record import RECORD_FILE, record_of
 
 PREFIX = "warm-start-"
-"""Of its folder in a run; behind it stands which model it is."""
+"""Prefix of the encoder's folder in a run, before the first characters of the model's identity."""
 
 TRAINED_HERE = TokenizerConfig(
     language="en",
@@ -27,36 +27,41 @@ TRAINED_HERE = TokenizerConfig(
     token_rules=tuple(TOKEN_RULES),
     special_tokens=tuple(defaults.text_spec_tok),
 )
-"""What fastai's `TextBlock.from_df` splits texts by, with which all stages train."""
+"""Tokenizer of fastai's `TextBlock.from_df`, with which all stages train."""
 
 UNREACHED = "xxfake"
-"""fastai's token for an entry of the vocabulary that no word leads to."""
+"""fastai's token for an unused id of the vocabulary."""
 
 
 def unpack(model: Path, run: Path) -> Path:
-    """Write an exported model's encoder and vocabulary as the language model's stages do, and its card.
+    """Write the encoder and the vocabulary of an exported model in the format of the language model's stages.
+
+    Args:
+        model: folder of the exported model.
+        run: folder of the run.
 
     Returns:
-        the folder in the run, which no other model's start is written to.
+        The folder in the run, which is different for each exported model. It also has a copy of the model's card.
 
     Raises:
         ExportedModelError: `model` is not an exported model.
-        TrainingError: it reads texts from their end, or splits them otherwise, as no classifier that is trained here
-            does.
+        TrainingError: the model reads texts backwards, or its tokenizer is not that of the classifiers trained here.
     """
     start = exported.read(model)
     if start.config.backwards:
         raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
-    its, ours = asdict(start.config.tokenizer), asdict(TRAINED_HERE)
-    if other := [f"{name} {its[name]!s:.200}, not {ours[name]}" for name in ours if its[name] != ours[name]]:
+    actual, expected = asdict(start.config.tokenizer), asdict(TRAINED_HERE)
+    if changed := [
+        f"{name} {actual[name]!s:.200}, not {expected[name]}" for name in expected if actual[name] != expected[name]
+    ]:
         raise TrainingError(
-            f"--start {model}: it splits texts otherwise than a classifier trained here: {'; '.join(other)}."
+            f"--start {model}: its tokenizer differs from that of the classifiers trained here: {'; '.join(changed)}."
         )
     network = start.config.network
     encoder = AWD_LSTM(network.vocabulary_size, network.embedding_size, network.hidden_size, network.layers)
     state = encoder.state_dict()
     weights = {name: torch.from_numpy(value).float() for name, value in start.weights.items()}
-    # fastai keeps the embedding under two names.
+    # fastai stores the embedding under two names.
     state["encoder.weight"] = state["encoder_dp.emb.weight"] = weights["embedding.weight"]
     for index in range(network.layers):
         for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
@@ -72,23 +77,29 @@ def unpack(model: Path, run: Path) -> Path:
 
 
 def saw_labels(start: Path) -> bool:
-    """Whether labels of the tweets may have been trained on before such a start: yes, unless its card tells of its
-    stages and none of them was a classifier."""
+    """Return whether labels of the data may have trained the exported model that a run was initialized from.
+
+    The answer is no only if the model's card lists its stages and none of them is a classifier.
+
+    Args:
+        start: folder that `unpack` returned.
+    """
     stages = json.loads((start / exported.CARD_FILE).read_text(encoding="utf-8"))["stages"]
     return not stages or any(name.split()[-1] == "classifier" for name in stages)
 
 
 def start_of(run: Path, stage: str = "classifier") -> Path | None:
-    """The folder of the exported model that a run's stage began with; None if with the run's own encoder.
+    """Return the unpacked exported model that a run's stage was initialized from; None if it was the run's own encoder.
 
     Args:
-        stage: the classifier's, or the distillation's.
+        run: folder of the run.
+        stage: `classifier` or `distil`.
     """
-    if not (run / stage / "record.json").exists():
+    if not (run / stage / RECORD_FILE).exists():
         return None
     inputs = record_of(run / stage)["inputs"]
-    wanted = [inputs.get("encoder"), inputs.get("vocabulary")]
-    return next((of for of in sorted(run.glob(f"{PREFIX}*")) if _hashes(of) == wanted), None)
+    expected = [inputs.get("encoder"), inputs.get("vocabulary")]
+    return next((start for start in sorted(run.glob(f"{PREFIX}*")) if _hashes(start) == expected), None)
 
 
 def _hashes(start: Path) -> list[str]:
