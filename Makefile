@@ -169,7 +169,8 @@ $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt req
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-# Each archive from the folder of its name. With texts to measure int8 on, it is built anew.
+# Each archive from the folder of its name. With texts to measure int8 on, it is built anew. What they decide is one of the
+# folder's .json files, and older than the archive.
 .SECONDEXPANSION:
 $(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) \
     $(patsubst %,training/export/%.py,archive graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)

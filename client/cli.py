@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from io import TextIOWrapper
@@ -33,9 +33,10 @@ from client.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceC
 from client.management import MAX_WORKERS, ManagementClient, archive_name
 from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
 from client.sample import TEXTS
-from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, score, score_streams
+from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
 from client.status import status
-from client.terminal import coloured, cut, line_width, one_line
+from client.stream import score_stream
+from client.terminal import coloured, columns, cut, line_width, one_line
 from client.transport import CONNECTIONS
 
 OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
@@ -47,6 +48,10 @@ MODELS_TIMEOUT_S = 5.0
 """How long the server may take to say which models it has, where none is named."""
 MAX_WORDS = 10
 """`explain` shows this many tokens of a text: those with the largest weights."""
+MAX_EXPLAINED_LABELS = 4
+"""For so many labels of a text, the most probable ones."""
+LABEL_WIDTH, MAX_LABEL_WIDTH, WEIGHT_WIDTH = 8, 12, 7
+"""In columns of a terminal."""
 
 T = TypeVar("T")
 
@@ -274,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         "archive",
         nargs="?",
         metavar="OLD.mar",
-        help="default: the only other version that is registered, if the server has started with it",
+        help="the archive of that version; without it, the versions to choose from are named",
     )
     _switch_options(command)
     return parser
@@ -290,18 +295,21 @@ _SCORE_EXAMPLES = """\
   sentiment score tweets.parquet --text-column tweet --output labelled.parquet
   sentiment score export.csv --delimiter ';' --encoding cp1252 --scores
   zcat tweets.csv.gz | sentiment score - > labelled.csv
+  tail -f tweets.jsonl | sentiment score - --format jsonl | grep negative
 
 The copy has the columns label, score and error after the file's own columns. (A
 model with several labels for a text adds labels, in CSV with ; between them; a
 regression adds value.) If a run is interrupted, the rows that are done stay in
 OUT.journal. The same command continues from there. With - for FILE or OUT
-nothing is kept: all is written at the end.
+there is no journal: each row is written as soon as its result is there (Parquet
+at the end).
 """
 _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
 
 Each number says how far the label's probability, or the number of a regression,
-falls without the word.
+falls without the token: those with + speak for the prediction. Tokens that begin
+with xx are fastai's marks, such as xxmaj before a word with a capital.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -340,6 +348,9 @@ stays the default. If the command is killed, run it again: it finishes.
 _ROLLBACK_EXAMPLES = """\
   sentiment rollback sentiment.mar
   sentiment rollback
+
+The second one changes nothing: it names the versions to choose from. The server
+does not know which one was the default before.
 """
 
 
@@ -538,8 +549,7 @@ def _explain(options: argparse.Namespace) -> int:
             errors += isinstance(answer, RefusedError)
             _print_answer(text, answer, options.json)
             if isinstance(answer, Explanation) and not options.json:
-                for word, weight in answer.strongest(MAX_WORDS):
-                    print(f"  {weight:+.4f}  {one_line(word)}")
+                _print_tokens(text, answer)
             sys.stdout.flush()
     return ROW_ERRORS if errors else OK
 
@@ -549,17 +559,50 @@ def _print_answer(text: str, answer: Prediction | Explanation | RefusedError, as
         values = {"error": str(answer)} if isinstance(answer, RefusedError) else answer.to_json()
         print(json.dumps({"text": text} | values))
     elif isinstance(answer, RefusedError):
-        print(_line("error", "", f"{answer} | {text}"))
+        print(_line("error", f"{'error':<{LABEL_WIDTH}}  {'':<6}", f"{answer} | {text}"))
     else:
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
-        print(_line(*prediction.words(), text))
+        print(_line(prediction.predicted, _shown(prediction), text))
 
 
-def _line(label: str, score: str, text: str) -> str:
-    start = f"{one_line(label):<8}  {score:<6}  "
+def _shown(prediction: Prediction) -> str:
+    """What is predicted, and how probable it is: `negative  0.9776`, `late 0.8112, rude 0.5432` or `3.14`."""
+    if prediction.labels:
+        scores = {label: prediction.scores.get(label, 0.0) for label in prediction.labels}
+        return ", ".join(f"{label} {score:.4f}" for label, score in sorted(scores.items(), key=lambda item: -item[1]))
+    if prediction.score is None:
+        return f"{prediction.predicted:<{LABEL_WIDTH}}"
+    # As wide as the longest label that there is: one column for all texts.
+    width = max(LABEL_WIDTH, min(MAX_LABEL_WIDTH, max(map(columns, map(one_line, prediction.scores)), default=0)))
+    padding = " " * (width - columns(one_line(prediction.predicted)))
+    return f"{prediction.predicted}{padding}  {prediction.score:.4f}"
+
+
+def _line(label: str, start: str, text: str) -> str:
+    """What is predicted, then the text. On a terminal both fit into its width; what is predicted may have half."""
     width = line_width()
-    shown = one_line(text)
-    return coloured(start, label) + (shown if width is None else cut(shown, width - len(start)))
+    start, shown = one_line(start), one_line(text)
+    if width is None:
+        return f"{coloured(start, label)}  {shown}"
+    start = cut(start, max(width // 2, LABEL_WIDTH + 8))
+    return f"{coloured(start, label)}  {cut(shown, width - columns(start) - 2)}"
+
+
+def _print_tokens(text: str, explanation: Explanation) -> None:
+    """A line for each token, with a column for each label if there can be several."""
+    labels = explanation.labels()
+    shown = labels[:MAX_EXPLAINED_LABELS]
+    heads = [cut(one_line(label), MAX_LABEL_WIDTH) for label in shown] or [""]
+    widths = [max(columns(head), WEIGHT_WIDTH) for head in heads]
+    if labels:
+        cells = [" " * (width - columns(head)) + head for head, width in zip(heads, widths, strict=True)]
+        print("  ".join(["", *cells, *(["…"] if len(labels) > len(shown) else [])]))
+    for token in explanation.strongest(MAX_WORDS):
+        weights = [(token.weights or {}).get(label, 0.0) for label in shown] or [token.weight]
+        cells = [f"{weight:+.4f}".rjust(width) for weight, width in zip(weights, widths, strict=True)]
+        stands_for = text[token.start : token.end]
+        beside = "" if stands_for.lower() == token.token.lower() else f"  ({stands_for or 'no word'})"
+        print("  ".join(["", *cells, one_line(token.token + beside)]))
 
 
 @contextmanager
@@ -630,10 +673,11 @@ def _score(options: argparse.Namespace) -> int:
     started = time.monotonic()
     with (
         _inference(options, options.version, options.connections or 1) as client,
-        tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar,
+        # Rows and a bar on one terminal would be in each other's way.
+        tqdm(unit=" rows", disable=not sys.stderr.isatty() or (output is None and sys.stdout.isatty())) as bar,
     ):
 
-        def progress(done: int, rows: int) -> None:
+        def progress(done: int, rows: int | None) -> None:
             bar.total = rows
             if not bar.n:
                 bar.initial = done  # what an earlier run has done does not count for the rate
@@ -651,7 +695,7 @@ def _score(options: argparse.Namespace) -> int:
         )
         if from_stdin or output is None:
             stdin = _binary_stdin() if from_stdin else None
-            summary = score_streams(run, stdin, output, sys.stdout.buffer, overwrite=options.overwrite)
+            summary = _score_streams(run, stdin, output, overwrite=options.overwrite)
         else:
             summary = score(run, output, overwrite=options.overwrite)
     seconds = round(time.monotonic() - started, 2)
@@ -665,6 +709,27 @@ def _score(options: argparse.Namespace) -> int:
     return ROW_ERRORS if summary.errors else OK
 
 
+def _score_streams(run: Run, stdin: IO[bytes] | None, output: Path | None, *, overwrite: bool) -> Summary:
+    """
+    Args:
+        stdin: None: the source is a file.
+        output: None: standard output.
+    """
+    kind, stdout = run.source.format.kind, sys.stdout.buffer
+    if kind not in tables.TEXT_TABLES:
+        return score_whole_streams(run, stdin, output, stdout, overwrite=overwrite)
+    source = replace(run.source, stream=stdin)
+    compress = output is not None and check_output(source, output, overwrite=overwrite)
+    rows = tables.open_table(source).check() if stdin is None else None
+    return score_stream(
+        replace(run, source=source),
+        tables.TEXT_TABLES[kind](source),
+        rows,
+        (lambda: nullcontext(stdout)) if output is None else (lambda: output.open("wb")),
+        compress=compress,
+    )
+
+
 def _binary_stdin() -> IO[bytes]:
     """
     Raises:
@@ -674,7 +739,8 @@ def _binary_stdin() -> IO[bytes]:
         raise InputError("Standard input is closed. Name a file.")
     if sys.stdin.isatty():
         _say("Type or paste a table. Ctrl-D ends.")
-    return sys.stdin.buffer
+    # Without the buffer: who reads from that waits until it is full, and holds a lock that the program's end needs.
+    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -688,7 +754,7 @@ def _scale(options: argparse.Namespace) -> int:
     with _management(options) as client:
         version = client.version(options.version) if options.version else client.default()
         if options.workers > version.settings.workers and not options.force:
-            client.check_workers(options.workers)
+            client.check_workers(options.workers, version.name)
         client.scale(options.workers, version.name)
         _tell_version(client, version.name, options.json)
     return OK
@@ -699,11 +765,12 @@ def _register(options: argparse.Namespace) -> int:
         if not client.is_registered():
             _register_model(client, options)
             return OK
-        if options.workers and not options.force:
-            client.check_workers(options.workers)
         versions = client.versions()
         default = next(version for version in versions if version.default)
-        if registered := left_by_a_registration(versions, options.archive):
+        registered = left_by_a_registration(versions, options.archive)
+        if options.workers and not options.force:
+            client.check_workers(options.workers, registered.name if registered else None)
+        if registered:
             # Not sent to the server: it would unpack the archive before it refuses it.
             version = registered.name
             _say(f"Version {version} is registered from {options.archive} already.")
@@ -749,8 +816,8 @@ def _unregister(options: argparse.Namespace) -> int:
             )
         if version.default and len(client.versions()) > 1:
             raise RolloutError(
-                f"Version {version.name} is the default. Make another one that first, by `sentiment rollback` or "
-                f"`rollout`."
+                f"Version {version.name} is the default. Make another one the default first, by `sentiment "
+                f"rollback OLD.mar` or `rollout`."
             )
         removed = remove(client, version, options.drain, _say)
     if options.json:
@@ -850,6 +917,11 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
         return inference.MODEL
     if not names:
         return address.name(archive_name(new)) if new else inference.MODEL
+    if len(names) > 1 and new:
+        raise InputError(
+            f"The server has the models {', '.join(names)}. Name one by --name, for another version of it, or name a "
+            "new model so."
+        )
     if len(names) > 1:
         raise InputError(f"The server has the models {', '.join(names)}. Name one by --model or SENTIMENT_MODEL.")
     return names[0]

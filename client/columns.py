@@ -54,7 +54,7 @@ def added(results: Iterable[Result], prefix: str = "") -> Added:
         prediction = result.prediction
         if prediction is None:
             continue
-        found.add("value" if prediction.value is not None else "label" if prediction.labels is None else "labels")
+        found.add(prediction.kind)
         classes |= dict.fromkeys(prediction.scores)
         versions |= {prediction.model_version} if prediction.model_version is not None else set()
     columns = [column for column in _COLUMNS if column.name in found or (column.name == "score" and "label" in found)]

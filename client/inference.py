@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from client import fields
 from client.address import quoted
@@ -25,6 +25,7 @@ from client.transport import (
 )
 
 Result = TypeVar("Result")
+Kind = Literal["label", "labels", "value"]
 
 URL = "http://127.0.0.1:8080"
 MODEL = "sentiment"
@@ -44,6 +45,9 @@ _ABOUT_A_TEXT = {
     HTTPStatus.GATEWAY_TIMEOUT,  # a load balancer's, where a worker hangs with the request
 }
 """Statuses of a request that one of its texts alone may have caused."""
+
+NO_LABEL = "no label"
+"""What a person is shown where no label is over its threshold."""
 
 _NO_MODEL = "ModelNotFoundException"
 
@@ -73,6 +77,13 @@ class Prediction:
     value: float | None = None
     """The number that a regression predicts."""
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of the model, by the field that only its predictions have."""
+        if self.value is not None:
+            return "value"
+        return "label" if self.labels is None else "labels"
+
     def to_json(self) -> dict[str, Any]:
         """The fields that it has, as the server's reply has them, and the version."""
         version = self.model_version
@@ -82,14 +93,12 @@ class Prediction:
             return {"labels": list(self.labels), "scores": dict(self.scores), "model_version": version}
         return {"label": self.label, "score": self.score, "scores": dict(self.scores), "model_version": version}
 
-    def words(self) -> tuple[str, str]:
-        """What it predicts, and how sure that is, for people: `("negative", "0.9776")`."""
+    @property
+    def predicted(self) -> str:
+        """The label, the labels or the number, for people."""
         if self.value is not None:
-            return f"{self.value:.6g}", ""
-        if self.labels is not None:
-            surest = [f"{self.scores[label]:.4f}" for label in self.labels if label in self.scores]
-            return ", ".join(self.labels) or "none", ", ".join(surest)
-        return self.label or "", f"{self.score:.4f}"
+            return f"{self.value:.6g}"
+        return (self.label or "") if self.labels is None else ", ".join(self.labels) or NO_LABEL
 
 
 @dataclass(frozen=True)
@@ -117,10 +126,14 @@ class Explanation:
     prediction: Prediction
     tokens: tuple[Token, ...]
 
-    def strongest(self, most: int) -> list[tuple[str, float]]:
+    def strongest(self, most: int) -> list[Token]:
         """The tokens with the largest weights for or against the prediction, the largest first."""
-        ordered = sorted(self.tokens, key=lambda token: -abs(token.weight))
-        return [(token.token, token.weight) for token in ordered[:most]]
+        return sorted(self.tokens, key=lambda token: -abs(token.weight))[:most]
+
+    def labels(self) -> list[str]:
+        """The labels that the tokens have weights for, the most probable first; none if a token has one weight."""
+        found = {label: None for token in self.tokens for label in token.weights or {}}
+        return sorted(found, key=lambda label: -self.prediction.scores.get(label, 0.0))
 
     def to_json(self) -> dict[str, Any]:
         return self.prediction.to_json() | {"tokens": [token.to_json() for token in self.tokens]}
@@ -200,10 +213,10 @@ class InferenceClient(Client):
         except RefusedError as error:
             if error.type != _NO_MODEL:
                 raise
+            has = "Name the server's model by --model."  # without the door, this address does not say which there are
             with suppress(ClientError):
-                has = ", ".join(self.models()) or "none"
-                error = RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. The server has {has}.")
-            raise error from None
+                has = f"The server has {', '.join(self.models()) or 'none'}. Name one by --model."
+            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {has}") from None
 
     def explain(self, text: str) -> Explanation:
         """A text's prediction, and how much each of its tokens speaks for it.

@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -34,8 +34,8 @@ WORKERS_PER_CORE = 2
 """What `scale` takes for the most that is of use: each worker computes on one core."""
 MAX_WORKERS_OF_UNKNOWN = 128
 """The same for a server that does not say how many cores it has."""
-SPARED_BYTES = 512 * 2**20
-"""Memory that is not the workers': Java's, HAProxy's and the server's own."""
+SPARED_BYTES = 951_000_000
+"""The most memory that Java, HAProxy and the server take beside the workers, as the server itself reckons."""
 PAGE_MODELS = 100
 MAX_DIGITS = 19
 LOAD_RETRIES = 2
@@ -59,12 +59,15 @@ class Machine:
     cores: int
     memory_bytes: int
     worker_bytes: int
-    """Resident memory of a worker."""
+    """Resident memory of a worker of the model that reports it."""
 
-    @property
-    def most_workers(self) -> int:
-        """The number of workers of a version beyond which more are of no use, or do not fit into the memory."""
-        fit = (self.memory_bytes - SPARED_BYTES) // max(self.worker_bytes, 1)
+    def most_workers(self, taken_bytes: int) -> int:
+        """The number of workers of a version beyond which more are of no use, or do not fit into the memory.
+
+        Args:
+            taken_bytes: the memory of the workers of other versions and models.
+        """
+        fit = (self.memory_bytes - SPARED_BYTES - taken_bytes) // max(self.worker_bytes, 1)
         return max(1, min(self.cores * WORKERS_PER_CORE, fit))
 
 
@@ -184,40 +187,63 @@ class ManagementClient(Client):
 
     def card(self) -> Mapping[str, Any]:
         """The default version's card: the model's origin and its metrics. A worker answers this request."""
-        described = self._list(f"{self._path}?customized=true")[0]
+        return self._card(self.model)
+
+    def _card(self, model: str) -> Mapping[str, Any]:
+        described = self._list(f"/models/{quoted(model)}?customized=true")[0]
         card = described.get("customizedMetadata") if isinstance(described, dict) else None
         return card if isinstance(card, dict) else {}
 
-    def machine(self) -> Machine | None:
-        """What the workers may use; None if no worker is ready to say it, or if they do not know.
+    def _machine(self, model: str, versions: Sequence[Version]) -> Machine | None:
+        """What the workers may use; None if no worker of the model is ready to say it, or if they do not know.
 
         Workers know it from the server, which counts it; they do not if TorchServe was started by itself, or if their
         archive is older than this information.
         """
-        if "READY" not in self.default().worker_states:
+        if not any(version.default and "READY" in version.worker_states for version in versions):
             return None
         try:
-            said = self.card().get("machine")
+            said = self._card(model).get("machine")
             return Machine(*(field(said, name, int) for name in ("cores", "memory_bytes", "worker_bytes")))
         except (UnexpectedAnswerError, RefusedError, UnreachableError):
             return None
 
-    def check_workers(self, workers: int) -> None:
+    def check_workers(self, workers: int, version: str | None = None) -> None:
         """
+        Args:
+            version: which is to have so many workers; None for one that is not registered yet.
+
         Raises:
-            InputError: so many workers are of no use on the server's machine, or do not fit into its memory.
+            InputError: so many workers are of no use on the server's machine, or do not fit into its memory beside the
+                workers of all other versions and models.
         """
-        if workers <= WORKERS_PER_CORE:
-            return
-        machine = self.machine()
-        most = MAX_WORKERS_OF_UNKNOWN if machine is None else machine.most_workers
+        registered: dict[str, list[Version]] = {}
+        for model in self.models():
+            with suppress(RefusedError):  # it may be unregistered meanwhile
+                registered[model] = self._versions(f"/models/{quoted(model)}")
+        machines = {model: self._machine(model, versions) for model, versions in registered.items()}
+        known = [machine for machine in machines.values() if machine is not None]
+        # A worker of a new model may take as much as the largest of the others.
+        machine = machines.get(self.model) or max(known, key=lambda machine: machine.worker_bytes, default=None)
+        most, has = MAX_WORKERS_OF_UNKNOWN, ""
+        if machine is not None:
+            worker_bytes = {model: (own or machine).worker_bytes for model, own in machines.items()}
+            others = {
+                (model, other.name): max(other.settings.workers, len(other.worker_states))
+                for model, versions in registered.items()
+                for other in versions
+                if (model, other.name) != (self.model, version)
+            }
+            taken_bytes = sum(count * worker_bytes[model] for (model, _), count in others.items())
+            most = machine.most_workers(taken_bytes)
+            has = (
+                f" The server has {machine.cores} cores and {machine.memory_bytes / 2**30:.1f} GiB, and a worker takes "
+                f"{machine.worker_bytes / 2**20:.0f} MiB."
+            )
+            if taken_bytes:
+                named = ", ".join(f"{model} {name}: {count}" for (model, name), count in others.items() if count)
+                has += f" The workers of other versions ({named}) take {taken_bytes / 2**20:.0f} MiB."
         if workers > most:
-            has = ""
-            if machine is not None:
-                has = (
-                    f" The server has {machine.cores} cores and {machine.memory_bytes / 2**30:.1f} GiB, and a worker "
-                    f"takes {machine.worker_bytes / 2**20:.0f} MiB."
-                )
             raise InputError(
                 f"{workers} workers are more than {most}, the most that are of use here: one for each core is "
                 f"best.{has} --force starts them all the same."

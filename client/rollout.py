@@ -10,21 +10,28 @@ archive, or, if that is the default already, removes the old version.
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import isclose
 from statistics import median, pstdev
 
 from client.errors import ClientError, RefusedError, RolloutError, UnreachableError
-from client.inference import MODEL, InferenceClient, Prediction
+from client.inference import MODEL, InferenceClient, Kind, Prediction
 from client.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
+MAX_CHANGES_TOLD = 30
+MAX_LABELS_TOLD = 10
+ROUNDING = 1e-3
+"""Numbers of a regression that differ by no larger share of themselves are the same."""
 QUEUE_TIMEOUT_S = 120.0
 """How long a removal waits for the version's queue to become empty."""
 REGISTRATION_S = 5.0
 """How long after an interrupted registration its version may still appear."""
+
+_KINDS: Mapping[Kind, str] = {"label": "one label for each text", "labels": "any number of labels", "value": "a number"}
 
 Say = Callable[[str], None]
 Ask = Callable[[str], InferenceClient]
@@ -33,7 +40,7 @@ Ask = Callable[[str], InferenceClient]
 
 @dataclass(frozen=True)
 class Change:
-    """A text whose label changed."""
+    """A text whose prediction changed."""
 
     text: str
     old: str
@@ -45,15 +52,33 @@ class Comparison:
     """The predictions of two versions for the same texts."""
 
     texts: int
-    changes: tuple[Change, ...]
-    """The texts whose label differs."""
+    old_kind: Kind
+    new_kind: Kind
 
-    largest_difference: float
-    """The largest difference between the two probabilities of a label, over all texts and labels; of a regression,
-    between the two numbers."""
+    changes: tuple[Change, ...]
+    """The texts whose label differs, whose labels differ, or whose numbers differ by more than `tolerance`."""
+
+    tolerance: float | None
+    """Of two regressions: the standard deviation of the old version's numbers. None for labels."""
+
+    only_old: tuple[str, ...]
+    only_new: tuple[str, ...]
+    """Labels that the other version does not have."""
+
+    largest_difference: float | None
+    """The largest difference between the two probabilities of a label that both versions have, over all texts; of two
+    regressions, between the two numbers. None if there is nothing to compare."""
 
     old_median_ms: float
     new_median_ms: float
+
+    def changed(self) -> str:
+        """What has changed, in words: `of the labels changed`."""
+        if self.old_kind != self.new_kind:
+            return "of the predictions are of another kind"
+        if self.tolerance is not None:
+            return f"of the numbers changed by more than {self.tolerance:.4g}, their standard deviation before"
+        return "of the texts have other labels" if self.old_kind == "labels" else "of the labels changed"
 
 
 @dataclass(frozen=True)
@@ -125,35 +150,27 @@ class Switch:
         """Make another version the default, and remove the present one.
 
         Args:
-            archive: of the other version, registered if need be. None: the one other version that is registered, if
-                the server has started with it, and not with the default.
+            archive: of the other version, registered if need be.
 
         Raises:
-            RolloutError: there is no other version, or more than one, or the only one need not have been the default
-                before; another became the default meanwhile.
+            RolloutError: no archive is named; the error names the versions to choose from. Or several versions are
+                registered from it; or another became the default meanwhile.
             ClientError: as `rollout`.
         """
         versions = self.management.versions()
         present = next(version for version in versions if version.default)
         others = [version for version in versions if not version.default]
-        targets = [version for version in others if archive in (None, version.archive)]
-        if archive is None and len(targets) != 1:
-            names = ", ".join(version.name for version in targets) or "no other"
-            raise RolloutError(f"Beside {present.name}, {names} is registered. Name the archive to go back to.")
-        if archive is None and (present.loaded_at_startup or not targets[0].loaded_at_startup):
-            # Only the version that the server started with has been the default for certain. Any other may have been
-            # registered to be looked at, or refused by a rollout.
-            other = targets[0]
-            raise RolloutError(
-                f"Version {present.name} is the default. Whether version {other.name} was the default before is not "
-                f"known. `sentiment rollback {shlex.quote(other.archive)}{of_model(self.management.model)}` "
-                f"makes it the default; {self._unregister(other.name)} removes it, as a rollback from it would have."
-            )
+        if archive is None:
+            raise RolloutError(self._choices(present, others))
+        targets = [version for version in others if version.archive == archive]
+        if len(targets) > 1:
+            names = " and ".join(version.name for version in targets)
+            removals = " or ".join(self._unregister(version.name) for version in targets)
+            raise RolloutError(f"Versions {names} are registered from {archive}. Remove those not meant: {removals}.")
         if not targets and others and present.archive == archive:
             return self._finish(present, others, keep_old=True)
         adopted = targets[0] if targets else None
         if adopted is None:
-            assert archive is not None
             try:
                 with old_stays(self.management, present, archive, self.say):
                     target = self._register(archive, present)
@@ -172,11 +189,7 @@ class Switch:
         return Outcome(target, present.name, present.archive, old_kept, None)
 
     def compare(self, old: str, new: str) -> Comparison:
-        """Ask both versions for each text of the sample. They take turns, so that both meet the same load.
-
-        A number, of a regression, counts as changed if the difference is larger than the standard deviation of the old
-        version's numbers.
-        """
+        """Ask both versions for each text of the sample. They take turns, so that both meet the same load."""
         pairs: list[tuple[Prediction, Prediction]] = []
         times_s: dict[str, list[float]] = {old: [], new: []}
         with self.ask(old) as old_client, self.ask(new) as new_client:
@@ -184,25 +197,37 @@ class Switch:
                 first = _timed(old_client, text, times_s[old])
                 second = _timed(new_client, text, times_s[new])
                 pairs.append((first, second))
-        values = [first.value for first, _ in pairs if first.value is not None]
-        spread = pstdev(values) if values else 0
-        changes = tuple(
-            Change(text, first.words()[0], second.words()[0])
-            for text, (first, second) in zip(self.sample, pairs, strict=True)
-            if _has_changed(first, second, spread)
+        values = [first.value for first, second in pairs if first.value is not None and second.value is not None]
+        tolerance = pstdev(values) if len(values) == len(pairs) else None
+        differences = [found for first, second in pairs if (found := _difference(first, second)) is not None]
+        old_labels = {label: None for first, _ in pairs for label in first.scores}
+        new_labels = {label: None for _, second in pairs for label in second.scores}
+        return Comparison(
+            texts=len(pairs),
+            old_kind=pairs[0][0].kind,
+            new_kind=pairs[0][1].kind,
+            changes=tuple(
+                Change(text, first.predicted, second.predicted)
+                for text, (first, second) in zip(self.sample, pairs, strict=True)
+                if _has_changed(first, second, tolerance)
+            ),
+            tolerance=tolerance,
+            only_old=tuple(label for label in old_labels if label not in new_labels),
+            only_new=tuple(label for label in new_labels if label not in old_labels),
+            largest_difference=max(differences, default=None),
+            old_median_ms=median(times_s[old]) * 1e3,
+            new_median_ms=median(times_s[new]) * 1e3,
         )
-        largest = max((_difference(first, second) for first, second in pairs), default=0.0)
-        medians_ms = [median(times_s[version]) * 1e3 for version in (old, new)]
-        return Comparison(len(self.sample), changes, largest, *medians_ms)
 
     def _switch(self, old: Version, new: str, max_changed: float) -> Comparison:
         """Warm a version, compare it with the default, and make it the default."""
         self._warm(new)
         comparison = self.compare(old.name, new)
-        self._report(comparison)
+        self._report(comparison, old.name, new)
         changed = len(comparison.changes) / comparison.texts
         if changed > max_changed:
-            raise RolloutError(f"{changed:.0%} of the labels changed; at most {max_changed:.0%} may (--max-changed).")
+            most = f"at most {max_changed:.0%} may (--max-changed)"
+            raise RolloutError(f"{changed:.0%} {comparison.changed()}; {most}.")
         self._set_default(new, instead_of=old.name)
         return comparison
 
@@ -262,13 +287,43 @@ class Switch:
             raise RolloutError(f"Version {version} was asked, and {', '.join(map(str, answered))} answered.")
         self.say(f"Warmed it with {len(self.sample)} texts.")
 
-    def _report(self, comparison: Comparison) -> None:
-        for change in comparison.changes:
+    def _report(self, comparison: Comparison, old: str, new: str) -> None:
+        medians = f"median {comparison.old_median_ms:.1f} ms before, {comparison.new_median_ms:.1f} ms now."
+        if comparison.old_kind != comparison.new_kind:
+            before, now = _KINDS[comparison.old_kind], _KINDS[comparison.new_kind]
+            self.say(f"Compared: version {old} predicts {before}, version {new} {now}; {medians}")
+            return
+        for change in comparison.changes[:MAX_CHANGES_TOLD]:
             self.say(f"  {change.old} -> {change.new}: {change.text}")
-        self.say(
-            f"Compared: {len(comparison.changes)} of {comparison.texts} labels changed, the largest difference of a "
-            f"score is {comparison.largest_difference:.4f}; median {comparison.old_median_ms:.1f} ms before, "
-            f"{comparison.new_median_ms:.1f} ms now."
+        if len(comparison.changes) > MAX_CHANGES_TOLD:
+            self.say(f"  ... and {len(comparison.changes) - MAX_CHANGES_TOLD:,} more")
+        for name, labels in ((old, comparison.only_old), (new, comparison.only_new)):
+            if labels:
+                self.say(
+                    f"Only version {name} has {'these labels' if len(labels) > 1 else 'the label'}: {_few(labels)}."
+                )
+        largest = ""
+        if comparison.largest_difference is not None:
+            of_a_score = "" if comparison.tolerance is not None else " of a score"
+            largest = f", the largest difference{of_a_score} is {comparison.largest_difference:.4f}"
+        changed = comparison.changed().removeprefix("of the ")
+        self.say(f"Compared: {len(comparison.changes)} of {comparison.texts} {changed}{largest}; {medians}")
+
+    def _choices(self, present: Version, others: Sequence[Version]) -> str:
+        """Why no version is gone back to where none is named. A version may have been the default, or registered to be
+        looked at, or refused by a rollout: the server does not tell these apart."""
+        if not others:
+            return (
+                f"No version is registered beside {present.name} ({present.archive}). Name the archive to go back to, "
+                "as it is named in the server's model store."
+            )
+        choices = ", ".join(
+            f"`sentiment rollback {shlex.quote(version.archive)}{of_model(self.management.model)}` (version "
+            f"{version.name}{', there since the server was started' if version.loaded_at_startup else ''})"
+            for version in others
+        )
+        return (
+            f"Version {present.name} is the default. The server does not know which one was before. Choose: {choices}."
         )
 
     def _set_default(self, version: str, instead_of: str) -> None:
@@ -394,17 +449,25 @@ def of_model(model: str) -> str:
     return "" if model == MODEL else f" --model {shlex.quote(model)}"
 
 
-def _has_changed(old: Prediction, new: Prediction, spread: float) -> bool:
-    if old.value is not None and new.value is not None:
-        return abs(new.value - old.value) > spread
-    return (old.label, old.labels, old.value) != (new.label, new.labels, new.value)
+def _has_changed(old: Prediction, new: Prediction, tolerance: float | None) -> bool:
+    if tolerance is not None and old.value is not None and new.value is not None:
+        # Where all numbers are alike, their deviation is 0, and rounding is no change.
+        return abs(new.value - old.value) > tolerance and not isclose(new.value, old.value, rel_tol=ROUNDING)
+    return (old.kind, old.label, set(old.labels or ())) != (new.kind, new.label, set(new.labels or ()))
 
 
-def _difference(old: Prediction, new: Prediction) -> float:
+def _difference(old: Prediction, new: Prediction) -> float | None:
+    """None if there is nothing that both have."""
     if old.value is not None and new.value is not None:
         return abs(new.value - old.value)
-    labels = old.scores.keys() | new.scores.keys()
-    return max((abs(old.scores.get(label, 0) - new.scores.get(label, 0)) for label in labels), default=0.0)
+    return max(
+        (abs(old.scores[label] - new.scores[label]) for label in old.scores if label in new.scores), default=None
+    )
+
+
+def _few(labels: Sequence[str]) -> str:
+    more = len(labels) - MAX_LABELS_TOLD
+    return ", ".join(labels[:MAX_LABELS_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

@@ -2,6 +2,7 @@
 
 Results go into a journal beside the output as they arrive. When all are there, the rows and their results are written
 to the output. If a run ends early, the same command continues from the journal, and gives the same file.
+`client.stream` classifies what comes from standard input, or goes to standard output.
 """
 
 import shutil
@@ -49,8 +50,8 @@ class Run:
     server: str
     """Which server and model `client` asks; a journal of another is refused."""
 
-    progress: Callable[[int, int], None]
-    """Called with the rows that are done and all rows."""
+    progress: Callable[[int, int | None], None]
+    """Called with the rows that are done and all rows; None if nobody knows how many there are."""
 
     say: Callable[[str], None]
     scores: bool = False
@@ -76,11 +77,7 @@ def score(run: Run, output: Path, *, overwrite: bool) -> Summary:
     """
     source = run.source
     table = open_table(source)
-    if output.is_dir():
-        raise InputError(f"{output} is a folder. Expected the name of a file.")
-    compress = check_copy(source, output.name)
-    if output.exists() and (not overwrite or output.samefile(source.path)):
-        raise InputError(f"{output} exists already. --overwrite replaces it, unless it is the input.")
+    compress = check_output(source, output, overwrite=overwrite)
     header = _header(run)
     rows = table.check()
     with Journal(run.journal or output.with_name(f"{output.name}.journal"), header) as journal:
@@ -113,11 +110,24 @@ def score(run: Run, output: Path, *, overwrite: bool) -> Summary:
     return Summary(columns.rows, columns.errors, columns.model_versions)
 
 
-def score_streams(
+def check_output(source: Source, output: Path, *, overwrite: bool) -> bool:
+    """Returns whether the output is compressed by gzip.
+
+    Raises:
+        InputError: it is a folder, its ending says another format than the input's, or it exists.
+    """
+    if output.is_dir():
+        raise InputError(f"{output} is a folder. Expected the name of a file.")
+    compress = check_copy(source, output.name)
+    if output.exists() and (not overwrite or (source.stream is None and output.samefile(source.path))):
+        raise InputError(f"{output} exists already. --overwrite replaces it, unless it is the input.")
+    return compress
+
+
+def score_whole_streams(
     run: Run, stdin: IO[bytes] | None, output: Path | None, stdout: IO[bytes], *, overwrite: bool
 ) -> Summary:
-    """`score` from standard input, to standard output, or both. Standard input is read to its end first, and nothing is
-    written to standard output before all results are there.
+    """`score` of Parquet from standard input, to standard output, or both. It can only be read and written as a whole.
 
     Args:
         stdin: read instead of the source's path, if not None.
@@ -126,15 +136,14 @@ def score_streams(
     Raises:
         InputError, ClientError, OSError: see `score`.
     """
-    kind = run.source.format.kind
     with tempfile.TemporaryDirectory() as folder:
         source = run.source
         if stdin is not None:
-            source = replace(source, path=Path(folder, f"input.{kind}"))
+            source = replace(source, path=Path(folder, "input.parquet"))
             with source.path.open("wb") as file:
                 shutil.copyfileobj(stdin, file)
         run = replace(run, source=source, journal=Path(folder, "journal"))
-        target = output or Path(folder, f"output.{kind}")
+        target = output or Path(folder, "output.parquet")
         summary = score(run, target, overwrite=overwrite)
         if output is None:
             with target.open("rb") as file:
@@ -164,7 +173,7 @@ def _ask(run: Run, table: Table, journal: Journal, rows: int) -> None:
 
     def keep(answers: Sequence[Prediction | RefusedError]) -> None:
         nonlocal checked
-        results = [_result(answer, run.scores) for answer in answers]
+        results = [result_of(answer, run.scores) for answer in answers]
         if not checked and any(result.prediction for result in results):
             check_added(run.source, table.names, added(results, run.prefix))
             checked = True
@@ -188,7 +197,12 @@ def _ask(run: Run, table: Table, journal: Journal, rows: int) -> None:
             raise
 
 
-def _result(answer: Prediction | RefusedError, scores: bool) -> Result:
+def result_of(answer: Prediction | RefusedError, scores: bool) -> Result:
+    """The result of a row.
+
+    Args:
+        scores: keep the probability of each class.
+    """
     if isinstance(answer, RefusedError):
         return Result(None, str(answer))
     return Result(answer if scores else replace(answer, scores={}), None)

@@ -1,4 +1,5 @@
-"""Files with a text in each row: CSV, TSV, JSON lines, Parquet. They are read row by row, so they may be of any size.
+"""Tables with a text in each row: CSV, TSV, JSON lines, Parquet. They are read row by row, so they may be of any size.
+All but Parquet can be read from a stream, too.
 
 A table's copy has the same rows and columns, and the columns of the results after them (`client.columns`).
 """
@@ -8,15 +9,16 @@ import csv
 import gzip
 import io
 import json
+import select
 import shlex
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO, cast
+from typing import IO, Any, Protocol, TextIO
 
 from client.columns import Added, Cell
 from client.errors import InputError
@@ -30,7 +32,8 @@ LABEL_SEPARATOR = ";"
 
 _GZIP_LEVEL = 6
 _GZIP_START = b"\x1f\x8b"
-_BLOCK_BYTES = 65_536
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _OTHER_DELIMITERS = {";": "';'", "\t": "tab", ",": ",", "|": "'|'"}
 
 _ENDINGS = {
@@ -64,7 +67,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read."""
+    """A file or a stream to read."""
 
     path: Path
     name: str
@@ -72,6 +75,8 @@ class Source:
 
     format: Format
     text_column: str
+    stream: IO[bytes] | None = None
+    """Read instead of the path, and only once."""
 
 
 class Table(Protocol):
@@ -159,11 +164,12 @@ def open_table(source: Source) -> Table:
         raise InputError(f"No file at {source.name}.")
     if not source.path.is_file():  # it is read more than once, so a pipe will not do either
         raise InputError(f"{source.name} is not a regular file. `-` reads standard input.")
-    return _KINDS[source.format.kind](source)
+    table: Table = TEXT_TABLES.get(source.format.kind, ParquetTable)(source)
+    return table
 
 
-class _Text:
-    """What is read as text: CSV and JSON lines."""
+class TextTable:
+    """A table that is read as text: CSV and JSON lines. If its source is a stream, it is read once."""
 
     names: Sequence[str] = ()
 
@@ -172,90 +178,75 @@ class _Text:
         self._encoding = source.format.encoding
         if self._encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
             self._encoding = "utf-8-sig"
-        with source.path.open("rb") as file:
-            self._compressed = file.read(len(_GZIP_START)) == _GZIP_START
+        self._bytes: _Decodable | None = None
+
+    def check(self) -> int:
+        """See `Table`."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterator[tuple[Any, str]]:
+        """Each row, and the text in it; the empty text for a row without one.
+
+        Raises:
+            InputError: the next row cannot be read.
+        """
+        raise NotImplementedError
+
+    def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
+        """Write the header of a copy, if the format has one; returns the function that writes a row with its result."""
+        raise NotImplementedError
+
+    def texts(self) -> Iterator[str]:
+        for _, text in self.rows():
+            yield text
+
+    def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
+        with destination.open("wb") as file, self.encoded(file, compress=compress) as copy:
+            write = self.writer(copy, added)
+            for (row, _), result in zip(self.rows(), results, strict=True):
+                write(row, result)
+
+    @contextmanager
+    def encoded(self, file: IO[bytes], *, compress: bool) -> Iterator["Encoded"]:
+        """A file for the copy, in the encoding of what has been read. It stays open.
+
+        Raises:
+            InputError: the encoding lacks a character of the results.
+        """
+        encoding = self._encoding
+        if encoding == "utf-8-sig" and not (self._bytes and self._bytes.start == _UTF_8_MARK):
+            encoding = "utf-8"
+        # Without a time and a name in it, so that the same results are the same bytes.
+        packed = gzip.GzipFile("", "wb", _GZIP_LEVEL, file, 0) if compress else None
+        try:
+            yield Encoded(packed or file, encoding)
+        except UnicodeEncodeError as error:
+            character = error.object[error.start]
+            raise InputError(
+                f"The results have the character {character!r}, which {encoding} does not have. "
+                f"Convert {self._source.name} to UTF-8 first: iconv."
+            ) from error
+        finally:
+            if packed is not None:
+                packed.close()
 
     @contextmanager
     def _open(self, newline: str) -> Iterator[TextIO]:
-        """The text. What the bytes cannot be read as is an error that says where."""
-        with self._bytes() as raw, io.TextIOWrapper(raw, encoding=self._encoding, newline=newline) as file:
+        """The text. Bytes that cannot be decoded are an error that names their line."""
+        stream = self._source.stream
+        with self._source.path.open("rb") if stream is None else nullcontext(stream) as file:
+            raw = _Raw(file)
+            packed: Any = raw  # of what `gzip` asks of a file, reading does
+            read = gzip.GzipFile(fileobj=packed, mode="rb").read1 if raw.start == _GZIP_START else raw.read
+            self._bytes = _Decodable(read, self._source, self._encoding)
+            buffer: Any = self._bytes
             try:
-                yield file
-            except UnicodeError as error:
-                if isinstance(error, UnicodeEncodeError):
-                    raise
-                line = self._line_that_cannot_be_decoded()
-                reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-                raise InputError(
-                    f"{self._source.name}, line {line}, is not {self._source.format.encoding.upper()}: {reason}. "
-                    f"{self._other_encoding()}"
-                ) from error
-
-    @contextmanager
-    def _bytes(self) -> Iterator[BinaryIO]:
-        """The bytes that are decoded."""
-        if not self._compressed:
-            with self._source.path.open("rb") as file:
-                yield file
-            return
-        try:
-            with gzip.open(self._source.path) as file:
-                yield cast(BinaryIO, file)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{self._source.name} is not whole gzip: {error}.") from error
-
-    def _line_that_cannot_be_decoded(self) -> int:
-        decoder = _decoder(self._encoding)
-        line = 1
-        with self._bytes() as file:
-            while block := file.read(_BLOCK_BYTES):
-                before = decoder.getstate()
-                try:
-                    line += decoder.decode(block).count("\n")
-                except UnicodeError:
-                    decoder = _decoder(self._encoding)
-                    decoder.setstate(before)
-                    for byte in block:
-                        try:
-                            line += decoder.decode(bytes([byte])).count("\n")
-                        except UnicodeError:
-                            break
-                    break
-        return line
-
-    def _other_encoding(self) -> str:
-        with self._bytes() as file:
-            start = file.read(2)
-        if start in (b"\xff\xfe", b"\xfe\xff") and self._encoding != "utf-16":
-            return "It begins as UTF-16 does: --encoding utf-16."
-        return "Name its encoding, for example --encoding cp1252 for a file of Windows programs."
-
-    @contextmanager
-    def _create(self, destination: Path, newline: str, *, compress: bool) -> Iterator[TextIO]:
-        encoding = self._encoding
-        if encoding == "utf-8-sig":
-            with self._bytes() as start:
-                encoding = "utf-8-sig" if start.read(3) == b"\xef\xbb\xbf" else "utf-8"
-        with destination.open("wb") as raw:
-            # Without a time and a name in it, so that the same results are the same bytes.
-            packed = gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, 0) if compress else None
-            with io.TextIOWrapper(packed or raw, encoding=encoding, newline=newline) as copy:
-                try:
-                    yield copy
-                except UnicodeEncodeError as error:
-                    character = error.object[error.start]
-                    raise InputError(
-                        f"The results have the character {character!r}, which {encoding} does not have. "
-                        f"Convert {self._source.name} to UTF-8 first: iconv."
-                    ) from error
+                yield io.TextIOWrapper(buffer, self._encoding, newline=newline)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise InputError(f"{self._source.name} is not whole gzip: {error}.") from error
 
 
-def _decoder(encoding: str) -> io.IncrementalNewlineDecoder:
-    """With each kind of line end as a line feed."""
-    return io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
-
-
-class CsvTable(_Text):
+class CsvTable(TextTable):
     """With a header, as RFC 4180 has it, and any delimiter. A blank line is no row."""
 
     def __init__(self, source: Source) -> None:
@@ -264,36 +255,37 @@ class CsvTable(_Text):
         self._dialect: dict[str, Any] = {"delimiter": source.format.delimiter}
         if not source.format.quotes:
             self._dialect |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
+        self._line_end = "\n"
 
     def check(self) -> int:
-        with self._open(newline="") as file:
-            self.names = next(self._rows(file), [])
-            if self._source.text_column not in self.names and (hint := self._other_delimiter()):
-                raise InputError(hint)
-            check_text_column(self._source, self.names)
-        return sum(1 for _ in self.texts())
+        return sum(1 for _ in self.rows())
 
-    def texts(self) -> Iterator[str]:
-        with self._open(newline="") as file:
-            rows = self._rows(file)
-            column = next(rows, []).index(self._source.text_column)
-            for row in rows:
-                yield row[column]
-
-    def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
+    def rows(self) -> Iterator[tuple[Any, str]]:
+        column = self._source.text_column
         with self._open(newline="") as file:
             start = file.readline()
-        end = "\r\n" if start.endswith("\r\n") else "\n"
-        with self._open(newline="") as file, self._create(destination, "", compress=compress) as copy:
-            rows = self._rows(file)
-            writer = csv.writer(_LineEnds(copy, end), **self._dialect, lineterminator="\r\n")
-            writer.writerow([*next(rows), *(self._cell(column.name) for column in added.columns)])
-            for row, result in zip(rows, results, strict=True):
-                writer.writerow([*row, *map(self._cell, added.cells(result))])
+            self._line_end = "\r\n" if start.endswith("\r\n") else "\n"
+            rows = self._cells(chain([start], file))
+            self.names = next(rows, [])
+            if column not in self.names and (hint := self._other_delimiter(start)):
+                raise InputError(hint)
+            check_text_column(self._source, self.names)
+            index = self.names.index(column)
+            for row in rows:
+                yield row, row[index]
 
-    def _rows(self, file: TextIO) -> Iterator[list[str]]:
+    def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
+        writer = csv.writer(_LineEnds(copy, self._line_end), **self._dialect, lineterminator="\r\n")
+        writer.writerow([*self.names, *(self._cell(column.name) for column in added.columns)])
+
+        def write(row: list[str], result: Result) -> None:
+            writer.writerow([*row, *map(self._cell, added.cells(result))])
+
+        return write
+
+    def _cells(self, lines: Iterable[str]) -> Iterator[list[str]]:
         """The header, then the rows, all of the header's length."""
-        reader = csv.reader(file, strict=True, **self._dialect)
+        reader = csv.reader(lines, strict=True, **self._dialect)
         header: list[str] | None = None
         line = 1
         try:
@@ -335,11 +327,9 @@ class CsvTable(_Text):
             return cell.translate(dict.fromkeys(map(ord, f"\r\n{self._source.format.delimiter}"), " "))
         return cell
 
-    def _other_delimiter(self) -> str | None:
-        with self._open(newline="") as file:
-            line = file.readline().rstrip("\r\n")
+    def _other_delimiter(self, line: str) -> str | None:
         for delimiter, shown in _OTHER_DELIMITERS.items():
-            if self._source.text_column in next(csv.reader([line], delimiter=delimiter), []):
+            if self._source.text_column in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []):
                 return (
                     f"{self._source.name} has no column {self._source.text_column!r} as it is read. "
                     f"With --delimiter {shown} it has one."
@@ -350,7 +340,7 @@ class CsvTable(_Text):
 class _LineEnds:
     """Rows with the input's line ends. The writer itself has CRLF: then it quotes cells with either of the two."""
 
-    def __init__(self, file: TextIO, end: str) -> None:
+    def __init__(self, file: "Encoded", end: str) -> None:
         self._file = file
         self._end = end
 
@@ -358,13 +348,16 @@ class _LineEnds:
         return self._file.write(row.removesuffix("\r\n") + self._end)
 
 
-class JsonLinesTable(_Text):
-    """An object a line. A blank line is no row. The copy has each line as it was, its end apart."""
+class JsonLinesTable(TextTable):
+    """An object a line. A blank line is no row. The copy has each line as it was, its end apart.
+
+    Of a stream, the first object must have the column of texts: whether another one has it, nobody knows yet.
+    """
 
     def check(self) -> int:
         names: dict[str, None] = {}
         rows = 0
-        for _, row in self._rows():
+        for (_, row), _ in self.rows():
             names |= dict.fromkeys(row)
             rows += 1
         self.names = list(names)
@@ -372,35 +365,132 @@ class JsonLinesTable(_Text):
             check_text_column(self._source, self.names)
         return rows
 
-    def texts(self) -> Iterator[str]:
-        for _, row in self._rows():
-            yield row.get(self._source.text_column) or ""
-
-    def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
-        names = [column.name for column in added.columns]
-        with self._create(destination, "\n", compress=compress) as copy:
-            for (line, row), result in zip(self._rows(), results, strict=True):
-                values = json.dumps(dict(zip(names, added.cells(result), strict=True)), ensure_ascii=False)
-                copy.write(line.removesuffix("}").rstrip() + (", " if row else "") + values[1:] + "\n")
-
-    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Lines, and the objects in them."""
+    def rows(self) -> Iterator[tuple[Any, str]]:
         column = self._source.text_column
+        first = self._source.stream is not None
         with self._open(newline="\n") as file:
             number = 0
             try:
                 for number, line in enumerate(file, start=1):  # noqa: B007  # for the errors below
-                    if not line.isspace():
-                        row = json.loads(line)
-                        text = row.get(column)
-                        if text is not None and not isinstance(text, str):
-                            raise TypeError(f"{column!r} is not a string")
-                        yield line.strip(), row
-            except UnicodeError:
-                raise
+                    if line.isspace():
+                        continue
+                    row = json.loads(line)
+                    text = row.get(column)
+                    if text is not None and not isinstance(text, str):
+                        raise TypeError(f"{column!r} is not a string")
+                    if first:
+                        check_text_column(self._source, list(row))
+                        first = False
+                    yield (line.strip(), row), text or ""
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 expected = f"a JSON object with a string in {column!r}"
                 raise InputError(f"{self._source.name}, line {number}, is not {expected}: {error}.") from error
+
+    def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
+        names = [column.name for column in added.columns]
+
+        def write(read: tuple[str, dict[str, Any]], result: Result) -> None:
+            line, row = read
+            check_added(self._source, list(row), added)
+            values = json.dumps(dict(zip(names, added.cells(result), strict=True)), ensure_ascii=False)
+            copy.write(line.removesuffix("}").rstrip() + (", " if row else "") + values[1:] + "\n")
+
+        return write
+
+
+class Encoded:
+    """Text, written to a file of bytes."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, encoding: str) -> None:
+        self._file = file
+        self._encode = codecs.getincrementalencoder(encoding)().encode
+
+    def write(self, text: str) -> int:
+        self._file.write(self._encode(text))
+        return len(text)
+
+
+class _Raw:
+    """The bytes of a file or a stream, whose start has been looked at."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.start = b""
+        while len(self.start) < len(_GZIP_START) and (block := self._next(len(_GZIP_START) - len(self.start))):
+            self.start += block
+        self._left = self.start
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes. Of a stream: what is there; more is not waited for."""
+        if self._left:
+            block, self._left = self._left[:size], self._left[size:]
+            return block
+        return self._next(size)
+
+    def _next(self, size: int) -> bytes:
+        while (block := self._file.read(size)) is None:  # another program has set the stream to non-blocking
+            select.select([self._file], [], [])
+        return block
+
+
+class _Decodable(io.BufferedIOBase):
+    """Bytes that an encoding can decode, up to an error that names the line."""
+
+    def __init__(self, read: Callable[[int], bytes], source: Source, encoding: str) -> None:
+        self._read = read
+        self._source = source
+        self._encoding = encoding
+        self._decoder = _decoder(encoding)
+        self._line = 1
+        self._error: InputError | None = None
+        self.start = b""
+        """The first three bytes: byte-order marks are not longer."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        """
+        Raises:
+            InputError: the next bytes cannot be decoded.
+        """
+        if self._error is not None:
+            raise self._error
+        block = self._read(size)
+        self.start = (self.start + block)[: len(_UTF_8_MARK)]
+        before = self._decoder.getstate()
+        try:
+            self._line += self._decoder.decode(block, final=not block).count("\n")
+        except UnicodeError as error:
+            self._decoder = _decoder(self._encoding)
+            self._decoder.setstate(before)
+            block = block[: self._good(block)]
+            self._error = self._told(error)
+            if not block:
+                raise self._error from error
+        return block
+
+    def _good(self, block: bytes) -> int:
+        """How many bytes are before those that cannot be decoded."""
+        for index in range(len(block)):
+            try:
+                self._line += self._decoder.decode(block[index : index + 1]).count("\n")
+            except UnicodeError:
+                return index
+        return len(block)
+
+    def _told(self, error: UnicodeError) -> InputError:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        way_out = "Name its encoding, for example --encoding cp1252 for a file of Windows programs."
+        if self.start.startswith(_UTF_16_MARKS) and self._encoding != "utf-16":
+            way_out = "It begins as UTF-16 does: --encoding utf-16."
+        name, encoding = self._source.name, self._source.format.encoding.upper()
+        return InputError(f"{name}, line {self._line}, is not {encoding}: {reason}. {way_out}")
+
+
+def _decoder(encoding: str) -> io.IncrementalNewlineDecoder:
+    """With each kind of line end as a line feed."""
+    return io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
 
 
 class ParquetTable:
@@ -470,11 +560,10 @@ class ParquetTable:
             raise InputError(f"{self._source.name} cannot be read to its end: {error}.") from error
 
 
-_KINDS: Mapping[str, Callable[[Source], Table]] = {
+TEXT_TABLES: Mapping[str, Callable[[Source], TextTable]] = {
     "csv": CsvTable,
     "tsv": CsvTable,
     "jsonl": JsonLinesTable,
-    "parquet": ParquetTable,
 }
 
 

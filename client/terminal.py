@@ -28,12 +28,17 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def cut(text: str, columns: int) -> str:
+def cut(text: str, width: int) -> str:
     """The start of a text that fits into so many columns."""
     ends = list(accumulate(map(_columns, text)))
-    if not ends or ends[-1] <= columns:
+    if not ends or ends[-1] <= width:
         return text
-    return text[: bisect_right(ends, columns - 1)] + "…"
+    return text[: bisect_right(ends, width - 1)] + "…"
+
+
+def columns(text: str) -> int:
+    """The width of a text on a terminal."""
+    return sum(map(_columns, text))
 
 
 def line_width() -> int | None:

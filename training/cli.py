@@ -12,8 +12,8 @@ from typing import Any
 from handler.exported import CARD_FILE, ExportedModelError, read_description
 from training.errors import TrainingError
 from training.export.graph import PRECISIONS, Precision
-from training.export.precision import ESTIMATES_FACTOR, FAR_OFF, holds
-from training.export.sample import Sample, made_up, read_sample, sample_of
+from training.export.precision import FAR_OFF, holds, measure
+from training.export.sample import Sample, made_up, read_sample
 from training.settings import MINILM, MPNET, PRESET_HELP, PRESETS, WT103, Settings, with_changes
 from training.splits import SPLITS
 
@@ -149,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _url_options(command)
     _model_option(command)
 
-    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a model, as a table")
+    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a sentiment model, as a table")
+    command.description = (
+        "Behavioural tests, as a table: short English texts, many about airlines, for models with the labels negative, "
+        "neutral and positive."
+    )
     _model_option(command)
     _url_options(command)
 
@@ -198,7 +202,8 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
         type=Path,
         metavar="FILE",
         help="measure int8 against float32 on these texts, such as yours: .csv, .tsv, .jsonl, .parquet, or .txt with "
-        "one text a line (default: an estimate on texts made up of the vocabulary's words)",
+        "one text a line; the choice is kept with the model (default: what was kept, else an estimate on texts made up "
+        "of the vocabulary's words)",
     )
     command.add_argument(
         "--text-column", default="text", metavar="NAME", help="the texts' column in that file (default: %(default)s)"
@@ -395,7 +400,7 @@ def _all(options: argparse.Namespace) -> None:
         )
     tweets = read_tweets(options.data)
     labelled(tweets, "train")
-    validation = labelled(tweets, "validation")["text"]
+    labelled(tweets, "validation")
     check_synthetic_texts(settings.classifier, labels_of(tweets))
     if options.labelled_texts:
         read_labelled_texts(options.labelled_texts, labels_of(tweets))
@@ -413,7 +418,7 @@ def _all(options: argparse.Namespace) -> None:
     options.stage, options.learner = "classifier", None
     _classifier(options)
     _export(options)
-    _to_archive(options.to, _archive_of(options.to), "1.0", None, sample_of(validation, "the validation split"))
+    _to_archive(options.to, _archive_of(options.to), "1.0", None, None)
 
 
 def _unpack(options: argparse.Namespace) -> Path:
@@ -579,13 +584,18 @@ def _answer(options: argparse.Namespace) -> Any:
 
 
 def _behaviour(options: argparse.Namespace) -> None:
-    from training.measure.behaviour import LABELS, Result, to_table
-    from training.measure.evaluate import behaviour_of
+    from training.measure.behaviour import Result, to_table
+    from training.measure.evaluate import behaviour_of, labels_of
+    from training.templates import LABELS
 
-    found = behaviour_of(_answer(options))
-    if not found:
-        raise TrainingError(f"The behavioural tests are for models with the labels {', '.join(LABELS)}.")
-    print("\n".join(to_table([Result(**of) for of in found])))
+    answer = _answer(options)
+    labels = labels_of(answer)
+    if set(labels) != set(LABELS):
+        others = f"has the labels {', '.join(map(repr, labels))}" if labels else "is not single-label"
+        raise TrainingError(
+            f"The behavioural tests are for models with the labels {', '.join(LABELS)}, and this model {others}."
+        )
+    print("\n".join(to_table([Result(**of) for of in behaviour_of(answer)])))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -594,6 +604,10 @@ def _export(options: argparse.Namespace) -> None:
     learner, *others = options.learner or [None]
     export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
     print(f"Exported to {options.to}")
+    if options.data:
+        from training.data import held_out, read_tweets
+
+        print("\n".join(measure(options.to, held_out(read_tweets(options.data), options.data))))
 
 
 def _notes(options: argparse.Namespace) -> str:
@@ -639,19 +653,10 @@ def _to_archive(
     choice = archive(model, destination, version, precision, sample)
     size = destination.stat().st_size / 1e6
     print(f"Archived as {destination} ({size:.1f} MB) in {choice.precision}: {choice.reason}.")
-    if choice.sample is None:
-        return
-    for name, difference in choice.differences.items():
-        print(f"{name} against float32: {difference}.")
-    if choice.sample.made_up:
-        print(
-            f"That is an estimate, on texts {choice.sample.source}: on real texts, the largest difference can be "
-            f"{ESTIMATES_FACTOR} times as much. To know it, measure it on texts of yours: --texts FILE."
-        )
-    else:
-        print(f"Measured on texts of {choice.sample.source}.")
+    for line in choice.told():
+        print(line)
     measured = choice.differences.get(choice.precision)
-    if measured is not None and not holds(measured, choice.sample):
+    if measured is not None and not holds(measured, choice.made_up):
         print(
             f"warning: {choice.precision} may differ by more than {FAR_OFF} in a probability. Without --precision, "
             f"archive chooses another one.",

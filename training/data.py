@@ -15,6 +15,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from training.errors import TrainingError
+from training.export.sample import Sample, sample_of
 from training.splits import SPLITS, Split
 
 TEXT_COLUMN = "text"
@@ -32,8 +33,9 @@ For a file of your own, with any names of columns and any labels, there is anoth
     python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
 
 _HOW_TO_DOWNLOAD = """\
-Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, columns `text` and
-`airline_sentiment` among them). To download it (needs a Kaggle account and its API token):
+Expected: the data.csv that `python -m training fit` keeps in its run's folder, or Tweets.csv of Kaggle's
+"Twitter US Airline Sentiment" (14,640 rows, columns `text` and `airline_sentiment` among them). To download the latter
+(needs a Kaggle account and its API token):
     pip install kaggle
     kaggle datasets download crowdflower/twitter-airline-sentiment --file Tweets.csv --unzip"""
 
@@ -116,6 +118,15 @@ def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
             f"They can be neither trained on nor scored: use a file with their labels, or another split."
         )
     return rows
+
+
+def held_out(tweets: pd.DataFrame, file: Path) -> Sample:
+    """The texts of a file that the classifier is not trained on, and so does not know by heart.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    return sample_of(tweets.loc[tweets["split"] != "train", "text"], f"the validation and test splits of {file.name}")
 
 
 def labels_of(tweets: pd.DataFrame) -> list[str]:

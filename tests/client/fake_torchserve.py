@@ -35,12 +35,18 @@ class FakeTorchServe:
     """How often a registered version is described before its workers answer; -1: they end, again and again."""
 
     others: tuple[str, ...] = ()
-    """Names of other models."""
+    """Names of other models. Each has three workers."""
 
     machine: dict[str, Any] = field(default_factory=dict)
     """The card's part that says what the workers may use, if they know it: `{"machine": {...}}`."""
 
+    machine_of_others: dict[str, Any] = field(default_factory=dict)
+    """The same part of the cards of other models."""
+
     label: Callable[[str, str], str] = lambda version, text: "negative"
+    answer: Callable[[str, list[str]], list[Any]] | None = None
+    """From a version and texts to predictions, in the place of `label`."""
+
     before: Callable[[str], Reply | None] = lambda line: None
     """Asked before each request; what it gives is the answer."""
 
@@ -74,6 +80,9 @@ class FakeTorchServe:
                 return _json([self._described(self.default) | {"customizedMetadata": card}])
             case "GET", "models", "sentiment":
                 return _json([self._described(self.default)])
+            case "GET", "models", name, *_ if name in self.others:
+                described = _description("1.0", Registered(f"{name}.mar", 3), "READY", self.pid)
+                return _json([described | {"customizedMetadata": self.machine_of_others}])
             case "GET", "models", "sentiment", "all":
                 return _json([self._described(version) for version in self.versions])
             case "POST", "models":
@@ -100,21 +109,7 @@ class FakeTorchServe:
             version.polls_until_ready -= not ready
         if version.pending:
             version.pending -= 1
-        worker = {"status": "READY" if ready else "UNLOADING"}
-        return {
-            "modelVersion": name,
-            "modelUrl": version.archive,
-            "minWorkers": version.workers,
-            "batchSize": version.batch_size,
-            "maxBatchDelay": version.max_batch_delay,
-            "responseTimeout": version.response_timeout,
-            "jobQueueStatus": {"pendingRequests": version.pending},
-            "workers": [
-                worker | {"pid": self.pid + index, "id": str(9000 + 100 * version.started + index)}
-                for index in range(version.workers)
-            ],
-            "loadedAtStartup": version.started == 0,
-        }
+        return _description(name, version, "READY" if ready else "UNLOADING", self.pid)
 
     def _register(self, parameters: dict[str, str]) -> Reply:
         assert parameters["synchronous"] == "false"
@@ -142,12 +137,32 @@ class FakeTorchServe:
         if version not in self.versions:
             return error(404, "ModelVersionNotFoundException")
         asked = request.json
-        predictions = []
-        for text in asked if isinstance(asked, list) else [asked["text"]]:
-            label = self.label(version, text)
-            predictions.append({"label": label, "score": 0.75, "scores": {label: 0.75, "other": 0.25}})
+        texts = asked if isinstance(asked, list) else [asked["text"]]
+        predictions = (self.answer or self._labelled)(version, texts)
         body = predictions if isinstance(asked, list) else predictions[0]
         return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+
+    def _labelled(self, version: str, texts: list[str]) -> list[Any]:
+        labels = [self.label(version, text) for text in texts]
+        scores = {"negative": 0.0, "positive": 0.0, "other": 0.25}
+        return [{"label": label, "score": 0.75, "scores": scores | {label: 0.75}} for label in labels]
+
+
+def _description(name: str, version: Registered, status: str, pid: int) -> dict[str, Any]:
+    return {
+        "modelVersion": name,
+        "modelUrl": version.archive,
+        "minWorkers": version.workers,
+        "batchSize": version.batch_size,
+        "maxBatchDelay": version.max_batch_delay,
+        "responseTimeout": version.response_timeout,
+        "jobQueueStatus": {"pendingRequests": version.pending},
+        "workers": [
+            {"status": status, "pid": pid + index, "id": str(9000 + 100 * version.started + index)}
+            for index in range(version.workers)
+        ],
+        "loadedAtStartup": version.started == 0,
+    }
 
 
 def _json(value: object) -> Reply:

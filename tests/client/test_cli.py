@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client import __version__
 from client.cli import main
-from client.management import MAX_WORKERS_OF_UNKNOWN
+from client.management import MAX_WORKERS_OF_UNKNOWN, SPARED_BYTES
 from client.transport import RETRIES
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
@@ -306,19 +307,33 @@ def test_the_only_model_of_a_server_need_not_be_named(capsys: Out) -> None:
     assert "The server has the models films, reviews. Name one by --model" in capsys.readouterr().err
 
 
+def test_a_server_that_does_not_name_its_models_is_asked_for_one_by_name(capsys: Out) -> None:
+    """TorchServe without the door."""
+    with scripted(lambda _: error(404, "ModelNotFoundException", "Model not found: sentiment")) as server:
+        assert main(["predict", "late", "--url", server.url]) == 1
+    assert capsys.readouterr().err.endswith("Model not found: sentiment. Name the server's model by --model.\n")
+
+
+def test_an_archive_for_a_server_with_several_models_needs_a_name(capsys: Out) -> None:
+    listed = {"models": [{"modelName": name, "modelUrl": f"{name}.mar"} for name in ("films", "reviews")]}
+    with scripted(lambda _: Reply(200, json.dumps(listed).encode())) as server:
+        assert main(["register", "hotels.mar", "--management-url", server.url]) == 1
+    assert "The server has the models films, reviews. Name one by --name, for another" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["predict", "late", "--model", "reviews"]) == 1
-    assert capsys.readouterr().err.endswith("The server has sentiment.\n")
+    assert capsys.readouterr().err.endswith("The server has sentiment. Name one by --model.\n")
 
 
 def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    fake.machine = {"machine": {"cores": 4, "memory_bytes": 2**31, "worker_bytes": 2**28}}
+    fake.machine = {"machine": {"cores": 4, "memory_bytes": SPARED_BYTES + 6 * 2**28, "worker_bytes": 2**28}}
     assert main(["scale", "7"]) == 1
     told = "7 workers are more than 6, the most that are of use here"
-    assert told in capsys.readouterr().err, "memory: 2 GiB without 0.5, by 256 MiB"
-    assert main(["register", "sentiment-2.mar", "--workers", "7"]) == 1
-    assert told in capsys.readouterr().err
+    assert told in capsys.readouterr().err, "by the memory"
+    assert main(["register", "sentiment-2.mar", "--workers", "5"]) == 1
+    assert "5 workers are more than 4" in capsys.readouterr().err, "two of version 1.0 are there"
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
     assert main(["scale", "6"]) == 0
     fake.machine = {"machine": {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}}
@@ -327,6 +342,27 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
     assert main(["scale", "9", "--force"]) == 0
     assert fake.versions["1.0"].workers == 9
+
+
+def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorchServe, capsys: Out) -> None:
+    fake.polls_until_ready = 0
+    machine = {"cores": 8, "memory_bytes": SPARED_BYTES + 8 * 2**28, "worker_bytes": 2**28}
+    fake.machine = {"machine": machine}
+    assert main(["scale", "9"]) == 1
+    assert "9 workers are more than 8, " in capsys.readouterr().err
+    fake.versions["2.0"] = Registered("sentiment-2.mar", 2, started=1)
+    fake.others = ("reviews",)
+    assert main(["scale", "4"]) == 1
+    error = capsys.readouterr().err
+    assert "4 workers are more than 3, the most that are of use here" in error
+    assert " The workers of other versions (reviews 1.0: 3, sentiment 2.0: 2) take 1280 MiB." in error
+    fake.machine_of_others = {"machine": machine | {"worker_bytes": 2**27}}
+    assert main(["scale", "5"]) == 1
+    assert "5 workers are more than 4" in capsys.readouterr().err, "a worker of reviews takes half as much"
+    assert main(["scale", "4"]) == 0
+    assert main(["register", "films.mar", "--name", "films", "--workers", "3"]) == 1
+    assert "3 workers are more than 1, the most that are of use here" in capsys.readouterr().err
+    assert "POST /models" not in fake.log
 
 
 @pytest.mark.parametrize(
@@ -374,12 +410,65 @@ def test_explain(capsys: Out) -> None:
             f"negative  {score:.4f}  late good",
             "  -0.6250  good",
             "  +0.5000  late",
-            "  +0.0000  xxbos",
+            "  +0.0000  xxbos  (no word)",
         ]
         assert main(["explain", "late good", " ", "--url", server.url, "--json"]) == 4
         first, second = map(json.loads, capsys.readouterr().out.splitlines())
         assert first == {"text": "late good", "model_version": None, **prediction("late good"), "tokens": tokens}
         assert second["error"].startswith("BlankTextError: ")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "weights", "printed"),
+    [
+        (
+            {"labels": ["late", "rude"], "scores": {"late": 0.5625, "rude": 0.75, "long waiting time": 0.25}},
+            {"rude": 0.25, "late": 0.5},
+            ["rude 0.7500, late 0.5625  Late", "     rude     late", "  +0.2500  +0.5000  late"],
+        ),
+        (
+            {"labels": [], "scores": {"late": 0.25, "long waiting time": 0.375}},
+            {"long waiting time": 0.5},
+            ["no label  Late", "  long waitin…", "       +0.5000  late"],
+        ),
+        (
+            {"labels": list("abcde"), "scores": dict.fromkeys("abcde", 0.5)},
+            dict.fromkeys("abcde", 0.5),
+            [
+                "a 0.5000, b 0.5000, c 0.5000, d 0.5000, e 0.5000  Late",
+                "  ".join(["", *(letter.rjust(7) for letter in "abcd"), "…"]),
+                "  +0.5000" * 4 + "  late",
+            ],
+        ),
+        ({"value": 3.25}, None, ["3.25      Late", "  +0.7500  late"]),
+        (
+            {"label": "Sport", "score": 0.5, "scores": {"Sport": 0.5, "Wirtschaft": 0.5}},
+            None,
+            ["Sport       0.5000  Late", "  +0.7500  late"],
+        ),
+    ],
+    ids=["labels", "no label", "many labels", "number", "long label"],
+)
+def test_an_explanation_is_shown_as_the_kind_of_the_model_has_it(
+    capsys: Out, predicted: dict[str, Any], weights: dict[str, float] | None, printed: list[str]
+) -> None:
+    token: dict[str, Any] = {"token": "late", "weight": 0.75, "start": 0, "end": 4}
+    reply = predicted | {"tokens": [token | ({"weights": weights} if weights else {})]}
+    with scripted(lambda _: Reply(200, json.dumps(reply).encode())) as server:
+        assert main(["explain", "Late", "--url", server.url, "--model", "mine"]) == 0
+    assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_a_line_fits_the_terminal_however_many_labels_a_text_has(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    labels = [f"label {number}" for number in range(20)]
+    reply = {"labels": labels, "scores": dict.fromkeys(labels, 0.5)}
+    with scripted(lambda _: Reply(200, json.dumps(reply).encode())) as server:
+        assert main(["predict", "late " * 30, "--url", server.url, "--model", "mine"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(line) == 80
+    assert line.startswith("label 0 0.5000, label 1 0.5000, label 2…  late late")
 
 
 def test_scale(fake: FakeTorchServe, capsys: Out) -> None:

@@ -173,7 +173,7 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
         (["score", "missing.csv"], "No file at missing.csv"),
         (["score", "plain"], "plain is none of"),
         (["score", "/dev/null"], "/dev/null is none of"),
-        (["score", "binary.csv"], "binary.csv, line 3, is not UTF-8"),
+        (["score", "binary.csv"], "binary.csv has no column 'text'"),
         (["score", "text.csv/x.csv"], "No file at text.csv/x.csv"),
         (["score", "x" * 300 + ".csv"], "File name too long"),
         (["score", "text.csv", "--output", "missing/out.csv"], "missing/out.csv.journal: No such file"),

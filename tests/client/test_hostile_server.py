@@ -269,7 +269,7 @@ def check_kind(found: Prediction) -> None:
             assert math.isfinite(value)
         case _:
             pytest.fail(repr(found))
-    found.words()
+    assert isinstance(found.predicted, str)
     json.dumps(found.to_json())
 
 

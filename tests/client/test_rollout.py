@@ -1,10 +1,10 @@
 """Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -251,15 +251,14 @@ def test_a_rollout_that_is_killed_after_any_of_its_lines_is_finished_by_the_same
             assert (asked, fake.log.count("POST /models")) == (1, 1)
 
 
-@pytest.mark.parametrize("arguments", [("rollback",), ("rollback", "sentiment.mar")], ids=" ".join)
 @pytest.mark.parametrize("lines", [1, 3])
-def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int, arguments: tuple[str, ...]) -> None:
+def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int) -> None:
     """The same command never goes forward again to the version that it went back from."""
     fake = both()
     with serving(fake) as server:
-        killed_after(lines, server.url, *arguments, "--drain", "0.5")
+        killed_after(lines, server.url, "rollback", "sentiment.mar", "--drain", "0.5")
         switched_before = fake.default == "1.0"
-        finished = finish(server.url, *arguments, "--drain", "0")
+        finished = finish(server.url, "rollback", "sentiment.mar", "--drain", "0")
         assert fake.default == "1.0", finished.stdout
         if "2.0" in fake.versions:
             assert switched_before
@@ -418,69 +417,138 @@ def test_a_failed_clean_up_is_told() -> None:
     assert fake.default == "1.0"
 
 
-def test_a_rollback_without_a_name_never_goes_to_what_a_rollout_refused() -> None:
-    """Whatever has happened since to the workers of the default, and whatever was rolled out since."""
-    fake = FakeTorchServe(versions=both("1.0").versions, label=changed_in(10))
+def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
+    """One of them may have been refused by a rollout, and may have been registered at the start: 2.0 is here."""
+    versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 1)}
+    fake = FakeTorchServe(versions=versions, label=changed_in(10))
     with pytest.raises(RolloutError, match="labels changed"):
         rollout(fake)
-    assert list(fake.versions) == ["1.0", "2.0"]
 
-    def back(switch: Switch) -> Outcome:
-        return switch.rollback()
+    def back() -> str:
+        before = fake.default, list(fake.versions)
+        with pytest.raises(RolloutError) as caught:
+            switched(fake, Switch.rollback)
+        assert (fake.default, list(fake.versions)) == before
+        return str(caught.value)
 
-    with pytest.raises(RolloutError, match=r"Whether version 2\.0 was the default before is not known"):
-        switched(fake, back)
-    assert fake.default == "1.0"
+    assert back() == (
+        "Version 1.0 is the default. The server does not know which one was before. Choose: "
+        "`sentiment rollback sentiment-2.mar` (version 2.0, there since the server was started)."
+    )
     fake.label = lambda version, text: "negative"
     switched(fake, lambda switch: switch.rollout("sentiment-3.mar"))
-    assert (fake.default, list(fake.versions)) == ("3.0", ["2.0", "3.0"])
-    with pytest.raises(RolloutError, match=r"`sentiment rollback sentiment-2\.mar` makes it the default"):
-        switched(fake, back)
-    assert fake.default == "3.0"
+    assert (fake.default, list(fake.versions)) == ("3.0", ["2.0", "3.0"]), "2.0 was not what came before"
+    fake.versions["1.1"] = Registered("new one.mar", 1, started=9)
+    assert "`sentiment rollback 'new one.mar'` (version 1.1), `sentiment rollback sentiment-2.mar`" in back()
+    fake.versions = {"3.0": fake.versions["3.0"]}
+    assert "No version is registered beside 3.0 (sentiment-3.mar). Name the archive to go back to" in back()
 
 
-def test_a_regression_has_changed_where_its_numbers_differ_by_more_than_their_spread() -> None:
-    def values(shift: float) -> Callable[[str], Reply | None]:
-        def before(line: str) -> Reply | None:
-            if not line.startswith("POST /predictions/sentiment/"):
-                return None
-            version = line.rpartition("/")[2]
-            value = (fake.log.count(line) % 2) + (shift if version == "2.0" else 0)
-            many = [{"value": value}] * len(SAMPLE)
-            body = many if fake.log.count(line) == 1 and version == "2.0" else {"value": value}
-            return Reply(200, json.dumps(body).encode(), {"X-Model-Version": version})
+def test_a_rollback_to_a_file_that_two_versions_came_from_is_told() -> None:
+    fake = both()
+    fake.versions["1.1"] = Registered("sentiment.mar", 1, started=2)
+    with pytest.raises(
+        RolloutError, match=r"Versions 1\.0 and 1\.1 are registered from sentiment\.mar.*unregister 1\.0"
+    ):
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    assert (fake.default, len(fake.versions)) == ("2.0", 3)
 
-        return before
 
-    fake = FakeTorchServe()
-    fake.before = values(5)
-    with pytest.raises(RolloutError, match="100% of the labels changed"):
-        rollout(fake)
+def of_kinds(old: Callable[[int], Any], new: Callable[[int], Any]) -> FakeTorchServe:
+    """Both versions, each with its prediction for the sample's text of a number."""
+
+    def answer(version: str, texts: list[str]) -> Any:
+        return [(new if version == "2.0" else old)(SAMPLE.index(text)) for text in texts]
+
+    return FakeTorchServe(answer=answer)
+
+
+def single(label: str, *others: str) -> dict[str, Any]:
+    scores = {label: 0.75} | dict.fromkeys(others, 0.25)
+    return {"label": label, "score": 0.75, "scores": scores}
+
+
+def several(*labels: str) -> dict[str, Any]:
+    return {"labels": list(labels), "scores": {name: 0.75 if name in labels else 0.25 for name in ("late", "rude")}}
+
+
+MORE_LABELS = (lambda n: single("good", "bad"), lambda n: single("mixed" if n < 2 else "good", "bad"))
+OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "refused"),
+    [
+        (*MORE_LABELS, ["Only version 2.0 has the label: mixed.", "Compared: 2 of 10 labels changed, the lar"], None),
+        (
+            *OTHER_LABELS,
+            [
+                "Only version 1.0 has these labels: bad, good.",
+                "Only version 2.0 has these labels: 0, 1.",
+                "Compared: 10",
+            ],
+            "100% of the labels changed; at most 20% may (--max-changed).",
+        ),
+        (
+            lambda n: several("late", "rude"),
+            lambda n: several("rude", "late") if n < 9 else several(),
+            [
+                "  late, rude -> no label: flight 9",
+                "Compared: 1 of 10 texts have other labels, the largest difference of a",
+            ],
+            None,
+        ),
+        (
+            lambda n: several("late"),
+            lambda n: several("late", "rude"),
+            ["Compared: 10 of 10 texts have other labels, the largest difference of a score is 0.5000; median "],
+            "100% of the texts have other labels; at most 20% may (--max-changed).",
+        ),
+        (
+            lambda n: {"value": n % 2},
+            lambda n: {"value": n % 2 + 0.4},
+            ["Compared: 0 of 10 numbers changed by more than 0.5, their standard deviation before, the largest diff"],
+            None,
+        ),
+        (
+            lambda n: {"value": n % 2},
+            lambda n: {"value": 3},
+            ["  1 -> 3: flight 1", "Compared: 10 of 10 numbers changed by more than 0.5"],
+            "100% of the numbers changed by more than 0.5, their standard deviation before; at most 20% may (--max-ch",
+        ),
+        (
+            lambda n: {"value": 5},
+            lambda n: {"value": 5.0001},
+            ["Compared: 0 of 10 numbers changed by more than 0,"],
+            None,
+        ),
+        (
+            lambda n: single("good"),
+            lambda n: {"value": 3},
+            ["Compared: version 1.0 predicts one label for each text, version 2.0 a number; median"],
+            "100% of the predictions are of another kind; at most 20% may (--max-changed).",
+        ),
+    ],
+    ids=["more labels", "other labels", "order", "multi-label", "regression", "shifted", "all alike", "another kind"],
+)
+def test_what_changed_is_told_as_the_kind_of_the_model_has_it(
+    old: Callable[[int], Any], new: Callable[[int], Any], said: list[str], refused: str | None
+) -> None:
+    fake, lines = of_kinds(old, new), list[str]()
+    if refused is None:
+        rollout(fake, lines)
+    else:
+        with pytest.raises(RolloutError) as caught:
+            rollout(fake, lines)
+        assert str(caught.value).startswith(refused)
+    for start in said:
+        assert [line for line in lines if line.startswith(start)], (start, lines)
+    assert fake.default == ("2.0" if refused is None else "1.0")
 
 
 def both(default: str = "2.0") -> FakeTorchServe:
     versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 2, started=1)}
     return FakeTorchServe(versions=versions, default=default)
-
-
-def test_a_rollback_without_a_name_takes_the_one_other_version() -> None:
-    fake = both()
-    outcome = switched(fake, Switch.rollback)
-    assert (outcome.new, outcome.old, outcome.old_archive) == ("1.0", "2.0", "sentiment-2.mar")
-    assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
-    assert fake.versions["1.0"].workers == 2, "as many as the version before had"
-    warmed = fake.log.index("POST /predictions/sentiment/1.0")
-    assert warmed < fake.log.index("PUT /models/sentiment/1.0/set-default")
-
-
-@pytest.mark.parametrize("more", [{}, {"3.0": Registered("sentiment-3.mar", 1)}], ids=["none", "two"])
-def test_a_rollback_without_a_name_needs_one_other_version(more: dict[str, Registered]) -> None:
-    fake = both()
-    fake.versions = fake.versions | more if more else {"2.0": fake.versions["2.0"]}
-    before = dict(fake.versions)
-    with pytest.raises(RolloutError, match="Name the archive to go back to"):
-        switched(fake, Switch.rollback)
-    assert (fake.default, fake.versions) == ("2.0", before)
 
 
 def test_a_rollback_registers_the_archive_again() -> None:
@@ -539,15 +607,19 @@ def test_ctrl_c_after_the_switch_of_a_rollback_names_the_command_that_finishes_i
     fake = both()
     said = Acting("Nothing waits", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        switched(fake, Switch.rollback, said)
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
     assert said[-1] == "Version 2.0 stays registered: interrupted. `sentiment unregister 2.0` removes it."
 
 
 def test_a_rollback_to_an_archive_that_is_registered_takes_that() -> None:
     fake = both()
-    switched(fake, lambda switch: switch.rollback("sentiment.mar"))
+    outcome = switched(fake, lambda switch: switch.rollback("sentiment.mar"))
     assert "POST /models" not in fake.log
+    assert (outcome.new, outcome.old, outcome.old_archive) == ("1.0", "2.0", "sentiment-2.mar")
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
+    assert fake.versions["1.0"].workers == 2, "as many as the version before had"
+    warmed = fake.log.index("POST /predictions/sentiment/1.0")
+    assert warmed < fake.log.index("PUT /models/sentiment/1.0/set-default")
 
 
 def test_a_rollback_to_what_does_not_load_leaves_the_present_version() -> None:

@@ -69,8 +69,9 @@ def run(
     progress it ends."""
     pieces = 0
 
-    def progress(done: int, rows: int) -> None:
+    def progress(done: int, rows: int | None) -> None:
         nonlocal pieces
+        assert rows is not None
         assert 0 <= done <= rows
         pieces += 1
         if pieces == kill_after:

@@ -279,9 +279,9 @@ def test_register_scale_and_roll_back_without_a_name(open_server: Server, manage
     scaled = sentiment(open_server, "scale", "2", "--version", "2.0")
     assert scaled.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 2 READY.\n"
     assert sentiment(open_server, "unregister", "1.0").returncode == 1, "the default stays"
-    newer = sentiment(open_server, "rollback", "--drain", "0")
-    assert newer.returncode == 1, "a version that need not have been the default is not the way back"
-    assert "`sentiment rollback sentiment-2.mar` makes it the default" in newer.stderr
+    choices = sentiment(open_server, "rollback", "--drain", "0")
+    assert choices.returncode == 1, "which version was the default before is not known"
+    assert "Choose: `sentiment rollback sentiment-2.mar` (version 2.0)." in choices.stderr
     rolled_back = sentiment(open_server, "rollback", "sentiment-2.mar", "--drain", "0")
     assert rolled_back.returncode == 0, rolled_back.stderr
     assert names(management) == [("2.0", True)]

@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.collab import CollabDataLoaders, collab_learner
+from fastai.tabular.all import TabularDataLoaders, tabular_learner
 from fastai.text.all import (
     AWD_LSTM,
     BaseTokenizer,
@@ -33,14 +36,18 @@ from fastai.text.all import (
     ColReader,
     CrossEntropyLossFlat,
     DataBlock,
+    EarlyStoppingCallback,
     FocalLossFlat,
+    GradientAccumulation,
     GradientClip,
     LabelSmoothingCrossEntropyFlat,
+    Learner,
     MultiCategoryBlock,
     RandomSplitter,
     RegressionBlock,
     SaveModelCallback,
     SentencePieceTokenizer,
+    ShowGraphCallback,
     SpacyTokenizer,
     TextBlock,
     TextDataLoaders,
@@ -231,6 +238,11 @@ def with_the_models_weights_in_half_precision(rows: Rows, folder: Path) -> Any:
     return learner
 
 
+def with_more_of_training(rows: Rows, folder: Path) -> Any:
+    callbacks = [EarlyStoppingCallback("accuracy"), ShowGraphCallback(), GradientAccumulation(64)]
+    return trained(rows, folder, metrics=accuracy, callbacks=callbacks)
+
+
 def with_class_weights(rows: Rows, folder: Path) -> Any:
     return trained(rows, folder, loss_func=CrossEntropyLossFlat(weight=torch.tensor([2.0, 1.0, 3.0])))
 
@@ -245,6 +257,29 @@ def language_model(rows: Rows, folder: Path) -> Any:
     learner = language_model_learner(data, AWD_LSTM, config=awd_lstm_lm_config | SMALL, pretrained=False)
     learner.fit_one_cycle(1, 1e-2)
     return learner
+
+
+def tabular(rows: Rows, folder: Path) -> Any:
+    table = rows.assign(length=rows["text"].str.len().astype(float))
+    data = TabularDataLoaders.from_df(table, path=folder, cont_names=["length"], y_names="label")
+    return tabular_learner(data)
+
+
+def collaborative(rows: Rows, folder: Path) -> Any:
+    ratings = pd.DataFrame({"user": rows["label"], "item": rows["text"].str[:3], "rating": 1.0})
+    return collab_learner(CollabDataLoaders.from_df(ratings, path=folder))
+
+
+def of_images(rows: Rows, folder: Path) -> Any:
+    """A learner's file as `vision_learner` makes it: its network is of torchvision, which is not installed here."""
+    name = "torchvision.models.resnet"
+    modules: dict[str, Any] = {each: types.ModuleType(each) for each in ("torchvision", "torchvision.models", name)}
+    block = modules[name].BasicBlock = type("BasicBlock", (nn.Conv2d,), {"__module__": name})
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), block(4, 4, 3))
+    data = trained(rows, folder, epochs=0).dls
+    with mock.patch.dict(sys.modules, modules):
+        Learner(data, nn.Sequential(body, nn.Linear(4, 3)), loss_func=CrossEntropyLossFlat()).export("images.pkl")
+    return folder / "images.pkl"
 
 
 def another_architecture(rows: Rows, folder: Path) -> Any:
@@ -305,28 +340,55 @@ class Counting(Callback):  # type: ignore[misc]
         self.batches += 1
 
 
-def of_a_module_that_is_missing(name: str, rows: Rows, folder: Path) -> Any:
-    """The learner's file names a class or function of a module that exists only where the learner was trained."""
-    module: Any = types.ModuleType("my_project")
-    source = {
-        "callback": "from fastai.callback.core import Callback\nclass Part(Callback):\n    pass\n",
-        "metric": "def part(predictions, targets):\n    return (predictions.argmax(-1) == targets).float().mean()\n",
-        "rule": "def part(text):\n    return text.replace('!', '.')\n",
-    }[name]
-    exec(source, module.__dict__)
-    sys.modules["my_project"] = module
-    file = folder / "learner.pkl"
-    try:
-        if name == "callback":
-            learner = trained(rows, folder, epochs=1, callbacks=[module.Part()])
-        elif name == "metric":
-            learner = trained(rows, folder, epochs=1, metrics=[module.part])
-        else:
-            learner = trained(rows, folder, epochs=1, block={"rules": [lowercase, module.part]})
-        learner.export(file)
-    finally:
-        del sys.modules["my_project"]
-    return file
+class MissingPart(NamedTuple):
+    """A part of a learner whose module exists only where the learner was trained."""
+
+    source: str
+    """Of the module; it defines `part`."""
+
+    options: Callable[[Any], dict[str, Any]]
+    """The options of `trained`, given the part."""
+
+    module: str = "my_project"
+
+
+MISSING_PARTS = {
+    "callback": MissingPart(
+        "from fastai.callback.core import Callback\nclass Part(Callback): pass\npart = Part()",
+        lambda part: {"callbacks": [part]},
+    ),
+    "logger": MissingPart(
+        "from fastai.callback.core import Callback\nclass WandbCallback(Callback): pass\npart = WandbCallback()",
+        lambda part: {"callbacks": [part]},
+        module="fastai.callback.wandb",
+    ),
+    "loss": MissingPart(
+        "from torch.nn import functional as F\ndef part(outputs, targets): return F.cross_entropy(outputs, targets)",
+        lambda part: {"loss_func": part},
+    ),
+    "metric": MissingPart(
+        "def part(outputs, targets): return (outputs.argmax(-1) == targets).float().mean()",
+        lambda part: {"metrics": [part], "callbacks": [SaveModelCallback(monitor="part")]},
+    ),
+    "optimizer": MissingPart(
+        "from fastai.optimizer import Adam\ndef part(*parameters, **options): return Adam(*parameters, **options)",
+        lambda part: {"opt_func": part},
+    ),
+    "rule": MissingPart(
+        "def part(text): return text.replace('!', '.')",
+        lambda part: {"block": {"rules": [lowercase, part]}},
+    ),
+}
+
+
+def with_a_missing(name: str, rows: Rows, folder: Path) -> Any:
+    """A learner's file that names a class or function of a module that is missing."""
+    source, options, module_name = MISSING_PARTS[name]
+    module: Any = types.ModuleType(module_name)
+    with mock.patch.dict(sys.modules, {module_name: module}):
+        exec(source, module.__dict__)
+        trained(rows, folder, epochs=1, **options(module.part)).export("learner.pkl")
+    return folder / "learner.pkl"
 
 
 def something_else(rows: Rows, folder: Path) -> Any:
@@ -378,6 +440,7 @@ KINDS = (
     Kind("`to_fp16()`", in_half_precision),
     Kind("`model.half()`", with_the_models_weights_in_half_precision),
     Kind("`SaveModelCallback`, `GradientClip`", partial(trained, callbacks=[SaveModelCallback(), GradientClip(0.1)])),
+    Kind("`EarlyStoppingCallback`, `ShowGraphCallback`, `GradientAccumulation`", with_more_of_training),
     Kind(
         "tokens of its own (`special_toks`)",
         partial(trained, block={"tok": SpacyTokenizer(special_toks=[*defaults.text_spec_tok, "@user"])}),
@@ -396,9 +459,12 @@ KINDS = (
     Kind("a rule of its own", with_a_rule_of_its_own),
     Kind("a callback that changes no prediction", partial(trained, callbacks=[Counting()], epochs=1)),
     Kind("a callback that changes predictions", partial(trained, callbacks=[Louder()], epochs=1)),
-    Kind("a metric of a module that is missing", partial(of_a_module_that_is_missing, "metric")),
-    Kind("a callback of a module that is missing", partial(of_a_module_that_is_missing, "callback")),
-    Kind("a rule of a module that is missing", partial(of_a_module_that_is_missing, "rule")),
+    Kind("a metric of a module that is missing", partial(with_a_missing, "metric")),
+    Kind("a callback of a module that is missing", partial(with_a_missing, "callback")),
+    Kind("an optimizer of a module that is missing", partial(with_a_missing, "optimizer")),
+    Kind("`WandbCallback`, its package missing", partial(with_a_missing, "logger")),
+    Kind("a loss of a module that is missing", partial(with_a_missing, "loss")),
+    Kind("a rule of a module that is missing", partial(with_a_missing, "rule")),
     Kind("fastai 2.0.0, Python 3.8, spaCy 2", partial(there_already, LEARNERS / "fastai-2.0.0.pkl")),
     Kind("fastai 2.7.13, from a notebook", partial(there_already, LEARNERS / "fastai-2.7.13-notebook.pkl")),
     Kind("written on Windows", partial(there_already, LEARNERS / "windows.pkl")),
@@ -406,6 +472,9 @@ KINDS = (
     Kind("another recurrence than LSTM (QRNN)", with_another_recurrence),
     Kind("a transformer in a `TextLearner`", another_architecture),
     Kind("a language model", language_model),
+    Kind("a tabular learner", tabular),
+    Kind("a collaborative filter (`collab_learner`)", collaborative),
+    Kind("an image classifier", of_images),
     Kind("weights that `learner.save` wrote", something_else),
     Kind("a pickle of `DataLoaders`", data_loaders),
 )

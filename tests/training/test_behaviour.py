@@ -4,11 +4,16 @@ import ast
 import inspect
 import re
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from zlib import crc32
 
 import pytest
 
+from handler import exported
+from tests.training.test_export import make_learner
+from training import cli
+from training.export.learner import export_learner
 from training.measure import behaviour
 from training.measure.behaviour import BehaviouralTest, Case, Result, run, suite
 from training.stages import augmentation
@@ -123,3 +128,10 @@ def plain_part(text: str) -> str:
 def string_literals(module: ModuleType) -> list[str]:
     tree = ast.parse(inspect.getsource(module))
     return [of.value for of in ast.walk(tree) if isinstance(of, ast.Constant) and isinstance(of.value, str)]
+
+
+def test_a_model_of_other_labels_is_told_which_are_expected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exported.write(export_learner(make_learner(["good", "bad"]), {}), tmp_path)
+    assert cli.main(["behaviour", "--model", str(tmp_path)]) == 1
+    expected = "for models with the labels negative, neutral, positive, and this model has the labels 'bad', 'good'."
+    assert expected in capfd.readouterr().err

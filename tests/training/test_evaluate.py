@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from handler import exported
+from handler import batch, exported
 from handler.classifier import TextClassifier
+from handler.limits import Limits
 from tests.approximately import approximately
 from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
@@ -20,7 +24,16 @@ from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.data import labelled, read_tweets, split_of_rows
 from training.errors import TrainingError
-from training.measure.evaluate import MODELS_PATH, evaluate, figures, model_answer, reliability, server_answer
+from training.measure.evaluate import (
+    JSON_HEADERS,
+    MODELS_PATH,
+    evaluate,
+    figures,
+    model_answer,
+    predict,
+    reliability,
+    server_answer,
+)
 from training.stages.calibration import best_calibration
 from training.stages.targets import to_targets
 
@@ -140,6 +153,37 @@ def test_the_embedded_model_is_stored_in_half_precision() -> None:
     weights = exported.read(MODEL).weights
     assert weights["embedding.weight"].dtype == np.float16
     assert all(value.dtype == np.float16 for name, value in weights.items() if name.startswith("lstm"))
+
+
+NASTY = ["late ", "\u2603?", "A b ", "&amp;", "don't ", "<br />", "http://x.y/ ", "AAA"]
+LONG_TEXTS = st.builds(
+    lambda piece, times: "x" + (piece * times)[:19_999],
+    st.sampled_from(NASTY) | st.text(min_size=1, max_size=3),
+    st.integers(1, 20_000),
+)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(LONG_TEXTS, min_size=1, max_size=8))
+@example(["x" + "\u2603?" * 5_000] * 3)
+@example(["late"] * 120)
+def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: Path, texts: list[str]) -> None:
+    """Nor for a server of two networks, whose requests have half as many tokens. A text has 20,000 characters at most,
+    and one that is too much alone is told as such."""
+    classifier = TextClassifier.load(toy_run / "model")
+    limits = replace(Limits(), max_token_reads=Limits().max_token_reads // 2)
+    asked: list[str] = []
+
+    def answer(body: bytes) -> bytes:
+        instances = json.loads(body)["instances"]
+        asked.extend(instances)
+        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
+        batch.infer(jobs, classifier, limits)
+        assert jobs[0].error is None or len(instances) == 1, jobs[0].error
+        return json.dumps({"predictions": [{} for _ in instances]}).encode()
+
+    assert len(list(predict(texts, answer))) == len(texts)
+    assert asked == texts
 
 
 def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixture[str]) -> None:

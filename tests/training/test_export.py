@@ -37,12 +37,14 @@ from handler.engine import GRAPH_FILE
 from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
+from tests.training.learners import collaborative, language_model, of_images, tabular
 from training.data import read_tweets
 from training.errors import TrainingError
 from training.export.archive import archive
 from training.export.card import code_span, new_card, plot, to_markdown
 from training.export.graph import to_onnx
 from training.export.learner import export_file, export_learner
+from training.export.learner_file import read_learner
 from training.export.probes import probes
 from training.measure.evaluate import figures
 
@@ -69,6 +71,7 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
         CategoryBlock,
         ColReader,
         DataBlock,
+        RandomSplitter,
         TextBlock,
         awd_lstm_clas_config,
         text_classifier_learner,
@@ -86,6 +89,7 @@ def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
         blocks=(TextBlock.from_df("text", min_freq=fewest, backwards=backwards, n_workers=1, **block), target),
         get_x=ColReader("text"),
         get_y=ColReader("label"),
+        splitter=RandomSplitter(seed=0),  # each label has a text to train on
     ).dataloaders(table, bs=8)
     learner = text_classifier_learner(data, AWD_LSTM, config=awd_lstm_clas_config | sizes, pretrained=False, **options)
     torch.manual_seed(0)
@@ -495,5 +499,24 @@ def test_the_proof_reaches_every_kind_of_length() -> None:
 def test_other_models_are_refused(toy_run: Path) -> None:
     learner = load_toy_learner(toy_run)
     learner.model = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(TrainingError, match="not a fastai text classifier"):
+    with pytest.raises(TrainingError, match="not a fastai text classifier but Sequential of Linear"):
         export_learner(learner, {})
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (language_model, "This is a language model: .*save_encoder.*load_encoder"),
+        (tabular, "inputs are rows of a table, not texts"),
+        (collaborative, "inputs are users and items .* not texts"),
+        (of_images, "inputs are images, not texts"),
+    ],
+)
+def test_learners_of_fastais_other_kinds_are_refused_by_their_names(
+    make: Callable[[pd.DataFrame, Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = make(pd.DataFrame({"text": toy_texts(), "label": "a"}), tmp_path)
+    with pytest.raises(TrainingError, match=message):
+        export_learner(read_learner(made) if isinstance(made, Path) else made, {})

@@ -15,6 +15,7 @@ from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
 from training.data import read_tweets
 from training.errors import TrainingError
+from training.export.precision import kept
 from training.fit.recipe import expected_minutes, recipe_for
 from training.fit.start import OWN_START, describe_starts, start_named
 from training.stages import tfidf
@@ -78,8 +79,16 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(
             assert f"{split}, {name}" in fitted.said
             assert f"{metrics[split]['accuracy']:.3f}" in fitted.said
     archive = f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
-    assert f"{archive} --texts {fitted.folder / 'run' / 'data.csv'}\n" in fitted.said
+    assert f"{archive}\n" in fitted.said
     assert "python -m server --model mail\n" in fitted.said
+
+
+def test_its_archives_precision_is_measured_on_texts_that_it_is_not_trained_on(fitted: Fitted) -> None:
+    choice = kept(fitted.folder / "mail")
+    assert choice is not None
+    assert choice.source == "the validation and test splits of mail.csv"
+    assert choice.differences["int8"].texts == 10
+    assert f"Its archive will be in {choice.precision}: {choice.reason}.\n" in fitted.said
 
 
 def test_the_card_has_all_that_a_card_has_and_speaks_of_texts(fitted: Fitted) -> None:

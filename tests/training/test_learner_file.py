@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.text.all import Callback, CrossEntropyLossFlat, Transform
+from fastai.text.all import (
+    AvgMetric,
+    Callback,
+    CrossEntropyLossFlat,
+    EarlyStoppingCallback,
+    Metric,
+    Transform,
+    accuracy,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,11 +167,18 @@ def with_labels(learner: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda it: it.add_cb(of_a_missing_module(Callback)()), r"the learner uses gone\.Own \(not installed here\)"),
+        (
+            lambda it: it.add_cb(of_a_missing_module(Callback)()),
+            r"the callback gone\.Own \(not installed here\)\. If .* `learner\.remove_cb\(Own\)`",
+        ),
         (with_a_transform, r"the learner uses gone\.Own \(not installed here\)"),
         (with_a_rule, r"a rule of its own, gone\.Own \(not installed here\)"),
         (
             lambda it: setattr(it, "loss_func", of_a_missing_module(CrossEntropyLossFlat)()),
+            r"The loss is gone\.Own \(not installed here\)",
+        ),
+        (
+            lambda it: setattr(it, "loss_func", of_a_missing_module(object)),  # as a function is
             r"The loss is gone\.Own \(not installed here\)",
         ),
         (
@@ -172,7 +187,7 @@ def with_labels(learner: Any) -> None:
         ),
         (with_labels, r"The label of the class gone\.Own \(not installed here\) cannot be read"),
     ],
-    ids=["callback", "transform", "rule", "loss", "encoder", "labels"],
+    ids=["callback", "transform", "rule", "loss", "function as loss", "encoder", "labels"],
 )
 def test_missing_code_that_takes_part_in_a_prediction_is_refused(
     change: Callable[[Any], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,3 +200,38 @@ def test_missing_code_that_takes_part_in_a_prediction_is_refused(
     del sys.modules["gone"]
     with pytest.raises(TrainingError, match=message):
         export_learner(read_learner(tmp_path / "own.pkl"), {})
+
+
+def test_missing_code_that_takes_no_part_in_a_prediction_stands_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each part alone makes fastai's own `predict` fail, but for the optimizer and the splitter."""
+    logger = type("WandbCallback", (Callback,), {"__module__": "fastai.callback.wandb", "before_fit": None})
+    for name in ("gone", logger.__module__):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[logger.__module__].WandbCallback = logger  # type: ignore[attr-defined]
+    function, metric = of_a_missing_module(object, "function"), of_a_missing_module(Metric)()
+    learner = make_learner(metrics=[accuracy, AvgMetric(function), metric, DividingByZero()])
+    learner.add_cbs([logger(), EarlyStoppingCallback(monitor="function")])
+    learner.opt_func = learner.splitter = function
+    expected = export_learner(make_learner(), {}).weights
+    learner.create_opt = lambda: None
+    learner.path = tmp_path
+    learner.export("own.pkl")
+    monkeypatch.undo()
+    read = read_learner(tmp_path / "own.pkl")
+    assert [metric.name for metric in read.metrics] == ["accuracy"]
+    told = "without those that do not work here: gone.function (not installed here), gone.Own (not installed here), Div"
+    assert told in capfd.readouterr().err
+    found = export_learner(read, {}).weights
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    with read.no_bar(), read.no_logging():
+        read.predict("late")
+
+
+class DividingByZero(Metric):  # type: ignore[misc]  # fastai has no types
+    """Has no value without targets."""
+
+    @property
+    def value(self) -> float:
+        return 1 / 0

@@ -107,6 +107,12 @@ def test_torchs_own_loss_takes_the_metrics_threshold() -> None:
     assert export_learner(learner, {}).config.thresholds == (0.2, 0.2, 0.2)
 
 
+def test_where_nothing_says_a_threshold_fastais_default_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    learner = make_learner(**MULTI_LABEL, loss_func=nn.BCEWithLogitsLoss())
+    assert export_learner(learner, {}).config.thresholds == (0.5, 0.5, 0.5)
+    assert "neither the loss nor a metric of the learner has a threshold" in capfd.readouterr().err
+
+
 def test_a_metric_with_another_threshold_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     learner = make_learner(**MULTI_LABEL, metrics=[partial(accuracy_multi, thresh=0.2)])
     assert export_learner(learner, {}).config.thresholds == (0.5, 0.5, 0.5)

@@ -14,10 +14,11 @@ import onnx
 
 from handler import exported
 from handler.engine import graph_file
+from handler.exported import ExportedModel
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
 from training.export.graph import Precision, to_onnx
-from training.export.precision import Choice, choose, forced
+from training.export.precision import Choice, choose, forced, keep, kept
 from training.export.sample import Sample, made_up
 
 HANDLER = Path(__file__).parents[2] / "handler"
@@ -35,8 +36,9 @@ def archive(
         model: an exported model's folder.
         version: letters, digits, points, hyphens and underscores, like the model's name: they stand in addresses.
         precision: of the network in the archive; None: see `training.export.precision.choose`.
-        sample: the texts that decide on it; made up of the vocabulary where there are none. A precision that is given
-            is measured only where they are, too.
+        sample: the texts that decide on it. Where there are none, what real texts decided before does (see
+            `training.export.precision.kept`), else texts made up of the vocabulary. A precision that is given is not measured
+            on those.
 
     Returns:
         The precision, and what was measured, as in the archive's card.
@@ -50,7 +52,7 @@ def archive(
             raise TrainingError(f"{option} {name!r}: expected letters, digits, points, hyphens and underscores.")
     source = exported.read(model)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    choice = forced(source, precision, sample) if precision else choose(source, sample or made_up(source))
+    choice = _choice(model, source, precision, sample)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".archive-") as workspace:
         content = Path(workspace, "content")
         # `network.py` is the reference, which needs torch.
@@ -75,4 +77,17 @@ def archive(
         if result.returncode != 0:
             raise TrainingError(f"torch-model-archiver failed:\n{result.stderr}")
         os.replace(Path(workspace, destination.name), destination)
+    return choice
+
+
+def _choice(folder: Path, model: ExportedModel, precision: Precision | None, sample: Sample | None) -> Choice:
+    """Before the archive is written: `make` would build an archive again that is older than a file of its model."""
+    before = kept(folder) if sample is None or sample.made_up else None
+    if precision is not None:
+        return forced(model, precision, sample, before)
+    if before is not None:
+        return before
+    choice = choose(model, sample or made_up(model))
+    if not choice.made_up:
+        keep(choice, folder)
     return choice

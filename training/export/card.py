@@ -255,7 +255,8 @@ def _behaviour(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
         return []
     lines = [
-        "Behavioural tests (`python -m training behaviour`), after CheckList (Ribeiro et al., ACL 2020):",
+        "Behavioural tests of short English texts, many about airlines (`python -m training behaviour`), after "
+        "CheckList (Ribeiro et al., ACL 2020):",
         "",
         *behaviour.to_table([behaviour.Result(**of) for of in results]),
     ]

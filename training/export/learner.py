@@ -6,7 +6,7 @@ All of them are read off the learner. What this project cannot serve exactly is 
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fastai.text.all import (
     LabelSmoothingCrossEntropyFlat,
     Learner,
     LinBnDrop,
+    LinearDecoder,
     MultiCategorize,
     Numericalize,
     PoolingLinearClassifier,
@@ -50,7 +51,7 @@ from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
 from training.export.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
 from training.export.ensemble import joined
-from training.export.learner_file import Missing, read_learner
+from training.export.learner_file import HOW_TO_BRING_IT, Missing, name_of, other_inputs, read_learner
 from training.export.parity import prove
 from training.export.spacy_rules import own_rules
 from training.measure.evaluate import behaviour_of, evaluate, model_answer
@@ -195,6 +196,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
         TrainingError: the learner is not an AWD-LSTM for one of the tasks with fastai's tokenizers and rules.
     """
     encoder, head = _parts_of(learner)
+    _check_callbacks(learner)
     task = _task_of(learner)
     blocks, value_range = _head_blocks(head, task)
     tokenizer, numericalize, backwards = _text_pipeline(learner)
@@ -237,11 +239,8 @@ def _tell_of_columns(tokenizer: FastaiTokenizer) -> None:
 
 
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:
-    parts = list(learner.model.children())
-    # Exactly these types, here and below: a subclass may compute anything.
-    if list(map(type, parts)) != [SentenceEncoder, PoolingLinearClassifier]:
-        raise TrainingError("The learner's model is not a fastai text classifier (text_classifier_learner makes one).")
-    encoder, head = parts
+    _check_kind(learner)
+    encoder, head = learner.model.children()
     if type(encoder.module) is not AWD_LSTM:
         raise TrainingError(
             f"The encoder is {type(encoder.module).__name__}; only fastai's AWD_LSTM is exported. Train with "
@@ -264,15 +263,65 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
     return encoder, head
 
 
+def _check_kind(learner: Learner) -> None:
+    """
+    Raises:
+        TrainingError: the learner's model is of another kind than a text classifier's.
+    """
+    model = learner.model
+    parts = [] if isinstance(model, Missing) else list(model.children())
+    # Exactly these types, here and below: a subclass may compute anything.
+    if list(map(type, parts)) == [SentenceEncoder, PoolingLinearClassifier]:
+        return
+    if any(type(part) is LinearDecoder for part in parts):
+        raise TrainingError(
+            "This is a language model: it predicts the next word, not a label. Save its encoder "
+            "(`learner.save_encoder('encoder')`), load it into a classifier of the same vocabulary "
+            "(`text_classifier_learner(dls, AWD_LSTM).load_encoder('encoder')`, where `dls` was made with "
+            "`text_vocab=learner.dls.vocab`), train that on labelled texts, and export it."
+        )
+    for part in (*_modules_of(model), learner.dls, learner):
+        if refusal := other_inputs(type(part).__module__):
+            raise TrainingError(f"This is another kind of learner: {refusal}")
+    raise TrainingError(
+        f"The learner's model is not a fastai text classifier but {name_of(model)}"
+        f"{' of ' + ', '.join(map(name_of, parts)) if parts else ''}. `text_classifier_learner(dls, AWD_LSTM)` makes "
+        f"one: a SequentialRNN of SentenceEncoder and PoolingLinearClassifier."
+    )
+
+
+def _modules_of(model: Any) -> Iterator[Any]:
+    """A network and all its parts, those that do not exist here included."""
+    yield model
+    if not isinstance(model, Missing):
+        for part in model.children():
+            yield from _modules_of(part)
+
+
+def _check_callbacks(learner: Learner) -> None:
+    """
+    Raises:
+        TrainingError: a callback does not exist here. It may change predictions.
+    """
+    if missing := next((callback for callback in learner.cbs if isinstance(callback, Missing)), None):
+        name = name_of(missing)
+        own = name.partition(" ")[0].rpartition(".")[2]
+        raise TrainingError(
+            f"The learner has the callback {name}. If it does not change predictions, call `learner.remove_cb({own})` "
+            f"and export the learner again. Otherwise its code is needed here. {HOW_TO_BRING_IT}"
+        )
+
+
 def _task_of(learner: Learner) -> TaskName:
     """The task that the learner's loss is for. The target must be of the same task, if it is one of fastai's."""
     loss = learner.loss_func
-    kind = type(loss.func) if type(loss) is BaseLoss else type(loss)  # fastai's flat losses of a regression
+    loss = loss.func if type(loss) is BaseLoss else loss  # fastai's flat losses of a regression
+    kind = type(loss)
     task = next((task for task, losses in LOSSES.items() if kind in losses), None)
     target = _target_of(learner)
     if task is None:
         raise TrainingError(
-            f"The loss is {kind.__name__}, which does not say how the model's outputs become a prediction. Known are "
+            f"The loss is {name_of(loss)}, which does not say how the model's outputs become a prediction. Known are "
             f"{'; '.join(f'for {task} {_losses(task)}' for task in LOSSES)}. Train with one of them: without "
             f"`loss_func`, fastai takes the one that goes with the target.{_WAYS_OUT.get(target, '')}"
         )
@@ -298,14 +347,21 @@ def _target_of(learner: Learner) -> TaskName | None:
 def _thresholds_of(learner: Learner, labels: int) -> tuple[float, ...]:
     """The probability that each label must be over to be predicted.
 
-    `learner.predict` takes the loss's. torch's own loss has none; then it is the metric's, or fastai's default.
+    `learner.predict` takes the loss's. torch's own loss has none; then it is a metric's, or fastai's default.
     """
     of_metrics = [
         float(metric.func.keywords["thresh"])
         for metric in learner.metrics
         if "thresh" in getattr(getattr(metric, "func", None), "keywords", {})
     ]
-    threshold = getattr(learner.loss_func, "thresh", next(iter(of_metrics), DEFAULT_THRESHOLD))
+    threshold = getattr(learner.loss_func, "thresh", next(iter(of_metrics), None))
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD
+        print(
+            f"note: neither the loss nor a metric of the learner has a threshold; the exported model has fastai's "
+            f"default, {threshold}. Edit `thresholds` in {exported.CONFIG_FILE} to change it.",
+            file=sys.stderr,
+        )
     thresholds = np.broadcast_to(np.asarray(threshold, np.float64), (labels,)).tolist()
     if others := sorted(set(of_metrics) - set(thresholds)):
         print(
@@ -343,7 +399,7 @@ def _labels_of(learner: Learner, fewest: int) -> tuple[str, ...]:
             f"CategoryBlock or MultiCategoryBlock; a number is predicted by RegressionBlock and its loss, MSELossFlat."
         )
     if missing := next((label for label in labels if isinstance(label, Missing)), None):
-        raise TrainingError(f"The label of the class {type(missing).__qualname__} cannot be read.")
+        raise TrainingError(f"The label of the class {name_of(missing)} cannot be read.")
     names = tuple(map(str, labels))
     for name in names:
         if not is_unicode(name):

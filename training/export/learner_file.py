@@ -6,6 +6,9 @@ file was written. This module maps the old names while it unpickles.
 A name that does not exist here becomes a `Missing`: the learner loads, and whatever uses the object fails. So a learner
 loads without the functions of a notebook that read a table's columns, which no request needs, and is still refused if
 one of its own objects takes part in a prediction.
+
+fastai's `predict` also asks metrics, loggers and trackers, which change no prediction. Those that would fail here are
+removed from the learner.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ from typing import IO, Any
 
 import pandas as pd
 import spacy
-from fastai.text.all import Learner, RNNCallback, TextLearner, load_learner
+from fastai.text.all import L, Learner, Metric, RNNCallback, TextLearner, load_learner
 from plum import Function
 from spacy.attrs import intify_attrs
 from spacy.language import Language
@@ -58,7 +61,41 @@ def read_learner(file: Path) -> Learner:
         raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")
     if isinstance(learner, TextLearner) and not any(isinstance(callback, RNNCallback) for callback in learner.cbs):
         learner.add_cb(RNNCallback())  # before fastai 2.2, RNNRegularizer took its part
+    learner.cbs = L(callback for callback in learner.cbs if type(callback).__module__ not in _OBSERVERS)
+    _remove_unusable_metrics(learner)
     return learner
+
+
+def _remove_unusable_metrics(learner: Learner) -> None:
+    usable = list(filter(_is_usable, learner.metrics))
+    unusable = [metric for metric in learner.metrics if metric not in usable]
+    if unusable:
+        names = ", ".join(name_of(vars(metric).get("func", metric)) for metric in unusable)
+        print(
+            f"note: no metric changes a prediction, so the learner is read without those that do not work here: "
+            f"{names}.",
+            file=sys.stderr,
+        )
+        learner.metrics = usable
+
+
+def _is_usable(metric: Any) -> bool:
+    """Whether a metric has a name and a value where there are no targets, as in a prediction."""
+    with contextlib.suppress(Exception):  # whatever a metric of the learner's own raises
+        metric.reset()
+        return isinstance(metric, Metric) and (metric.name, metric.value) is not None
+    return False
+
+
+def name_of(thing: Any) -> str:
+    """The name of a function or class, or of an object's class. For what does not exist here, it says so."""
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+HOW_TO_BRING_IT = (
+    "Install its package or put its module on PYTHONPATH. If it was defined in a notebook, move it to a module and "
+    "export the learner again."
+)
 
 
 class _Missing(type):
@@ -95,9 +132,18 @@ def _not_here(missing: type, attribute: str) -> Exception:
     # Python itself looks for these, to copy or to print an object.
     if attribute.startswith("__") and attribute != "__call__":
         return AttributeError(attribute)
-    return TrainingError(
-        f"the learner uses {missing.__qualname__}. Install its package or put its module on PYTHONPATH. If it was "
-        f"defined in a notebook, move it to a module and export the learner again."
+    refusal = other_inputs(missing.__module__)
+    return TrainingError(refusal or f"the learner uses {missing.__name__}. {HOW_TO_BRING_IT}")
+
+
+def other_inputs(module: str) -> str | None:
+    """Why a learner with a part of this module is refused, if the module is of another application than texts."""
+    kinds = [inputs for name, inputs in _OTHER_INPUTS.items() if f"{module}.".startswith(f"{name}.")]
+    if not kinds:
+        return None
+    return (
+        f"the learner's inputs are {kinds[0]}, not texts. Only text classifiers are exported: train one with "
+        f"`text_classifier_learner(dls, AWD_LSTM)`."
     )
 
 
@@ -157,7 +203,7 @@ def _from_spacy_2(pipeline: Language) -> Language:
         )
     print(
         "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order, so "
-        "a few texts (2 in 1,000 tweets) have other tokens than they had there.",
+        "a few texts (2 in 1,000) have other tokens than they had there.",
         file=sys.stderr,
     )
     today = spacy.blank(str(pipeline.lang))
@@ -217,6 +263,19 @@ _MOVED_MODULES = {
     "plum.util": "plum._util",
     "pathlib._local": "pathlib",  # in Python 3.13
 }
+
+_OBSERVERS = {f"fastai.callback.{name}" for name in ("azureml", "comet", "neptune", "tensorboard", "tracker", "wandb")}
+"""fastai's modules of callbacks that log or supervise training. None takes part in a prediction, but some fail in it
+without their package, their service or a metric."""
+
+_OTHER_INPUTS = {
+    "fastai.collab": "users and items (collaborative filtering)",
+    "fastai.tabular": "rows of a table",
+    "fastai.vision": "images",
+    "timm": "images",
+    "torchvision": "images",
+}
+"""What the learners of fastai's other applications take."""
 
 _LATER_MODULES = {"fastai.layers": ("fastai.losses",)}
 """Where some of a module's names are now: fastai 2.0.0 had the losses among the layers."""

@@ -7,11 +7,15 @@ from handler.exported import ExportedModel
 from handler.tokens import TokenizerConfig
 
 SENTENCES = (
-    "Thank you for the GREAT flight!!!",
-    "@airline why is flight 1234 so looooong late?? http://t.co/x1Y2 #fail",
-    "we weren't told -- nobody's there; the U.S. crew &amp; me (both) won't rebook, 50% off or not",
-    "good good good good, \u00fcber caf\u00e9 \U0001f600\u2708 \u4f60\u597d",
+    "This is a GREAT example!!!",
+    "@someone why does number 1234 take so looooong?? http://example.com/x1Y2?a=b#c #fail :-(",
+    "we weren't told -- nobody's there; the U.S. half &amp; me (both) won't ask, 50% or $3.50,<br />10am or <b>no</b>",
+    "good good good good, \u00fcber caf\u00e9 \U0001f600\u2708\ufe0f\U0001f44d\U0001f3fd \u4f60\u597d \uc548\ub155",
+    "\u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "I",
 )
+"""What the rules of a tokenizer are for: capitals, repetitions, entities and tags of HTML, addresses, numbers, emoji,
+contractions, unknown words, other scripts, a single letter. They are about nothing."""
 
 
 def probes(model: ExportedModel) -> list[str]:

@@ -16,11 +16,12 @@ from sklearn.base import clone
 from sklearn.metrics import f1_score, log_loss
 
 from handler.exported import CARD_FILE
-from training.data import labelled, labels_of, read_tweets, sha256_of
+from training.data import held_out, labelled, labels_of, read_tweets, sha256_of
 from training.errors import TrainingError
 from training.export.archive import NAME
 from training.export.card import trained_on
 from training.export.learner import export_file
+from training.export.precision import measure
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
 from training.fit.split import SEED, leaks, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
@@ -114,7 +115,7 @@ def fit(order: Order) -> Path:
             "baseline": {"name": BASELINE, "metrics": measured["baseline"]},
         },
     )
-    for line in _results(to, csv):
+    for line in [*measure(to, held_out(rows, order.data)), *_results(to, csv)]:
         print(line)
     return to
 
@@ -340,7 +341,7 @@ def _results(to: Path, csv: Path) -> list[str]:
     lines += [
         "",
         f"The card: {to / 'README.md'}. To serve it:",
-        f"    python -m training archive --model {model} --to {archive} --texts {texts}",
+        f"    python -m training archive --model {model} --to {archive}",
         f"    python -m server --model {to.resolve().name}",
         "To measure it again:",
         f"    python -m training evaluate --data {texts} --split {split} --model {model}",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from tqdm import tqdm
 
-from client import address
+from client import address, inference
 from client.errors import ClientError, InputError, RefusedError, UnreachableError
 from client.transport import Transport
 from handler import batch
@@ -26,10 +26,12 @@ from training.data import labelled
 from training.errors import TrainingError
 from training.measure import behaviour
 from training.splits import Split
+from training.templates import LABELS
 
 TEXTS_PER_REQUEST = 50
-CHARACTERS_PER_REQUEST = 30_000
-"""Symbols can have a token each, and a request has a limit of tokens (`handler.limits`)."""
+CHARACTERS_PER_REQUEST = 15_000
+"""Symbols can have a token each, and a request has a limit of token reads (`handler.limits`), of which a model of two
+networks takes twice as many. A longer text has a request of its own."""
 
 TIMEOUT_S = 120
 CALIBRATION_BINS = 15
@@ -48,16 +50,20 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
         see `figures`; and where the file names airlines, per_airline: tweets and accuracy of each.
 
     Raises:
-        TrainingError: a blank label in the split, or a label that the model does not have.
+        TrainingError: a blank label in the split, a label that the model does not have, or a model that is for another
+            task than one label a text.
     """
     rows = labelled(tweets, split)
-    predictions = list(predict(list(rows["text"]), answer))
-    if "label" not in predictions[0]:
-        raise TrainingError("The model is not single-label: these figures are for models that predict one label.")
-    labels = list(predictions[0]["scores"])
+    labels = labels_of(answer)
+    if not labels:
+        raise TrainingError(
+            "The model is not single-label: it predicts several labels or a number, and these figures are for models "
+            "that predict one label. `sentiment score FILE` writes its predictions beside the file's own columns."
+        )
     unknown = sorted(set(rows["label"]) - set(labels))
     if unknown:
         raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
+    predictions = list(predict(list(rows["text"]), answer))
     scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
     found = figures(list(rows["label"]), scores, labels)
     if rows["airline"].notna().all():
@@ -69,10 +75,15 @@ def evaluate(tweets: pd.DataFrame, split: Split, answer: Answer) -> dict[str, An
     return found
 
 
+def labels_of(answer: Answer) -> list[str]:
+    """The labels of a single-label model; none of a model of another task."""
+    [first] = predict(["Hello"], answer)
+    return list(first["scores"]) if "label" in first else []
+
+
 def behaviour_of(answer: Answer) -> list[dict[str, Any]]:
     """The results of the behavioural tests; none, if the labels are not those that they are about."""
-    [first] = predict(["Hello"], answer)
-    if "label" not in first or set(first["scores"]) != set(behaviour.LABELS):
+    if set(labels_of(answer)) != set(LABELS):
         return []
 
     def scores_of(texts: list[str]) -> list[dict[str, float]]:
@@ -138,21 +149,10 @@ def reliability(
 def predict(texts: Sequence[str], answer: Answer) -> Iterator[dict[str, Any]]:
     """The predictions of texts, asked for some at a time, with a progress bar on a terminal."""
     with tqdm(total=len(texts), unit="text", disable=None) as progress:
-        for instances in _requests(texts):
+        for instances in inference.split(texts, TEXTS_PER_REQUEST, CHARACTERS_PER_REQUEST):
             predictions = json.loads(answer(json.dumps({"instances": instances}).encode()))["predictions"]
             progress.update(len(instances))
             yield from predictions
-
-
-def _requests(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in lists that are each within the limits of one request."""
-    instances: list[str] = []
-    for text in texts:
-        if len(instances) == TEXTS_PER_REQUEST or sum(map(len, instances)) + len(text) > CHARACTERS_PER_REQUEST:
-            yield instances
-            instances = []
-        instances.append(text)
-    yield instances
 
 
 def model_answer(folder: Path) -> Answer:

@@ -65,7 +65,7 @@ def train_classifier(
 ) -> None:
     """Stage 3: train on the labels of the train split and the teachers' predictions; measure on the validation split.
 
-    Writes the learner in the format of fastai's `Learner.export`, for `training.export` and for the user.
+    Writes the learner in the format of fastai's `Learner.export`, for `training.export.learner` and for the user.
 
     Args:
         tweets: the labelled texts (`training.data`).
