@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from handler.exported import is_unicode
 from training.errors import TrainingError
 
 FORMATS: Final = {
@@ -92,6 +91,8 @@ class Source:
         """
         if not self.path.is_file():
             raise self.problem(f"no such file; expected {self._expected}.")
+        from handler.exported import is_unicode  # imports spaCy, which takes seconds
+
         records = list(self._read())
         self.refuse(
             (

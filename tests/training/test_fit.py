@@ -15,7 +15,7 @@ from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.export.precision import kept
+from training.export.precision import read_choice
 from training.fit.recipe import expected_minutes, recipe_for
 from training.fit.start import OWN_START, describe_starts, start_named
 from training.stages import tfidf
@@ -84,7 +84,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(
 
 
 def test_its_archives_precision_is_measured_on_texts_that_it_is_not_trained_on(fitted: Fitted) -> None:
-    choice = kept(fitted.folder / "mail")
+    choice = read_choice(fitted.folder / "mail")
     assert choice is not None
     assert choice.source == "the validation and test splits of mail.csv"
     assert choice.differences["int8"].texts == 10

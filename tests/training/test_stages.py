@@ -16,7 +16,7 @@ from fastai.text.all import Learner
 from tests.paths import GENERAL, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.errors import TrainingError
-from training.export.precision import kept
+from training.export.precision import read_choice
 from training.settings import PRESETS, Settings, with_changes
 from training.stages import augmentation
 from training.stages.augmentation import OPINIONS, WORDS
@@ -59,7 +59,7 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
         "test": 5,
     }
     assert (toy_run / "model.mar").stat().st_size > 10_000
-    choice = kept(toy_run / "model")
+    choice = read_choice(toy_run / "model")
     assert choice is not None
     assert (choice.source, choice.differences["int8"].texts) == ("the validation and test splits of tweets.csv", 10)
     page = (toy_run / "model" / "README.md").read_text()

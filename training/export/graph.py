@@ -18,7 +18,7 @@ The head, a thousandth of the work, stays in float32.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from handler.engine import IDS, LENGTHS, PROBABILITIES, STARTS
 from handler.exported import ExportedModel, NetworkConfig
 from handler.task import Task
-
-Precision = Literal["int8", "int8-fine", "float32"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+from training.settings import Precision
 
 LSTM_BITS: Final = 7
 """Not 8: processors without VNNI instructions add products of 8-bit numbers in pairs in 16 bits, which overflow. With

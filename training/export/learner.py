@@ -3,12 +3,8 @@
 All of them are read off the learner. What this project cannot serve exactly is refused, by name.
 """
 
-import os
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,21 +39,13 @@ from fastai.text.core import defaults
 from torch import Tensor, nn
 
 from handler import exported
-from handler.classifier import TextClassifier
 from handler.exported import ExportedModel, ModelConfig, NetworkConfig, check, is_unicode
 from handler.task import TaskName
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
-from training.data import read_tweets, sha256_of
 from training.errors import TrainingError
-from training.export.card import PICTURE, card_of_run, new_card, plot, to_markdown, trained_on
-from training.export.ensemble import joined
-from training.export.learner_file import HOW_TO_BRING_IT, Missing, name_of, other_inputs, read_learner
-from training.export.parity import prove
+from training.export.learner_file import HOW_TO_BRING_IT, Missing, name_of, other_inputs
+from training.export.parity import check_parity
 from training.export.spacy_rules import own_rules
-from training.measure.evaluate import behaviour_of, evaluate, model_answer
-from training.measure.reference import reference_of
-from training.splits import SPLITS
-from training.stages.products import LEARNER_FILE
 
 UNKNOWN_ID, PAD_ID = 0, 1
 """What fastai computes with, wherever the two tokens stand in a vocabulary."""
@@ -99,92 +87,6 @@ Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
 """The head's."""
 
 
-def export_file(
-    learner_file: Path | None,
-    run: Path,
-    csv: Path | None,
-    notes: str,
-    folder: Path,
-    stage: str = "classifier",
-    others: Sequence[Path] = (),
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Export a learner's file, or where there is none the run's, with its card.
-
-    Args:
-        learner_file: made by fastai's `Learner.export`. It is a pickle: only files you trust.
-        run: a run's folder.
-        csv: Kaggle's `Tweets.csv`, or what `fit` keeps in its run: the splits whose labels are known are measured for
-            the card, and the train split is what drift is measured against.
-        notes: see `training.export.card.card_of_run`.
-        folder: where the exported model goes.
-        stage: which of the run's learners: the classifier's, or the distillation's, which has seen no tweet's label.
-        others: more learners' files, for an ensemble: see `training.export.ensemble`.
-        more: other entries of the card.
-
-    Raises:
-        TrainingError: no such file or run, or a learner that cannot be exported.
-    """
-    tweets = read_tweets(csv) if csv else None
-    if learner_file is None:
-        card = card_of_run(run, notes, stage)
-        learner_file = run / stage / LEARNER_FILE
-        if csv and trained_on(card) != sha256_of(csv):
-            raise TrainingError(
-                f"{csv} is not the file that {run} was trained on: what it holds out may have been trained on, so its "
-                f"figures would be too good. Leave --data out, or name the run's own file."
-            )
-    else:
-        card = new_card(notes)
-    card |= more or {}
-    model = _model_of([learner_file, *others], card)
-    if csv is not None and model.config.task != "single-label":
-        raise TrainingError(
-            f"--data measures single-label models, and this one is for {model.config.task}. Leave --data out."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    # Measuring takes minutes, in which the model that was there before stays whole.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
-        new = Path(workspace)
-        exported.write(model, new)
-        if csv is not None and tweets is not None:
-            answer = model_answer(new)
-            card["behaviour"] = behaviour_of(answer)
-            measurable = [split for split in SPLITS if tweets.loc[tweets["split"] == split, "label"].notna().all()]
-            card["metrics"] = {split: evaluate(tweets, split, answer) for split in measurable}
-            if "train" in measurable:
-                card["reference"] = reference_of(TextClassifier.load(new), tweets, sha256_of(csv))
-        exported.write_description(replace(model, card=card), new)
-        parameters = sum(value.size for value in model.weights.values())
-        if "validation" in card["metrics"]:
-            plot(card["metrics"]["validation"], new / PICTURE)
-        names = [*exported.FILES, *([exported.PIECES_FILE] if model.pieces else [])]
-        size = sum((new / name).stat().st_size for name in names)
-        page = to_markdown(card, folder.resolve().name, parameters, size)
-        (new / "README.md").write_text(page, encoding="utf-8")
-        for optional in (PICTURE, exported.PIECES_FILE):  # of the one before, where this one has none
-            (folder / optional).unlink(missing_ok=True)
-        for file in sorted(new.iterdir()):
-            os.replace(file, folder / file.name)
-
-
-def _model_of(files: Sequence[Path], card: dict[str, Any]) -> ExportedModel:
-    """The exported model of a learner's file, or of an ensemble of several, with their hashes in its card."""
-    for file in files:
-        if not file.is_file():
-            raise TrainingError(f"No file at {file}; expected what fastai's `Learner.export` wrote.")
-    first, *others = map(sha256_of, files)
-    card["exported"]["learner_sha256"] = first
-    if others:
-        card["exported"]["other_learners_sha256"] = others
-    learners = list(map(read_learner, files))
-    model = joined([export_learner(learner, card) for learner in learners], list(map(str, files)))
-    if others:  # whose vocabulary is another now
-        for learner, member in zip(learners, model.members, strict=True):
-            prove(learner, member)
-    return model
-
-
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     """The exported form of a text classifier's learner, proved against its own predictions.
 
@@ -214,7 +116,7 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     weights = {name: _smallest_exact(value.detach().cpu()) for name, value in tensors.items()}
     model = ExportedModel(config, _vocabulary_of(numericalize), card, weights, pieces=_pieces_of(tokenizer))
     check(model)
-    prove(learner, model)
+    check_parity(learner, model)
     _tell_of_columns(tokenizer)
     return model
 

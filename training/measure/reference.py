@@ -1,58 +1,66 @@
-"""The training data's distributions, against which a running server measures drift (`handler.drift`)."""
+"""Reference distributions of the training data, against which a running server measures drift (`handler.drift`)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.drift import Distribution
-from training.data import labelled, read_tweets, sha256_of
+from training.data import Dataset
 from training.errors import TrainingError
 
-TOKEN_BUCKETS = 10
-"""With as many texts in each, as far as whole numbers allow."""
+TOKEN_BUCKETS: Final = 10
+"""Number of buckets for the number of tokens; the buckets have about equally many texts."""
 
-UNKNOWN_BOUNDS = (0, 0.05, 0.1, 0.2, 0.5)
-"""Of the share of unknown tokens. Most texts have none, so buckets of as many texts in each cannot be made."""
+UNKNOWN_BOUNDS: Final = (0, 0.05, 0.1, 0.2, 0.5)
+"""Upper bounds of the buckets for the share of unknown tokens.
+
+Most texts have no unknown token, so buckets with equally many texts are not possible.
+"""
 
 
-def add_reference(folder: Path, csv: Path) -> None:
-    """Write the train split's distributions into an exported model's card.
+def add_reference(folder: Path, classifier: TextClassifier, data: Dataset) -> None:
+    """Write the distributions of the train split into an exported model's card.
+
+    Args:
+        folder: folder of the exported model.
+        classifier: the loaded model.
+        data: the labelled texts.
 
     Raises:
         ExportedModelError: `folder` is not an exported model.
-        TrainingError: see `training.data.read_tweets`; a blank label, or one that the model does not have.
+        TrainingError: a label of the train split is blank or unknown to the model.
     """
     model = exported.read_description(folder)
-    reference = reference_of(TextClassifier.load(folder), read_tweets(csv), sha256_of(csv))
+    reference = reference_of(classifier, data)
     exported.write_description(replace(model, card=model.card | {"reference": reference}), folder)
 
 
-def reference_of(classifier: TextClassifier, tweets: pd.DataFrame, csv_sha256: str) -> dict[str, Any]:
-    """The train split's distributions, as `card.json` has them.
+def reference_of(classifier: TextClassifier, data: Dataset) -> dict[str, Any]:
+    """Compute the distributions of the train split, in the format of `card.json`.
 
     Raises:
-        TrainingError: a blank label in the split, or one that the model does not have.
+        TrainingError: a label of the train split is blank or unknown to the model.
     """
-    train = labelled(tweets, "train")
-    counts = train["label"].value_counts()
-    others = sorted(set(counts.index) - set(classifier.labels))
-    if others:
+    train = data.labelled("train")
+    counts = Counter(row.label for row in train)
+    unknown = sorted(str(label) for label in counts.keys() - set(classifier.labels))
+    if unknown:
         raise TrainingError(
-            f"The model's labels are {', '.join(classifier.labels)}; the data also has {', '.join(others)}."
+            f"The model's labels are {', '.join(classifier.labels)}; the data also has {', '.join(unknown)}."
         )
-    ids = [classifier.ids(text) for text in train["text"]]
+    ids = [classifier.ids(row.text) for row in train]
     lengths = [len(row) for row in ids]
     shares = [row.count(classifier.unknown_id) / len(row) for row in ids]
     quantiles = np.quantile(lengths, np.arange(1, TOKEN_BUCKETS) / TOKEN_BUCKETS, method="inverted_cdf")
     return {
-        "data_sha256": csv_sha256,
-        "labels": {label: int(counts.get(label, 0)) for label in classifier.labels},
+        "data_sha256": data.sha256,
+        "labels": {label: counts[label] for label in classifier.labels},
         "tokens": _distribution(lengths, sorted({int(bound) for bound in quantiles})),
         "unknown_tokens": _distribution(shares, UNKNOWN_BOUNDS),
     }
