@@ -1,8 +1,8 @@
-"""Several learners to one exported model, which answers with the mean of their outputs: a forward and a backward
-learner, as in ULMFiT.
+"""Ensembles: several learners as one exported model, which predicts the mean of their outputs.
 
-The learners' vocabularies may differ, as those of other splits or other runs do. The model has all their tokens, and
-a learner's embedding of a token that it does not know is that of `xxunk`, so that each network answers as its learner.
+ULMFiT averages a forward and a backward classifier. The vocabularies of the learners may differ, as those of different
+splits or runs do. The exported model has the tokens of all learners. For a token that a learner does not know, its
+network has the embedding of `xxunk`, so that it predicts as the learner does.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ EMBEDDING = "embedding.weight"
 
 
 def joined(models: Sequence[ExportedModel], names: Sequence[str]) -> ExportedModel:
-    """One model of several; the model itself, if it is one.
+    """Join models to an ensemble; a single model is returned as it is.
 
     Args:
-        models: exported learners, the first of which gives the card.
-        names: of the learners, for errors.
+        models: exported learners; the ensemble has the card of the first one.
+        names: names of the learners for error messages.
 
     Raises:
         TrainingError: the models differ in their labels, their task or their tokenizer.
@@ -36,20 +36,25 @@ def joined(models: Sequence[ExportedModel], names: Sequence[str]) -> ExportedMod
         _check_alike(first, model, names[0], name)
     vocabulary = list(first.vocabulary)
     for model in others:
-        known = set(vocabulary)
-        vocabulary += [token for token in model.vocabulary if token is not None and token not in known]
-    widened = [_widened(model, vocabulary) for model in models]
+        tokens = set(vocabulary)
+        vocabulary += [token for token in model.vocabulary if token is not None and token not in tokens]
+    members = [_with_vocabulary(model, vocabulary) for model in models]
     weights = {
-        prefix_of(index) + name: value for index, model in enumerate(widened) for name, value in model.weights.items()
+        prefix_of(index) + name: value for index, model in enumerate(members) for name, value in model.weights.items()
     }
-    ensemble = tuple(Member(model.config.backwards, model.config.network) for model in widened[1:])
-    config = replace(widened[0].config, ensemble=ensemble)
+    ensemble = tuple(Member(model.config.backwards, model.config.network) for model in members[1:])
+    config = replace(members[0].config, ensemble=ensemble)
     model = replace(first, config=config, vocabulary=tuple(vocabulary), weights=weights)
     check(model)
     return model
 
 
 def _check_alike(first: ExportedModel, other: ExportedModel, first_name: str, name: str) -> None:
+    """Check that two models can be averaged.
+
+    Raises:
+        TrainingError: the models differ in a part that must be equal.
+    """
     parts: dict[str, tuple[Any, Any]] = {
         "task": (first.config.task, other.config.task),
         "labels": (first.config.labels, other.config.labels),
@@ -58,17 +63,17 @@ def _check_alike(first: ExportedModel, other: ExportedModel, first_name: str, na
         "tokenizer": (first.config.tokenizer, other.config.tokenizer),
         "SentencePiece model": (first.pieces, other.pieces),
     }
-    for part, (expected, found) in parts.items():
-        if found != expected:
-            shown = "" if part in ("tokenizer", "SentencePiece model") else f" ({expected!s:.200} and {found!s:.200})"
+    for part, (expected, actual) in parts.items():
+        if actual != expected:
+            shown = "" if part in ("tokenizer", "SentencePiece model") else f" ({expected!s:.200} and {actual!s:.200})"
             raise TrainingError(
-                f"{first_name} and {name} differ in their {part}{shown}, so that their predictions cannot be averaged. "
+                f"{first_name} and {name} differ in their {part}{shown}, so their predictions cannot be averaged. "
                 f"Train both on the same data and labels, with the same tokenizer; only `backwards` may differ."
             )
 
 
-def _widened(model: ExportedModel, vocabulary: Sequence[str | None]) -> ExportedModel:
-    """The model with another vocabulary, which has all of its tokens."""
+def _with_vocabulary(model: ExportedModel, vocabulary: Sequence[str | None]) -> ExportedModel:
+    """Return the model with a larger vocabulary, which contains all tokens of the model."""
     ids = {token: index for index, token in enumerate(model.vocabulary) if token is not None}
     rows = [ids.get(token, ids[UNKNOWN]) if token is not None else ids[UNKNOWN] for token in vocabulary]
     embedding: npt.NDArray[Any] = np.ascontiguousarray(model.weights[EMBEDDING][rows])

@@ -1,20 +1,25 @@
-"""The exported model's network as an ONNX graph: what an archive holds and `handler.engine` runs.
+"""The exported model's network as an ONNX graph, which an archive contains and `handler.engine` runs.
 
-In int8, the embeddings and the LSTMs' matrices are whole numbers with a scale (for each gate of each unit, one for all
-embeddings), and the LSTMs are ONNX Runtime's `DynamicQuantizeLSTM`. That rounds its inputs too, to 8 bits between the
-least and the greatest of all that it is given: of all texts in a batch, and in each step of all their states. A text's
-answer would move with its neighbours. So every vector gets two entries more, which no weight looks at and which
-always have the bounds of what the others can be: an embedding the table's own; a state, which lies between -1 and 1,
-those two. An LSTM's entries are units of it whose cells begin far from 0 and stay there. Then all scales are constants,
-and a text has the same answer in any batch and alone.
+The network is an AWD-LSTM encoder, a pooling head and an activation (`handler.network.TextNetwork`), in three
+precisions.
 
-`int8-fine` is for networks that lose too much by that rounding, most of which is that of the embeddings and of the
-states. Here every embedding has a scale of its own, and embeddings and states are rounded to 14 bits: two digits of 7
-bits, each of which is multiplied with the same 8-bit matrix. ONNX Runtime has no LSTM of that kind, so each step is a
-handful of operators in a `Scan`. All scales are constants or belong to one token, and sums of whole numbers are exact,
-so here, too, a text has the same answer in any batch and alone.
+**int8.** Embeddings and LSTM matrices are 8-bit integers with a scale: one scale for all embeddings, one for each gate
+of each unit. The LSTMs are ONNX Runtime's `DynamicQuantizeLSTM`. This operator also quantizes its inputs to 8 bits,
+between the minimum and the maximum of all values that it gets: over all texts in a batch and, for the states, in each
+step. The prediction for a text would therefore depend on the other texts in the batch.
 
-The head, a thousandth of the work, stays in float32.
+To prevent this, each vector gets two more entries, which have no weights and always hold the bounds of the other
+entries: for an embedding the bounds of the whole table, for a state -1 and 1. In an LSTM, these entries are two
+additional units, whose cells start far from 0 and stay there. All scales are then constants, and a text has the same
+prediction in any batch and alone.
+
+**int8-fine** is for networks that lose too much accuracy in int8, mostly by quantizing embeddings and states. Each
+embedding has its own scale, and embeddings and states are quantized to 14 bits: two digits of 7 bits, each of which is
+multiplied with the same 8-bit matrix. ONNX Runtime has no such LSTM, so a step consists of several operators in a
+`Scan`. All scales are constants or belong to one token, and sums of integers are exact, so the prediction does not
+depend on the batch either.
+
+**float32** is the reference. The head, a thousandth of the computation, is in float32 in all precisions.
 """
 
 from collections.abc import Sequence
@@ -31,21 +36,27 @@ from handler.task import Task
 from training.settings import Precision
 
 LSTM_BITS: Final = 7
-"""Not 8: processors without VNNI instructions add products of 8-bit numbers in pairs in 16 bits, which overflow. With
-7 bits the sums are the same on every processor."""
+"""Bits of the LSTM matrices in int8.
+
+With 8 bits, the sums overflow on processors without VNNI instructions, which add pairs of 8-bit products in 16 bits.
+With 7 bits, the sums are the same on every processor.
+"""
 
 DIGIT: Final = 128
-"""The base of the two digits of `int8-fine`. From -64 to 64, they are stored as 0 to 128, so that the sum of two
-products with 8-bit numbers, 2 x 128 x 127, fits into 16 bits (see `LSTM_BITS`)."""
+"""Base of the two digits of `int8-fine`.
+
+Digits from -64 to 64 are stored as 0 to 128, so that the sum of two products with 8-bit numbers, 2 x 128 x 127, fits
+into 16 bits (see `LSTM_BITS`).
+"""
 
 FINE: Final = 63 * DIGIT + 63
-"""The largest number of two digits."""
+"""Largest number with two digits."""
 
 FAR: Final = 30.0
-"""A cell's value, and a gate's bias, whose tanh and sigmoid are 1 in float32."""
+"""Value of a cell and bias of a gate at which tanh and sigmoid are 1 in float32."""
 
 ALIGNMENT: Final = 16
-"""Vectors are filled up with zeros to a multiple of it, for the processor's sake."""
+"""Vectors are padded with zeros to a multiple of this length, which is faster to compute with."""
 
 OPSET: Final = 18
 IR_VERSION: Final = 9
@@ -55,7 +66,15 @@ Array = npt.NDArray[Any]
 
 
 def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
-    """The graph: `ids`, (T, B), `lengths`, (B,), and `starts`, (B,), to `probabilities`, (B, C); see `Engine`."""
+    """Build the graph of a model.
+
+    The inputs are `ids` (T, B), `lengths` (B,) and `starts` (B,), the output is `probabilities` (B, C); see
+    `handler.engine.Engine`.
+
+    Args:
+        model: the exported model, or a member of an ensemble.
+        precision: precision of the embeddings and the LSTMs.
+    """
     network = model.config.network
     weights = {name: value.astype(np.float32) for name, value in model.weights.items()}
     graph = Graph()
@@ -63,7 +82,7 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
     x = _pooled(graph, lstms(graph, network, weights))
     blocks = len(network.head_sizes) - 1
     for index in range(blocks):
-        # BatchNorm with fixed statistics is a factor and a shift, which the linear layer takes in.
+        # BatchNorm with fixed statistics is a factor and a shift, which are merged into the linear layer.
         mean, variance, scale, shift, weight = (
             weights[f"head.{index}.{name}"].astype(np.float64)
             for name in ("mean", "variance", "scale", "shift", "weight")
@@ -83,7 +102,7 @@ def to_onnx(model: ExportedModel, precision: Precision) -> onnx.ModelProto:
 
 
 def _activated(graph: "Graph", x: str, task: Task) -> None:
-    """From the last layer's outputs to what the task means by them; see `TextNetwork`."""
+    """Add the activation that turns the last layer's outputs into the task's predictions; see `TextNetwork`."""
     match task.name:
         case "single-label":
             graph.add("Softmax", x, axis=1, output=PROBABILITIES)
@@ -98,7 +117,7 @@ def _activated(graph: "Graph", x: str, task: Task) -> None:
 
 
 def _float32_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
-    """From ids to the last LSTM's outputs, (T, B, E)."""
+    """Add the layers from the ids to the last LSTM's outputs, (T, B, E)."""
     x = graph.add("Gather", graph.constant("embedding", weights["embedding.weight"]), IDS)
     for index, (_, outputs) in enumerate(network.lstm_sizes):
         prefix = f"lstm.{index}"
@@ -110,13 +129,13 @@ def _float32_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Ar
             graph.constant(f"{prefix}.R", _onnx_gates(weights[f"{prefix}.weight_hh_l0"])[None]),
             graph.constant(f"{prefix}.bias", bias[None]),
             hidden_size=outputs,
-        )  # (T, 1, B, H): directions before the batch
+        )  # (T, 1, B, H), with the direction as the second dimension
         x = graph.add("Squeeze", x, graph.integers(1))
     return x
 
 
 def _int8_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
-    """From ids to the last LSTM's outputs, (T, B, E)."""
+    """Add the layers from the ids to the last LSTM's outputs, (T, B, E)."""
     numbers, scale = _int8_embedding(weights["embedding.weight"])
     x = graph.add("Cast", graph.add("Gather", graph.constant("embedding", numbers), IDS), to=TensorProto.FLOAT)
     x = graph.add("Mul", x, graph.constant("embedding.scale", scale))
@@ -129,8 +148,10 @@ def _int8_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array
 
 
 def _int8_embedding(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Whole numbers, (rows, columns and the two bounds), and their scale, which is the first LSTM's inputs' own: what
-    is rounded here is not rounded again there."""
+    """Quantize the embeddings to int8 (rows, columns with the two bounds) with one scale.
+
+    The scale is the one with which the first LSTM quantizes its inputs, so they are not rounded a second time.
+    """
     scale = np.float32(np.abs(weight).max() / 127.5 or 1)
     numbers = np.zeros((len(weight), _widened(weight.shape[1])), np.int8)
     numbers[:, : weight.shape[1]] = np.clip(np.rint(weight / scale), -128, 127)
@@ -141,12 +162,12 @@ def _int8_embedding(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np
 def _int8_lstm(
     graph: "Graph", prefix: str, weights: dict[str, Array], sizes: tuple[int, int], x: str, texts: str
 ) -> str:
-    """Inputs (T, B, width) to outputs (T, B, width): H entries, zeros, and the bounds -1 and 1."""
+    """Add an LSTM from inputs (T, B, width) to outputs (T, B, width): H entries, zeros, and the bounds -1 and 1."""
     inputs, outputs = sizes
     width = _widened(outputs)
     bias = sum(_filled(_onnx_gates(weights[f"{prefix}.bias_{part}_l0"]), width) for part in ("ih", "hh"))
     bias = np.reshape(bias, (4, width)).astype(np.float32)
-    bias[1:3, -2:] = FAR  # output gate open, nothing forgotten; what comes in is 0, as tanh(0) is
+    bias[1:3, -2:] = FAR  # output and forget gates are 1; the candidate is tanh(0) = 0, so the cell keeps its value
     quantization, constants = [], []
     for part, name, columns in (("W", "weight_ih_l0", inputs), ("R", "weight_hh_l0", width)):
         matrix = _filled(_onnx_gates(weights[f"{prefix}.{name}"]), width)
@@ -172,7 +193,7 @@ def _int8_lstm(
 
 
 def _fine_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array]) -> str:
-    """From ids to the last LSTM's outputs, (T, B, E)."""
+    """Add the layers from the ids to the last LSTM's outputs, (T, B, E)."""
     embedding = weights["embedding.weight"]
     scales = _row_scales(embedding, FINE)
     numbers = graph.constant("embedding", np.rint(embedding / scales).astype(np.int16))
@@ -199,13 +220,16 @@ def _fine_lstms(graph: "Graph", network: NetworkConfig, weights: dict[str, Array
 
 
 def _fine_step(prefix: str, matrix: Array) -> onnx.GraphProto:
-    """A step of an LSTM: the state, (B, H), the cell, (B, H), and the inputs' part of the gates, (B, 4 H), to the next
-    state, the next cell and the output, which is the state."""
+    """Build the graph of one LSTM step.
+
+    The inputs are the state (B, H), the cell (B, H) and the inputs' part of the gates (B, 4 H). The outputs are the
+    next state, the next cell, and the state again as the step's output.
+    """
     step = Graph(f"{prefix}.")
     outputs = matrix.shape[1]
     numbers, scales = _quantized(matrix, 8)
     high, low = _digits(step, step.add("Mul", "state", step.constant("fine", np.float32(FINE))))
-    # Both digits in one product: for a text alone, most of the time goes into reading the matrix.
+    # Both digits in one product: for a single text, most of the time is spent on reading the matrix.
     both = step.add("Concat", high, low, axis=0)
     sums = _times(step, both, step.constant("R", numbers.T), step.constant("R.scales", scales[:, 0] / np.float32(FINE)))
     high, low = step.split(sums, axis=0, num_outputs=2)
@@ -220,7 +244,7 @@ def _fine_step(prefix: str, matrix: Array) -> onnx.GraphProto:
 
 
 def _fine_product(graph: "Graph", name: str, matrix: Array, high: str, low: str, scale: float) -> str:
-    """Inputs in two digits, each (T, B, K), times a matrix, (N, K), and a scale: (T, B, N)."""
+    """Multiply inputs in two digits, each (T, B, K), with a matrix (N, K) and a scale: (T, B, N)."""
     numbers, scales = _quantized(matrix, 8)
     constant = graph.constant(name, numbers.T)
     products = [
@@ -231,13 +255,13 @@ def _fine_product(graph: "Graph", name: str, matrix: Array, high: str, low: str,
 
 
 def _times(graph: "Graph", digits: str, matrix: str, scales: str) -> str:
-    """The product of digits, (..., K), and a matrix, (K, N), times a scale for each column, in float32."""
+    """Multiply digits (..., K) with a matrix (K, N) and a scale for each column, in float32."""
     one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
     return graph.add("MatMulIntegerToFloat", digits, matrix, one, scales, zero, domain=MICROSOFT)
 
 
 def _digits(graph: "Graph", x: str) -> tuple[str, str]:
-    """Numbers of at most FINE, in two digits: x is about DIGIT times the first and once the second."""
+    """Split numbers of at most `FINE` into two digits: x is about `DIGIT` times the first plus the second."""
     one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
     digit = graph.constant("digit", np.float32(DIGIT))
     high = graph.add("QuantizeLinear", x, digit, zero)
@@ -246,7 +270,7 @@ def _digits(graph: "Graph", x: str) -> tuple[str, str]:
 
 
 def _pooled(graph: "Graph", x: str) -> str:
-    """Each text's last output, and the maximum and the mean of its pooled outputs: (T, B, E) to (B, 3 E)."""
+    """Pool each text's outputs, (T, B, E) to (B, 3 E): the last output, and the maximum and mean of the pooled ones."""
     zero, axis, last_axis = graph.integers(0), graph.integers(0), graph.integers(2)
     tokens = graph.add("Squeeze", graph.add("Shape", IDS, end=1))
     position = graph.add("Range", graph.integer(0), tokens, graph.integer(1))
@@ -270,68 +294,71 @@ def _pooled(graph: "Graph", x: str) -> str:
 
 
 def _widened(size: int) -> int:
-    """With room for the two bounds."""
+    """Return the length of a vector with the two bounds and padding."""
     return -(-(size + 2) // ALIGNMENT) * ALIGNMENT
 
 
 def _filled(gates: Array, width: int) -> Array:
-    """Four gates' rows, (4 H, ...), with zeros for the units that are added, (4 width, ...)."""
+    """Pad the rows of four gates (4 H, ...) with zeros for the additional units: (4 width, ...)."""
     gates = gates.reshape(4, -1, *gates.shape[1:])
     added = [(0, 0), (0, width - gates.shape[1]), *[(0, 0)] * (gates.ndim - 2)]
     return np.pad(gates, added).reshape(4 * width, *gates.shape[2:])
 
 
 def _onnx_gates(rows: Array) -> Array:
-    """PyTorch's order of gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
+    """Reorder gates from PyTorch's order (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
     i, f, c, o = np.split(rows, 4)
     return np.concatenate([i, o, f, c])
 
 
 def _quantized(weight: Array, bits: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Whole numbers, (rows, columns), and a scale for each row, (rows, 1), whose product is near the weight."""
+    """Quantize a weight to integers (rows, columns) with a scale for each row (rows, 1)."""
     scales = _row_scales(weight, 2 ** (bits - 1) - 1)
     return np.rint(weight / scales).astype(np.int8), scales
 
 
 def _row_scales(weight: Array, largest: int) -> npt.NDArray[np.float32]:
-    """(rows, 1): each row's numbers are at most `largest` times its scale."""
+    """Compute scales (rows, 1) with which each row's integers are at most `largest`."""
     scales = np.abs(weight).max(axis=1, keepdims=True) / largest
     return np.where(scales == 0, 1, scales).astype(np.float32)
 
 
 class Graph:
-    """Nodes and constants as they are added; the nodes of a graph within another need a prefix of their own."""
+    """Builder of an ONNX graph, to which nodes and constants are added one after the other."""
 
     def __init__(self, prefix: str = "") -> None:
+        """Make an empty graph; the names of its nodes start with `prefix`, which a graph within another one needs."""
         self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
     def constant(self, name: str, value: Array | np.generic) -> str:
+        """Add a constant; return its name."""
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
         return name
 
     def integer(self, value: int) -> str:
+        """Add a scalar integer constant; return its name."""
         return self.constant(f"integer.{value}", np.int64(value))
 
     def integers(self, value: int) -> str:
-        """A list of one."""
+        """Add a constant list with one integer; return its name."""
         return self.constant(f"integers.{value}", np.array([value]))
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Add a node with one output; returns its name."""
+        """Add a node with one output; return the output's name."""
         output = output or self._name(operator)
         self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
     def split(self, *inputs: str, **attributes: Any) -> list[str]:
-        """Add a Split into as many parts as `num_outputs` says, or else two; returns their names."""
+        """Add a Split into `num_outputs` parts, by default two; return their names."""
         outputs = [f"{self._name('Split')}.{part}" for part in range(attributes.get("num_outputs", 2))]
         self._nodes.append(helper.make_node("Split", inputs, outputs, **attributes))
         return outputs
 
     def scan(self, step: onnx.GraphProto, *inputs: str) -> str:
-        """Add a Scan over the last input, after the first values of two states; returns the name of its outputs."""
+        """Add a Scan over the last input, with initial values of two states before it; return the outputs' name."""
         name = self._name("Scan")
         outputs = [f"{name}.state", f"{name}.cell", name]
         self._nodes.append(helper.make_node("Scan", inputs, outputs, body=step, num_scan_inputs=1))
@@ -341,7 +368,7 @@ class Graph:
         return f"{self._prefix}{operator}.{len(self._nodes)}"
 
     def body(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
-        """The graph as the body of a Scan, which finds the types of the outputs itself."""
+        """Return the graph as the body of a Scan, which infers the types of the outputs."""
         ins, outs = (
             [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
             for values in (inputs, outputs)
@@ -349,6 +376,7 @@ class Graph:
         return helper.make_graph(self._nodes, name, ins, outs, list(self._constants.values()))
 
     def model(self, labels: int) -> onnx.ModelProto:
+        """Return the graph as a model with the inputs and outputs of `to_onnx`."""
         graph = helper.make_graph(
             self._nodes,
             "network",

@@ -1,6 +1,7 @@
-"""A fastai text classifier to an exported model: any AWD-LSTM, whatever its task, labels, vocabulary and sizes.
+"""Conversion of a fastai text classifier to an exported model: any AWD-LSTM of any task, labels, vocabulary and sizes.
 
-All of them are read off the learner. What this project cannot serve exactly is refused, by name.
+The settings are read from the learner. A learner with a part that this project cannot serve exactly is refused, and the
+error names the part.
 """
 
 import sys
@@ -48,29 +49,30 @@ from training.export.parity import check_parity
 from training.export.spacy_rules import own_rules
 
 UNKNOWN_ID, PAD_ID = 0, 1
-"""What fastai computes with, wherever the two tokens stand in a vocabulary."""
+"""Ids with which fastai computes, whatever the positions of the two tokens in a vocabulary."""
 
 LOSSES: dict[TaskName, tuple[type, ...]] = {
     "single-label": (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss),
     "multi-label": (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss),
     "regression": (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
 }
-"""The losses of each task: a softmax makes their inputs probabilities, or a sigmoid, or they are the value itself."""
+"""Losses of each task. Their inputs become probabilities by softmax, by sigmoid, or are the predicted value."""
 
 TARGETS: dict[TaskName, tuple[type, ...]] = {
     "multi-label": (MultiCategorize, EncodedMultiCategorize),  # which are a Categorize, too
     "single-label": (Categorize,),
     "regression": (RegressionSetup,),
 }
-"""fastai's transforms of the target for each task."""
+"""fastai's transforms of the target of each task."""
 
 BLOCKS: dict[TaskName, str] = {
     "single-label": "CategoryBlock",
     "multi-label": "MultiCategoryBlock",
     "regression": "RegressionBlock",
 }
+"""fastai's block of the target of each task."""
 
-_WAYS_OUT: dict[TaskName | None, str] = {
+_REMEDIES: dict[TaskName | None, str] = {
     "single-label": " If your loss takes a softmax of the outputs, set "
     "`learner.loss_func = CrossEntropyLossFlat()` and export the learner again.",
     "multi-label": " If your loss takes a sigmoid of each output, set "
@@ -78,21 +80,21 @@ _WAYS_OUT: dict[TaskName | None, str] = {
     "regression": " If your loss compares the output itself with the target, set "
     "`learner.loss_func = MSELossFlat()` and export the learner again.",
 }
-"""By the task of the target's block, where a learner with a loss of its own can be exported as it was trained."""
+"""Remedies for a learner with a custom loss, by the task of the target's block."""
 
 DEFAULT_THRESHOLD = 0.5
-"""fastai's, of its loss and of its metric."""
+"""Default threshold of fastai's loss and metric."""
 
 Blocks = list[tuple[nn.BatchNorm1d, nn.Linear]]
-"""The head's."""
+"""BatchNorm and linear layer of each block of the head."""
 
 
 def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
-    """The exported form of a text classifier's learner, proved against its own predictions.
+    """Convert a text classifier's learner to an exported model, and check that both predict the same.
 
     Args:
-        learner: as made by `text_classifier_learner(dls, AWD_LSTM, ...)`, or loaded by `load_learner`.
-        card: where it comes from; `training.export.card` makes one.
+        learner: a learner that `text_classifier_learner(dls, AWD_LSTM, ...)` made or `load_learner` loaded.
+        card: the model's card (`training.export.card`).
 
     Raises:
         TrainingError: the learner is not an AWD-LSTM for one of the tasks with fastai's tokenizers and rules.
@@ -117,30 +119,35 @@ def export_learner(learner: Learner, card: dict[str, Any]) -> ExportedModel:
     model = ExportedModel(config, _vocabulary_of(numericalize), card, weights, pieces=_pieces_of(tokenizer))
     check(model)
     check_parity(learner, model)
-    _tell_of_columns(tokenizer)
+    _note_columns(tokenizer)
     return model
 
 
 def _smallest_exact(value: Tensor) -> npt.NDArray[Any]:
-    """In half precision if that loses nothing (this project's classifiers are rounded to it), else in single."""
+    """Convert a weight to float16 if that is exact, as for classifiers that were trained here, otherwise to float32."""
     half = value.half()
     exact = torch.equal(half.float(), value.float())
     array: npt.NDArray[Any] = (half if exact else value.float()).contiguous().numpy()
     return array
 
 
-def _tell_of_columns(tokenizer: FastaiTokenizer) -> None:
+def _note_columns(tokenizer: FastaiTokenizer) -> None:
     columns = getattr(tokenizer, "text_cols", ())
     if not isinstance(columns, str) and len(columns) > 1:
         marked = " ".join(f"xxfld {number} ..." for number in range(1, len(columns) + 1))
         print(
             f"note: the learner was trained on several columns ({', '.join(map(str, columns))}), which fastai joins as "
-            f"`{marked}`. Write the text of a request so.",
+            f"`{marked}`. Send texts in this form.",
             file=sys.stderr,
         )
 
 
 def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifier]:
+    """Return the encoder and the head.
+
+    Raises:
+        TrainingError: the model has a part that cannot be exported.
+    """
     _check_kind(learner)
     encoder, head = learner.model.children()
     if type(encoder.module) is not AWD_LSTM:
@@ -149,12 +156,12 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
             f"`text_classifier_learner(dls, AWD_LSTM)`."
         )
     recurrences = [getattr(layer, "module", layer) for layer in encoder.module.rnns]
-    if strangers := [type(each).__name__ for each in recurrences if type(each) is not nn.LSTM]:
-        raise TrainingError(f"The encoder has {', '.join(strangers)}; expected LSTM layers and nothing else.")
+    if other := [type(layer).__name__ for layer in recurrences if type(layer) is not nn.LSTM]:
+        raise TrainingError(f"The encoder has {', '.join(other)}; expected LSTM layers and nothing else.")
     if encoder.module.n_dir != 1:
         raise TrainingError(
-            "The encoder is bidirectional. fastai carries its backward state from one chunk of a text to the "
-            "next, which no exact reading of the whole text matches; train one with bidir=False."
+            "The encoder is bidirectional. fastai passes its backward state from one chunk of a text to the next, "
+            "which is not what a bidirectional network of the whole text computes. Train with bidir=False."
         )
     if encoder.bptt != head.bptt:
         raise TrainingError(f"Encoder and head differ in their chunks' length: {encoder.bptt} and {head.bptt}.")
@@ -166,13 +173,14 @@ def _parts_of(learner: Learner) -> tuple[SentenceEncoder, PoolingLinearClassifie
 
 
 def _check_kind(learner: Learner) -> None:
-    """
+    """Check that the learner is a text classifier.
+
     Raises:
-        TrainingError: the learner's model is of another kind than a text classifier's.
+        TrainingError: it is another kind of learner.
     """
     model = learner.model
     parts = [] if isinstance(model, Missing) else list(model.children())
-    # Exactly these types, here and below: a subclass may compute anything.
+    # Exactly these types, here and below: a subclass can compute anything.
     if list(map(type, parts)) == [SentenceEncoder, PoolingLinearClassifier]:
         return
     if any(type(part) is LinearDecoder for part in parts):
@@ -193,7 +201,7 @@ def _check_kind(learner: Learner) -> None:
 
 
 def _modules_of(model: Any) -> Iterator[Any]:
-    """A network and all its parts, those that do not exist here included."""
+    """Yield a network and all its parts, including those whose class does not exist here."""
     yield model
     if not isinstance(model, Missing):
         for part in model.children():
@@ -201,23 +209,24 @@ def _modules_of(model: Any) -> Iterator[Any]:
 
 
 def _check_callbacks(learner: Learner) -> None:
-    """
+    """Check that all callbacks exist here: a missing callback may change predictions.
+
     Raises:
-        TrainingError: a callback does not exist here. It may change predictions.
+        TrainingError: a callback is missing.
     """
     if missing := next((callback for callback in learner.cbs if isinstance(callback, Missing)), None):
         name = name_of(missing)
-        own = name.partition(" ")[0].rpartition(".")[2]
+        class_name = name.partition(" ")[0].rpartition(".")[2]
         raise TrainingError(
-            f"The learner has the callback {name}. If it does not change predictions, call `learner.remove_cb({own})` "
-            f"and export the learner again. Otherwise its code is needed here. {HOW_TO_BRING_IT}"
+            f"The learner has the callback {name}. If it does not change predictions, call "
+            f"`learner.remove_cb({class_name})` and export the learner again. Otherwise its code is needed here. {HOW_TO_BRING_IT}"
         )
 
 
 def _task_of(learner: Learner) -> TaskName:
-    """The task that the learner's loss is for. The target must be of the same task, if it is one of fastai's."""
+    """Return the task of the learner's loss; a target with one of fastai's blocks must have the same task."""
     loss = learner.loss_func
-    loss = loss.func if type(loss) is BaseLoss else loss  # fastai's flat losses of a regression
+    loss = loss.func if type(loss) is BaseLoss else loss  # fastai wraps the losses of a regression
     kind = type(loss)
     task = next((task for task, losses in LOSSES.items() if kind in losses), None)
     target = _target_of(learner)
@@ -225,7 +234,7 @@ def _task_of(learner: Learner) -> TaskName:
         raise TrainingError(
             f"The loss is {name_of(loss)}, which does not say how the model's outputs become a prediction. Known are "
             f"{'; '.join(f'for {task} {_losses(task)}' for task in LOSSES)}. Train with one of them: without "
-            f"`loss_func`, fastai takes the one that goes with the target.{_WAYS_OUT.get(target, '')}"
+            f"`loss_func`, fastai takes the one that goes with the target.{_REMEDIES.get(target, '')}"
         )
     if target not in (None, task):
         raise TrainingError(
@@ -241,22 +250,23 @@ def _losses(task: TaskName) -> str:
 
 
 def _target_of(learner: Learner) -> TaskName | None:
-    """The task that the target's block is for; None if it is not fastai's own."""
+    """Return the task of the target's block; None if the block is not fastai's."""
     steps = [step for target in getattr(learner.dls.valid_ds, "tls", [])[1:] for step in target.tfms.fs]
     return next((task for task, kinds in TARGETS.items() for step in steps if isinstance(step, kinds)), None)
 
 
 def _thresholds_of(learner: Learner, labels: int) -> tuple[float, ...]:
-    """The probability that each label must be over to be predicted.
+    """Return the probability above which each label is predicted.
 
-    `learner.predict` takes the loss's. torch's own loss has none; then it is a metric's, or fastai's default.
+    `learner.predict` uses the threshold of the loss. A loss of torch has none; then the threshold is a metric's, or
+    fastai's default.
     """
-    of_metrics = [
+    metric_thresholds = [
         float(metric.func.keywords["thresh"])
         for metric in learner.metrics
         if "thresh" in getattr(getattr(metric, "func", None), "keywords", {})
     ]
-    threshold = getattr(learner.loss_func, "thresh", next(iter(of_metrics), None))
+    threshold = getattr(learner.loss_func, "thresh", next(iter(metric_thresholds), None))
     if threshold is None:
         threshold = DEFAULT_THRESHOLD
         print(
@@ -265,9 +275,9 @@ def _thresholds_of(learner: Learner, labels: int) -> tuple[float, ...]:
             file=sys.stderr,
         )
     thresholds = np.broadcast_to(np.asarray(threshold, np.float64), (labels,)).tolist()
-    if others := sorted(set(of_metrics) - set(thresholds)):
+    if unused := sorted(set(metric_thresholds) - set(thresholds)):
         print(
-            f"note: a metric of the learner has the threshold {', '.join(map(str, others))}; the exported model has "
+            f"note: a metric of the learner has the threshold {', '.join(map(str, unused))}; the exported model has "
             f"{', '.join(map(str, sorted(set(thresholds))))}, which `learner.predict` takes from the loss. Edit "
             f"`thresholds` in {exported.CONFIG_FILE} to change it.",
             file=sys.stderr,
@@ -276,9 +286,9 @@ def _thresholds_of(learner: Learner, labels: int) -> tuple[float, ...]:
 
 
 def _text_pipeline(learner: Learner) -> tuple[FastaiTokenizer, Numericalize, bool]:
-    """The tokenizer, the vocabulary, and whether texts are read backwards: all that fastai does to a text."""
+    """Return the tokenizer, the vocabulary, and whether texts are reversed: all steps of fastai's text pipeline."""
     loader = learner.dls.test_dl(["text"], num_workers=0)
-    # What is left for a text given as such, without what reads a table's columns before.
+    # The steps for a text, without those that read a table's columns.
     steps = list(loader.dataset.tls[0].tfms.fs)
     backwards = [step.name for step in steps[2:]] == [reverse_text.__name__]
     others = [step.name for step in steps if type(step) not in (FastaiTokenizer, Numericalize)]
@@ -293,6 +303,7 @@ def _text_pipeline(learner: Learner) -> tuple[FastaiTokenizer, Numericalize, boo
 
 
 def _labels_of(learner: Learner, fewest: int) -> tuple[str, ...]:
+    """Return the labels, at least `fewest`, as different strings."""
     vocabularies = learner.dls.vocab
     labels = vocabularies[1] if len(vocabularies) == 2 and not isinstance(vocabularies[0], str) else ()
     if len(labels) < fewest:
@@ -306,20 +317,20 @@ def _labels_of(learner: Learner, fewest: int) -> tuple[str, ...]:
     for name in names:
         if not is_unicode(name):
             raise TrainingError(
-                f"The label {name!a} has half of a surrogate pair, which no reply can hold. Rename it "
+                f"The label {name!a} has an unpaired surrogate, which JSON cannot contain. Rename it "
                 f"in `learner.dls.vocab` and export the learner again."
             )
         if names.count(name) > 1:
-            same = ", ".join(repr(other) for other in labels if str(other) == name)
-            raise TrainingError(f"The labels {same} have the same text, {name!r}; a reply could not tell them apart.")
+            same = ", ".join(repr(label) for label in labels if str(label) == name)
+            raise TrainingError(f"The labels {same} have the same text, {name!r}; a reply could not distinguish them.")
     return names
 
 
 def _vocabulary_of(numericalize: Numericalize) -> tuple[str | None, ...]:
-    """The token of each id; None where no token leads to it, or one that no text can have.
+    """Return the token of each id; None if no text can have a token with this id.
 
-    `o2i` decides in fastai, not `vocab`: of a token that stands twice only one place is reached, and none of
-    the `xxfake` ones that pad a vocabulary. It also grows an entry for each unknown token met, with id 0.
+    fastai looks tokens up in `o2i`, not in `vocab`: a token that occurs twice has only one id, and the `xxfake` tokens
+    that pad a vocabulary have none. `o2i` also gets an entry with id 0 for each unknown token that fastai reads.
     """
     ids = numericalize.o2i
     for token, expected in ((UNK, UNKNOWN_ID), (PAD, PAD_ID)):
@@ -343,7 +354,7 @@ def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
             f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer and SentencePieceTokenizer "
             f"are exported. Train with `tok=SpacyTokenizer()`, which is the default."
         )
-    # A bound method of the spaCy pipeline is all that fastai keeps of it.
+    # fastai stores only a bound method of the spaCy pipeline.
     pipeline = tokenizer.tok.pipe.__self__
     installed = SpacyTokenizer(pipeline.lang, tokenizer.tok.special_toks).pipe.__self__
     return TokenizerConfig(
@@ -356,7 +367,7 @@ def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
 
 
 def _pieces_of(tokenizer: FastaiTokenizer) -> bytes | None:
-    """SentencePiece's model of a tokenizer of that kind."""
+    """Return the SentencePiece model; None for another tokenizer."""
     if type(tokenizer.tok) is not SentencePieceTokenizer:
         return None
     pieces: bytes = tokenizer.tok.tok.serialized_model_proto()
@@ -368,8 +379,8 @@ def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str,
     for rule, name in zip(rules, names, strict=True):
         if name not in known or getattr(rule, "__module__", "") != "fastai.text.core":
             raise TrainingError(
-                f"The learner's tokenizer has a {kind} of its own, {name}. Only fastai's can be exported: "
-                f"{', '.join(known)}. Apply your own to the texts before training and before each request."
+                f"The learner's tokenizer has a custom {kind}, {name}. Only fastai's can be exported: "
+                f"{', '.join(known)}. Apply yours to the texts before training and before each request."
             )
     return names
 
@@ -389,16 +400,16 @@ def _network_config(encoder: SentenceEncoder, blocks: Blocks) -> NetworkConfig:
 
 
 def _head_blocks(head: PoolingLinearClassifier, task: TaskName) -> tuple[Blocks, tuple[float, float] | None]:
-    """BatchNorm and linear layer of each block, between which is a ReLU, and the range of a regression's values."""
+    """Return BatchNorm and linear layer of each block, and the range of a regression's values; a ReLU is in between."""
     layers_of_head = list(head.layers)
     value_range = None
     if task == "regression" and type(layers_of_head[-1]) is SigmoidRange:
         last = layers_of_head.pop()
         value_range = float(last.low), float(last.high)
-    strangers = [str(block) for block in layers_of_head if type(block) is not LinBnDrop]
-    if strangers:
+    other = [str(block) for block in layers_of_head if type(block) is not LinBnDrop]
+    if other:
         raise TrainingError(
-            f"The head has {', '.join(strangers)}; expected fastai's LinBnDrop and nothing else, but for the "
+            f"The head has {', '.join(other)}; expected fastai's LinBnDrop and nothing else, except the "
             f"SigmoidRange that `y_range` adds to a regression. Train with the head of text_classifier_learner."
         )
     blocks = []
@@ -408,13 +419,13 @@ def _head_blocks(head: PoolingLinearClassifier, task: TaskName) -> tuple[Blocks,
         if list(map(type, layers)) != expected or layers[1].bias is not None:
             raise TrainingError(
                 f"Block {number} of the head has {', '.join(map(str, block.children()))}; expected BatchNorm, Linear "
-                f"without bias, and ReLU but for the last."
+                f"without bias, and ReLU except in the last block."
             )
         blocks.append((layers[0], layers[1]))
     normalizations = [normalization for normalization, _ in blocks]
-    if not all(each.affine and each.track_running_stats for each in normalizations):
+    if not all(layer.affine and layer.track_running_stats for layer in normalizations):
         raise TrainingError("The head has a BatchNorm without weights or without running statistics.")
-    if len({each.eps for each in normalizations}) != 1:
+    if len({layer.eps for layer in normalizations}) != 1:
         raise TrainingError("The BatchNorms of the head differ in their epsilon.")
     if task == "regression" and blocks[-1][1].out_features != 1:
         raise TrainingError(
@@ -425,10 +436,10 @@ def _head_blocks(head: PoolingLinearClassifier, task: TaskName) -> tuple[Blocks,
 
 
 def _encoder_weights(lstm: AWD_LSTM) -> dict[str, Tensor]:
-    # fastai computes with the dropout's embedding, which is the encoder's unless somebody has put another there.
+    # fastai computes with the dropout layer's embedding, which is the encoder's unless a user has replaced it.
     weights = {"embedding.weight": lstm.encoder_dp.emb.weight}
     for index, layer in enumerate(lstm.rnns):
-        # Under weight dropout the trained recurrent weights are the raw ones; the others are a dropped-out copy.
+        # With weight dropout, the trained recurrent weights are the raw ones; the others are a copy with dropout.
         weights[f"lstm.{index}.weight_hh_l0"] = layer.weight_hh_l0_raw
         for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
             weights[f"lstm.{index}.{name}"] = getattr(layer.module, name)

@@ -1,14 +1,14 @@
-"""A learner's file to a learner, whichever fastai 2, Python and operating system wrote the file.
+"""Reader of fastai learners' files, of any version of fastai 2, Python and operating system.
 
-The file is a pickle: it names the classes and functions of its objects by module. Some of them have moved since the
+A file is a pickle, which names the classes and functions of its objects by module. Some of them have moved since the
 file was written. This module maps the old names while it unpickles.
 
-A name that does not exist here becomes a `Missing`: the learner loads, and whatever uses the object fails. So a learner
-loads without the functions of a notebook that read a table's columns, which no request needs, and is still refused if
-one of its own objects takes part in a prediction.
+A class or function that does not exist here becomes a `Missing`: the learner loads, and any use of the object fails. A
+learner therefore loads without the functions of a notebook that read a table's columns, which a prediction does not
+need. It is still refused if a missing object takes part in a prediction.
 
-fastai's `predict` also asks metrics, loggers and trackers, which change no prediction. Those that would fail here are
-removed from the learner.
+fastai's `predict` also calls metrics, loggers and trackers, which do not change a prediction. Those that would fail
+here are removed from the learner.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from training.errors import TrainingError
 
 
 def read_learner(file: Path) -> Learner:
-    """The learner of a file that fastai's `Learner.export` wrote.
+    """Read the learner from a file that fastai's `Learner.export` wrote.
 
-    Unpickling runs code that the file names: load only files that you trust.
+    Unpickling runs code that the file names: read only files that you trust.
 
     Raises:
-        TrainingError: the file cannot be read, or holds something else.
+        TrainingError: the file cannot be read, or has another content.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="load_learner", category=UserWarning)
@@ -50,17 +50,19 @@ def read_learner(file: Path) -> Learner:
             learner = load_learner(file, pickle_module=_PICKLE)
         except TrainingError as error:
             raise TrainingError(f"{file} does not load: {error}") from error
-        except Exception as error:  # a pickle may raise anything
-            # fastai forgets an ImportError, and then misses its own variable.
-            forgotten = isinstance(error, UnboundLocalError)
-            reason = "a module that it needs is missing" if forgotten else f"{type(error).__name__}: {error}"
+        except Exception as error:  # a pickle can raise any error
+            # fastai catches an ImportError, and then uses a variable that is not set.
+            is_import_error = isinstance(error, UnboundLocalError)
+            reason = "a module that it needs is missing" if is_import_error else f"{type(error).__name__}: {error}"
             raise TrainingError(
-                f"{file} does not load: {reason}. Expected what fastai's `Learner.export` wrote."
+                f"{file} does not load: {reason}. Expected a file that fastai's `Learner.export` wrote."
             ) from error
     if not isinstance(learner, Learner):
-        raise TrainingError(f"{file} holds a {type(learner).__name__}; expected what fastai's `Learner.export` wrote.")
+        raise TrainingError(
+            f"{file} has a {type(learner).__name__}; expected a file that fastai's `Learner.export` wrote."
+        )
     if isinstance(learner, TextLearner) and not any(isinstance(callback, RNNCallback) for callback in learner.cbs):
-        learner.add_cb(RNNCallback())  # before fastai 2.2, RNNRegularizer took its part
+        learner.add_cb(RNNCallback())  # before fastai 2.2, it was part of RNNRegularizer
     learner.cbs = L(callback for callback in learner.cbs if type(callback).__module__ not in _OBSERVERS)
     _remove_unusable_metrics(learner)
     return learner
@@ -72,23 +74,23 @@ def _remove_unusable_metrics(learner: Learner) -> None:
     if unusable:
         names = ", ".join(name_of(vars(metric).get("func", metric)) for metric in unusable)
         print(
-            f"note: no metric changes a prediction, so the learner is read without those that do not work here: "
-            f"{names}.",
+            f"note: these metrics do not work here and are removed from the learner: {names}. Its predictions do not "
+            f"depend on metrics.",
             file=sys.stderr,
         )
         learner.metrics = usable
 
 
 def _is_usable(metric: Any) -> bool:
-    """Whether a metric has a name and a value where there are no targets, as in a prediction."""
-    with contextlib.suppress(Exception):  # whatever a metric of the learner's own raises
+    """Return whether a metric has a name and a value without targets, as in a prediction."""
+    with contextlib.suppress(Exception):  # a custom metric can raise any error
         metric.reset()
         return isinstance(metric, Metric) and (metric.name, metric.value) is not None
     return False
 
 
 def name_of(thing: Any) -> str:
-    """The name of a function or class, or of an object's class. For what does not exist here, it says so."""
+    """Return the name of a function or class, or of an object's class; that of a `Missing` says that it is missing."""
     return str(getattr(thing, "__name__", type(thing).__name__))
 
 
@@ -99,14 +101,14 @@ HOW_TO_BRING_IT = (
 
 
 class _Missing(type):
-    """The class of a stand-in for a class or function that does not exist here."""
+    """Class of the stand-ins for classes and functions that do not exist here."""
 
     def __getattr__(cls, name: str) -> Any:
         raise _not_here(cls, name)
 
 
 class Missing(metaclass=_Missing):
-    """Stands in for an object whose class or function does not exist here. Any use of it raises TrainingError."""
+    """Stand-in for an object whose class or function does not exist here. Any use of it raises TrainingError."""
 
     def __new__(cls, *_arguments: object, **_options: object) -> "Missing":
         return super().__new__(cls)
@@ -129,7 +131,7 @@ def _missing(module: str, name: str) -> type:
 
 
 def _not_here(missing: type, attribute: str) -> Exception:
-    # Python itself looks for these, to copy or to print an object.
+    # Python looks up these attributes itself, to copy or to print an object.
     if attribute.startswith("__") and attribute != "__call__":
         return AttributeError(attribute)
     refusal = other_inputs(missing.__module__)
@@ -137,7 +139,7 @@ def _not_here(missing: type, attribute: str) -> Exception:
 
 
 def other_inputs(module: str) -> str | None:
-    """Why a learner with a part of this module is refused, if the module is of another application than texts."""
+    """Return why a learner with a part of this module is refused; None if the module is not of another application."""
     kinds = [inputs for name, inputs in _OTHER_INPUTS.items() if f"{module}.".startswith(f"{name}.")]
     if not kinds:
         return None
@@ -148,7 +150,7 @@ def other_inputs(module: str) -> str | None:
 
 
 class _TypeDispatch(Function):
-    """Reads a function that fastcore before fasttransform chose by its argument's type."""
+    """Reader of a function that fastcore, before fasttransform, dispatched by its argument's type."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         def any_of_them(*arguments: Any, **options: Any) -> Any:
@@ -157,27 +159,28 @@ class _TypeDispatch(Function):
         functions = [function for by_type in state["funcs"].values() for function in by_type.values()]
         Function.__init__(self, any_of_them)
         for function in functions:
-            # plum needs a name, which functools.partial has not.
+            # plum needs a name, which functools.partial does not have.
             self.dispatch(function if hasattr(function, "__name__") else any_of_them)
         self.__class__ = Function  # type: ignore[assignment]
 
 
 class _TypeDict:
-    """Reads fastcore's table of functions by type, as `_TypeDispatch` needs it."""
+    """Reader of fastcore's table of functions by type, for `_TypeDispatch`."""
 
     d: dict[type, Any]
 
     def values(self) -> Iterable[Any]:
+        """Return the functions."""
         return self.d.values()
 
 
 def _vocabulary(strings: StringStore, *_others: object) -> Vocab:
-    """spaCy's vocabulary, without what its versions keep of a word besides its characters: no token depends on it."""
+    """Make spaCy's vocabulary with only the characters of the words; no token depends on other attributes."""
     return Vocab(strings=strings)
 
 
 def _tokenizer(vocabulary: Vocab, rules: dict[str, Any], *searches: Any) -> Tokenizer:
-    """spaCy's tokenizer, without what spaCy 2 keeps of a special case besides its tokens: spaCy 3 refuses it."""
+    """Make spaCy's tokenizer without those attributes of spaCy 2's special cases that spaCy 3 refuses."""
     plain = {
         word: [{name: value for name, value in intify_attrs(part).items() if name in (ORTH, NORM)} for part in parts]
         for word, parts in rules.items()
@@ -186,7 +189,7 @@ def _tokenizer(vocabulary: Vocab, rules: dict[str, Any], *searches: Any) -> Toke
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    """`getattr`: a pickle has it for methods, and fastai keeps a method of the spaCy pipeline."""
+    """Replace `getattr`, with which a pickle refers to methods: fastai stores a method of the spaCy pipeline."""
     if isinstance(owner, Language) and "_components" not in vars(owner):
         owner = _from_spacy_2(owner)
     try:
@@ -203,7 +206,7 @@ def _from_spacy_2(pipeline: Language) -> Language:
         )
     print(
         "note: the learner was trained with spaCy 2. Its rules are kept, but spaCy 3 applies them in another order, so "
-        "a few texts (2 in 1,000) have other tokens than they had there.",
+        "a few texts (2 in 1,000) have other tokens than in training.",
         file=sys.stderr,
     )
     today = spacy.blank(str(pipeline.lang))
@@ -212,24 +215,26 @@ def _from_spacy_2(pipeline: Language) -> Language:
 
 
 def _builtin_type(name: str) -> Any:
-    """What cloudpickle calls for a type without a public name, among them that of a function's code."""
+    """Replace cloudpickle's function for types without a public name, such as that of a function's code."""
     return _code if name == "CodeType" else getattr(types, name)
 
 
 def _code(*parts: Any) -> types.CodeType:
-    """A function's code. If another version of Python wrote the bytecode, the code of a function that raises."""
-    with contextlib.suppress(TypeError, ValueError):  # other versions have other parts
+    """Make a function's code; if another version of Python wrote the bytecode, the code of a function that raises."""
+    with contextlib.suppress(TypeError, ValueError):  # the parts depend on the version of Python
         code = types.CodeType(*parts)
-        if _runs_here(parts[_BYTECODE]):  # not its `co_code`, in which Python has emptied the cache entries
+        if _runs_here(parts[_BYTECODE]):  # not `code.co_code`, in which Python clears the cache entries
             return code
     *_, variables_of_the_closure, _ = parts
     return _of_another_python.__code__.replace(co_freevars=variables_of_the_closure)
 
 
 def _runs_here(code: bytes) -> bool:
-    """Whether bytecode is this Python's: each instruction is known, and has as many empty cache entries behind it.
+    """Return whether bytecode is of this version of Python.
 
-    Python checks no bytecode: that of another version gives wrong results or ends the process.
+    Each instruction must be known and have the right number of empty cache entries after it. Python itself does not
+    check
+    bytecode: bytecode of another version gives wrong results or crashes the process.
     """
     known = set(dis.opmap.values())
     operations = list(code[::2])
@@ -245,11 +250,11 @@ def _runs_here(code: bytes) -> bool:
 
 
 def _of_another_python(*_arguments: object, **_options: object) -> None:
-    raise RuntimeError("a function of the learner's own was pickled by another version of Python")
+    raise RuntimeError("a custom function of the learner was pickled by another version of Python")
 
 
 _BYTECODE = 6
-"""Its place in the parts of a function's code."""
+"""Index of the bytecode in the parts of a function's code."""
 
 CACHE = dis.opmap["CACHE"]
 
@@ -265,8 +270,10 @@ _MOVED_MODULES = {
 }
 
 _OBSERVERS = {f"fastai.callback.{name}" for name in ("azureml", "comet", "neptune", "tensorboard", "tracker", "wandb")}
-"""fastai's modules of callbacks that log or supervise training. None takes part in a prediction, but some fail in it
-without their package, their service or a metric."""
+"""fastai's modules of callbacks that log or monitor training.
+
+They do not change a prediction, but some fail in it without their package, their service or a metric.
+"""
 
 _OTHER_INPUTS = {
     "fastai.collab": "users and items (collaborative filtering)",
@@ -275,13 +282,13 @@ _OTHER_INPUTS = {
     "timm": "images",
     "torchvision": "images",
 }
-"""What the learners of fastai's other applications take."""
+"""Inputs of the learners of other applications, by the modules of their parts."""
 
 _LATER_MODULES = {"fastai.layers": ("fastai.losses",)}
-"""Where some of a module's names are now: fastai 2.0.0 had the losses among the layers."""
+"""Modules that some names of a module have moved to: fastai 2.0.0 had the losses among the layers."""
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    # fastai pickles by protocol 2, which has Python 2's names; `Learner.export` takes other protocols too.
+    # fastai pickles with protocol 2, which has the names of Python 2; `Learner.export` accepts other protocols, too.
     **dict.fromkeys([("__builtin__", "getattr"), ("builtins", "getattr")], _attribute),
     ("cloudpickle.cloudpickle", "_builtin_type"): _builtin_type,
     ("fastcore.dispatch", "TypeDispatch"): _TypeDispatch,
@@ -310,4 +317,4 @@ def _unpickled(file: IO[bytes], **options: Any) -> Any:
 
 
 _PICKLE = types.SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=_unpickled)
-"""What torch takes of the module `pickle` to load a file."""
+"""The part of the module `pickle` that torch needs to load a file."""

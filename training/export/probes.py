@@ -1,4 +1,4 @@
-"""Texts that a model is tried on where there is no data: sentences, and the vocabulary's words in many lengths."""
+"""Probe texts, on which a model is tested without data: sentences, and texts of the vocabulary's words."""
 
 import random
 from collections.abc import Sequence
@@ -14,20 +14,27 @@ SENTENCES = (
     "\u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947",
     "I",
 )
-"""What the rules of a tokenizer are for: capitals, repetitions, entities and tags of HTML, addresses, numbers, emoji,
-contractions, unknown words, other scripts, a single letter. They are about nothing."""
+"""Sentences for the rules of a tokenizer, without a domain.
+
+They have capitals, repetitions, HTML entities and tags, addresses, numbers, emoji, contractions, unknown words, other
+scripts, and a single letter.
+"""
 
 
 def probes(model: ExportedModel) -> list[str]:
-    """Texts around the lengths at which a network reads on in another chunk, and no longer pools all."""
+    """Make the probe texts of a model.
+
+    The lengths of the texts of words are close to those at which a network starts a new chunk or stops pooling all
+    outputs.
+    """
     network = model.config.network
     chunk, pooled = network.chunk_tokens, network.pooled_tokens
     lengths = {1, 2, 20, chunk - 1, chunk, chunk + 1, 2 * chunk + 1}
     if pooled is not None:
-        # Where less than a chunk is pooled, fastai has no answer for longer texts.
+        # If less than a chunk is pooled, fastai cannot predict longer texts.
         lengths = lengths | {pooled + chunk + 1} if pooled >= chunk else {n for n in lengths if n < pooled}
     generator = random.Random(1)
-    # SentencePiece marks the beginning of a word.
+    # SentencePiece marks the first token of a word.
     tokens = [token.removeprefix("\u2581") for token in model.vocabulary if token]
     words = [token for token in tokens if token.isalpha() and not token.startswith("xx")]
     texts = (" ".join(_words(words, length, generator)) for length in sorted(lengths))
@@ -35,7 +42,7 @@ def probes(model: ExportedModel) -> list[str]:
 
 
 def _special_cases(tokenizer: TokenizerConfig, words: int) -> list[str]:
-    """Texts of the words that a model's own rules split in a way of their own, each into less than eight tokens."""
+    """Make texts of the special cases of the model's own rules; each special case has fewer than eight tokens."""
     if tokenizer.spacy_rules is None:
         return []
     known = tokenizer.spacy_rules.special_cases
@@ -44,6 +51,6 @@ def _special_cases(tokenizer: TokenizerConfig, words: int) -> list[str]:
 
 
 def _words(known: Sequence[str], count: int, generator: random.Random) -> list[str]:
-    """Every fifth one unknown, and some in capitals."""
+    """Draw words; every fifth word is unknown, and some are in capitals."""
     words = [generator.choice(known) if known and place % 5 else f"qz{place}" for place in range(1, count + 1)]
     return [word.upper() if place % 7 == 3 else word for place, word in enumerate(words)]

@@ -1,7 +1,7 @@
-"""The rules of a learner's spaCy tokenizer, as data that the exported model carries.
+"""Rules of a learner's spaCy tokenizer, which the exported model contains as data.
 
-They are part of the learner's file. Those of the installed spaCy may differ: spaCy 3.8 splits `⟦` from a word and 3.6
-does not, and up to 3.4 `thatve` was two tokens.
+A learner's file contains the rules. The rules of the installed spaCy may differ: spaCy 3.8 splits `⟦` from a word,
+spaCy 3.6 does not, and up to spaCy 3.4 `thatve` was two tokens.
 """
 
 import re
@@ -18,21 +18,25 @@ from training.errors import TrainingError
 
 
 def own_rules(pipeline: Language, installed: Language) -> SpacyRules | None:
-    """The rules of a pipeline's tokenizer; None if they are those of the installed spaCy's.
+    """Return the rules of a pipeline's tokenizer; None if they are those of the installed spaCy.
+
+    Args:
+        pipeline: the learner's pipeline.
+        installed: a pipeline of the installed spaCy for the same language.
 
     Raises:
-        TrainingError: they differ in something other than regular expressions and special cases.
+        TrainingError: the tokenizers differ in other settings than regular expressions and special cases.
     """
     tokenizers: list[Any] = [pipeline.tokenizer, installed.tokenizer]
     if len({tokenizer.to_bytes(exclude=["vocab"]) for tokenizer in tokenizers}) == 1:
         return None
     if any(type(tokenizer) is not Tokenizer for tokenizer in tokenizers):
         raise TrainingError(
-            f"The learner's spaCy tokenizer for {pipeline.lang!r} has settings other than those of spaCy "
-            f"{SPACY_VERSION}, and is not spaCy's own Tokenizer, whose rules can be exported."
+            f"The learner's spaCy tokenizer for {pipeline.lang!r} differs from that of spaCy {SPACY_VERSION} and is "
+            f"not spaCy's Tokenizer, the only one whose rules can be exported."
         )
-    own, todays = map(_rules, tokenizers)
-    return None if own == todays else own
+    rules, installed_rules = map(_rules, tokenizers)
+    return None if rules == installed_rules else rules
 
 
 def _rules(tokenizer: Any) -> SpacyRules:
@@ -49,13 +53,13 @@ def _rules(tokenizer: Any) -> SpacyRules:
 
 
 def _expression(function: Any, method: str) -> str:
-    """The regular expression whose bound method spaCy calls; empty for None."""
+    """Return the regular expression whose bound method spaCy calls; an empty string for None."""
     if function is None:
         return ""
     pattern = getattr(function, "__self__", None)
     if not isinstance(pattern, re.Pattern) or function.__name__ != method or pattern.flags != re.UNICODE:
         raise TrainingError(
-            f"The learner's spaCy tokenizer has a function of its own, {function}; only the rules of a spaCy version "
-            f"are exported: the method {method!r} of a regular expression without flags."
+            f"The learner's spaCy tokenizer has a custom function, {function}. Only the rules of a spaCy version are "
+            f"exported: the method {method!r} of a regular expression without flags."
         )
     return str(pattern.pattern)

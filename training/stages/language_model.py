@@ -54,15 +54,19 @@ class Bfloat16OnCPU(Callback):  # type: ignore[misc]  # fastai has no types
     order = 10
 
     def before_fit(self) -> None:
+        """Make the autocast context."""
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
 
     def before_batch(self) -> None:
+        """Enter the autocast context."""
         self.autocast.__enter__()  # type: ignore[no-untyped-call]
 
     def after_pred(self) -> None:
+        """Convert the prediction to float32."""
         self.learn.pred = to_float(self.pred)
 
     def after_loss(self) -> None:
+        """Leave the autocast context."""
         self.autocast.__exit__(None, None, None)
 
 
