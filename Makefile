@@ -31,12 +31,12 @@ BENCH := .venv-benchmarks
 # Two processes with a thread each, a whole file in one of them: its tests may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The command ignores PYTHONPATH, where another `client` may be.
-WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m client "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
+# The command ignores PYTHONPATH, where another package named `sentiment` may be.
+WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m sentiment "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
 
-# The command `sentiment`, from this folder.
+# Install the client from this checkout. The locks hold its dependencies.
 define INSTALL_CLIENT
-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable client
 $(WRITE_COMMAND)
 endef
 
@@ -71,6 +71,7 @@ lint: $(TEST) ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 client/sentiment
 
 .PHONY: archive
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
@@ -140,7 +141,7 @@ lock: $(VENV)/python ## pin anew all that requirements/*.txt need
 
 .PHONY: clean
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs *.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -149,12 +150,12 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@ln -s bin/python $@
 
-$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install pyproject.toml | $(VENV)/python
+$(SERVE): requirements/serve.lock requirements/serve.txt requirements/install client/pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/serve.lock
 	$(INSTALL_CLIENT)
 	@touch $@
 
-$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install pyproject.toml | $(VENV)/python
+$(TEST): requirements/test.lock requirements/test.txt requirements/train.txt requirements/install client/pyproject.toml | $(VENV)/python
 	requirements/install $(VENV) requirements/test.lock
 	$(INSTALL_CLIENT)
 	@touch $@ $(SERVE)

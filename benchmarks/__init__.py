@@ -1,0 +1,1 @@
+"""Measurements of this server and of other servers, side by side: `make bench`."""

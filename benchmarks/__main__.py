@@ -1,4 +1,4 @@
-"""`make bench`: all servers with the same client, tweets and cores, in turn, several rounds of them."""
+"""`make bench`: measures all servers in turn, with the same client, tweets and cores, in several rounds."""
 
 import argparse
 import json
@@ -37,25 +37,25 @@ MODEL = ROOT / "model_store" / "sentiment"
 ARCHIVE = MODEL.with_suffix(".mar")
 CONNECTIONS = 32
 EQUAL_LOAD_CONNECTIONS = 96
-"""Fewer than TorchServe's queue holds, which refuses what is over: after a moment in which the machine did something
-else, a request waits at the client, and its latency counts from when it was due."""
+"""The number of connections at a fixed rate, below the length of TorchServe's queue, which refuses excess requests. If
+the machine is busy for a moment, requests wait at the client, and their latency counts from when they were due."""
 
 WARM_UP_S = 12
-"""Java compiles what is used often, and goes on for a while."""
+"""The time before each measurement, in which Java compiles the code that it executes often."""
 
 ASKED_TEXTS = 100_000
-"""More than are sent to one server, so that none is sent twice."""
+"""The number of texts, more than are sent to one server, so that no text is sent twice."""
 
 ALONE_TEXTS = 15_000
 CHECKED_TEXTS = 200
 LABEL_MARGIN = 0.06
-"""The fp32 network's distance between its two best labels under which int8 may choose the other: twice 0.03."""
+"""The fp32 network's margin between its two best labels below which int8 may choose the other label: twice 0.03."""
 
 LIGHT_SHARE = 0.7
-"""The light equal load, as a share of what the slowest server with this engine can take."""
+"""The light equal load, as a share of the throughput of the slowest server with this engine."""
 
 HEAVY_SHARE = 0.9
-"""The heavy one, as a share of what the fastest of the others can take."""
+"""The heavy equal load, as a share of the throughput of the fastest other server."""
 
 PACKAGES = (
     "torchserve",
@@ -73,15 +73,27 @@ PACKAGES = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    """Run all measurements and write the results; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure this server and other servers with the same client, tweets and cores. The results are "
+        "written to benchmarks/results.json and to the pages that quote them.",
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default: %(default)s)")
     parser.add_argument(
-        "--requests", type=int, default=200_000, help="with ever new words, for memory (default: %(default)s)"
+        "--requests",
+        type=int,
+        default=200_000,
+        help="number of requests with new words in the measurement of memory growth (default: %(default)s)",
     )
     parser.add_argument(
-        "--product", type=Path, default=ROOT / ".venv", metavar="FOLDER", help="its environment (default: %(default)s)"
+        "--product",
+        type=Path,
+        default=ROOT / ".venv",
+        metavar="FOLDER",
+        help="virtual environment of this server (default: %(default)s)",
     )
     options = parser.parse_args()
     try:
@@ -95,19 +107,21 @@ def main() -> int:
         results = run(texts, asked, options, Path(workspace))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_report(results)
-    print(f"Results in {RESULTS.relative_to(ROOT)}; README.md and benchmarks/README.md quote them.")
+    print(f"The results are in {RESULTS.relative_to(ROOT)} and in the pages that quote them.")
     return 0
 
 
 def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspace: Path) -> dict[str, Any]:
-    """All measurements, as `results.json` has them.
+    """Run all measurements; returns the content of `results.json`.
 
     Args:
-        texts: the tweets as they are.
-        asked: them over and over again, with new words.
+        texts: the tweets.
+        asked: the texts to send: the tweets repeatedly, with new words.
+        options: the options of the command line.
+        workspace: a folder for temporary files.
     """
     log = Path(tempfile.gettempdir(), "benchmarks.log")
-    print(f"The servers' output is in {log}", file=sys.stderr)
+    print(f"The servers write their output to {log}", file=sys.stderr)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     unpacked = _unpacked(ARCHIVE, workspace / "sentiment")
     learner = workspace / "learner.pkl"
@@ -119,25 +133,25 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     all_sides = sides(options.product, unbatched, unpacked, learner, workers)
     compared = [side for side in all_sides if side.name not in (DIRECT, FLASK, FLASK_ALL, UNBATCHED)]
 
-    found: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
+    figures: dict[str, dict[str, list[Any]]] = {side.name: {} for side in all_sides}
     alone: dict[str, list[Any]] = {}
     with _progress(options.rounds * (len(all_sides) + len(compared) + 2) + 4) as done:
         for _ in range(options.rounds):
             for side in all_sides:
-                _closed_loop(side, asked, options.seconds, log, found[side.name])
+                _closed_loop(side, asked, options.seconds, log, figures[side.name])
                 done(side.name)
             _alone(unpacked, asked, workers, options.seconds / 2, alone)
             done("the engine alone")
         checked = texts[:CHECKED_TEXTS]
         labels = {side.name: _label_check(side, checked, classifier, reference, log) for side in all_sides}
-        capacity = {side.name: statistics.median(found[side.name]["throughput"]) for side in compared}
+        capacity = {side.name: statistics.median(figures[side.name]["throughput"]) for side in compared}
         rates = {
             "light": LIGHT_SHARE * min(capacity.values()),
             "heavy": HEAVY_SHARE * max(value for name, value in capacity.items() if name != OURS),
         }
         for _ in range(options.rounds):
             for side in compared:
-                _equal_load(side, asked, rates, options.seconds, log, found[side.name])
+                _equal_load(side, asked, rates, options.seconds, log, figures[side.name])
                 done(f"{side.name} at equal load")
         sample = asked[-len(texts) :]
         ids = [classifier.ids(text) for text in sample]
@@ -166,10 +180,14 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
         "command": f"make bench (rounds: {options.rounds}, seconds: {options.seconds:g})",
         "machine": _machine(workers),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "texts": {"what": "validation split, rare words changed each time", "n": len(texts)},
+        "texts": {"description": "validation split, rare words changed each time", "n": len(texts)},
         "rates": {name: round(rate, 1) for name, rate in rates.items()},
         "sides": {
-            side.name: {"what": side.what, **_medians(found[side.name]), "label_differences": labels[side.name]}
+            side.name: {
+                "description": side.description,
+                **_medians(figures[side.name]),
+                "label_differences": labels[side.name],
+            }
             for side in all_sides
         },
         "engine": _rounded(without_server),
@@ -181,8 +199,8 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     }
 
 
-def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, found: dict[str, list[Any]]) -> None:
-    """One start, one connection, many connections."""
+def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, rounds: dict[str, list[Any]]) -> None:
+    """Measure a server's start, latency on one connection, and throughput on many; append the figures to `rounds`."""
     requests = side.requests(asked)
     with running(side, log) as server:
         load(side.url, requests, CONNECTIONS, WARM_UP_S)
@@ -197,20 +215,26 @@ def _closed_loop(side: Side, asked: Sequence[str], seconds: float, log: Path, fo
             "loaded_p99_ms": many.percentile(99),
             "worker_megabytes": server.worker_megabytes(),
         }
-    _add(figures, found)
+    _add(figures, rounds)
 
 
 def _equal_load(
-    side: Side, asked: Sequence[str], rates: Mapping[str, float], seconds: float, log: Path, found: dict[str, list[Any]]
+    side: Side,
+    asked: Sequence[str],
+    rates: Mapping[str, float],
+    seconds: float,
+    log: Path,
+    rounds: dict[str, list[Any]],
 ) -> None:
+    """Measure a server's latency at fixed rates; append the figures to `rounds`."""
     requests = side.requests(asked)
     with running(side, log):
         load(side.url, requests, CONNECTIONS, WARM_UP_S)
         for name, rate in rates.items():
-            # Before it counts: batching that learns from the load learns from this one.
+            # An unmeasured load first, from which adaptive batching learns.
             load(side.url, requests, EQUAL_LOAD_CONNECTIONS, 2, rate)
             result = _all_answered(load(side.url, requests, EQUAL_LOAD_CONNECTIONS, seconds, rate), side)
-            _add({f"{name}_p50_ms": result.percentile(50), f"{name}_p99_ms": result.percentile(99)}, found)
+            _add({f"{name}_p50_ms": result.percentile(50), f"{name}_p99_ms": result.percentile(99)}, rounds)
 
 
 def _all_answered(result: Load, side: Side) -> Load:
@@ -222,22 +246,23 @@ def _all_answered(result: Load, side: Side) -> Load:
 def _label_check(
     side: Side, texts: Sequence[str], classifier: TextClassifier, reference: TextClassifier, log: Path
 ) -> int:
-    """How many labels are not the fp32 reference's.
+    """The number of labels that differ from those of the fp32 reference.
 
     Raises:
-        RuntimeError: one differs without being a close call, or a server with the engine does not answer as it does.
+        RuntimeError: a label differs although the reference's margin is large, or a server with this engine does not
+            return the engine's labels.
     """
     expected = reference.predict(texts)
     ordered = np.sort(expected, axis=1)
     margins = ordered[:, -1] - ordered[:, -2]
-    of_engine = classifier.predict(texts).argmax(1)
+    engine_labels = classifier.predict(texts).argmax(1)
     with running(side, log):
-        found = [classifier.labels.index(side.ask(text)) for text in texts]
-    differences = [index for index, label in enumerate(found) if label != expected[index].argmax()]
+        labels = [classifier.labels.index(side.ask(text)) for text in texts]
+    differences = [index for index, label in enumerate(labels) if label != expected[index].argmax()]
     if any(margins[index] > LABEL_MARGIN for index in differences):
-        raise RuntimeError(f"{side.name} gives other labels than the fp32 network.")
-    if side.name not in (FLASK, FLASK_ALL) and found != of_engine.tolist():
-        raise RuntimeError(f"{side.name} gives other labels than the engine.")
+        raise RuntimeError(f"The labels of {side.name} differ from those of the fp32 network.")
+    if side.name not in (FLASK, FLASK_ALL) and labels != engine_labels.tolist():
+        raise RuntimeError(f"The labels of {side.name} differ from those of the engine.")
     return len(differences)
 
 
@@ -250,7 +275,7 @@ def _larger(
     log: Path,
     done: Callable[[str], None],
 ) -> dict[str, float]:
-    """The engine's and a server's throughput with a 400/1152/3 network, in turns."""
+    """The throughput of the engine and of a server with a 400/1152/3 network, measured in turn."""
     folder, store = workspace / "larger", workspace / "store"
     exported.write(measure.larger_model(model), folder)
     store.mkdir()
@@ -264,45 +289,46 @@ def _larger(
         _alone(larger, asked, workers, options.seconds / 2, alone)
         _closed_loop(side, asked, options.seconds, log, served)
         done("the larger network")
-    found = _medians(served)
+    medians = _medians(served)
     return {
         "engine_texts_a_second": _medians(alone)["engine_in_batches"],
-        "throughput": found["throughput"],
-        "p50_ms": found["p50_ms"],
+        "throughput": medians["throughput"],
+        "p50_ms": medians["p50_ms"],
     }
 
 
-def _alone(model: Path, asked: Sequence[str], workers: int, seconds: float, found: dict[str, list[Any]]) -> None:
-    _add(measure.engine_alone(model, asked[:ALONE_TEXTS], workers, seconds), found)
+def _alone(model: Path, asked: Sequence[str], workers: int, seconds: float, rounds: dict[str, list[Any]]) -> None:
+    """Measure the engine's throughput without a server; append the figures to `rounds`."""
+    _add(measure.engine_alone(model, asked[:ALONE_TEXTS], workers, seconds), rounds)
 
 
 def _memory(side: Side, texts: Sequence[str], count: int, log: Path) -> dict[str, Any]:
-    """Resident memory after a thousand and after very many requests, each with words that no request had before."""
+    """Resident memory after 1,000 requests, after half of the requests and after all; each request has new words."""
     with running(side, log) as server:
         sent = 0
-        found: dict[str, Any] = {}
+        megabytes: dict[str, Any] = {}
         for target in (1_000, count // 2, count):
-            found[f"megabytes_after_{target}"] = round(_after(server, side, texts, range(sent, target)), 1)
+            megabytes[f"megabytes_after_{target}"] = round(_after(server, side, texts, range(sent, target)), 1)
             sent = target
-    return {"requests": count, **found}
+    return {"requests": count, **megabytes}
 
 
 def _after(server: Any, side: Side, texts: Sequence[str], numbers: range) -> float:
-    """The largest worker's memory, in megabytes, after requests with the words of these numbers."""
+    """The largest worker's memory in MB after one request for each number, which makes the request's words new."""
     step = 5_000
     for begin in range(numbers.start, numbers.stop, step):
         part = range(begin, min(begin + step, numbers.stop))
-        more = [
+        new_texts = [
             f"{text} flight{number} qz{number}x #new{number}" for text, number in zip(cycle(texts), part, strict=False)
         ]
-        _all_answered(load(side.url, side.requests(more), CONNECTIONS, limit=len(more)), side)
+        _all_answered(load(side.url, side.requests(new_texts), CONNECTIONS, limit=len(new_texts)), side)
     return float(server.worker_megabytes())
 
 
 def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
-    """Processor milliseconds a request, of Java, of HAProxy and of the workers, alone and loaded."""
+    """Processor milliseconds per request of Java, HAProxy and the workers, on one connection and under load."""
     requests = side.requests(asked)
-    found = {}
+    profile = {}
     with running(side, log) as server:
         load(side.url, requests, CONNECTIONS, 2 * WARM_UP_S)
         for name, connections in (("one_connection", 1), ("loaded", CONNECTIONS)):
@@ -310,13 +336,13 @@ def _profile(side: Side, asked: Sequence[str], seconds: float, log: Path) -> dic
             result = _all_answered(load(side.url, requests, connections, seconds), side)
             after = server.processor_seconds()
             count = len(result.latencies)
-            found[name] = {kind: round(1000 * (after[kind] - before[kind]) / count, 3) for kind in before}
-            found[name]["p50_ms"] = round(result.percentile(50), 2)
-    return found
+            profile[name] = {kind: round(1000 * (after[kind] - before[kind]) / count, 3) for kind in before}
+            profile[name]["p50_ms"] = round(result.percentile(50), 2)
+    return profile
 
 
 def _config(path: Path, model_store: Path, batch_size: int) -> Path:
-    """The product's configuration with another model store and size of batches."""
+    """Write this server's configuration with another model store and batch size; returns the path."""
     text = CONFIG.read_text(encoding="utf-8")
     changes = {
         "model_store=model_store": f"model_store={model_store}",
@@ -325,7 +351,7 @@ def _config(path: Path, model_store: Path, batch_size: int) -> Path:
     changes[f'"batchSize": {measure.SERVED_BATCH}'] = f'"batchSize": {batch_size}'
     for old, new in changes.items():
         if text.count(old) != 1:
-            raise ValueError(f"{CONFIG} has {text.count(old)} places for {old!r}.")
+            raise ValueError(f"{CONFIG} contains {old!r} {text.count(old)} times; expected once.")
         text = text.replace(old, new)
     path.write_text(text, encoding="utf-8")
     return path
@@ -336,15 +362,16 @@ def _unpacked(mar: Path, folder: Path) -> Path:
     return folder / MODEL_FOLDER
 
 
-def _add(figures: Mapping[str, Any], found: dict[str, list[Any]]) -> None:
-    """A round's figures to those of the rounds before."""
+def _add(figures: Mapping[str, Any], rounds: dict[str, list[Any]]) -> None:
+    """Append the figures of a round to those of the rounds before."""
     for name, value in figures.items():
-        found.setdefault(name, []).append(value)
+        rounds.setdefault(name, []).append(value)
 
 
-def _medians(found: dict[str, list[float]]) -> dict[str, Any]:
-    return {name: round(statistics.median(values), 2) for name, values in found.items()} | {
-        "rounds": {name: [round(value, 2) for value in values] for name, values in found.items()}
+def _medians(rounds: dict[str, list[float]]) -> dict[str, Any]:
+    """The median of each figure, and the figures of all rounds."""
+    return {name: round(statistics.median(values), 2) for name, values in rounds.items()} | {
+        "rounds": {name: [round(value, 2) for value in values] for name, values in rounds.items()}
     }
 
 
@@ -375,8 +402,8 @@ def _machine(workers: int) -> dict[str, Any]:
 def _progress(total: int) -> Iterator[Any]:
     with tqdm(total=total, unit="measurement", disable=None) as bar:
 
-        def done(what: str) -> None:
-            bar.set_postfix_str(what)
+        def done(measurement: str) -> None:
+            bar.set_postfix_str(measurement)
             bar.update()
 
         yield done

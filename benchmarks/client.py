@@ -1,8 +1,9 @@
-"""A load generator on raw sockets: one thread, little processor time for each request, since it shares the cores with
-what it measures.
+"""A load generator on raw sockets.
 
-Latency under a given rate counts from the moment at which a request was due, not from when a connection was free to
-send it, so a server that falls behind cannot hide it ("coordinated omission"; Tene, "How NOT to Measure Latency").
+It has one thread and needs little processor time for each request, because it shares the cores with the server that it
+measures. At a given rate, the latency of a request counts from when the request was due, not from when a connection was
+free. So the latency includes the delay of a server that falls behind ("coordinated omission"; Tene, "How NOT to Measure
+Latency").
 """
 
 import math
@@ -19,7 +20,7 @@ import numpy as np
 HEADERS = (
     "User-Agent: python-requests/2.32.5\r\nAccept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n"
 )
-"""The headers that requests, Python's most common HTTP client, sends. Reading them takes a server time."""
+"""The headers that Python's most common HTTP client, requests, sends. A server needs time to parse them."""
 
 _READ_SIZE = 1 << 16
 _TIMEOUT_S = 120
@@ -27,28 +28,29 @@ _TIMEOUT_S = 120
 
 @dataclass
 class Load:
-    """What came of it."""
+    """The result of sending requests for a time."""
 
     seconds: float
-    """From the first request to the last reply."""
+    """The time from the first request to the last response."""
 
     latencies: list[float] = field(default_factory=list)
-    """Of each answered request, in seconds."""
+    """The latency of each answered request, in seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
+    """The number of responses with each status."""
 
     @property
     def throughput(self) -> float:
-        """Replies a second."""
+        """Responses per second."""
         return sum(self.statuses.values()) / self.seconds
 
     def percentile(self, percent: float) -> float:
-        """Of the latencies, in milliseconds."""
+        """A percentile of the latencies, in milliseconds."""
         return 1000 * float(np.percentile(self.latencies, percent))
 
 
 def to_request(url: str, body: bytes, content_type: str) -> bytes:
-    """An HTTP request, ready to send."""
+    """The bytes of an HTTP request."""
     parts = urlsplit(url)
     head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {content_type}\r\n{HEADERS}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -63,20 +65,22 @@ def load(
     limit: int | None = None,
     check: Callable[[bytes, bytes], None] | None = None,
 ) -> Load:
-    """Send requests for a time, and wait for the last replies.
+    """Send requests for a time, and wait for the last responses.
 
     Args:
-        requests: as `to_request` makes them.
-        connections: kept open; each has one request under way at most.
-        rate: requests a second, evenly, all that are due in `seconds`, however long that takes; None: each connection
-            sends as soon as it has its reply.
-        limit: so many requests at most.
-        check: called with each request and its reply's body.
+        url: the server's URL.
+        requests: requests made by `to_request`.
+        connections: the number of persistent connections; each has at most one request in flight.
+        seconds: the time for which requests are sent.
+        rate: requests per second at equal intervals, until all that are due within `seconds` are sent, however long
+            that takes; None to send the next request on a connection as soon as its response arrives.
+        limit: the maximum number of requests.
+        check: called with each request and the body of its response.
 
     Raises:
-        ConnectionError: the server cannot be reached, or ends a connection before it has replied.
-        TimeoutError: no reply for a long time.
-        ValueError: fewer requests than are to be sent.
+        ConnectionError: the server cannot be reached, or closes a connection before its response is complete.
+        TimeoutError: there is no response for a long time.
+        ValueError: `requests` ends before all requests are sent.
     """
     address = (urlsplit(url).hostname, urlsplit(url).port)
     selector = selectors.DefaultSelector()
@@ -94,7 +98,7 @@ def load(
                 due = now if rate is None else started + sent / rate
                 request = next(requests, None)
                 if request is None:
-                    raise ValueError(f"All {sent} requests are sent, and more are to be.")
+                    raise ValueError(f"All {sent} requests are sent, but more are needed.")
                 idle.popleft().send(request, due)
                 sent += 1
             if len(idle) == connections and not sending:
@@ -104,7 +108,7 @@ def load(
                 wait = _TIMEOUT_S
             ready = selector.select(wait)
             if not ready and wait == _TIMEOUT_S:
-                raise TimeoutError(f"{url}: no reply for {_TIMEOUT_S} s")
+                raise TimeoutError(f"{url}: no response for {_TIMEOUT_S} s")
             for key, _ in ready:
                 connection: _Connection = key.data
                 status = connection.receive()
@@ -123,7 +127,7 @@ def load(
 
 
 class _Connection:
-    """One request at a time."""
+    """A connection that has at most one request in flight."""
 
     def __init__(self, address: tuple[str | None, int | None], selector: selectors.BaseSelector) -> None:
         self._address, self._selector = address, selector
@@ -134,6 +138,7 @@ class _Connection:
         self._under_way = False
 
     def send(self, request: bytes, due: float) -> None:
+        """Send a request; open the connection if the server has closed it."""
         if self._socket.fileno() < 0:
             self._open()
         self.due = due
@@ -143,12 +148,12 @@ class _Connection:
         self._socket.sendall(request)
 
     def receive(self) -> int:
-        """Read what is there; returns the status of a reply that is complete, else 0."""
+        """Read the bytes that have arrived; returns the status of a complete response, else 0."""
         part = self._socket.recv(_READ_SIZE)
         if not part:
             if self._under_way:
-                raise ConnectionError(f"{self._address}: the connection ended before there was a whole reply")
-            self.close()  # an idle connection, which the next request opens again
+                raise ConnectionError(f"{self._address}: the connection ended before a complete response")
+            self.close()  # the next request opens an idle connection again
             return 0
         self._received += part
         head, separator, body = self._received.partition(b"\r\n\r\n")
@@ -169,6 +174,7 @@ class _Connection:
         self._selector.register(self._socket, selectors.EVENT_READ, self)
 
     def close(self) -> None:
+        """Close the connection if it is open."""
         if self._socket.fileno() >= 0:
             self._selector.unregister(self._socket)
             self._socket.close()

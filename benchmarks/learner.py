@@ -1,4 +1,4 @@
-"""fastai's own learner with an exported model's weights, for the side that calls `learn.predict`."""
+"""A fastai learner with an exported model's weights, for the server that calls `learn.predict`."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FASTAI_HEAD = {"mean": "0.running_mean", "variance": "0.running_var", "scale": "
 
 
 def write_learner(model: ExportedModel, path: Path) -> None:
-    """Write what `load_learner` reads."""
+    """Write a learner that fastai's `load_learner` reads."""
     sizes = model.config.network
     vocabulary = [f"xxfake{index}" if token is None else token for index, token in enumerate(model.vocabulary)]
     table = pd.DataFrame({"text": ["a text"] * 10, "label": list(model.config.labels) * 3 + [model.config.labels[0]]})

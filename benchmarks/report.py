@@ -1,4 +1,4 @@
-"""`results.json` to the tables and the picture that quote it: `python -m benchmarks.report`."""
+"""Writes the tables and the picture of `results.json`: `python -m benchmarks.report`."""
 
 import json
 import re
@@ -15,7 +15,7 @@ PAGES = {"summary": HERE.parent / "README.md", "details": HERE / "README.md"}
 OURS, DIRECT, UNBATCHED = "torchserve", "torchserve-direct", "torchserve-unbatched"
 FLASK, FLASK_ALL = "flask", "flask-all-cores"
 MAX_DOOR_MS, MIN_DOOR_SHARE = 0.15, 0.97
-"""The overhead that the door may have: on the median latency of a single client, and on the throughput."""
+"""The limits of the door's overhead: added median latency of a single client, and remaining share of the throughput."""
 
 SHORT = {
     OURS: "**this project**, HAProxy and TorchServe",
@@ -30,24 +30,33 @@ SHORT = {
 
 
 def write_report(results: Mapping[str, Any]) -> None:
-    """Write the picture, and the pages' parts between their markers."""
+    """Write the picture, and the parts of the pages between their markers."""
     _plot(results)
     for name, page in PAGES.items():
         page.write_text(with_part(page.read_text(encoding="utf-8"), name, results), encoding="utf-8")
 
 
 def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
-    """A page with the part of this name made anew."""
+    """A page with one part generated again.
+
+    Args:
+        page: the text of the page.
+        name: the name of the part, `summary` or `details`.
+        results: the content of `results.json`.
+
+    Raises:
+        ValueError: the page does not have the part's markers exactly once.
+    """
     part = {"summary": summary, "details": details}[name](results)
     begin, end = f"<!-- {name} of benchmarks/results.json: begin -->", f"<!-- {name}: end -->"
-    made, count = re.subn(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", page)
+    text, count = re.subn(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", page)
     if count != 1:
-        raise ValueError(f"The page has {count} places for {name!r}.")
-    return made
+        raise ValueError(f"The page has the markers of {name!r} {count} times; expected once.")
+    return text
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The table of servers, and what it says."""
+    """The table of servers, with a sentence about its most important figures."""
     sides = results["sides"]
     latency = sides[FLASK]["p50_ms"] / sides[OURS]["p50_ms"]
     throughput = sides[OURS]["throughput"] / sides[FLASK_ALL]["throughput"]
@@ -68,6 +77,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def servers(results: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of servers."""
     light, heavy = (f"{results['rates'][name]:.0f} requests/s: p50, p99 ms" for name in ("light", "heavy"))
     lines = [
         "| server | 1 connection: p50 ms | 32: requests/s | 32: p99 ms | "
@@ -87,21 +97,22 @@ def servers(results: Mapping[str, Any]) -> list[str]:
 
 
 def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """What is to be reached: figure, goal, reached, whether it is."""
+    """The goals: figure, goal, measured value, whether the goal is reached."""
     sides, engine, memory = results["sides"], results["engine"], results["memory"]
     ours = sides[OURS]
     others = [side for name, side in sides.items() if name != OURS and "heavy_p99_ms" in side]
     latency, unbatched = (sides[FLASK]["p50_ms"] / sides[name]["p50_ms"] for name in (OURS, UNBATCHED))
     throughput = ours["throughput"] / sides[FLASK_ALL]["throughput"]
     rounds, direct = ours["rounds"], sides[DIRECT]["rounds"]
-    door_ms = median(one - other for one, other in zip(rounds["p50_ms"], direct["p50_ms"], strict=True))
-    door_share = median(one / other for one, other in zip(rounds["throughput"], direct["throughput"], strict=True))
+    pairs = {name: list(zip(rounds[name], direct[name], strict=True)) for name in ("p50_ms", "throughput")}
+    door_ms = median(with_door - without_door for with_door, without_door in pairs["p50_ms"])
+    door_share = median(with_door / without_door for with_door, without_door in pairs["throughput"])
     share = ours["throughput"] / engine["alone"]["engine_in_batches"]
     larger = results["larger_network"]["throughput"] / results["larger_network"]["engine_texts_a_second"]
     best = max(side["throughput"] for side in others)
     worker = ours["worker_megabytes"] / sides[FLASK]["worker_megabytes"]
     size = results["archive_megabytes"] / results["fp32_weights_megabytes"]
-    per_token = [of["milliseconds"] / of["tokens"] for of in engine["lengths"] if of["tokens"] >= 100]
+    per_token = [row["milliseconds"] / row["tokens"] for row in engine["lengths"] if row["tokens"] >= 100]
     spread = max(per_token) / min(per_token)
     first, half, whole = (
         memory[f"megabytes_after_{count}"] for count in (1_000, memory["requests"] // 2, memory["requests"])
@@ -172,7 +183,7 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def details(results: Mapping[str, Any]) -> str:
-    """All tables."""
+    """All tables, in Markdown."""
     engine, profile = results["engine"], results["profile"]
     machine = results["machine"]
     roofline = engine["roofline"]
@@ -180,7 +191,7 @@ def details(results: Mapping[str, Any]) -> str:
         f"{results['date']}, `{results['command']}`, {machine['processor']} ({machine['instructions']}), "
         f"{machine['cores']} cores, {machine['memory_gigabytes']} GB, {machine['system']}. "
         + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-        + f". The {results['texts']['n']:,} tweets of the {results['texts']['what']}.",
+        + f". The {results['texts']['n']:,} tweets of the {results['texts']['description']}.",
         "",
         *servers(results),
         "",
@@ -189,8 +200,8 @@ def details(results: Mapping[str, Any]) -> str:
         "| figure | goal | measured | |",
         "|---|---|---|---|",
         *(
-            f"| {what} | {goal} | {reached} | {'yes' if ok else '**no**'} |"
-            for what, goal, reached, ok in goals(results)
+            f"| {figure} | {goal} | {measured} | {'yes' if reached else '**no**'} |"
+            for figure, goal, measured, reached in goals(results)
         ),
         "",
         "### Where a request's time goes",
@@ -229,39 +240,39 @@ def details(results: Mapping[str, Any]) -> str:
         "| together | ms | largest difference | ordinary: ms | ordinary: largest difference |",
         "|---|---|---|---|---|",
         *(
-            f"| {of['texts']:,} | {of['milliseconds']:.2f} | {of['largest_difference']:.0e} | "
-            f"{of['plain_milliseconds']:.2f} | {of['plain_largest_difference']:.4f} |"
-            for of in engine["batches"]
+            f"| {row['texts']:,} | {row['milliseconds']:.2f} | {row['largest_difference']:.0e} | "
+            f"{row['plain_milliseconds']:.2f} | {row['plain_largest_difference']:.4f} |"
+            for row in engine["batches"]
         ),
         "",
         "A tweet alone, by threads: "
-        + ", ".join(f"{of['threads']}: {of['milliseconds']:.2f} ms" for of in engine["threads"])
+        + ", ".join(f"{row['threads']}: {row['milliseconds']:.2f} ms" for row in engine["threads"])
         + ".",
         "",
         "### Cost by length",
         "",
-        "| tokens | " + " | ".join(f"{of['tokens']:,}" for of in engine["lengths"]) + " |",
+        "| tokens | " + " | ".join(f"{row['tokens']:,}" for row in engine["lengths"]) + " |",
         "|---|" + "---|" * len(engine["lengths"]),
-        "| ms | " + " | ".join(f"{of['milliseconds']:.1f}" for of in engine["lengths"]) + " |",
+        "| ms | " + " | ".join(f"{row['milliseconds']:.1f}" for row in engine["lengths"]) + " |",
     ]
     return "\n".join(lines)
 
 
 def _profile(engine: Mapping[str, Any], profile: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Rows of milliseconds and shares, of a lone request and of a loaded server."""
+    """The rows of milliseconds and shares, for one connection and for a loaded server."""
     steps = engine["steps_ms"]
-    together = {of["texts"]: of["milliseconds"] for of in engine["batches"]}
+    by_batch_size = {row["texts"]: row["milliseconds"] for row in engine["batches"]}
     columns = []
-    for of, engine_ms in ((profile["one_connection"], steps["engine"]), (profile["loaded"], together[16])):
+    for used, engine_ms in ((profile["one_connection"], steps["engine"]), (profile["loaded"], by_batch_size[16])):
         known = {
-            "Java": of["java"],
-            "HAProxy": of["haproxy"],
+            "Java": used["java"],
+            "HAProxy": used["haproxy"],
             "body to text": steps["request"],
             "tokenizer": steps["tokenizer"],
             "engine": engine_ms,
             "answer to JSON": steps["json"],
         }
-        total = of["java"] + of["haproxy"] + of["python"]
+        total = used["java"] + used["haproxy"] + used["python"]
         known["the workers' rest: TorchServe's protocol, sockets, cold caches"] = total - sum(known.values())
         columns.append({name: f"{value:.3f} | {value / total:.0%}" for name, value in known.items()})
     return [f"| {name} | {columns[0][name]} | {columns[1][name]} |" for name in columns[0]]

@@ -1,4 +1,4 @@
-"""The servers that are held against each other: how each is started, asked and ended."""
+"""The compared servers, called sides: how each is started, queried and stopped."""
 
 import json
 import os
@@ -30,44 +30,46 @@ def _label(reply: Any) -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """One server."""
+    """A server."""
 
     name: str
-    what: str
+    description: str
     command: list[str]
     port: int
     environment: dict[str, str] = field(default_factory=dict)
     body: Callable[[str], bytes] = str.encode
     content_type: str = "text/plain"
     label: Callable[[Any], str] = _label
-    """A reply's label."""
+    """The function that reads the label in a response."""
 
     @property
     def url(self) -> str:
+        """The URL for predictions."""
         return f"http://127.0.0.1:{self.port}{PATH}"
 
     def requests(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Requests with these texts. They are made beforehand, not while time is taken."""
+        """Requests with these texts, all encoded in advance, so that encoding takes no time in a measurement."""
         return iter([to_request(self.url, self.body(text), self.content_type) for text in texts])
 
     def ask(self, text: str) -> str:
-        """A text's label."""
+        """The label that the server predicts for a text."""
         headers = {"Content-Type": self.content_type}
         with requests.Session() as session:
-            session.trust_env = False  # the server is on this machine, which no proxy leads to
+            session.trust_env = False  # the server is on this machine, so a proxy must not be used
             response = session.post(self.url, data=self.body(text), headers=headers, timeout=60)
         response.raise_for_status()
         return self.label(response.json())
 
 
 def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: int) -> list[Side]:
-    """All of them.
+    """All compared servers.
 
     Args:
-        product: the product's own environment, which has nothing of the others.
-        unbatched: the product's configuration without batches.
+        product: this project's virtual environment, without packages of the other servers.
+        unbatched: this project's configuration without batches.
         model: an archive's model, unpacked.
-        learner: the same weights as a fastai learner's file.
+        learner: the file of a fastai learner with the same weights.
+        workers: the number of workers of each server.
     """
     here = Path(sys.executable).parent
     engine = {MODEL_VARIABLE: str(model)}
@@ -78,12 +80,12 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
         return json.dumps({"text": text}).encode()
 
     def flask(name: str, count: int) -> Side:
-        # No time-out: fastai takes longer to import than gunicorn waits.
+        # No timeout, because the import of fastai takes longer than gunicorn's default.
         command = [str(here / "gunicorn"), "--bind", "127.0.0.1:{port}", "--workers", str(count)]
         command += ["--worker-class", "gthread", "--threads", "1", "--timeout", "0", "benchmarks.servers.flask_app:app"]
-        what = f"Flask around `learn.predict` under gunicorn, {count} worker{'s' if count > 1 else ''}"
+        description = f"Flask around `learn.predict` under gunicorn, {count} worker{'s' if count > 1 else ''}"
         environment = known_example | {"OMP_NUM_THREADS": str(workers // count)}
-        return Side(name, what, command, 3001, environment, text_field, label=str, **as_json)
+        return Side(name, description, command, 3001, environment, text_field, label=str, **as_json)
 
     batching = f"batches of up to {BATCH_TEXTS}, {1000 * BATCH_DELAY_S:.0f} ms"
     return [
@@ -92,7 +94,7 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
         replace(
             torchserve(product, unbatched, workers),
             name="torchserve-unbatched",
-            what=f"this project with `batchSize` 1: TorchServe, {workers} workers",
+            description=f"this project with `batchSize` 1: TorchServe, {workers} workers",
         ),
         flask("flask", 1),
         flask("flask-all-cores", workers),
@@ -129,33 +131,41 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
 
 
 def torchserve(product: Path, config: Path, workers: int, *, direct: bool = False) -> Side:
-    """This project's server, as `make serve` starts it; `direct` is without HAProxy before TorchServe."""
+    """This project's server, started as by `make serve`.
+
+    Args:
+        product: this project's virtual environment.
+        config: the configuration.
+        workers: the number of workers, for the description.
+        direct: whether TorchServe serves without HAProxy in front of it.
+    """
     command = [str(product / "bin" / "python"), "-m", "server", "--config", str(config)]
-    what = f"TorchServe, {workers} workers"
+    description = f"TorchServe, {workers} workers"
     if direct:
-        return Side("torchserve-direct", f"this project without the door: {what}", [*command, "--direct"], 8080)
-    return Side("torchserve", f"this project: HAProxy before {what}", command, 8080)
+        return Side("torchserve-direct", f"this project without HAProxy: {description}", [*command, "--direct"], 8080)
+    return Side("torchserve", f"this project: HAProxy in front of {description}", command, 8080)
 
 
 class Running:
-    """A side that has answered its first request."""
+    """A server that has answered its first request."""
 
     def __init__(self, side: Side, process: psutil.Popen, start_s: float) -> None:
         self.side = side
         self.start_s = start_s
-        """From the command to the first answer."""
+        """The time from the start command to the first response."""
 
         self._process = process
 
     def processes(self) -> list[psutil.Process]:
+        """All processes of the server."""
         return [self._process, *self._process.children(recursive=True)]
 
     def worker_megabytes(self) -> float:
-        """Resident memory of the largest process but Java's."""
+        """The resident memory of the largest process other than Java."""
         return max(p.memory_info().rss for p in self.processes() if p.name() != "java") / 1e6
 
     def processor_seconds(self) -> dict[str, float]:
-        """Processor time used so far: by Java, by HAProxy, and by all other processes."""
+        """The processor time used so far by Java, by HAProxy, and by all other processes."""
         used = {"java": 0.0, "haproxy": 0.0, "python": 0.0}
         for process in self.processes():
             times = process.cpu_times()
@@ -165,17 +175,17 @@ class Running:
 
 @contextmanager
 def running(side: Side, log: Path) -> Iterator[Running]:
-    """Start a side, wait for its first answer, and end it.
+    """Start a server, wait for its first response, and stop it at the end.
 
     Raises:
-        RuntimeError: something else listens at its port, or it does not answer.
+        RuntimeError: another program listens on its port, or the server does not respond.
     """
     port = urlsplit(side.url).port
-    with socket.socket() as other:
-        if other.connect_ex(("127.0.0.1", port)) == 0:
-            raise RuntimeError(f"Something listens at port {port} already, where {side.name} would.")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"Another program listens on port {port}, which {side.name} needs. Stop it first.")
     command = [part.replace("{port}", str(port)) for part in side.command]
-    # One thread for each worker, as there is a worker for each core; a side with fewer workers says otherwise.
+    # One thread per worker, because there is one worker per core; a server with fewer workers overrides this.
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | side.environment
     started = time.perf_counter()
     with log.open("ab") as output:
@@ -187,7 +197,7 @@ def running(side: Side, log: Path) -> Iterator[Running]:
                 break
             except requests.RequestException:
                 if process.poll() is not None or time.perf_counter() - started > START_TIMEOUT_S:
-                    raise RuntimeError(f"{side.name} does not answer; see {log}") from None
+                    raise RuntimeError(f"{side.name} does not respond; see its output in {log}.") from None
                 time.sleep(0.05)
         yield Running(side, process, time.perf_counter() - started)
     finally:
@@ -196,5 +206,5 @@ def running(side: Side, log: Path) -> Iterator[Running]:
             family += process.children(recursive=True)
             process.terminate()
         _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-        for left in alive:
-            left.kill()
+        for remaining in alive:
+            remaining.kill()

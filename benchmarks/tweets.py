@@ -1,4 +1,4 @@
-"""The texts that servers are asked: real tweets, with as many words never seen before as real traffic has."""
+"""The texts for the servers: real tweets, with as many new words as real traffic has."""
 
 import random
 import re
@@ -14,16 +14,16 @@ _LETTER_OR_DIGIT = re.compile(r"[A-Za-z0-9]")
 
 
 def rare_words(texts: Iterable[str]) -> set[str]:
-    """Words that stand in one text only: most addresses, many names, numbers and typing errors."""
+    """The words that occur in one text only: most URLs, and many names, numbers and misspellings."""
     counts = Counter(word for text in texts for word in set(text.split()))
     return {word for word, count in counts.items() if count == 1}
 
 
 def with_new_words(texts: Sequence[str], rare: set[str], count: int) -> list[str]:
-    """These texts in turn, over again until there are `count`.
+    """The texts, repeated until there are `count`, with new rare words in each repetition.
 
-    The last letters and digits of a rare word are others each time: a server that has seen a text before has not seen
-    that word, as it would not have from other people.
+    The last letters and digits of a rare word differ each time, so that a server has not seen the word before, as in
+    texts of other users.
     """
     generator = random.Random(SEED)
     return [
@@ -33,9 +33,9 @@ def with_new_words(texts: Sequence[str], rare: set[str], count: int) -> list[str
 
 
 def _changed(word: str, generator: random.Random) -> str:
-    places = [match.start() for match in _LETTER_OR_DIGIT.finditer(word)][-CHANGED_CHARACTERS:]
+    positions = [match.start() for match in _LETTER_OR_DIGIT.finditer(word)][-CHANGED_CHARACTERS:]
     characters = list(word)
-    for place in places:
-        kind = string.digits if word[place].isdigit() else string.ascii_lowercase
-        characters[place] = generator.choice(kind)
+    for position in positions:
+        alphabet = string.digits if word[position].isdigit() else string.ascii_lowercase
+        characters[position] = generator.choice(alphabet)
     return "".join(characters)

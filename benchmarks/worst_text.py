@@ -1,9 +1,8 @@
-"""Search for the text that takes a worker longest: `python -m benchmarks.worst_text`.
+"""Search for the most expensive text for a worker: `python -m benchmarks.worst_text`.
 
-An evolutionary search over fragments of text maximizes the tokenizer's processor time for a character. The worst texts
-then go through all the steps of a worker, in requests of many shapes within the limits, and in batches of such
-requests.
-The seed decides the texts that are tried first; what is measured decides the rest, so results vary a little.
+An evolutionary search over fragments of text maximizes the tokenizer's processor time per character. The worst texts
+then pass all steps of a worker, in requests of many shapes within the limits, and in batches of such requests. The seed
+determines the first texts; the later ones depend on measured times, so the results vary slightly.
 """
 
 import argparse
@@ -28,16 +27,17 @@ from handler.service import MODEL_FOLDER
 
 ARCHIVE = ROOT / "model_store" / "sentiment.mar"
 MAX_REQUESTS: Final = 16
-"""`batchSize` in `config.properties`."""
+"""The batch size in `config.properties` (`batchSize`)."""
 
 POOL: Final = 12
+"""The number of candidates that the search keeps."""
 MAX_FRAGMENTS: Final = 6
 TEXTS_SHARE: Final = 0.6
-"""Of the time: for texts. The rest is for requests."""
+"""The share of the time for the search of texts. The rest is for requests."""
 
 NEW_CHARACTER: Final = "<new character>"
 NEW_WORD: Final = "<new word>"
-"""Fragments that are other characters each time, so that no word comes twice."""
+"""Fragments that stand for different characters each time, so that no word is repeated."""
 
 FRAGMENTS: Final = (
     *(NEW_CHARACTER, NEW_WORD, NEW_CHARACTER, NEW_WORD),
@@ -99,13 +99,14 @@ FRAGMENTS: Final = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """Fragments that are repeated in the first part of a text, others in the rest."""
+    """A text that repeats some fragments in its first part and others in the rest."""
 
     head: tuple[str, ...]
     tail: tuple[str, ...]
     head_share: float
 
     def text(self, characters: int) -> str:
+        """The text with the given length."""
         head = _repeated(self.head, round(characters * self.head_share))
         return head + _repeated(self.tail, characters - len(head))
 
@@ -116,63 +117,65 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a request is made of."""
+    """The size and the kind of a request."""
 
     texts: int
+    """The number of texts."""
     characters: int
-    """Of each text."""
+    """The number of characters of each text."""
 
     kind: batch.Kind = batch.Kind.PREDICT
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A request, or a batch of the same, and what it took."""
+    """The measured processor time of a request or of a batch."""
 
     candidate: Candidate
     shape: Shape
     tokens: int
-    """Of the texts that were tokenized."""
+    """The number of tokens of the tokenized texts."""
 
     statuses: dict[int, int]
+    """The number of replies with each status."""
     seconds: float
     beside: Shape | None = None
-    """The requests that make it a whole batch, where it is not a batch of the same."""
+    """The shape of the other requests of the batch; None if all have the same shape."""
 
 
 def _repeated(fragments: Sequence[str], characters: int) -> str:
     numbers = count()
-    made: list[str] = []
+    parts: list[str] = []
     length = 0
     while length < characters:
         for fragment in fragments:
-            made.append(_filled(fragment, next(numbers)))
-            length += len(made[-1])
-    return "".join(made)[:characters]
+            parts.append(_filled(fragment, next(numbers)))
+            length += len(parts[-1])
+    return "".join(parts)[:characters]
 
 
 def _filled(fragment: str, number: int) -> str:
     if fragment == NEW_CHARACTER:
         return chr(0x20000 + number % 42_000)
     if fragment == NEW_WORD:
-        return "".join(chr(ord("a") + number // 26**place % 26) for place in range(3))
+        return "".join(chr(ord("a") + number // 26**digit % 26) for digit in range(3))
     return fragment
 
 
 def candidates(generator: random.Random, pool: Sequence[Candidate]) -> Candidate:
-    """A new candidate: one at random, or one of the pool changed, or two of it crossed."""
+    """A new candidate: a random one, a mutation of one in the pool, or a crossover of two in the pool."""
     chance = generator.random()
     if not pool or chance < 0.15:
         return Candidate(_fragments(generator), _fragments(generator), generator.choice((0.25, 0.4, 0.5, 0.75, 1.0)))
-    # The better ones, which stand first, more often.
-    one = pool[min(generator.randrange(len(pool)), generator.randrange(len(pool)))]
+    # The minimum prefers the first candidates, which are the better ones.
+    parent = pool[min(generator.randrange(len(pool)), generator.randrange(len(pool)))]
     if chance < 0.3:
-        return replace(one, tail=generator.choice(pool).head)
+        return replace(parent, tail=generator.choice(pool).head)
     if chance < 0.4:
-        return replace(one, head_share=generator.choice((0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)))
+        return replace(parent, head_share=generator.choice((0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)))
     if chance < 0.8:
-        return replace(one, head=_changed(generator, one.head))
-    return replace(one, tail=_changed(generator, one.tail))
+        return replace(parent, head=_changed(generator, parent.head))
+    return replace(parent, tail=_changed(generator, parent.tail))
 
 
 def _fragments(generator: random.Random) -> tuple[str, ...]:
@@ -180,43 +183,46 @@ def _fragments(generator: random.Random) -> tuple[str, ...]:
 
 
 def _changed(generator: random.Random, fragments: tuple[str, ...]) -> tuple[str, ...]:
-    place = generator.randrange(len(fragments))
+    index = generator.randrange(len(fragments))
     match generator.choice(("replace", "insert", "remove", "double")):
         case "insert" if len(fragments) < MAX_FRAGMENTS:
-            return (*fragments[:place], generator.choice(FRAGMENTS), *fragments[place:])
+            return (*fragments[:index], generator.choice(FRAGMENTS), *fragments[index:])
         case "remove" if len(fragments) > 1:
-            return (*fragments[:place], *fragments[place + 1 :])
+            return (*fragments[:index], *fragments[index + 1 :])
         case "double" if len(fragments) < MAX_FRAGMENTS:
-            return (*fragments[: place + 1], *fragments[place:])
+            return (*fragments[: index + 1], *fragments[index:])
         case _:
-            return (*fragments[:place], generator.choice(FRAGMENTS), *fragments[place + 1 :])
+            return (*fragments[:index], generator.choice(FRAGMENTS), *fragments[index + 1 :])
 
 
 def worst_texts(
-    cost: Callable[[str], float], characters: int, seed: int, going_on: Iterator[object]
+    cost: Callable[[str], float], characters: int, seed: int, steps: Iterator[object]
 ) -> list[tuple[float, Candidate]]:
-    """The candidates whose texts cost most, the worst first.
+    """Search for the candidates with the most expensive texts; returns cost and candidate, the worst first.
 
     Args:
-        characters: of each text.
-        going_on: one step of the search for each of its items.
+        cost: the function to maximize.
+        characters: the length of each text.
+        seed: the seed of the random generator.
+        steps: an iterator; the search makes one step for each of its items.
     """
     generator = random.Random(seed)
     pool: list[tuple[float, Candidate]] = []
-    for _ in going_on:
-        candidate = candidates(generator, [one for _, one in pool])
+    for _ in steps:
+        known = [candidate for _, candidate in pool]
+        candidate = candidates(generator, known)
         text = candidate.text(characters)
-        if any(candidate == one for _, one in pool) or not text.strip():
+        if candidate in known or not text.strip():
             continue
         value = cost(text)
         if len(pool) == POOL and value > pool[-1][0]:
-            value = min(value, cost(text))  # whatever else the machine does only adds to it
-        pool = sorted([*pool, (value, candidate)], key=lambda found: -found[0])[:POOL]
+            value = min(value, cost(text))  # other programs can only add to the time
+        pool = sorted([*pool, (value, candidate)], key=lambda entry: -entry[0])[:POOL]
     return pool
 
 
 def tokenizer_seconds(classifier: TextClassifier) -> Callable[[str], float]:
-    """The processor time that a text's tokens take, with no word kept from before."""
+    """A cost function: the processor time for tokenizing a text with an empty cache of words."""
 
     def cost(text: str) -> float:
         classifier.forget()
@@ -228,7 +234,7 @@ def tokenizer_seconds(classifier: TextClassifier) -> Callable[[str], float]:
 
 
 def shapes(limits: Limits) -> list[Shape]:
-    """Requests within the limits of characters and texts."""
+    """The shapes of requests to try first, within the limits of characters and texts."""
     longest, most = limits.max_text_characters, limits.max_request_characters
     counts = [1, 4, most // longest, 40, 100, 200, 400, limits.max_texts]
     predicted = [Shape(texts, min(longest, most // texts)) for texts in counts]
@@ -241,7 +247,7 @@ def shapes(limits: Limits) -> list[Shape]:
 
 
 def changed_shape(generator: random.Random, shape: Shape, limits: Limits) -> Shape:
-    """A request of a little more or fewer texts, or longer or shorter ones, within the limits."""
+    """A shape with slightly more, fewer, longer or shorter texts, within the limits."""
     texts = min(max(1, round(shape.texts * generator.uniform(0.7, 1.4))), limits.max_texts)
     longest = min(limits.max_text_characters, limits.max_request_characters // texts)
     return replace(
@@ -257,30 +263,33 @@ def measured(
     requests: int = 1,
     beside: Shape | None = None,
 ) -> Measured:
-    """Such requests through all the steps of a worker.
+    """Process a batch of requests with all steps of a worker, and measure the processor time.
 
     Args:
-        beside: the shape of further requests, which fill the batch.
+        classifier: the classifier.
+        limits: the handler's limits.
+        candidate: the text of the requests.
+        shape: the shape of the requests.
+        requests: the number of these requests.
+        beside: the shape of further requests that fill the batch; None for no further requests.
     """
     rows = [_row(candidate, shape)] * requests
     if beside is not None:
         rows += [_row(candidate, beside)] * (MAX_REQUESTS - requests)
     classifier.forget()
     started = time.process_time()
-    jobs = batch.read(rows, limits)
-    batch.infer(jobs, classifier, limits)
-    replies = batch.write(jobs, Model("", "", classifier.task, {}), limits)
+    results, measurements = batch.infer(batch.read(rows, limits), classifier, limits)
+    replies = batch.write(results, Model("", "", classifier.task, {}), limits)
     seconds = time.process_time() - started
     statuses = [reply.status.value for reply in replies]
-    tokens = sum(len(ids) for job in jobs for ids in job.ids)
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}
-    return Measured(candidate, shape, tokens, counts, seconds, beside)
+    return Measured(candidate, shape, measurements.tokens, counts, seconds, beside)
 
 
 def _row(candidate: Candidate, shape: Shape) -> tuple[dict[str, object], dict[str, object]]:
-    """A request as `handler.batch.read` takes it."""
-    one = candidate.text(shape.texts * shape.characters)
-    texts = [one[begin : begin + shape.characters] for begin in range(0, len(one), shape.characters)]
+    """A request in the form that `handler.batch.read` accepts."""
+    whole = candidate.text(shape.texts * shape.characters)
+    texts = [whole[begin : begin + shape.characters] for begin in range(0, len(whole), shape.characters)]
     headers: dict[str, object] = {"content-type": "application/json"}
     if shape.kind is batch.Kind.EXPLAIN:
         headers["explain"] = "True"
@@ -288,51 +297,55 @@ def _row(candidate: Candidate, shape: Shape) -> tuple[dict[str, object], dict[st
 
 
 def worst_requests(
-    classifier: TextClassifier, limits: Limits, texts: Sequence[Candidate], seed: int, going_on: Iterator[object]
+    classifier: TextClassifier, limits: Limits, texts: Sequence[Candidate], seed: int, steps: Iterator[object]
 ) -> list[Measured]:
-    """The requests that took longest, the worst first: first all shapes, then the worst of them changed."""
+    """Search for the most expensive requests; returns them with the worst first.
+
+    All texts in all shapes come first, then changed shapes of the worst requests.
+    """
     generator = random.Random(seed)
     first = ((candidate, shape) for candidate in texts for shape in shapes(limits))
-    found: list[Measured] = []
-    for _ in going_on:
+    worst: list[Measured] = []
+    for _ in steps:
         try:
             candidate, shape = next(first)
         except StopIteration:
-            one = found[min(generator.randrange(len(found)), generator.randrange(len(found)))]
-            candidate, shape = one.candidate, changed_shape(generator, one.shape, limits)
+            parent = worst[min(generator.randrange(len(worst)), generator.randrange(len(worst)))]
+            candidate, shape = parent.candidate, changed_shape(generator, parent.shape, limits)
         result = measured(classifier, limits, candidate, shape)
-        if set(result.statuses) != {400}:  # a text that is blank
-            found = sorted([*found, result], key=lambda one: -one.seconds)[:POOL]
-    return found
+        if set(result.statuses) != {400}:  # the texts are blank
+            worst = sorted([*worst, result], key=lambda measurement: -measurement.seconds)[:POOL]
+    return worst
 
 
 def until(seconds: float) -> Iterator[float]:
-    """Processor times until so many seconds of it have gone."""
+    """Yield the processor time used so far, until it reaches `seconds`."""
     started = time.process_time()
     while (now := time.process_time() - started) < seconds:
         yield now
 
 
 def report(texts: Sequence[tuple[float, Candidate]], characters: int, requests: Sequence[Measured]) -> str:
-    """Tables of what was found."""
-    lines = ["| text, repeated | µs a character |", "|---|---|"]
+    """The results as tables in Markdown."""
+    lines = ["| repeated text | µs per character |", "|---|---|"]
     lines += [f"| `{_cell(candidate)}` | {1e6 * seconds / characters:.2f} |" for seconds, candidate in texts]
     lines += [
         "",
-        "| requests | of texts × characters | text, repeated | tokens | statuses | s |",
+        "| requests | texts × characters | repeated text | tokens | statuses | s |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {_requests(one)} | {one.shape.texts} × {one.shape.characters} "
-        f"| `{_cell(one.candidate)}` | {one.tokens:,} "
-        f"| {', '.join(f'{number} × {status}' for status, number in one.statuses.items())} | {one.seconds:.2f} |"
-        for one in requests
+        f"| {_requests(result)} | {result.shape.texts} × {result.shape.characters} "
+        f"| `{_cell(result.candidate)}` | {result.tokens:,} "
+        f"| {', '.join(f'{number} × {status}' for status, number in result.statuses.items())} "
+        f"| {result.seconds:.2f} |"
+        for result in requests
     ]
     return "\n".join(lines)
 
 
-def _requests(one: Measured) -> str:
-    total, kind, beside = sum(one.statuses.values()), one.shape.kind.value, one.beside
+def _requests(result: Measured) -> str:
+    total, kind, beside = sum(result.statuses.values()), result.shape.kind.value, result.beside
     if beside is None:
         return f"{total} {kind}"
     return f"1 {kind}, {total - 1} {beside.kind.value} ({beside.texts} × {beside.characters})"
@@ -343,13 +356,21 @@ def _cell(candidate: Candidate) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.worst_text", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300, help="of processor time (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--archive", type=Path, default=ARCHIVE, metavar="MAR", help="the model (default: %(default)s)")
+    """Run the search with the options of the command line and print the results; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.worst_text",
+        description="Search for the texts and requests that take a worker the most processor time.",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="processor time of the search (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
+    parser.add_argument(
+        "--archive", type=Path, default=ARCHIVE, metavar="MAR", help="archive of the model (default: %(default)s)"
+    )
     options = parser.parse_args()
     if not options.archive.is_file():
-        print(f"error: {options.archive} is missing; `make archive` builds it.", file=sys.stderr)
+        print(f"error: {options.archive} is missing; build it with `make archive`.", file=sys.stderr)
         return 1
     limits = Limits.from_environment()
     with tempfile.TemporaryDirectory(prefix="worst-text-") as folder:
@@ -365,11 +386,13 @@ def main() -> int:
         worst = [candidate for _, candidate in texts[: POOL // 3]]
         requests = worst_requests(classifier, limits, worst, options.seed, until(options.seconds * (1 - TEXTS_SHARE)))
         batches = [
-            measured(classifier, limits, one.candidate, one.shape, MAX_REQUESTS) for one in requests[: POOL // 3]
+            measured(classifier, limits, result.candidate, result.shape, MAX_REQUESTS)
+            for result in requests[: POOL // 3]
         ]
         largest = Shape(limits.max_request_characters // limits.max_text_characters, limits.max_text_characters)
         batches += [
-            measured(classifier, limits, one.candidate, one.shape, beside=largest) for one in requests[: POOL // 3]
+            measured(classifier, limits, result.candidate, result.shape, beside=largest)
+            for result in requests[: POOL // 3]
         ]
     print(report(texts, limits.max_text_characters, [*requests, *batches]))
     return 0

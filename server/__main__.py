@@ -1,4 +1,4 @@
-"""`python -m server`: TorchServe and the door before it in the foreground, until Ctrl-C or SIGTERM."""
+"""`python -m server`: runs TorchServe and the door, an HAProxy in front of it, until Ctrl-C or SIGTERM."""
 
 import argparse
 import contextlib
@@ -22,47 +22,57 @@ from server.torchserve import TorchServe
 
 DRAIN_TIMEOUT_S = 30
 GRACE_S = 5
-"""How long a drain goes on answering new requests, if any come. A client that asks again on its connection within that
-time is told that the connection closes, rather than finding it closed; `docker stop` leaves 10 s for all. There is no
-grace after Ctrl-C, as a person waits."""
+"""The time during which a drain still accepts new requests. The response to such a request announces that the
+connection closes, so that a client with a persistent connection does not find it closed. `docker stop` allows 10 s in
+total. After Ctrl-C there is no grace period, because a person waits."""
 POLL_S = 0.1
 LEFTOVERS_S = 1
-"""How often unpacked archives that nobody uses are looked for."""
+"""The interval between two searches for unused unpacked archives."""
 DIRECT = (
-    "TorchServe serves directly, without HAProxy before it: there is no page, no /docs, no /ready, no Open Inference "
-    "Protocol, no keys and no limits against malicious clients, and a stop loses the requests in flight. Do not expose "
-    f"it to a network. {HOW_TO_GET_IT}"
+    "TorchServe serves directly, without HAProxy in front of it. There is no web page, no /docs, no /ready, no Open "
+    "Inference Protocol, no bearer keys and no protection against malicious clients, and a stop loses the requests in "
+    f"flight. Do not expose this server to a network. {HOW_TO_GET_IT}"
 )
 REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
-"""The handler's limit for what TorchServe reads from a worker at once."""
+"""The variable that limits the size of the handler's reply for a batch."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    """Run the server with the options of the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve the models until Ctrl-C or SIGTERM: run TorchServe in the foreground, behind HAProxy.",
+    )
     parser.add_argument(
-        "--config", type=Path, default=Path("config.properties"), metavar="FILE", help="default: %(default)s"
+        "--config",
+        type=Path,
+        default=Path("config.properties"),
+        metavar="FILE",
+        help="TorchServe's configuration (default: %(default)s)",
     )
     parser.add_argument(
         "--model",
         action="append",
         metavar="NAME[=FILE]",
-        help="serve FILE of the model store (NAME.mar) under NAME, in place of the configuration's load_models; may be "
-        "repeated",
+        help="serve this model instead of those in the configuration's load_models; FILE is an archive in the model "
+        "store (default: NAME.mar); may be repeated",
     )
     parser.add_argument(
         "--drain-timeout",
         type=float,
         default=DRAIN_TIMEOUT_S,
         metavar="SECONDS",
-        help="longest time after a signal to answer the requests that have arrived (default: %(default)s)",
+        help="maximum time after a signal for answering the requests that have arrived (default: %(default)s)",
     )
     parser.add_argument(
-        "--direct", action="store_true", help="serve without the door, for measurements: TorchServe has few limits"
+        "--direct",
+        action="store_true",
+        help="serve without HAProxy, for measurements only: TorchServe alone has few limits against malicious clients",
     )
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # paths may have what the locale has not
+            stream.reconfigure(errors="backslashreplace")  # paths may have characters that the locale cannot encode
 
     signals = Signals()
     try:
@@ -77,7 +87,7 @@ def main() -> int:
 
 
 class Signals:
-    """The signals that end this program."""
+    """The signals that stop this program: SIGINT, SIGTERM and SIGHUP."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -85,9 +95,10 @@ class Signals:
         self.force = threading.Event()
         """Set by the second signal."""
         self.by_hand = False
-        """Whether the first was Ctrl-C."""
+        """Whether the first signal was Ctrl-C."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup has its program ignore the terminal's end, a script has its background jobs ignore Ctrl-C.
+            # A signal that is ignored already stays ignored: nohup ignores SIGHUP, and shells ignore SIGINT for the
+            # background jobs of scripts.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
@@ -100,24 +111,28 @@ class Signals:
 
 
 def serve(properties: Properties, program: str | None, drain_timeout_s: float, signals: Signals) -> int:
-    """Run TorchServe and the door until there is a signal; returns the exit code.
+    """Run TorchServe and the door until a signal arrives; returns the exit code.
 
     Args:
-        program: HAProxy; None to serve without the door.
+        properties: TorchServe's configuration.
+        program: the HAProxy program; None to serve without the door.
+        drain_timeout_s: the maximum time after a signal for answering the requests that have arrived.
+        signals: the signals that stop the server.
 
     Raises:
-        ConfigurationError: something is missing or in use, or a setting cannot work.
-        StartError: TorchServe or the door does not come up.
+        ConfigurationError: a file is missing, an address is in use, or a setting cannot be used.
+        StartError: TorchServe or the door does not start.
     """
     process.adopt_orphans()
     properties.check_tokens()
     key_hashes = keys.hashes(os.environ)
     if program is None and key_hashes is not None:
         raise ConfigurationError(
-            f"{keys.VARIABLE} is set, but without HAProxy no key would be asked for. {HOW_TO_GET_IT}"
+            f"{keys.VARIABLE} is set, but without HAProxy the server would accept requests without a key. "
+            f"{HOW_TO_GET_IT}"
         )
     with contextlib.ExitStack() as ends:
-        # Clients that connect while TorchServe starts wait until the door accepts them.
+        # The sockets are opened first: clients that connect while TorchServe starts wait until the door accepts them.
         public = [address for address in properties.addresses if address in properties.public]
         listeners = Listeners(public if program else [], properties.path)
         ends.callback(listeners.close)
@@ -136,10 +151,10 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
 
 
 def run(properties: Properties, server: TorchServe, door: Door | None, drain_timeout_s: float, signals: Signals) -> int:
-    """Watch TorchServe and the door until there is a signal, then drain; returns the exit code.
+    """Watch TorchServe and the door until a signal arrives, then drain; returns the exit code.
 
     Raises:
-        StartError: TorchServe or the door does not come up, or the door ends by itself again and again.
+        StartError: TorchServe or the door does not start, or the door exits repeatedly.
     """
     while not (server.loaded() and (door is None or door.answers())):
         if door is not None:
@@ -148,44 +163,51 @@ def run(properties: Properties, server: TorchServe, door: Door | None, drain_tim
             return 0
     names = [quote(name, safe="") for name in server.model_names]
     say(welcome(properties, names, has_page=door is not None))
-    looked_s = time.monotonic()
+    last_search_s = time.monotonic()
     while not signals.stop.wait(POLL_S):
         if not server.running:
-            say("error: TorchServe ended by itself; see its output above.", sys.stderr)
+            say("error: TorchServe exited unexpectedly; see its output above.", sys.stderr)
             return 1
         if door is not None:
             door.start_again()
-        if time.monotonic() - looked_s > LEFTOVERS_S:
+        if time.monotonic() - last_search_s > LEFTOVERS_S:
             server.remove_leftovers()
-            looked_s = time.monotonic()
+            last_search_s = time.monotonic()
     if door is not None:
-        say("Stopping: answering the requests that have arrived (a second signal stops at once) ...")
+        say("Stopping: answering the requests that have arrived (a second signal stops the server at once) ...")
         if not door.drain(0 if signals.by_hand else GRACE_S, drain_timeout_s, signals.force):
             say("Some requests were not answered.", sys.stderr)
     return 0
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Write a line, if it can be written: a full disk for logs, or nobody there to read them, ends no server."""
+    """Write a line, and ignore errors: the server keeps running if the disk is full or its output has no reader.
+
+    Args:
+        line: the line, without its end.
+        stream: the output; None for standard output.
+    """
     stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
     except OSError:
-        # What is left in the buffer would be tried again at the end, and fail again.
+        # At exit, Python would try to write the rest of the buffer and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say_for_door(line: str) -> None:
-    """Write a line of the door's."""
+    """Write a line of the door's output."""
     say(f"door: {line}")
 
 
 def environment(properties: Properties) -> dict[str, str]:
-    """The workers' environment: there is a worker for each core, so each has one thread unless the variable says
-    otherwise. A worker sends no more bytes than TorchServe reads. If either variable is blank, it counts as not set.
+    """The environment variables of TorchServe and its workers.
+
+    OMP_NUM_THREADS defaults to 1, because there is one worker per core. The handler's limit for replies defaults to the
+    size that TorchServe reads. A blank value of either variable counts as not set.
 
     Raises:
-        ConfigurationError: the environment allows replies that TorchServe does not read.
+        ConfigurationError: the environment allows larger replies than TorchServe reads.
     """
     limit = properties.max_response_size
     defaults = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)}
@@ -193,8 +215,8 @@ def environment(properties: Properties) -> dict[str, str]:
     allowed = variables[REPLY_LIMIT].strip()
     if allowed.isdecimal() and int(allowed) > limit:
         raise ConfigurationError(
-            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe would "
-            "end the worker that sends such a reply. Lower the one or raise the other."
+            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe kills a "
+            f"worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
         )
     return variables
 
@@ -203,15 +225,16 @@ def welcome(properties: Properties, models: Sequence[str], *, has_page: bool) ->
     """The text that is printed when the server is ready.
 
     Args:
+        properties: the configuration with the addresses.
         models: the names of the models, quoted for a URL.
-        has_page: whether there is a page for browsers.
+        has_page: whether the server has a web page.
     """
     url = properties.inference.url()
     lines = [("page", url)] if has_page else []
     lines += [("inference", f"{url}/predictions/{model}") for model in models]
     lines += [("management", f"{properties.management.url()}/models/{model}") for model in models]
     lines += [("metrics", f"{properties.metrics.url()}/metrics")]
-    addresses = "\n".join(f"  {what:<10}  {address}" for what, address in lines)
+    addresses = "\n".join(f"  {name:<10}  {address}" for name, address in lines)
     return f"""
 Ready.
 {addresses}

@@ -1,4 +1,4 @@
-"""Where TorchServe and the door listen."""
+"""The addresses on which TorchServe and the door listen."""
 
 import socket
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ class Address:
     """A host and a port."""
 
     setting: str
-    """The setting that decides the port."""
+    """The name of the setting that sets the port."""
 
     host: str
     port: int
 
     @property
     def reachable_host(self) -> str:
-        """For a client on this machine."""
+        """The host under which clients on this machine reach the address."""
         return "127.0.0.1" if self.host in ANY_HOST else self.host
 
     def url(self) -> str:
-        """For a client on this machine."""
+        """The URL under which clients on this machine reach the address."""
         return f"http://{self.reachable_host}:{self.port}"
 
     @property
     def for_torchserve(self) -> str:
-        """As TorchServe's configuration has it."""
+        """The address in the syntax of TorchServe's configuration."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def for_haproxy(self) -> str:
-        """As HAProxy's configuration has it; TorchServe takes IPv4 addresses alone, too."""
+        """The address in the syntax of HAProxy's configuration. It is an IPv4 address: TorchServe accepts no other."""
         return f"ipv4@{self.host}:{self.port}"
 
     def bound(self) -> socket.socket:
-        """A socket at the address.
+        """A socket that is bound to the address.
 
         Raises:
             OSError: the address is in use, or cannot be used.
@@ -61,19 +61,19 @@ class SocketAddress:
 
     @property
     def for_torchserve(self) -> str:
-        """As TorchServe's configuration has it."""
+        """The address in the syntax of TorchServe's configuration."""
         return f"unix:{self.path}"
 
     @property
     def for_haproxy(self) -> str:
-        """As HAProxy's configuration has it."""
+        """The address in the syntax of HAProxy's configuration."""
         return f"unix@{self.path}"
 
     def bound(self) -> socket.socket:
-        """A socket at the path.
+        """A socket that is bound to the path.
 
         Raises:
-            OSError: there is something at the path, or it cannot be used.
+            OSError: the path exists already, or cannot be used.
         """
         return _bound(socket.socket(socket.AF_UNIX), str(self.path))
 
@@ -88,6 +88,7 @@ class _SocketConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
@@ -107,7 +108,7 @@ Endpoint = Address | SocketAddress
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The addresses of the three HTTP APIs that TorchServe has."""
+    """The addresses of TorchServe's three HTTP APIs."""
 
     inference: Endpoint
     management: Endpoint

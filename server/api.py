@@ -1,4 +1,4 @@
-"""Requests of this project's own programs to TorchServe, and to the door before it."""
+"""Requests of this project's own programs to TorchServe and to the door in front of it."""
 
 import json
 from http import HTTPStatus
@@ -12,7 +12,7 @@ TIMEOUT_S = 3
 
 
 class AnswerError(Exception):
-    """The answer has another status than 200. The message has the body."""
+    """The status of a response is not 200. The message quotes the body."""
 
     def __init__(self, path: str, status: int, body: bytes) -> None:
         super().__init__(f"{path} was answered {status}: {body.decode(errors='replace').strip()}")
@@ -20,14 +20,14 @@ class AnswerError(Exception):
 
 
 ERRORS = (AnswerError, OSError, HTTPException, ValueError, KeyError, TypeError)
-"""What the functions here raise where TorchServe does not answer as it should."""
+"""The exceptions that the functions of this module raise if there is no response or an unexpected one."""
 
 
 def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
     """The JSON in the response to a GET request.
 
     Raises:
-        ERRORS: it does not answer, or not with status 200 and JSON.
+        ERRORS: there is no response, or one without status 200 and JSON.
     """
     connection = address.connection(timeout_s)
     try:
@@ -42,48 +42,52 @@ def get(address: Endpoint, path: str, timeout_s: float = TIMEOUT_S) -> Any:
 
 
 def versions(management: Endpoint, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
-    """All versions of all models that have an address, as the management API describes them.
+    """All versions of all models that have a URL, as the management API describes them.
 
     Args:
-        timeout_s: for each of the requests.
+        management: the management API.
+        timeout_s: the timeout of each request.
 
     Raises:
-        ERRORS: it does not answer as it should.
+        ERRORS: there is no response, or an unexpected one.
     """
     paths = [f"/models/{quote(name, safe='')}/all" for name in names(management, timeout_s) if has_address(name)]
     return [version for path in paths for version in get(management, path, timeout_s)]
 
 
 def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:
-    """The default version of each model that has an address, as the management API describes it.
+    """The default version of each model that has a URL, as the management API describes it.
 
     Args:
-        timeout_s: for each of the requests.
+        management: the management API.
+        timeout_s: the timeout of each request.
 
     Raises:
-        ERRORS: it does not answer as it should.
+        ERRORS: there is no response, or an unexpected one.
     """
     paths = [f"/models/{quote(name, safe='')}" for name in names(management, timeout_s) if has_address(name)]
     return [version for path in paths for version in get(management, path, timeout_s)]
 
 
 def has_address(name: str) -> bool:
-    """Whether a model of this name can be asked for over HTTP: TorchServe decodes a path before it splits it at its
-    slashes."""
+    """Whether a model of this name has a URL.
+
+    TorchServe decodes a path before it splits it at the slashes, so a name with a slash cannot be in a path.
+    """
     return "/" not in name
 
 
 def names(management: Endpoint, timeout_s: float = TIMEOUT_S) -> list[str]:
-    """The names of all models, those without an address too.
+    """The names of all models, including models without a URL.
 
     Raises:
-        ERRORS: the management API does not answer as it should.
+        ERRORS: there is no response, or an unexpected one.
     """
-    found: list[str] = []
-    page = ""
+    model_names: list[str] = []
+    query = ""
     while True:
-        answer = get(management, f"/models{page}", timeout_s)
-        found += [model["modelName"] for model in answer["models"]]
-        if "nextPageToken" not in answer:
-            return found
-        page = f"?next_page_token={quote(answer['nextPageToken'], safe='')}"
+        page = get(management, f"/models{query}", timeout_s)
+        model_names += [model["modelName"] for model in page["models"]]
+        if "nextPageToken" not in page:
+            return model_names
+        query = f"?next_page_token={quote(page['nextPageToken'], safe='')}"

@@ -1,4 +1,4 @@
-"""A model archive, as far as it can be known before TorchServe unpacks it."""
+"""The properties of a model archive that can be read before TorchServe unpacks it."""
 
 import json
 import struct
@@ -17,37 +17,41 @@ BROKEN = (
     RuntimeError,  # encrypted, compressed in an unknown way, or JSON that is nested too deeply
     *(KeyError, ValueError, TypeError, AttributeError),
 )
-"""What `zipfile` and `json` raise for a file that is no archive or has no manifest."""
+"""The exceptions that `zipfile` and `json` raise for a file that is no archive or has no manifest."""
 
 
 @dataclass(frozen=True)
 class Archive:
+    """A model archive: the name and the version in its manifest, and the size of its files."""
+
     model_name: str
     model_version: str
     unpacked_bytes: int
 
     @classmethod
     def read(cls, path: Path) -> "Archive":
-        """
+        """Read the manifest and the sizes of an archive.
+
         Raises:
-            ConfigurationError: there is no file, or it is no model archive.
+            ConfigurationError: the file does not exist, or it is not a model archive.
         """
         try:
             if not path.exists():
-                raise ConfigurationError(f"No file at {path}; {_how_to_build(path)} builds it.")
+                raise ConfigurationError(f"No file at {path}; build it with {_how_to_build(path)}.")
             with ZipFile(path) as archive:
                 unpacked_bytes = sum(file.file_size for file in archive.infolist())
                 model = json.loads(archive.read(MANIFEST))["model"]
-            # Without a version TorchServe takes the first.
+            # If the manifest has no version, TorchServe's default is 1.0.
             return cls(str(model["modelName"]), str(model.get("modelVersion", "1.0")), unpacked_bytes)
         except OSError as error:
             raise ConfigurationError(f"Cannot read {path}: {error.strerror or error}.") from error
         except BROKEN as error:
             raise ConfigurationError(
-                f"{path} is no model archive ({str(error) or 'it is cut off'}); {_how_to_build(path)} builds one."
+                f"{path} is not a model archive ({str(error) or 'it is truncated'}); build one with "
+                f"{_how_to_build(path)}."
             ) from error
 
 
 def _how_to_build(path: Path) -> str:
-    """The command that builds an archive, from the exported model in the folder of its name."""
+    """The command that builds an archive from the exported model in the folder of the same name."""
     return f"`make archive MODEL={path.parent.name}/{path.stem}`"

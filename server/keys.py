@@ -1,7 +1,8 @@
-"""The bearer keys that the door asks for. They are in the file that `SENTIMENT_KEY_FILE` names, one key a line.
+"""The bearer keys that the door requires, read from the file in `SENTIMENT_KEY_FILE`, one key per line.
 
-All servers that share the file take the same keys. The file is read at the start. To change a key without an
-interruption: add the new key, restart the servers, have the clients use it, remove the old key, restart the servers.
+The file is read once, at the start. All servers that share the file accept the same keys. To rotate a key without
+interruption, add the new key, restart the servers, switch the clients to it, remove the old key, and restart the
+servers again.
 """
 
 import hashlib
@@ -14,29 +15,29 @@ from server.properties import ConfigurationError
 
 VARIABLE = "SENTIMENT_KEY_FILE"
 LEAST_CHARACTERS = 32
-"""Of a key: 128 bits in hexadecimal digits."""
+"""The least length of a key: 128 bits in hexadecimal digits."""
 MOST_BYTES = 1_000_000
-"""Of the file: more than anybody has keys."""
+"""The largest size of the file, far above what keys need."""
 KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""What HTTP can carry as a bearer token (RFC 6750, section 2.1)."""
+"""The syntax of a bearer token in HTTP (RFC 6750, section 2.1)."""
 EXPECTED = (
-    f"expected one key a line, each of at least {LEAST_CHARACTERS} letters, digits or -._~+/ (`openssl rand -hex 32` "
-    "makes one)"
+    f"expected one key per line, each of at least {LEAST_CHARACTERS} letters, digits or -._~+/ (generate a key with "
+    "`openssl rand -hex 32`)"
 )
 
 
 def hashes(environment: Mapping[str, str]) -> list[str] | None:
-    """The SHA-256 hash of each key in hexadecimal digits, as the door compares them; None if keys are off.
+    """The SHA-256 hash of each key in hexadecimal digits, which the door compares; None if no key is required.
 
     Raises:
-        ConfigurationError: the variable is blank, or the file cannot be read, or it has no keys or unusable ones. The
-            message names lines, never a key.
+        ConfigurationError: the variable is blank, the file cannot be read, or it has no keys or unusable ones. The
+            message gives line numbers, never a key.
     """
     name = environment.get(VARIABLE)
     if name is None:
         return None
     if not name.strip():
-        raise ConfigurationError(f"{VARIABLE} is blank. Unset it to serve without keys, or have it name a file.")
+        raise ConfigurationError(f"{VARIABLE} is blank. Unset it to serve without keys, or set it to a file's path.")
     content = _read(Path(os.path.abspath(name)))
     lines: dict[str, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
@@ -54,10 +55,10 @@ def hashes(environment: Mapping[str, str]) -> list[str] | None:
 
 
 def _read(path: Path) -> str:
-    """The file's characters, one for each byte.
+    """The content of the file, with one character for each byte.
 
     Raises:
-        ConfigurationError: it cannot be read, or is too large.
+        ConfigurationError: the file cannot be read, or it is too large.
     """
     try:
         with path.open("rb") as file:
@@ -65,14 +66,14 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise ConfigurationError(f"{VARIABLE}: cannot read {path}: {error.strerror}; {EXPECTED}.") from error
     if len(content) > MOST_BYTES:
-        raise ConfigurationError(f"{VARIABLE}={path}: the file has over {MOST_BYTES} bytes; {EXPECTED}.")
+        raise ConfigurationError(f"{VARIABLE}={path}: the file has more than {MOST_BYTES} bytes; {EXPECTED}.")
     return content.decode("latin-1")
 
 
 def _problem(key: str) -> str | None:
     """The reason why a key cannot be used; None if it can."""
     if not KEY.fullmatch(key):
-        return "the key has other characters than a bearer token can have"
+        return "the key has characters that a bearer token cannot have"
     if len(key) < LEAST_CHARACTERS:
         return f"the key has {len(key)} characters"
     return None

@@ -1,5 +1,8 @@
-"""What TorchServe leaves in its temporary folder: it unpacks an archive before it knows whether it can be registered,
-and if it cannot, because the version is there already or the archive is broken, the unpacked files stay."""
+"""Removal of unpacked archives that TorchServe leaves in its temporary folder.
+
+TorchServe unpacks an archive before it registers the model. If the registration fails, because the version exists
+already or the archive is broken, the unpacked files stay.
+"""
 
 import shutil
 import time
@@ -10,19 +13,23 @@ Version = tuple[str, str]
 """A model's name and version."""
 
 OLD_S = 10
-"""Age in seconds. A folder that was written to more recently may be an archive that is being registered."""
+"""The least age of a folder to be removed, in seconds. TorchServe may be registering the archive in a newer folder."""
 AGAIN_S = 10
-"""After this many seconds, folders that had to stay are looked at again though none has been added or has gone."""
+"""The seconds after which folders that could not be removed are checked again, even if no folder has changed."""
 
 
 class Leftovers:
-    """Finds unpacked archives that no registered version uses. TorchServe does not tell which version uses which
-    folder, but a worker's working folder does. It is remembered for the time when a version has no worker."""
+    """Finds and removes unpacked archives that no registered version uses.
+
+    TorchServe does not report the folder of a version, but the working folder of its workers is that folder. It is
+    remembered in case the version has no worker later.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Remember the folder.
+
         Args:
-            folder: Java's for temporary files.
+            folder: Java's folder for temporary files.
         """
         self._folder = folder
         self._models = folder / "models"
@@ -31,9 +38,11 @@ class Leftovers:
         self._looked_at_s = 0.0  # monotonic
 
     def suspects(self) -> list[Path]:
-        """Folders that are not known to be used, and were not written to lately. None of them for `AGAIN_S` after
-        `remove`, if they are the same that had to stay then: a version without a worker makes them stay for as long
-        as it has none."""
+        """The folders that may be unused: no version is known to use them, and they are older than `OLD_S`.
+
+        While a version has no worker, `remove` cannot remove these folders. If the folders are the same as after the
+        last call of `remove`, the result is therefore empty until `AGAIN_S` have passed.
+        """
         folders = self._not_known_to_be_used()
         if folders == self._stayed and time.monotonic() - self._looked_at_s < AGAIN_S:
             return []
@@ -42,12 +51,12 @@ class Leftovers:
     def remove(self, suspects: Iterable[Path], working_folders: Mapping[Version, Iterable[Path]]) -> None:
         """Remove unpacked archives that no registered version uses.
 
-        An old folder belongs either to a version that is registered by now, or to no version. If the folder of every
+        An old folder belongs to a version that is registered by now, or to no version. If the folder of every
         registered version is known, all other old folders belong to no version.
 
         Args:
-            suspects: as `suspects` returned them before the versions were listed.
-            working_folders: of the workers of each version that is registered.
+            suspects: the folders that `suspects` returned before the versions were listed.
+            working_folders: the working folders of the workers of each registered version.
         """
         for version, folders in working_folders.items():
             for folder in folders:
@@ -58,19 +67,19 @@ class Leftovers:
         }
         all_known = self._used.keys() == working_folders.keys()
         for folder in suspects:
-            # TorchServe moves a folder to `models` when it is complete, so an old one elsewhere was given up.
+            # TorchServe moves a complete folder to `models`. An old folder elsewhere is from a failed registration.
             if folder.parent != self._models or (all_known and folder not in self._used.values()):
                 shutil.rmtree(folder, ignore_errors=True)
         self._stayed, self._looked_at_s = self._not_known_to_be_used(), time.monotonic()
 
     def _not_known_to_be_used(self) -> set[Path]:
-        found = {*self._models.glob("*"), *self._folder.glob("models*.download")}
-        return found - set(self._used.values())
+        folders = {*self._models.glob("*"), *self._folder.glob("models*.download")}
+        return folders - set(self._used.values())
 
 
 def _is_old(folder: Path) -> bool:
     try:
         newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
-    except OSError:  # it changes, so it is in use
+    except OSError:  # a file was removed meanwhile, so the folder is in use
         return False
     return time.time() - newest > OLD_S

@@ -1,5 +1,8 @@
-"""The sockets where clients ask. This program binds them, and the door accepts the connections: while the door starts
-again, clients wait rather than find nobody, and a stop resets no connection that the door has not accepted yet."""
+"""The public listening sockets. This program binds them, and the door inherits them and accepts the connections.
+
+So if the door restarts, new connections wait in the sockets' queues and are not refused. When the server stops, no
+connection in a queue is reset.
+"""
 
 import contextlib
 import ctypes
@@ -15,14 +18,14 @@ from server.properties import ConfigurationError
 
 _SO_ATTACH_FILTER = 26
 _DROP_EVERYTHING = struct.pack("@HBBI", 0x06, 0, 0, 0)
-"""A program of the packet filter (`linux/filter.h`): `BPF_RET | BPF_K`, no byte of the packet."""
+"""A packet filter program that drops each packet (`linux/filter.h`): `BPF_RET | BPF_K` with a length of 0 bytes."""
 REFUSE_S = 1
-"""How long this program waits at most for the door to accept all connections."""
+"""The longest time to wait until the door has accepted all connections in the queues."""
 POLL_S = 0.05
 
 
 def bound(address: Address, configuration: Path) -> socket.socket:
-    """A socket at an address.
+    """A socket that is bound to an address of the configuration.
 
     Raises:
         ConfigurationError: the address is in use, or cannot be used.
@@ -32,20 +35,23 @@ def bound(address: Address, configuration: Path) -> socket.socket:
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {address.host}:{address.port} ({address.setting} in {configuration.name}): "
-            f"{error.strerror}. Stop what listens there (`lsof -i :{address.port}` names it), or choose another port."
+            f"{error.strerror}. Stop the program that listens there (`lsof -i :{address.port}` shows it), or choose "
+            "another port."
         ) from error
 
 
 class Listeners:
-    """A listening socket for each of several addresses."""
+    """One listening socket per address."""
 
     def __init__(self, addresses: Sequence[Address], configuration: Path) -> None:
-        """
+        """Bind the sockets and listen.
+
         Args:
-            configuration: where the addresses are from.
+            addresses: the addresses to listen on.
+            configuration: the file that sets the addresses.
 
         Raises:
-            ConfigurationError: one of them cannot be listened on.
+            ConfigurationError: an address is in use, or cannot be used.
         """
         self.sockets: list[socket.socket] = []
         try:
@@ -57,29 +63,31 @@ class Listeners:
             raise
 
     def refuse(self) -> None:
-        """Refuse new connections; returns when the door has accepted the connections that were made before.
+        """Refuse new connections, and return when the door has accepted all connections made before.
 
-        Closing a listening socket resets the connections that are not accepted yet. So, on Linux, packets to it are
-        dropped first: a client that tries to connect tries again a second later, and is refused then.
+        Closing a listening socket resets the connections in its queue. On Linux, this method therefore drops packets
+        to the socket first: a client that is connecting retries after one second and is refused then.
         """
         if sys.platform != "linux":
             return
         program = ctypes.create_string_buffer(_DROP_EVERYTHING)
-        for each in self.sockets:
+        attached = struct.pack("@HP", 1, ctypes.addressof(program))
+        for listener in self.sockets:
             with contextlib.suppress(OSError):  # a sandbox without packet filters
-                each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
+                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
         deadline = time.monotonic() + REFUSE_S
         while any(map(_waiting, self.sockets)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        time.sleep(POLL_S)  # what has connected last is about to send its request
+        time.sleep(POLL_S)  # the client that connected last is about to send its request
 
     def close(self) -> None:
-        for each in self.sockets:
-            each.close()
+        """Close the sockets."""
+        for listener in self.sockets:
+            listener.close()
 
 
 def _waiting(listener: socket.socket) -> int:
-    """How many connections wait to be accepted (tcp(7), `TCP_INFO`; `tcpi_unacked` of a listening socket)."""
+    """The number of connections in the queue of a listening socket (tcp(7), `TCP_INFO`, `tcpi_unacked`)."""
     try:
         return int(struct.unpack_from("@I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)[0])
     except (OSError, struct.error):

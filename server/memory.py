@@ -1,4 +1,4 @@
-"""How much memory this server may use, and for how many workers it has room."""
+"""The memory that this server may use, and the number of workers that fit into it."""
 
 import contextlib
 import os
@@ -8,30 +8,33 @@ from pathlib import Path
 from server.cores import CGROUPS
 
 WORKER_BYTES = 410_000_000
-"""The most memory of a worker beside its model's files, with batches of the longest texts (k8s/README.md)."""
+"""The peak memory usage of a worker without its model's files, for batches of the longest texts
+(docs/guides/sizing.md)."""
 REST_BYTES = 951_000_000
-"""The most memory of Java, the door and this program (k8s/README.md)."""
+"""The peak memory usage of Java, the door and this program together (docs/guides/sizing.md)."""
 
 
 def available(cgroups: Path = CGROUPS) -> int:
-    """The machine's memory in bytes, or the limit of the container, whichever is less.
+    """The machine's memory or the container's memory limit, whichever is smaller, in bytes.
 
     Args:
-        cgroups: where Linux shows the limits of the container (cgroups(7)); version 2 has `memory.max`, version 1 has
-            `memory/memory.limit_in_bytes`.
+        cgroups: the folder where Linux shows the limits of the container (cgroups(7)). Version 2 has `memory.max`,
+            version 1 has `memory/memory.limit_in_bytes`.
     """
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # no limit: no file, or the word `max`
-            found = min(found, int((cgroups / name).read_text()))
-    return found
+            memory_bytes = min(memory_bytes, int((cgroups / name).read_text()))
+    return memory_bytes
 
 
 def workers(model_bytes: Sequence[int], cores: int, memory_bytes: int) -> int:
-    """How many workers of each model there is room for: one for each core, or fewer if the memory is short; at least 1.
+    """The number of workers for each model: one per core, or fewer if memory is short; at least 1.
 
     Args:
         model_bytes: the size of each model's files.
+        cores: the number of cores that the server may use.
+        memory_bytes: the memory that the server may use.
     """
-    of_one_each = sum(WORKER_BYTES + size for size in model_bytes)
-    return max(1, min(cores, (memory_bytes - REST_BYTES) // of_one_each))
+    one_worker_each_bytes = sum(WORKER_BYTES + size for size in model_bytes)
+    return max(1, min(cores, (memory_bytes - REST_BYTES) // one_worker_each_bytes))

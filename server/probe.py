@@ -1,5 +1,7 @@
-"""`python -m server.probe ready|live`: what the image's health check asks, from inside the container. The door answers
-the same over HTTP, under `/ready` and `/ping`."""
+"""`python -m server.probe ready|live`: the health check of the image, run inside the container.
+
+Over HTTP, the door gives the same information under `/ready` and `/ping`.
+"""
 
 import argparse
 import sys
@@ -12,14 +14,22 @@ from server.readiness import NotReadyError
 
 
 def main() -> int:
+    """Run the check of the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m server.probe", description="Exit with 0 if the answer is yes, else with 1."
+        prog="python -m server.probe",
+        description="Check a running server: exit with 0 if it is ready or live, else with 1 and the reason.",
     )
     parser.add_argument(
-        "question", choices=["ready", "live"], help="ready: every model's default version has a worker that answers"
+        "question",
+        choices=["ready", "live"],
+        help="ready: the default version of every model has a ready worker; live: TorchServe responds",
     )
     parser.add_argument(
-        "--config", type=Path, default=Path("config.properties"), metavar="FILE", help="default: %(default)s"
+        "--config",
+        type=Path,
+        default=Path("config.properties"),
+        metavar="FILE",
+        help="the configuration of the server (default: %(default)s)",
     )
     options = parser.parse_args()
     try:
@@ -32,24 +42,26 @@ def main() -> int:
 
 
 def ready(properties: Properties) -> None:
-    """
+    """Check that the server is ready.
+
     Raises:
-        NotReadyError: there is no door before TorchServe, and a model has no worker that answers.
-        server.api.ERRORS: the door does not answer, or says that the server is not ready.
+        NotReadyError: TorchServe serves without the door, and a default version has no ready worker.
+        server.api.ERRORS: the door does not respond, or it reports that the server is not ready.
     """
     try:
         api.get(properties.inference, "/ready")
     except api.AnswerError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
-        # TorchServe serves directly.
+        # Without the door there is no `/ready`: TorchServe serves directly.
         readiness.check(api.defaults(properties.management, api.TIMEOUT_S))
 
 
 def live(properties: Properties) -> None:
-    """
+    """Check that TorchServe responds.
+
     Raises:
-        server.api.ERRORS: TorchServe or the door does not answer, or TorchServe says that it is not healthy.
+        server.api.ERRORS: TorchServe or the door does not respond, or TorchServe reports that it is not healthy.
     """
     api.get(properties.inference, "/ping")
 

@@ -1,4 +1,4 @@
-"""Processes that end when this program ends, however it ends."""
+"""Child processes that end when this program ends, even if it is killed."""
 
 import contextlib
 import ctypes
@@ -14,12 +14,15 @@ _C_LIBRARY = ctypes.CDLL(None)
 
 
 class StartError(Exception):
-    """A process did not come up. The message says what was seen."""
+    """A process did not start. The message says what was observed."""
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what this program's processes leave behind (Linux, prctl(2)). The first process of a
-    container or a sandbox, which would be it otherwise, may never wait for its children."""
+    """Become the parent of orphaned descendants (Linux, prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Otherwise process 1 becomes their parent. In a container or a sandbox, process 1 may never wait for its children,
+    and they stay as zombies.
+    """
     if sys.platform == "linux":
         _C_LIBRARY.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -31,13 +34,16 @@ def start(
     output: int | None = None,
     files: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process. It must be called by the program's main thread, as Linux ends the process with that thread.
+    """Start a process.
+
+    Call it from the main thread only: Linux ends the process together with the thread that started it.
 
     Args:
-        folder: the process's working folder.
-        variables: all of its environment.
-        output: where it writes its output and its errors, as `subprocess` has it; None for where this program does.
-        files: this program's files that it gets, under the same numbers.
+        command: the program and its arguments.
+        folder: the working folder of the process.
+        variables: the whole environment of the process.
+        output: the target of standard output and standard error, as in `subprocess.Popen`; None to inherit both.
+        files: file descriptors that the process inherits, under the same numbers.
     """
     return subprocess.Popen(
         command,
@@ -47,21 +53,23 @@ def start(
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         pass_fds=files,
-        # A group of its own: Ctrl-C in the terminal is for this program, which drains first.
+        # A process group of its own: Ctrl-C in the terminal reaches only this program, which drains first.
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # takes no lock
     )
 
 
 def yield_to_others(started: subprocess.Popen[bytes]) -> None:
-    """Let a process wait for a free core or its turn, rather than interrupt another one when it has something to do
-    (Linux, sched(7), SCHED_BATCH). Its share of the cores stays the same."""
+    """Schedule a process so that it does not preempt other processes when it wakes up (Linux, sched(7), SCHED_BATCH).
+
+    Its share of the cores stays the same.
+    """
     if sys.platform == "linux":
-        # A sandbox may forbid it, or the process may have ended.
+        # A sandbox may forbid this, or the process may have ended.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(started.pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _die_with_parent() -> None:
-    """In the new process: end when this program does (Linux, prctl(2))."""
+    """Have Linux end the calling process, which is the new one, when this program ends (prctl(2), PR_SET_PDEATHSIG)."""
     _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`config.properties`, as far as starting and stopping TorchServe needs it, read as TorchServe reads it."""
+"""The settings of `config.properties` that the start and the stop of TorchServe need, read as TorchServe reads them."""
 
 import json
 import os
@@ -12,16 +12,17 @@ from typing import Any
 from server.address import ANY_HOST, Address
 
 ADDRESS = re.compile(r"http://([^:^/]+):([0-9]+)", flags=re.IGNORECASE)
-"""What TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), except TLS and sockets. It accepts no IPv6 addresses."""
+"""The addresses that TorchServe accepts (`ConfigManager.ADDRESS_PATTERN`), without TLS and Unix sockets. TorchServe
+accepts no IPv6 addresses."""
 
 LAST_PORT = 65_534
-"""TorchServe refuses the one behind it."""
+"""The highest port that TorchServe accepts: it rejects 65,535."""
 
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
-"""A model's name that stands in an address as it is, and that an archive's file can have."""
+"""The name of a model that needs no quoting in a URL and can be the name of an archive's file."""
 
 ALL = "all"
 """`load_models=all`: every archive of the model store."""
@@ -33,19 +34,26 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True)
 class Properties:
+    """The settings of one properties file.
+
+    A property raises `ConfigurationError` if its setting has a value that TorchServe or this program cannot use.
+    """
+
     path: Path
     values: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> "Properties":
-        """Read a properties file. Environment variables override its values where they do so for TorchServe.
+        """Read a properties file.
+
+        Environment variables override its values in the cases in which they override them for TorchServe.
 
         Raises:
-            ConfigurationError: the file cannot be read, or TorchServe would read another value than the one that was
-                written.
+            ConfigurationError: the file cannot be read, or TorchServe would read a value that differs from the written
+                one.
         """
         try:
-            # TorchServe's working folder is the one where the file is, not that of a link to it.
+            # If the path is a link, TorchServe's working folder is the folder of the file that the link leads to.
             path = Path(os.path.realpath(path))
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -66,70 +74,75 @@ class Properties:
 
     @property
     def inference(self) -> Address:
+        """The public address of the inference API."""
         return self._http("inference_address", "http://127.0.0.1:8080")
 
     @property
     def management(self) -> Address:
+        """The public address of the management API."""
         return self._http("management_address", "http://127.0.0.1:8081")
 
     @property
     def metrics(self) -> Address:
+        """The public address of the metrics."""
         return self._http("metrics_address", "http://127.0.0.1:8082")
 
     @property
     def public(self) -> tuple[Address, Address, Address]:
-        """Where clients ask over HTTP: for inference, management and metrics."""
+        """The addresses for HTTP clients: inference, management and metrics."""
         return self.inference, self.management, self.metrics
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that TorchServe binds, or the door for it.
+        """All addresses that TorchServe binds, or that the door binds in its place.
 
         Raises:
-            ConfigurationError: one of them is none, or two have the same port.
+            ConfigurationError: a setting is not an address, or two addresses have the same port.
         """
-        found = [*self.public]
-        found += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
+        addresses = [*self.public]
+        addresses += [self._grpc("inference", "7070"), self._grpc("management", "7071")]
         if self.values.get("use_native_io", "true").lower() != "true":
-            found.append(self.worker_address)
-        for one, other in combinations(found, 2):
-            if one.port == other.port and (one.host == other.host or ANY_HOST & {one.host, other.host}):
+            addresses.append(self.worker_address)
+        for first, second in combinations(addresses, 2):
+            if first.port == second.port and (first.host == second.host or ANY_HOST & {first.host, second.host}):
                 raise ConfigurationError(
-                    f"{self.path}: {one.setting} and {other.setting} have the same port, {one.port}; expected a port "
-                    f"for each."
+                    f"{self.path}: {first.setting} and {second.setting} have the same port, {first.port}; expected "
+                    "different ports."
                 )
-        return tuple(found)
+        return tuple(addresses)
 
     @property
     def worker_address(self) -> Address:
-        """Where the first worker listens if workers listen on ports rather than on sockets in the temporary folder."""
+        """The address of the first worker, if workers listen on ports and not on sockets in the temporary folder."""
         return Address("initial_worker_port", "127.0.0.1", self._port("initial_worker_port", "9000"))
 
     @property
     def model_store(self) -> Path:
+        """The folder of the model archives."""
         return self.path.parent / self.values.get("model_store", "model_store")
 
     @property
     def metrics_config(self) -> Path | None:
-        """The list of the metrics; None for TorchServe's own."""
+        """The file with the list of metrics; None for TorchServe's default list."""
         value = self.values.get("metrics_config")
         return None if value is None else self.path.parent / value
 
     def check_tokens(self) -> None:
-        """
+        """Check that TorchServe's token authorization is off.
+
         Raises:
-            ConfigurationError: TorchServe's own tokens are turned on.
+            ConfigurationError: it is on.
         """
         value = self.values.get(_TOKENS_OFF, "true")
         if value.lower() != "true":
             raise ConfigurationError(
-                f"{self.path}: {_TOKENS_OFF}={value}, but TorchServe's own tokens are not supported. Expected "
-                f"{_TOKENS_OFF}=true; for bearer keys, SENTIMENT_KEY_FILE names a file with one key a line."
+                f"{self.path}: {_TOKENS_OFF}={value}, but TorchServe's own tokens are not supported; expected "
+                f"{_TOKENS_OFF}=true. To require bearer keys, set SENTIMENT_KEY_FILE to a file with one key per line."
             )
 
     @property
     def max_response_size(self) -> int:
-        """The most bytes of a worker's reply that TorchServe reads.
+        """The size limit for a worker's reply, in bytes: TorchServe reads no longer reply.
 
         Raises:
             ConfigurationError: the setting is not a number.
@@ -141,18 +154,19 @@ class Properties:
 
     @property
     def has_default_workers(self) -> bool:
-        """Whether a number of workers is set for all models that have none of their own."""
+        """Whether the configuration sets a default number of workers for all models."""
         return "default_workers_per_model" in self.values
 
     @property
     def jvm_arguments(self) -> list[str]:
+        """The options for Java in the setting `vmargs`."""
         return self.values.get("vmargs", "").split()
 
     def with_models(self, entries: Sequence[str]) -> "Properties":
-        """The same configuration, with other models in place of those of `load_models`.
+        """This configuration with the models of `load_models` replaced.
 
         Args:
-            entries: `NAME=FILE` each, or `NAME` for the file `NAME.mar` of the model store.
+            entries: `NAME=FILE` for each model, or `NAME` for the file `NAME.mar` of the model store.
 
         Raises:
             ConfigurationError: an entry is malformed, or two have the same name.
@@ -162,19 +176,21 @@ class Properties:
             name, equals, file = entry.partition("=")
             if re.fullmatch(NAME_PATTERN, name) is None or (equals and not file):
                 raise ConfigurationError(
-                    f"--model {entry}: expected NAME or NAME=FILE. A name has letters, digits, points, hyphens and "
-                    f"underscores, and FILE is an archive in {self.model_store}."
+                    f"--model {entry}: expected NAME or NAME=FILE. NAME consists of letters, digits, points, hyphens "
+                    f"and underscores; FILE is an archive in {self.model_store}."
                 )
             if name in files:
-                raise ConfigurationError(f"--model {entry}: there are two models of the name {name}; expected one.")
+                raise ConfigurationError(f"--model {entry}: the name {name} is given twice; expected unique names.")
             files[name] = file or f"{name}.mar"
         load_models = ",".join(f"{name}={file}" for name, file in files.items())
         return replace(self, values={**self.values, "load_models": load_models})
 
     @property
     def models(self) -> dict[str, str]:
-        """The models that TorchServe loads at the start: each entry of `load_models` (`name=file`, or a file alone)
-        with the name of its file in the model store.
+        """The models that TorchServe loads at the start.
+
+        Returns:
+            The name of the file in the model store for each entry of `load_models`: `name=file`, or a file name.
 
         Raises:
             ConfigurationError: there is no model, the model store cannot be listed, or the setting `models` is not JSON
@@ -188,10 +204,10 @@ class Properties:
         else:
             entries = {entry: entry.partition("=")[2] or entry for entry in setting.split(",") if entry}
         if not entries:
-            found = "no archive (*.mar) is there" if setting else "TorchServe would start and have no model"
+            problem = "the model store has no archive (*.mar)" if setting else "TorchServe would start without a model"
             raise ConfigurationError(
-                f"{self.path}: load_models={setting}, and {found}; expected, for instance, load_models=sentiment.mar, "
-                f"a file of {self.model_store}."
+                f"{self.path}: load_models={setting}, but {problem}; expected, for instance, "
+                f"load_models=sentiment.mar for that file in {self.model_store}."
             )
         return entries
 
@@ -202,29 +218,30 @@ class Properties:
             raise ConfigurationError(f"Cannot read the model store, {self.model_store}: {error.strerror}.") from error
 
     def settings_of(self, models: Iterable[tuple[str, str, str]], workers: int | None = None) -> str:
-        """The setting `models` for the models that the start loads, as JSON.
+        """The setting `models` for the models that TorchServe loads at the start, as JSON.
 
-        A version that the configuration does not name gets the settings of the first version of its model, or else of
-        the first model: so each model has batches, whatever its name is.
+        If the configuration does not name a version, the version gets the settings of the first version of its model,
+        or else of the first model. Every model therefore has the configured batching, whatever its name is.
 
         Args:
             models: name, version and file of each model.
-            workers: for each model whose number of workers the configuration does not set; None for TorchServe's own
+            workers: the number of workers of each model for which the configuration sets none; None for TorchServe's
                 default.
         """
-        bound = {} if workers is None else {"minWorkers": workers, "maxWorkers": workers}
+        default_workers = {} if workers is None else {"minWorkers": workers, "maxWorkers": workers}
         configured = self._model_settings()
         first = next((versions for versions in configured.values() if versions), {})
         settings = {name: dict(versions) for name, versions in configured.items()}
         for name, version, file in models:
             versions = configured.get(name) or first
-            found = versions.get(version) or next(iter(versions.values()), {})
-            own = {} if bound.keys() & found.keys() else bound
-            settings.setdefault(name, {})[version] = found | own | {"marName": file}
+            version_settings = versions.get(version) or next(iter(versions.values()), {})
+            added = {} if default_workers.keys() & version_settings.keys() else default_workers
+            settings.setdefault(name, {})[version] = version_settings | added | {"marName": file}
         return json.dumps(settings)
 
     def _model_settings(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """
+        """The setting `models`: the settings of each version of each model, by name and version.
+
         Raises:
             ConfigurationError: the setting `models` is not JSON of the form that TorchServe reads.
         """
@@ -236,9 +253,12 @@ class Properties:
             by_name = json.loads(value)
         except ValueError as error:
             raise ConfigurationError(f"{self.path}: models is not JSON ({error}); {expected}.") from error
-        versions = by_name.values() if isinstance(by_name, dict) else [None]
-        if not all(isinstance(each, dict) and all(isinstance(one, dict) for one in each.values()) for each in versions):
-            raise ConfigurationError(f"{self.path}: models is no table of models and their versions; {expected}.")
+        models = by_name.values() if isinstance(by_name, dict) else [None]
+        if not all(
+            isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
+            for versions in models
+        ):
+            raise ConfigurationError(f"{self.path}: models is not a JSON object of models and versions; {expected}.")
         settings: dict[str, dict[str, dict[str, Any]]] = by_name
         return settings
 
@@ -247,8 +267,8 @@ class Properties:
         match = ADDRESS.fullmatch(value)
         if match is None or not 0 < int(match[2]) <= LAST_PORT:
             raise ConfigurationError(
-                f"{self.path}: {setting}={value}; expected http://HOST:PORT with a port from 1 to {LAST_PORT} and "
-                f"nothing behind it. TorchServe takes no IPv6 address here, and TLS belongs before it."
+                f"{self.path}: {setting}={value}; expected http://HOST:PORT with a port from 1 to {LAST_PORT} and no "
+                "path. TorchServe accepts no IPv6 address here; terminate TLS in a proxy in front of the server."
             )
         return Address(setting, match[1], int(match[2]))
 
@@ -261,7 +281,7 @@ class Properties:
         value = self.values.get(setting, default)
         if re.fullmatch("[0-9]{1,5}", value) is None or not 0 < int(value) <= LAST_PORT:
             raise ConfigurationError(
-                f"{self.path}: {setting}={value}; expected a port's number, from 1 to {LAST_PORT}, without blanks."
+                f"{self.path}: {setting}={value}; expected a port number from 1 to {LAST_PORT}, without blanks."
             )
         return int(value)
 
@@ -273,19 +293,21 @@ _SETTINGS = (
     *("grpc_management_address", "grpc_inference_port", "grpc_management_port", "initial_worker_port"),
     *("model_store", "load_models", "metrics_config", _TOKENS_OFF, "max_response_size"),
 )
-"""Those read here that TorchServe takes from the environment, as `TS_` and their name, if `enable_envvars_config` is
-true."""
+"""The settings read here that TorchServe also reads from environment variables (`TS_` and the setting's name), if
+`enable_envvars_config` is true."""
 
 
-# As java.util.Properties.load reads bytes, which is how TorchServe reads its configuration.
+# TorchServe reads its configuration by java.util.Properties.load; the functions below follow it.
 
 _BLANK = " \t\f"
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 def _logical_lines(content: str) -> Iterator[tuple[int, str]]:
-    """The number and the text of each logical line, without comments. A line that ends with a backslash continues in
-    the next line."""
+    """The number and the text of each logical line, without comments.
+
+    A line that ends with a backslash continues in the next line.
+    """
     lines = re.split("\r\n|\r|\n", content)
     start, line = 1, ""
     for number, text in enumerate(lines, 1):
@@ -308,9 +330,10 @@ def _goes_on(line: str) -> bool:
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """
+    """The name and the value of the setting in a logical line.
+
     Raises:
-        ValueError: an escape is malformed, or Java would read another character than the one that was written.
+        ValueError: an escape is malformed, or Java would read a character as a different one.
     """
     _check_characters(line)
     match = re.match(rf"((?:[^=:{_BLANK}\\]|\\.)*)[{_BLANK}]*[=:]?[{_BLANK}]*(.*)", line, flags=re.DOTALL)
@@ -331,25 +354,28 @@ def _unescaped(text: str) -> str:
 
 
 def _check_characters(line: str) -> None:
-    """Java reads each byte as a character of ISO-8859-1, but editors write UTF-8.
+    """Check that Java reads the characters that were written.
+
+    Java reads each byte as a character of ISO-8859-1, but editors write UTF-8.
 
     Raises:
-        ValueError: the line has characters that Java would read as others.
+        ValueError: Java would read other characters.
     """
     if "\0" in line:
-        raise ValueError("this is not text in ASCII, ISO-8859-1 or UTF-8; save the file as one of them")
+        raise ValueError("the line is not text in ASCII, ISO-8859-1 or UTF-8; save the file in one of these encodings")
     try:
-        meant = line.encode("latin-1").decode("utf-8")
-    except UnicodeDecodeError:  # it is ISO-8859-1, then
+        text = line.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:  # the line is in ISO-8859-1
         return
-    if meant.startswith("\ufeff"):
-        raise ValueError("there is a byte-order mark, which TorchServe takes for a setting; save the file without it")
-    for character in meant:
+    if text.startswith("\ufeff"):
+        raise ValueError("TorchServe takes the byte-order mark for a setting; save the file without it")
+    for character in text:
         if not character.isascii():
             units = character.encode("utf-16-be")
             escaped = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
             raise ValueError(
-                f"TorchServe reads the file as ISO-8859-1 and would not see {character!r} in UTF-8; write {escaped}"
+                f"TorchServe reads the file as ISO-8859-1, not as UTF-8, and would misread {character!r}; write "
+                f"{escaped}"
             )
 
 

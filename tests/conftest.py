@@ -1,4 +1,4 @@
-"""What all tests share: where things are, the real data where there is any, the model, a small training run."""
+"""Fixtures of all tests: the real data where it exists, the model and its archive, a server, a small training run."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
 from tests.e2e.report import LONG, Report
 from tests.e2e.server_process import BATCH, Project, Server, free_ports, serving
-from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
 from training.export.archive import archive
 
-# All servers of the tests are on this machine, which a proxy in the developer's environment does not lead to.
+# All servers of the tests run on this machine, so a proxy in the developer's environment must not be used.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost,::1"
 
-# A time limit for each example would fail on a busy machine; how fast things are is the benchmarks' matter.
+# A time limit for each example would fail on a busy machine. The benchmarks measure speed.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
 def real_csv() -> Path:
-    """Kaggle's Tweets.csv. It may not be given away, so a user's clone has none: then what needs it is skipped."""
+    """Kaggle's Tweets.csv. It may not be redistributed, so without it the tests that need it are skipped."""
     if not REAL_TWEETS.is_file():
         reason = f"no real data at {REAL_TWEETS.relative_to(ROOT.parent)} beside the project"
         if os.environ.get("CI") == "true":
@@ -48,15 +48,15 @@ def real_tweets(real_csv: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def classifier() -> TextClassifier:
-    """The embedded default model."""
+    """The embedded model in `model_store/sentiment`."""
     return TextClassifier.load(MODEL)
 
 
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of every training stage on the tests' own tweets, through the command line.
+    """A folder with the results of all training stages on the tests' own tweets, run by the command line.
 
-    Holds `run/` (the stages), `model/` (exported) and `model.mar`.
+    It holds `run/` (the stages), `model/` (the exported model) and `model.mar` (the archive).
     """
     folder = tmp_path_factory.mktemp("toy")
     command = [
@@ -64,13 +64,13 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)),
         *("--run", str(folder / "run"), "--to", str(folder / "model")),
     ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, check=True)
     return folder
 
 
 @pytest.fixture
 def fastai_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where fastai looks for its downloads; it remembers the place for as long as a process lives."""
+    """A folder for fastai's downloads. fastai caches its location for the life of a process; this clears the cache."""
     from fastai.data.external import fastai_cfg
 
     fastai_cfg.cache_clear()
@@ -81,7 +81,7 @@ def fastai_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 @pytest.fixture
 def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment names a proxy for every address, at a port that nobody listens on."""
+    """Environment variables that set a proxy for every address, at a port on which no program listens."""
     [port] = free_ports(1)
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
@@ -91,7 +91,7 @@ def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded default's archive, built as `make archive` does."""
+    """The archive of the embedded model, built as by `make archive`."""
     path = tmp_path_factory.mktemp("archive") / "sentiment.mar"
     archive(MODEL, path, "1.0", "int8")
     return path
@@ -99,7 +99,7 @@ def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def unpacked(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Path:
-    """That archive's model."""
+    """The folder of the model in that archive, unpacked."""
     folder = tmp_path_factory.mktemp("unpacked")
     shutil.unpack_archive(mar, folder, "zip")
     return folder / MODEL_FOLDER
@@ -107,7 +107,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def served(unpacked: Path) -> TextClassifier:
-    """What a worker makes of it."""
+    """The classifier that a worker loads from that archive."""
     classifier = TextClassifier.load_archived(unpacked, threads=1)
     classifier.warm_up()
     return classifier
@@ -115,8 +115,10 @@ def served(unpacked: Path) -> TextClassifier:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
-    """A server with two models: `sentiment` as configured, and `batched`, whose batches are waited for, so that
-    requests sent together are answered together."""
+    """A server with two models: `sentiment` as configured, and `batched`.
+
+    For `batched`, TorchServe waits for full batches, so concurrent requests share a batch.
+    """
     [line] = [line for line in (ROOT / "config.properties").read_text().splitlines() if line.startswith("models=")]
     models = json.loads(line.partition("=")[2])
     waiting = {"batchSize": BATCH, "maxBatchDelay": 3_000, "minWorkers": 1, "maxWorkers": 1}
@@ -133,11 +135,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Serv
 
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Iterator[Report]:
-    """What the fault tests saw."""
-    seen = Report()
-    yield seen
+    """The table of the fault tests' results."""
+    results = Report()
+    yield results
     if LONG and not request.session.testsfailed:
-        seen.write()
+        results.write()
 
 
 @pytest.fixture(scope="session")

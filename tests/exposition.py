@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text form, and those that handler/METRICS.md lists."""
+"""Reads metrics in Prometheus' text format, and the documented metrics."""
 
 import re
 from typing import Any
@@ -11,33 +11,36 @@ from tests.paths import ROOT
 LINE = re.compile(r"(\w+)(?:\{(.*)\})? ([-+.\w]+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 DOORS = "haproxy_"
-"""The beginning of the names of HAProxy's metrics."""
+"""The prefix of the names of HAProxy's metrics."""
 
 Samples = list[tuple[str, dict[str, str], float]]
 
 
 def samples_at(url: str, params: dict[str, list[str]] | None = None) -> Samples:
-    """All that is exposed there."""
+    """All samples at a metrics URL: name, labels and value."""
     response = requests.get(url, params=params, timeout=10)
     assert response.status_code == 200
-    found = []
+    samples = []
     for line in response.text.splitlines():
         if not line.startswith("#"):
             match = LINE.fullmatch(line)
             assert match is not None, line
-            found.append((match[1], dict(LABEL.findall(match[2] or "")), float(match[3])))
-    return found
+            samples.append((match[1], dict(LABEL.findall(match[2] or "")), float(match[3])))
+    return samples
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
-    return sum(value for found, has, value in samples if found == name and labels.items() <= has.items())
+    """The sum of the samples of a metric that have these labels."""
+    return sum(
+        value for metric, all_labels, value in samples if metric == name and labels.items() <= all_labels.items()
+    )
 
 
-def kept_of_the_door(metrics: str) -> Samples:
-    """What Managed Prometheus keeps of the metrics of the door's processes, with the label `job`.
+def kept_door_samples(metrics: str) -> Samples:
+    """The samples of the door's processes that Managed Prometheus keeps, with the label `job`.
 
     Args:
-        metrics: the metrics address.
+        metrics: the URL of the metrics address.
     """
     folder = ROOT / "k8s" / "components" / "monitoring"
     kept: Samples = []
@@ -55,21 +58,21 @@ def kept_of_the_door(metrics: str) -> Samples:
 
 
 def _keeps(rule: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a series passes a rule, as Prometheus applies it."""
+    """Whether a relabeling rule keeps a series."""
     assert rule["action"] == "keep"
     return bool(re.fullmatch(rule["regex"], ";".join(labels.get(name, "") for name in rule["sourceLabels"])))
 
 
-def listed() -> dict[str, set[str]]:
-    """The metrics of the page's tables, each with its own labels."""
+def documented_metrics() -> dict[str, set[str]]:
+    """The metrics in the tables of the documentation, each with its labels."""
     page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]+ \|([^|]*)\|", page, flags=re.MULTILINE)
     assert len({name for name, _, _ in rows}) == len(rows)
-    found: dict[str, set[str]] = {}
+    metrics: dict[str, set[str]] = {}
     for name, kind, labels in rows:
-        own_labels = set(re.findall(r"`(\w+)`", labels.partition(":")[0]))  # behind the colon are values
+        own_labels = set(re.findall(r"`(\w+)`", labels.partition(":")[0]))  # the values follow the colon
         if kind == "histogram":
-            found |= {f"{name}_bucket": own_labels | {"le"}, f"{name}_sum": own_labels, f"{name}_count": own_labels}
+            metrics |= {f"{name}_bucket": own_labels | {"le"}, f"{name}_sum": own_labels, f"{name}_count": own_labels}
         else:
-            found[name] = own_labels
-    return found
+            metrics[name] = own_labels
+    return metrics

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+CLIENT = ROOT / "client"
+"""`python -m sentiment` in this folder runs the client of this checkout, whether a client is installed or not."""
+WITH_CLIENT = {"PYTHONPATH": str(CLIENT)}
+"""Environment of other commands that import the client of this checkout."""
 MODEL = ROOT / "model_store" / "sentiment"
 GENERAL = ROOT / "model_store" / "general"
 TOY_TWEETS = ROOT / "tests" / "data" / "tweets.csv"

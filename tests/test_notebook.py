@@ -72,7 +72,7 @@ def test_every_cell_has_run_once_in_order() -> None:
 
 
 @pytest.mark.parametrize("place", ["/tmp/", "/home/", "/root/", "/Users/"])
-def test_no_saved_output_names_a_place_on_the_machine_that_made_it(place: str) -> None:
+def test_no_saved_output_contains_a_local_path(place: str) -> None:
     assert place not in json.dumps([cell["outputs"] for cell in cells()])
 
 

@@ -27,7 +27,7 @@ import pytest
 from handler.limits import ENVIRONMENT_PREFIX, Limits
 from tests.approximately import approximately
 from tests.e2e.server_process import Server
-from tests.paths import REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import CLIENT, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.settings import PRESETS
 
@@ -59,7 +59,7 @@ def examples() -> list[Example]:
 
 def run(command: str, cwd: Path) -> str:
     # A fixed width, as argparse wraps help to the terminal's.
-    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": f"{ROOT}{os.pathsep}{CLIENT}"}
     result = subprocess.run(
         ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -75,14 +75,14 @@ def test_the_readme_has_examples() -> None:
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.command[:70])
 def test_an_examples_answer_is_what_the_readme_says(example: Example, server: Server) -> None:
-    command = example.command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m client")
+    command = example.command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m sentiment")
     if "Tweets.csv" in command:
         if not REAL_TWEETS.is_file() and os.environ.get("CI") != "true":
             pytest.skip("needs Kaggle's Tweets.csv beside the project")
         command = command.replace("Tweets.csv", str(REAL_TWEETS))
     # The tests' server has another model, too.
     command = command.replace("--url", "--model-name sentiment --url")
-    if "-m client" in command:
+    if "-m sentiment" in command:
         command = f"export SENTIMENT_URL={server.project.inference}; {command}"
     answer = run(with_addresses_of(server, command), ROOT)
     assert comparable(answer) == approximately(comparable(example.answer), NUMBERS_WITHIN)

@@ -1,4 +1,4 @@
-"""The locks hold the versions that requirements/*.txt pin, so that what is proposed there is what is tested."""
+"""Tests that the lock files have the versions pinned in requirements/*.txt, so that Dependabot's updates are tested."""
 
 import re
 
@@ -11,16 +11,16 @@ LOCKS = sorted(path.stem for path in REQUIREMENTS.glob("*.lock"))
 PIN = re.compile(r"^([\w.-]+)(?:\[[\w,]+])?==(\S+)", re.MULTILINE)
 INCLUDED = re.compile(r"^-r (\S+)\.txt", re.MULTILINE)
 NOT_IN_LOCKS = {"torch"}
-"""`requirements/install` has the reason."""
+"""`requirements/install` gives the reason."""
 
 
 def pins(name: str) -> dict[str, str]:
-    """Versions by package, of requirements/`name`.txt and of the files that it includes."""
+    """The pinned version of each package in requirements/`name`.txt and in the files that it includes."""
     text = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8")
-    found = dict(PIN.findall(text))
+    versions = dict(PIN.findall(text))
     for included in INCLUDED.findall(text):
-        found |= pins(included)
-    return found
+        versions |= pins(included)
+    return versions
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -28,4 +28,4 @@ def test_a_lock_has_the_versions_that_are_pinned(name: str) -> None:
     locked = dict(PIN.findall((REQUIREMENTS / f"{name}.lock").read_text(encoding="utf-8")))
     expected = {package: version for package, version in pins(name).items() if package not in NOT_IN_LOCKS}
     assert expected
-    assert {package: locked.get(package) for package in expected} == expected, "`make lock` pins anew"
+    assert {package: locked.get(package) for package in expected} == expected, "run `make lock`"

@@ -69,7 +69,7 @@ def run_training(line: str) -> None:
 
 def check_answer(block: str, server: Server, folder: Path) -> None:
     command, _, answer = block.removeprefix("$ ").partition("\n")
-    command = command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m client")
+    command = command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m sentiment")
     command = f"export SENTIMENT_URL={server.project.inference}; {command}"
     found = comparable(run(with_addresses_of(server, command), folder))
     assert found == approximately(comparable(answer.strip()), NUMBERS_WITHIN)

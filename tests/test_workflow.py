@@ -1,4 +1,4 @@
-"""The job file for GitHub Actions, Dependabot's configuration, and the linter of Dockerfiles. None needs a network."""
+"""Tests of the GitHub workflow, of Dependabot's configuration and of the Dockerfile by offline linters."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def zizmor(file: Path) -> subprocess.CompletedProcess[str]:
-    """GitHub's schemas of workflows and of Dependabot's configuration, and what makes one unsafe."""
+    """Check a workflow or Dependabot's configuration against GitHub's schema and for unsafe settings."""
     command = [str(PROGRAMS / "zizmor"), "--offline", "--no-progress", "--pedantic", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -29,7 +29,7 @@ def hadolint(dockerfile: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("file", [WORKFLOW, DEPENDABOT], ids=lambda file: file.name)
-def test_what_github_runs_is_valid_and_safe(file: Path) -> None:
+def test_the_workflow_is_valid_and_safe(file: Path) -> None:
     result = zizmor(file)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -43,7 +43,7 @@ def test_what_github_runs_is_valid_and_safe(file: Path) -> None:
         ('"$IMAGE:$GITHUB_SHA" | tee', "${{ github.head_ref }} | tee"),
     ],
 )
-def test_a_broken_workflow_is_found(good: str, bad: str, tmp_path: Path) -> None:
+def test_a_broken_workflow_is_detected(good: str, bad: str, tmp_path: Path) -> None:
     text = WORKFLOW.read_text(encoding="utf-8")
     assert good in text
     broken = tmp_path / "ci.yaml"
@@ -51,7 +51,7 @@ def test_a_broken_workflow_is_found(good: str, bad: str, tmp_path: Path) -> None
     assert zizmor(broken).returncode != 0
 
 
-def test_the_workflow_runs_what_the_makefile_has() -> None:
+def test_the_workflow_runs_existing_make_targets() -> None:
     jobs = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
     commands = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
     targets = set(re.findall(r"^make ([\w-]+)", commands, flags=re.MULTILINE))
@@ -73,7 +73,7 @@ def test_the_dockerfile_passes_hadolint() -> None:
         ('["python", "-m", "server"]', "python -m server"),
     ],
 )
-def test_a_broken_dockerfile_is_found(good: str, bad: str) -> None:
+def test_a_broken_dockerfile_is_detected(good: str, bad: str) -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert good in text
     assert hadolint(text.replace(good, bad)).returncode != 0

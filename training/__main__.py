@@ -4,7 +4,7 @@ import io
 import sys
 from typing import Final
 
-OWN_PACKAGES: Final = ("client", "handler", "sentiment", "training")
+OWN_PACKAGES: Final = ("handler", "training")
 """Packages of this project: if one of them is missing, that is a defect and no matter of installation."""
 
 

@@ -1,4 +1,4 @@
-"""What the other servers share: the same archive's model, in the same engine, set up in the same way."""
+"""The model and the settings that the other servers share, the same as those of this project's server."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ BATCH_DELAY_S = 0.001
 
 
 def classifier() -> TextClassifier:
-    """The model in the folder that the environment names, as a TorchServe worker has it."""
-    made = TextClassifier.load_archived(Path(os.environ[MODEL_VARIABLE]), threads=1)
-    made.warm_up()
-    return made
+    """The model in the folder named by the environment variable, loaded as a TorchServe worker loads it."""
+    model = TextClassifier.load_archived(Path(os.environ[MODEL_VARIABLE]), threads=1)
+    model.warm_up()
+    return model

@@ -1,11 +1,15 @@
-"""FastAPI, which has no batching. The model runs in the event loop: for a model of one millisecond that is faster than
-a pool of threads, which is what `def` instead of `async def` would give."""
+"""FastAPI, which has no batching.
+
+The model runs in the event loop (`async def`). For a model that takes a millisecond, this is faster than the thread
+pool that FastAPI uses for `def`.
+"""
 
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.servers.common import PATH, classifier
 from handler.body import to_json
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 
 app = FastAPI()
 model = classifier()
@@ -13,6 +17,7 @@ model = classifier()
 
 @app.post(PATH)
 async def predict(request: Request) -> Response:
+    """The prediction for the text in the body."""
     text = (await request.body()).decode()
-    result = prediction(model.predict([text])[0], model.task)
+    result = prediction_json(Prediction.from_outputs(model.predict([text])[0], model.task), model.task)
     return Response(to_json(result), media_type="application/json")

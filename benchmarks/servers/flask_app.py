@@ -1,4 +1,4 @@
-"""The known example's way: Flask around `learn.predict`, which answers with the label."""
+"""Flask around `learn.predict`, as in a widely known example; it responds with the label."""
 
 import os
 
@@ -13,5 +13,6 @@ learner = load_learner(os.environ["BENCHMARK_LEARNER"])
 
 @app.post(PATH)
 def predict() -> Response:
+    """The label of the text in the body."""
     label, _, _ = learner.predict(request.get_json()["text"])
     return jsonify(str(label))

@@ -1,15 +1,16 @@
-"""Gives each worker a parent process that survives it. Python imports this module at the start of a worker (`site`).
+"""Gives each worker a parent process that outlives it. Python imports this module when a worker starts (`site`).
 
-If a worker is killed, TorchServe treats its requests in two ways that a proxy cannot repair:
+If a worker is killed, TorchServe handles the worker's requests in two ways that a proxy cannot repair:
 
-- It answers 507 if the exit value of the process that it started is 137 (SIGKILL), and 500 otherwise
-  (`WorkerThread.run`, `RestJob.sendError`). HAProxy retries a 500, but it cannot retry a 507.
-- It answers nothing if the worker's connection closes while requests are collected for it (`maxBatchDelay`).
+- It responds with 507 if the exit code of the process that it started is 137 (SIGKILL), and with 500 otherwise
+  (`WorkerThread.run`, `RestJob.sendError`). HAProxy can retry after a 500, but not after a 507.
+- It sends no response if the worker's connection closes while it collects a batch for the worker (`maxBatchDelay`).
 
-So TorchServe's child process is the parent (`parent.py`). Its exit value is 1, however the worker ends, and it keeps
-the worker's connection open until TorchServe has sent the requests that it was collecting, and so answers them 500.
+Therefore the process that TorchServe starts becomes the parent (`parent.py`), and the worker becomes its child. The
+parent's exit code is always 1. The parent keeps the worker's connection open until TorchServe has sent the batch that
+it was collecting; TorchServe then responds with 500 to those requests.
 
-TorchServe ends the process that it started, with SIGKILL; Linux then sends the same signal to the worker.
+To end a worker, TorchServe sends SIGKILL to the parent; Linux then sends the same signal to the worker.
 """
 
 import os
@@ -28,16 +29,20 @@ def _is_worker() -> bool:
 
 
 def _continue_in_child() -> socket.socket:
-    """Return in a child process, with a socket whose other end its parent has. The parent executes `parent.py`."""
+    """Fork: return in the child process, and execute `parent.py` in the parent process.
+
+    Returns:
+        The child's end of a pair of connected sockets. The parent has the other end.
+    """
     parent = os.getpid()
-    parents, childs = socket.socketpair()
+    parent_end, child_end = socket.socketpair()
     child = os.fork()
     if child:
         try:
-            childs.close()
-            parents.set_inheritable(True)
-            # Another program, so that the worker's command line is the worker's alone.
-            os.execv(sys.executable, [sys.executable, "-I", "-S", str(PARENT), str(child), str(parents.fileno())])
+            child_end.close()
+            parent_end.set_inheritable(True)
+            # The parent executes another program, so that no other process has the worker's command line.
+            os.execv(sys.executable, [sys.executable, "-I", "-S", str(PARENT), str(child), str(parent_end.fileno())])
         finally:
             os.kill(child, signal.SIGKILL)
             os._exit(1)
@@ -46,12 +51,12 @@ def _continue_in_child() -> socket.socket:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    parents.close()
-    return childs
+    parent_end.close()
+    return child_end
 
 
 def _share_connection(parent: socket.socket) -> None:
-    """Send the first connection that the worker accepts, which is TorchServe's, to the parent too."""
+    """Have the worker send its first accepted connection, which is TorchServe's, to the parent as well."""
     accept = socket.socket.accept
 
     def accept_and_share(self: socket.socket) -> tuple[socket.socket, Any]:

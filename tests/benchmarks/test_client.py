@@ -1,4 +1,4 @@
-"""The load generator: it counts what a real server answers, no more and no less."""
+"""Tests of the load generator: it counts exactly the responses of a real server."""
 
 import threading
 import time
@@ -27,31 +27,31 @@ def test_each_request_is_answered_once(server: Server, requests: Iterator[bytes]
     assert result.throughput == pytest.approx(20 / result.seconds)
 
 
-def test_a_rate_is_kept(server: Server, requests: Iterator[bytes]) -> None:
-    """Requests are due 50 times a second, however soon the server answers."""
+def test_requests_are_sent_at_the_given_rate(server: Server, requests: Iterator[bytes]) -> None:
+    """A request is due 50 times per second, however fast the server responds."""
     result = load(server.project.predictions, requests, 8, seconds=1, rate=50)
     assert 49 <= result.statuses[200] <= 51
 
 
 def test_errors_are_counted_by_status(server: Server) -> None:
     blank = to_request(server.project.predictions, b" ", "text/plain")
-    nobody = to_request(f"{server.project.inference}/predictions/nobody", b"hello", "text/plain")
-    result = load(server.project.predictions, cycle([blank, nobody]), 1, limit=4)
+    unknown = to_request(f"{server.project.inference}/predictions/unknown", b"hello", "text/plain")
+    result = load(server.project.predictions, cycle([blank, unknown]), 1, limit=4)
     assert result.statuses == {400: 2, 404: 2}
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_a_refused_connection_is_an_error() -> None:
     with pytest.raises(ConnectionError):
         load("http://127.0.0.1:9/", cycle([b""]), 1, seconds=1)
 
 
 @contextmanager
 def slow_server(answer: bytes, promised_bytes: int) -> Iterator[str]:
-    """Answers fifty requests a second, one after the other, and ends the connection after each."""
+    """A server that answers 50 requests per second, one at a time, and closes the connection after each."""
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # http.server's name
+        def do_POST(self) -> None:
             with one_at_a_time:
                 time.sleep(0.02)
             self.send_response(200)
@@ -73,16 +73,16 @@ def slow_server(answer: bytes, promised_bytes: int) -> Iterator[str]:
             thread.join()
 
 
-def test_a_server_that_falls_behind_cannot_hide_it() -> None:
-    """All that was due in a second is sent, and waiting for a connection counts."""
+def test_latency_includes_the_delay_of_a_slow_server() -> None:
+    """All requests due within the second are sent, and the time until a connection is free counts as latency."""
     with slow_server(b"ok", promised_bytes=2) as url:
         result = load(url, cycle([to_request(url, b"", "text/plain")]), 2, seconds=1, rate=100)
     assert result.statuses == {200: 100}
     assert max(result.latencies) > 0.9
 
 
-def test_half_a_reply_is_an_error() -> None:
-    with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a whole reply"):
+def test_a_truncated_response_is_an_error() -> None:
+    with slow_server(b"ok", promised_bytes=9) as url, pytest.raises(ConnectionError, match="a complete response"):
         load(url, cycle([to_request(url, b"", "text/plain")]), 1, seconds=1)
 
 

@@ -1,4 +1,4 @@
-"""The servers that are compared: how they are asked."""
+"""Tests of `benchmarks.sides`: requests to the compared servers."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tests.client.scripted import Reply, scripted
 
 
 @pytest.mark.usefixtures("closed_proxy")
-def test_a_server_on_this_machine_is_asked_without_a_proxy() -> None:
+def test_requests_to_this_machine_use_no_proxy() -> None:
     with scripted(lambda _: Reply(body=b'{"label": "negative"}')) as server:
         assert Side("this project", "", [], server.server_address[1]).ask("Late again") == "negative"

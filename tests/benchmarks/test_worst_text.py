@@ -1,4 +1,4 @@
-"""The search for the worst text, with a cost that is counted in place of processor time."""
+"""Tests of the search for the most expensive text, with a counted cost in place of processor time."""
 
 import random
 
@@ -16,19 +16,19 @@ LENGTH = 2_000
 STEPS = 100
 
 
-def test_the_search_finds_a_cost_that_was_hidden() -> None:
-    found = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, going_on=iter(range(1_000)))
-    assert found[0][0] > LENGTH / 2
-    assert [cost for cost, _ in found] == sorted((cost for cost, _ in found), reverse=True)
+def test_the_search_finds_an_expensive_pattern() -> None:
+    worst = worst_texts(lambda text: text.count("«") + text.count("«»"), LENGTH, seed=0, steps=iter(range(1_000)))
+    assert worst[0][0] > LENGTH / 2
+    assert [cost for cost, _ in worst] == sorted((cost for cost, _ in worst), reverse=True)
 
 
-def test_the_seed_decides_the_search() -> None:
-    one, same, other = (worst_texts(len, LENGTH, seed, iter(range(50))) for seed in (1, 1, 2))
-    assert one == same != other
+def test_the_search_is_reproducible_by_its_seed() -> None:
+    first, repeated, different = (worst_texts(len, LENGTH, seed, iter(range(50))) for seed in (1, 1, 2))
+    assert first == repeated != different
 
 
 def test_the_patterns_read_the_worst_text_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However hard the search tries: with spaCy's own tokenizer, hundreds of times as often."""
+    """The number is bounded by a constant factor; spaCy's own tokenizer reads such texts hundreds of times."""
     tokenizer = LinearTokenizer(spacy.blank("en"), ())
     counted = [Counted(getattr(tokenizer, name)) for name in PATTERNS]
     for name, counts in zip(PATTERNS, counted, strict=True):
@@ -39,7 +39,7 @@ def test_the_patterns_read_the_worst_text_a_bounded_number_of_times(monkeypatch:
         tokenizer(text)
         return sum(counts.characters for counts in counted) - before
 
-    [(worst, candidate), *_] = worst_texts(characters, LENGTH, seed=0, going_on=iter(range(STEPS)))
+    [(worst, candidate), *_] = worst_texts(characters, LENGTH, seed=0, steps=iter(range(STEPS)))
     assert LENGTH < worst < 50 * LENGTH, candidate
 
 
@@ -49,20 +49,20 @@ def test_requests_stay_within_the_limits() -> None:
         changed = [shape]
         for _ in range(50):
             changed.append(changed_shape(generator, changed[-1], limits))
-        for one in changed:
-            assert 0 < one.texts <= limits.max_texts
-            assert 0 < one.characters <= limits.max_text_characters
-            assert one.texts * one.characters <= limits.max_request_characters
+        for variant in changed:
+            assert 0 < variant.texts <= limits.max_texts
+            assert 0 < variant.characters <= limits.max_text_characters
+            assert variant.texts * variant.characters <= limits.max_request_characters
 
 
-def test_a_request_goes_through_all_steps(served: TextClassifier) -> None:
+def test_a_request_passes_all_steps_of_the_handler(served: TextClassifier) -> None:
     candidate = Candidate(("<new character>", "()"), ("word ",), 0.5)
-    found = measured(served, Limits(), candidate, Shape(3, 20))
-    assert found.statuses == {200: 1}
-    assert found.tokens > 3
+    predicted = measured(served, Limits(), candidate, Shape(3, 20))
+    assert predicted.statuses == {200: 1}
+    assert predicted.tokens > 3
     explained = measured(served, Limits(), candidate, Shape(1, 20, Kind.EXPLAIN), requests=2)
     assert explained.statuses == {200: 2}
     small = Limits(max_request_characters=400, max_text_characters=100, max_texts=10, max_token_reads=200)
-    worst = worst_requests(served, small, [candidate], seed=0, going_on=iter(range(15)))
-    assert all(one.seconds > 0 for one in worst)
-    assert {status for one in worst for status in one.statuses} <= {200, 413}
+    worst = worst_requests(served, small, [candidate], seed=0, steps=iter(range(15)))
+    assert all(measurement.seconds > 0 for measurement in worst)
+    assert {status for measurement in worst for status in measurement.statuses} <= {200, 413}

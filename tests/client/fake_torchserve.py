@@ -161,7 +161,7 @@ def _description(name: str, version: Registered, status: str, pid: int) -> dict[
             {"status": status, "pid": pid + index, "id": str(9000 + 100 * version.started + index)}
             for index in range(version.workers)
         ],
-        "loadedAtStartup": version.started == 0,
+        "loadedAtStartup": True,  # of every version, if the server was started with any of the model
     }
 
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import address
-from client.errors import ClientError, InputError, UnreachableError
-from client.inference import MAX_CONNECTIONS, InferenceClient
-from client.management import MAX_WORKERS, ManagementClient
-from client.transport import Transport
+from sentiment import address
+from sentiment.errors import ClientError, InputError, UnreachableError
+from sentiment.inference import MAX_CONNECTIONS, InferenceClient
+from sentiment.management import MAX_WORKERS, ManagementClient
+from sentiment.transport import Transport
 from tests.client.scripted import Reply, Request, scripted
-from tests.e2e.server_process import free_ports, run_module
+from tests.e2e.server_process import free_ports, run_client
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -144,7 +144,7 @@ def test_the_command_line_never_shows_a_token(variable: str, token: str) -> None
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = {"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url, variable: token}
-    result = run_module("client", "status", env=environment)
+    result = run_client("status", env=environment)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {variable}: The token has a space, a line end")
     assert "SECRET" not in result.stdout + result.stderr

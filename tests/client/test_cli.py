@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from client import __version__
-from client.cli import main
-from client.management import MAX_WORKERS_OF_UNKNOWN, SPARED_BYTES
-from client.transport import RETRIES
+from sentiment import __version__
+from sentiment.cli import main
+from sentiment.management import MAX_WORKERS_OF_UNKNOWN, SPARED_BYTES
+from sentiment.transport import RETRIES
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
 from tests.e2e.server_process import free_ports
-from tests.paths import ROOT
+from tests.paths import CLIENT, ROOT
 
 COMMANDS = ["predict", "explain", "score", "status", "scale", "register", "unregister", "rollout", "rollback"]
 
@@ -516,7 +516,7 @@ def test_unregister(fake: FakeTorchServe, capsys: Out) -> None:
 
 
 def test_a_version_that_stays_is_1(fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.rollout.QUEUE_TIMEOUT_S", 0)
+    monkeypatch.setattr("sentiment.rollout.QUEUE_TIMEOUT_S", 0)
     fake.versions["2.0"] = Registered("sentiment-2.mar", 1, pending=99)
     assert main(["unregister", "2.0", "--json"]) == 1
     output = capsys.readouterr()
@@ -577,8 +577,8 @@ def test_a_sample_that_is_none_is_1(fake: FakeTorchServe, capsys: Out, tmp_path:
 def test_a_reader_that_goes_away_is_no_traceback(answering: Scripted, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("late\n" * 20_000)
-    command = [sys.executable, "-m", "client", "predict", "--file", str(texts), "--url", answering.url]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "sentiment", "predict", "--file", str(texts), "--url", answering.url]
+    with subprocess.Popen(command, cwd=CLIENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline().startswith("positive")
@@ -589,8 +589,8 @@ def test_a_reader_that_goes_away_is_no_traceback(answering: Scripted, tmp_path: 
 
 def test_the_client_knows_no_other_folder() -> None:
     program = (
-        "import sys, client.cli, client.tables; "
+        "import sys, sentiment.cli, sentiment.tables; "
         "print([n for n in sys.modules if n.split('.')[0] in ('handler', 'training', 'server', 'pyarrow')])"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], cwd=CLIENT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

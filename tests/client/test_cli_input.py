@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client import cli
-from client.inference import MAX_CONNECTIONS
-from client.management import MAX_WORKERS
+from sentiment import cli
+from sentiment.inference import MAX_CONNECTIONS
+from sentiment.management import MAX_WORKERS
 from tests.client.fake_torchserve import FakeTorchServe, serving
 from tests.client.scripted import Reply, Request, Scripted, model, scripted
 from tests.e2e.server_process import free_ports
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 CODES = {0, 1, 2, 3, 4, 130, 143}
 ODD = [
@@ -89,9 +89,9 @@ def run(
 ) -> tuple[int, str]:
     """The command line in a process of its own; returns its exit code and what it wrote to standard error."""
     result = subprocess.run(
-        [sys.executable, "-m", "client", *arguments],
+        [sys.executable, "-m", "sentiment", *arguments],
         env={"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url} | (environment or {}),
-        cwd=ROOT,
+        cwd=CLIENT,
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -321,7 +321,7 @@ def test_an_output_on_a_full_disk_is_no_traceback(answering: Scripted, arguments
 def test_closed_streams_are_no_traceback(answering: Scripted, closed: str, arguments: str, tmp_path: Path) -> None:
     source = tmp_path / "tweets.csv"
     source.write_text("text\nlate\n")
-    command = f"exec {sys.executable} -m client {arguments.format(source)} {closed}"
+    command = f"exec {sys.executable} -m sentiment {arguments.format(source)} {closed}"
     environment = {
         "SENTIMENT_URL": answering.url,
         "SENTIMENT_MANAGEMENT_URL": answering.url,
@@ -329,7 +329,7 @@ def test_closed_streams_are_no_traceback(answering: Scripted, closed: str, argum
     }
     result = subprocess.run(
         ["sh", "-c", command],
-        cwd=ROOT,
+        cwd=CLIENT,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -345,8 +345,8 @@ def test_closed_streams_are_no_traceback(answering: Scripted, closed: str, argum
 @contextmanager
 def started(arguments: list[str], url: str, **settings: Any) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "client", *arguments],
-        cwd=ROOT,
+        [sys.executable, "-u", "-m", "sentiment", *arguments],
+        cwd=CLIENT,
         env={"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -414,8 +414,8 @@ def test_errors_that_nobody_reads_are_no_traceback(answering: Scripted) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(
-        [sys.executable, "-m", "client", "score", "."],
-        cwd=ROOT,
+        [sys.executable, "-m", "sentiment", "score", "."],
+        cwd=CLIENT,
         stdout=subprocess.PIPE,
         stderr=writer,
         timeout=60,

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import bounds, cli
-from client.errors import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
-from client.inference import InferenceClient, Prediction
-from client.management import ManagementClient
-from client.status import status
-from client.transport import Transport
+from sentiment import bounds, cli
+from sentiment.errors import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
+from sentiment.inference import InferenceClient, Prediction
+from sentiment.management import ManagementClient
+from sentiment.status import status
+from sentiment.transport import Transport
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.raw import BLOCK, Behave, raw, sending
 from tests.client.scripted import Reply, Request, Scripted, error, scripted
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -178,10 +178,10 @@ def test_the_command_line_survives_an_endless_answer_in_little_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
     with raw(sending(OK + b"\r\n[", b"[],[],[],[],[]," * 4_000)) as server:
-        command = [sys.executable, "-m", "client", "predict", "late", "--url", server.url]
+        command = [sys.executable, "-m", "sentiment", "predict", "late", "--url", server.url]
         result = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=CLIENT,
             preexec_fn=limited,
             capture_output=True,
             text=True,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.errors import RefusedError, UnexpectedAnswerError
-from client.inference import InferenceClient, Prediction, split
+from sentiment.errors import RefusedError, UnexpectedAnswerError
+from sentiment.inference import InferenceClient, Prediction, split
 from tests.client.scripted import Reply, Request, error, model, prediction, scripted
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from client.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
-from client.management import ManagementClient, Settings
-from client.status import facts
+from sentiment.errors import ClientError, NotReadyError, RefusedError, UnexpectedAnswerError
+from sentiment.management import ManagementClient, Settings
+from sentiment.status import facts
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, error, scripted
 from tests.paths import ROOT
@@ -87,7 +87,7 @@ def test_scaling_waits_for_the_workers(fake: FakeTorchServe, client: ManagementC
 def test_what_changes_something_is_never_sent_twice(
     fake: FakeTorchServe, client: ManagementClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.management.CHANGE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("sentiment.management.CHANGE_TIMEOUT_S", 0.1)
     fake.versions["2.0"] = Registered("other.mar", 1)
     fake.before = lambda line: None if line.startswith("GET") else Reply(drop=True)
     for change in (

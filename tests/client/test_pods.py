@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from client import pods
-from client.cli import main
+from sentiment import pods
+from sentiment.cli import main
 from tests.client.fake_torchserve import FakeTorchServe, serving
 from tests.k8s.api_server import ApiServer, Forward, StandInPod, cluster
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 Out = pytest.CaptureFixture[str]
 Add = Callable[..., FakeTorchServe]
@@ -208,8 +208,8 @@ def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, mo
 )
 def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
     add("sentiment-a", forward=Forward.SILENT)
-    command = [sys.executable, "-m", "client", "--every-pod", "status"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    command = [sys.executable, "-m", "sentiment", "--every-pod", "status"]
+    with subprocess.Popen(command, cwd=CLIENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         while running.poll() is None and not (forwards := list(filter(_forwarding, _forwards(running.pid)))):
             time.sleep(0.05)
         running.send_signal(number)

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from client import rollout as rollout_module
-from client.errors import ClientError, NotReadyError, RefusedError, RolloutError, UnreachableError
-from client.inference import InferenceClient
-from client.management import ManagementClient
-from client.rollout import Outcome, Switch
-from client.sample import TEXTS
+from sentiment import rollout as rollout_module
+from sentiment.errors import ClientError, NotReadyError, RefusedError, RolloutError, UnreachableError
+from sentiment.inference import InferenceClient
+from sentiment.management import ManagementClient
+from sentiment.rollout import Outcome, Switch
+from sentiment.sample import TEXTS
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, error
-from tests.e2e.server_process import run_module
-from tests.paths import ROOT
+from tests.e2e.server_process import run_client
+from tests.paths import CLIENT
 
 SAMPLE = [f"flight {number}" for number in range(10)]
 
@@ -269,8 +269,8 @@ def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int) -> None:
 
 def killed_after(lines: int, url: str, *arguments: str) -> list[str]:
     """The command line, killed when it has said so many lines; returns them."""
-    command = [sys.executable, "-m", "client", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=addresses(url), stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "sentiment", *arguments]
+    with subprocess.Popen(command, cwd=CLIENT, env=addresses(url), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
         process.kill()
@@ -278,7 +278,7 @@ def killed_after(lines: int, url: str, *arguments: str) -> list[str]:
 
 
 def finish(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_module("client", *arguments, env=addresses(url))
+    return run_client(*arguments, env=addresses(url))
 
 
 def addresses(url: str) -> dict[str, str]:
@@ -433,7 +433,7 @@ def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
 
     assert back() == (
         "Version 1.0 is the default. The server does not know which one was before. Choose: "
-        "`sentiment rollback sentiment-2.mar` (version 2.0, there since the server was started)."
+        "`sentiment rollback sentiment-2.mar` (version 2.0)."
     )
     fake.label = lambda version, text: "negative"
     switched(fake, lambda switch: switch.rollout("sentiment-3.mar"))

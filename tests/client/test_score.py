@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import score as score_module
-from client.errors import ClientError, InputError, RefusedError, UnreachableError
-from client.inference import InferenceClient
-from client.journal import Journal
-from client.score import Run, Summary, score
-from client.tables import Source, format_of, open_table
+from sentiment import score as score_module
+from sentiment.errors import ClientError, InputError, RefusedError, UnreachableError
+from sentiment.inference import InferenceClient
+from sentiment.journal import Journal
+from sentiment.score import Run, Summary, score
+from sentiment.tables import Source, format_of, open_table
 from tests.client.scripted import Answer, Reply, Request, Scripted, error, model, prediction, scripted
 
 TEXTS_PER_REQUEST = 3

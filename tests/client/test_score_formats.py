@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from client.cli import main
-from client.inference import MAX_TEXTS
-from client.score import TEXTS_BESIDE_LIVE_TRAFFIC
+from sentiment.cli import main
+from sentiment.inference import MAX_TEXTS
+from sentiment.score import TEXTS_BESIDE_LIVE_TRAFFIC
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 Out = pytest.CaptureFixture[str]
 
@@ -306,8 +306,8 @@ def test_parquet_without_its_package_names_the_command_that_installs_it(
 
 def sentiment(arguments: list[str], url: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "client", *arguments],
-        cwd=ROOT,
+        [sys.executable, "-m", "sentiment", *arguments],
+        cwd=CLIENT,
         env={"SENTIMENT_URL": url, "SENTIMENT_MODEL": "mine"},
         input=stdin,
         capture_output=True,
@@ -389,8 +389,8 @@ def test_on_a_terminal_it_is_said_what_is_waited_for(answering: Scripted) -> Non
         ("score", b"Type or paste a table. Ctrl-D ends."),
     ]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client", command, "-"],
-            cwd=ROOT,
+            [sys.executable, "-m", "sentiment", command, "-"],
+            cwd=CLIENT,
             env={"SENTIMENT_URL": answering.url, "SENTIMENT_MODEL": "mine"},
             stdin=terminal,
             stdout=subprocess.PIPE,

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.cli import main
-from client.errors import RefusedError
-from client.inference import InferenceClient
-from client.score import REQUESTS_AHEAD, TEXTS_BESIDE_LIVE_TRAFFIC
-from client.stream import PROBE, answered
+from sentiment.cli import main
+from sentiment.errors import RefusedError
+from sentiment.inference import InferenceClient
+from sentiment.score import REQUESTS_AHEAD, TEXTS_BESIDE_LIVE_TRAFFIC
+from sentiment.stream import PROBE, answered
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
-from tests.paths import ROOT
+from tests.paths import CLIENT
 
 Out = pytest.CaptureFixture[bytes]
 
@@ -37,10 +37,10 @@ def answering() -> Iterator[Scripted]:
 @contextmanager
 def piped(server: Scripted, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
     """`sentiment score -`, its standard input and its standard output."""
-    command = [sys.executable, "-m", "client", "score", "-", *options]
+    command = [sys.executable, "-m", "sentiment", "score", "-", *options]
     settings = {"SENTIMENT_URL": server.url, "SENTIMENT_MODEL": "mine"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=settings, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(command, cwd=CLIENT, env=settings, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

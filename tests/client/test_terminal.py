@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.terminal import coloured, cut, one_line, table
+from sentiment.terminal import coloured, cut, one_line, table
 
 
 @pytest.fixture

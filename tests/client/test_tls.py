@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from client import bounds
-from client.errors import UnexpectedAnswerError, UnreachableError
-from client.transport import Transport
+from sentiment import bounds
+from sentiment.errors import UnexpectedAnswerError, UnreachableError
+from sentiment.transport import Transport
 from tests.client.scripted import Answer, Reply, scripted
 
 

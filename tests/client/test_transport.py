@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from urllib3.connection import HTTPConnection
 
-from client.errors import (
+from sentiment.errors import (
     ClientError,
     NotAuthorizedError,
     OverloadedError,
@@ -15,8 +15,8 @@ from client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from client.inference import InferenceClient
-from client.transport import Answer, Transport
+from sentiment.inference import InferenceClient
+from sentiment.transport import Answer, Transport
 from tests.client.scripted import Answer as Script
 from tests.client.scripted import Reply, error, in_turn, scripted
 from tests.e2e.server_process import free_ports

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from client.cli import main
-from client.inference import InferenceClient
-from client.management import ManagementClient
 from handler.classifier import TextClassifier
+from sentiment.cli import main
+from sentiment.inference import InferenceClient
+from sentiment.management import ManagementClient
 from server import probe
 from server.properties import Properties
 from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
-from tests.paths import MODEL, ROOT, TOY_TWEETS
+from tests.paths import CLIENT, MODEL, TOY_TWEETS
 from training.export.archive import archive
 
 RAISES = b"""
@@ -153,8 +153,8 @@ def test_a_rollout_and_a_rollback_under_load_lose_no_request(
 def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
     """The command line, killed when it has said so many lines; returns them."""
     addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
-    command = [sys.executable, "-u", "-m", "client", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-u", "-m", "sentiment", *arguments]
+    with subprocess.Popen(command, cwd=CLIENT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
         process.kill()

@@ -1,4 +1,4 @@
-"""The door before a server that does what a test says, with each HAProxy that is there."""
+"""Fixtures of the door's tests: the door in front of a stub, once with each HAProxy on the machine."""
 
 import shutil
 import socket
@@ -28,10 +28,12 @@ class Door:
     """Both processes of the door."""
 
     def __init__(self, program: str, folder: Path, prefix: tuple[str, ...] = ()) -> None:
-        """
+        """Start both processes.
+
         Args:
-            folder: for sockets and output.
-            prefix: a command that runs the command after it.
+            program: the HAProxy program.
+            folder: the folder for sockets and output.
+            prefix: a command that runs the command in its arguments.
         """
         self.port, self.management_port, self.metrics_port = free_ports(3)
         self.stub = Stub(folder / "stub")
@@ -64,26 +66,27 @@ class Door:
         self._wait()
 
     def connect(self, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1") -> Client:
+        """A client's connection to the public address."""
         return Client(self.port, sent, receive_bytes, source)
 
     def wait_until_idle(self) -> None:
-        """Until no client is connected: the door counts a connection until it has seen its end."""
+        """Wait until no client is connected: the door counts a connection until it has seen its end."""
         end = time.monotonic() + TIMEOUT_S
         while any(
             connection.laddr.port == self.port and connection.status != psutil.CONN_LISTEN
             for connection in self.front.net_connections("tcp")
         ):
-            assert time.monotonic() < end, "a test has left a connection"
+            assert time.monotonic() < end, "a test has left a connection open"
             time.sleep(0.02)
 
     @property
     def output(self) -> str:
-        """What both have written."""
+        """The output of both processes."""
         self._output.seek(0)
         return self._output.read()
 
     def stop(self) -> list[int]:
-        """End both; returns their exit codes."""
+        """End both processes; returns their exit codes."""
         for process in self._processes:
             process.terminate()
         codes = [process.wait(10) for process in self._processes]
@@ -93,7 +96,7 @@ class Door:
         return codes
 
     def _wait(self) -> None:
-        """Until both listen."""
+        """Wait until both processes listen."""
         while True:
             try:
                 with socket.socket(socket.AF_UNIX) as probe:

@@ -1,4 +1,4 @@
-"""What the door has before and behind it in these tests: raw clients, and a server in TorchServe's place."""
+"""Raw HTTP clients in front of the door, and a stub server in place of TorchServe behind it."""
 
 import socket
 import socketserver
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 TIMEOUT_S = 60
-"""After it a test fails. The door's own limits are shorter."""
+"""The time after which a test fails. The door's own timeouts are shorter."""
 
 
 LARGEST = 2_500_000
@@ -19,20 +19,22 @@ LARGEST = 2_500_000
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came through the door."""
+    """A request that the stub received from the door."""
 
     method: str
     path: str
     headers: dict[str, str]
-    """Their names in lower case."""
+    """The values by name, in lower case."""
     body: bytes
 
 
 @dataclass(frozen=True)
 class Reply:
+    """A response."""
+
     status: int
     headers: dict[str, str] = field(default_factory=dict)
-    """Their names in lower case."""
+    """The values by name, in lower case."""
     body: bytes = b""
 
 
@@ -44,9 +46,9 @@ def echo(request: Request) -> Reply:
 
 
 class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """An HTTP server on a Unix socket. A test sets `answer`; None ends the connection without a reply.
+    """An HTTP server on a Unix socket. A test sets `answer`; if it returns None, the connection ends without a reply.
 
-    To a body that is too large it answers as TorchServe: at once, and then it reads on.
+    If a body is too large, the stub responds at once and reads on, as TorchServe does.
     """
 
     daemon_threads = True
@@ -79,12 +81,12 @@ class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 self._at_once -= 1
 
     def wait_for(self, count: int) -> None:
-        """Until so many requests have come: on a busy machine they come some time after the door has sent them."""
+        """Wait until `count` requests have arrived; on a busy machine, they arrive late."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.requests) >= count, TIMEOUT_S), len(self.requests)
 
     def handle_error(self, *_: object) -> None:
-        """A door that closes a connection is no error."""
+        """Ignore errors: the door may close a connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -123,15 +125,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Client:
-    """A connection that sends what it is told to."""
+    """A connection that sends raw bytes."""
 
     def __init__(
         self, port: int, sent: bytes = b"", receive_bytes: int | None = None, source: str = "127.0.0.1"
     ) -> None:
-        """
+        """Connect and send.
+
         Args:
-            receive_bytes: how much the kernel keeps of what is not read.
-            source: the client's own address.
+            port: the port on this machine.
+            sent: the bytes to send.
+            receive_bytes: the size of the kernel's buffer for unread bytes.
+            source: the client's address.
         """
         self.socket = socket.socket()
         self.socket.settimeout(TIMEOUT_S)
@@ -156,10 +161,10 @@ class Client:
         self.socket.sendall(data)
 
     def reply(self, *, head: bool = False) -> Reply:
-        """The next reply of a kept connection.
+        """The next response on the connection.
 
         Args:
-            head: whether it is the reply to HEAD, without a body.
+            head: whether it is the response to a HEAD request, without a body.
         """
         line = self._file.readline()
         assert line.startswith(b"HTTP/1.1 "), line
@@ -171,7 +176,7 @@ class Client:
         return Reply(int(line.split()[1]), headers, self._file.read(length))
 
     def is_closed(self) -> bool:
-        """Whether the door ends the connection, and says nothing more."""
+        """Whether the door closes the connection without further bytes."""
         try:
             return self._file.read(1) == b""
         except ConnectionResetError:
@@ -185,10 +190,13 @@ class Client:
 def request(
     body: bytes = b"late", method: str = "POST", path: str = "/predictions/sentiment", headers: str = ""
 ) -> bytes:
-    """A request as it is sent.
+    """The bytes of a request.
 
     Args:
-        headers: lines, beside Host and Content-Length, each with its end.
+        body: the body.
+        method: the method.
+        path: the path with the query.
+        headers: header lines besides Host and Content-Length, each with its line end.
     """
     length = f"Content-Length: {len(body)}\r\n"
     return f"{method} {path} HTTP/1.1\r\nHost: door\r\n{length}{headers}\r\n".encode("latin-1") + body

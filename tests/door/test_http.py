@@ -1,4 +1,4 @@
-"""What of HTTP passes the door, and in which form."""
+"""Tests of the door: the requests that reach TorchServe, and their form."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MODEL_PATHS = {
     "/v2/models/sentiment/infer": "/predictions/sentiment",
     "/v2/models/sentiment/versions/1.0/infer?a=b": "/predictions/sentiment/1.0",
 }
-"""What a client asks for, and what TorchServe is asked for."""
+"""The path of a client's request, and the path of the request that TorchServe receives."""
 
 NOT_FOUND = (
     "/api-description",
@@ -46,7 +46,7 @@ MESSAGE = re.compile("Expected")
 
 
 def error(reply: Reply, path: str = "") -> str:
-    """The type of an error in the API's form, or nothing for one of the Open Inference Protocol, which has none."""
+    """The type of an error in the API's form; empty for an error of the Open Inference Protocol, which has no type."""
     body = json.loads(reply.body)
     assert reply.headers["content-type"] == "application/json"
     if path.startswith("/v2"):
@@ -59,7 +59,7 @@ def error(reply: Reply, path: str = "") -> str:
 
 
 @pytest.mark.parametrize("path", MODEL_PATHS)
-def test_a_path_of_a_model_leads_to_torchserve_without_a_query(door: Door, path: str) -> None:
+def test_a_models_path_reaches_torchserve_without_the_query(door: Door, path: str) -> None:
     for method in ("POST", "PUT"):
         with door.connect(request(b"late", method, path)) as client:
             assert client.reply() == Reply(200, client_headers(b"late"), b"late"), method
@@ -67,12 +67,12 @@ def test_a_path_of_a_model_leads_to_torchserve_without_a_query(door: Door, path:
 
 
 def client_headers(body: bytes) -> dict[str, str]:
-    """Of the stub's reply."""
+    """The headers of the stub's response."""
     return {"content-length": str(len(body)), "content-type": "application/json"}
 
 
 @pytest.mark.parametrize("path", NOT_FOUND)
-def test_another_path_is_404(door: Door, path: str) -> None:
+def test_an_unknown_path_is_404(door: Door, path: str) -> None:
     for method in ("GET", "POST", "OPTIONS"):
         with door.connect(request(b"late", method, path)) as client:
             reply = client.reply()
@@ -86,7 +86,7 @@ def test_another_path_is_404(door: Door, path: str) -> None:
     + [(path, "GET, HEAD") for path in ("/", "/ready", "/ping", "/v2", "/v2/models/sentiment/ready")]
     + [("/v2/models/sentiment", "GET")],
 )
-def test_another_method_is_405_and_says_which_are_allowed(door: Door, path: str, allowed: str) -> None:
+def test_a_wrong_method_is_405_with_the_allowed_methods(door: Door, path: str, allowed: str) -> None:
     methods = {"DELETE", "TRACE", "OPTIONS", "PATCH", "BREW"} | ({"GET"} if "POST" in allowed else {"POST"})
     for method in methods:
         with door.connect(request(b"", method, path)) as client:
@@ -98,8 +98,8 @@ def test_another_method_is_405_and_says_which_are_allowed(door: Door, path: str,
 
 
 @pytest.mark.parametrize("path", ["/", "/ping", "/ready", "/docs", "/v2/models/sentiment"])
-def test_a_body_that_nobody_reads_is_refused(door: Door, path: str) -> None:
-    """TorchServe would keep what has arrived of it."""
+def test_a_body_of_a_get_request_is_refused(door: Door, path: str) -> None:
+    """TorchServe would keep the part of the body that has arrived in memory."""
     for headers in ("Content-Length: 16000", "Content-Length: 2000000", "Transfer-Encoding: chunked"):
         with door.connect(f"GET {path} HTTP/1.1\r\nHost: door\r\n{headers}\r\n\r\n".encode()) as client:
             reply = client.reply()
@@ -115,7 +115,7 @@ def test_a_malformed_escape_does_not_reach_torchserve(door: Door, path: str) -> 
     assert not door.stub.requests
 
 
-def test_an_expectation_that_nobody_knows_is_dropped(door: Door) -> None:
+def test_an_unknown_expectation_is_dropped(door: Door) -> None:
     with door.connect(
         b"POST /predictions/a HTTP/1.1\r\nHost: door\r\nExpect: x\r\nContent-Length: 4\r\n\r\nlate"
     ) as client:
@@ -123,15 +123,15 @@ def test_an_expectation_that_nobody_knows_is_dropped(door: Door) -> None:
     assert "expect" not in door.stub.requests[0].headers
 
 
-def test_metadata_is_asked_of_the_model(door: Door) -> None:
+def test_requests_for_metadata_reach_the_model(door: Door) -> None:
     with door.connect(request(b"", "GET", "/v2/models/sentiment/versions/1.0")) as client:
         assert client.reply().status == 200
     [seen] = door.stub.requests
     assert (seen.path, seen.headers["x-open-inference"]) == ("/predictions/sentiment/1.0", "metadata")
 
 
-def test_the_client_says_nothing_of_the_body_to_torchserve(door: Door) -> None:
-    """It would decode a form. The handler does it."""
+def test_the_clients_content_headers_do_not_reach_torchserve(door: Door) -> None:
+    """With the client's content type, TorchServe would decode a form. The handler decodes forms."""
     sent = "Content-Type: multipart/form-data; boundary=x, y\r\n"
     foreign = "X-Client-Content-Type: text/html\r\nX-Open-Inference: infer\r\n"
     for body in (b"late", b"x" * 20_000):
@@ -144,7 +144,7 @@ def test_the_client_says_nothing_of_the_body_to_torchserve(door: Door) -> None:
         assert "x-open-inference" not in seen.headers
 
 
-def test_torchserve_gets_no_header_that_it_need_not_have(door: Door) -> None:
+def test_torchserve_gets_only_the_headers_that_it_needs(door: Door) -> None:
     needed = {"content-encoding": "identity", "inference-header-content-length": "2"}
     others = {
         "User-Agent": "x",
@@ -163,7 +163,7 @@ def test_torchserve_gets_no_header_that_it_need_not_have(door: Door) -> None:
         assert seen.body == body
 
 
-def test_a_key_stays_in_the_door(door: Door) -> None:
+def test_a_key_does_not_reach_torchserve(door: Door) -> None:
     for body in (b"late", b"x" * 20_000):
         with door.connect(request(body, headers="Authorization: Bearer secret\r\n")) as client:
             assert client.reply().status == 200
@@ -179,7 +179,7 @@ def test_a_key_stays_in_the_door(door: Door) -> None:
 START = b"POST /predictions/sentiment HTTP/1.1\r\nHost: door\r\n"
 CHUNKS = b"4\r\nlate\r\n0\r\n\r\n"
 REFUSED = {
-    "no HTTP": (b"late\r\n\r\n", 400),
+    "not HTTP": (b"late\r\n\r\n", 400),
     "a prior-knowledge HTTP/2 client": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "HTTP/1.0": (START.replace(b"1.1", b"1.0") + b"Content-Length: 4\r\n\r\nlate", 505),
     "HTTP/3.7": (START.replace(b"1.1", b"3.7") + b"Content-Length: 4\r\n\r\nlate", 505),
@@ -193,7 +193,7 @@ REFUSED = {
     "a space after a header": (START + b"Content-Length : 4\r\n\r\nlate", 400),
     "a compressed and chunked body": (START + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS, 422),
     "an unknown encoding": (START + b"Transfer-Encoding: identity\r\n\r\nlate", 400),
-    "a chunk that is none": (START + b"Transfer-Encoding: chunked\r\n\r\nz\r\nlate\r\n0\r\n\r\n", 400),
+    "a malformed chunk": (START + b"Transfer-Encoding: chunked\r\n\r\nz\r\nlate\r\n0\r\n\r\n", 400),
     "two content types": (START + b"Content-Type: a/b\r\ncontent-type: c/d\r\nContent-Length: 4\r\n\r\nlate", 400),
     "a long address": (b"POST /predictions/" + b"x" * 2_000 + b" HTTP/1.1\r\nHost: door\r\n\r\n", 414),
     "large headers": (START + b"A: " + b"x" * 8_000 + b"\r\nContent-Length: 4\r\n\r\nlate", 431),
@@ -203,15 +203,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_plain_http_does_not_pass(door: Door, case: str) -> None:
+def test_malformed_http_does_not_reach_torchserve(door: Door, case: str) -> None:
     sent, status = REFUSED[case]
     with door.connect(sent) as client:
         assert client.reply().status == status
     assert not door.stub.requests
 
 
-def test_of_two_lengths_that_contradict_each_other_one_passes(door: Door) -> None:
-    """RFC 9112, 6.3: chunks count, the length is dropped, and the connection ends, so that nothing hides behind it."""
+def test_at_most_one_of_two_contradictory_lengths_reaches_torchserve(door: Door) -> None:
+    """RFC 9112, section 6.3: the chunks count, the length is dropped, and the connection ends, against smuggling."""
     body = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"
     with door.connect(START + body + request(b"smuggled")) as client:
         assert client.reply().body == b"no"
@@ -235,7 +235,7 @@ def test_a_connection_stays_http_1(door: Door, protocol: str) -> None:
 
 @pytest.mark.parametrize("size", [4, 20_000])
 def test_pipelined_requests_are_answered_in_order(door: Door, size: int) -> None:
-    """One at a time: none of them waits in TorchServe behind another of the same connection."""
+    """The door sends one request of a connection at a time, so TorchServe never queues the next one."""
     bodies = [f"{number:04}".encode() * (size // 4) for number in range(40)]
     with door.connect(b"".join(map(request, bodies))) as client:
         assert [client.reply().body for _ in bodies] == bodies
@@ -252,7 +252,7 @@ def test_a_connection_to_torchserve_has_one_request_at_a_time(door: Door) -> Non
 
 @pytest.mark.parametrize("headers", ["", "Expect: 100-continue\r\n"])
 @pytest.mark.parametrize("body", [b"late", b"x" * 2_500_000], ids=len)
-def test_a_body_arrives_as_it_was_sent(door: Door, body: bytes, headers: str) -> None:
+def test_a_body_reaches_torchserve_unchanged(door: Door, body: bytes, headers: str) -> None:
     head, _, _ = request(body, headers=headers).partition(b"\r\n\r\n")
     with door.connect(head + b"\r\n\r\n") as client:
         if headers:
@@ -263,7 +263,7 @@ def test_a_body_arrives_as_it_was_sent(door: Door, body: bytes, headers: str) ->
     assert seen.body == body
 
 
-def test_chunks_of_one_byte_arrive(door: Door) -> None:
+def test_a_body_in_chunks_of_one_byte_reaches_torchserve(door: Door) -> None:
     body = b"late" * 50_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     with door.connect(START + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n") as client:
@@ -275,7 +275,7 @@ FAILURES = {"a lost connection": None, "500": Reply(500), "503": Reply(503)}
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("size", [4, 2_400_000])
-def test_a_request_that_failed_is_sent_once_more(door: Door, failure: str, size: int) -> None:
+def test_a_failed_request_is_retried_once(door: Door, failure: str, size: int) -> None:
     def fail_once(seen: Request) -> Reply | None:
         return FAILURES[failure] if len(door.stub.requests) == 1 else Reply(200, {}, seen.body)
 
@@ -286,7 +286,7 @@ def test_a_request_that_failed_is_sent_once_more(door: Door, failure: str, size:
     assert [seen.body for seen in door.stub.requests] == [body, body]
 
 
-def test_what_fails_twice_is_an_error(door: Door) -> None:
+def test_a_request_that_fails_twice_is_an_error(door: Door) -> None:
     door.stub.answer = lambda _: None
     for path, kind in (("/predictions/sentiment", "BadGatewayException"), ("/v2/models/sentiment/infer", "")):
         for size in (4, 20_000):
@@ -301,18 +301,18 @@ def test_what_fails_twice_is_an_error(door: Door) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/models/sentiment/infer", "/v2/models/sentiment"])
 @pytest.mark.parametrize("status", [404, 500, 503, 507])
-@pytest.mark.parametrize("of_the_handler", [False, True])
+@pytest.mark.parametrize("from_handler", [False, True])
 def test_torchserves_own_errors_have_the_form_of_the_open_inference_protocol(
-    door: Door, path: str, status: int, of_the_handler: bool
+    door: Door, path: str, status: int, from_handler: bool
 ) -> None:
-    """The handler's errors have it already."""
-    headers = {"content-type": "application/json"} | ({"x-model-version": "1.0"} if of_the_handler else {})
+    """The handler's errors have the form already."""
+    headers = {"content-type": "application/json"} | ({"x-model-version": "1.0"} if from_handler else {})
     answer = Reply(status, headers, b'{"code": 1, "type": "X", "message": "x"}')
     door.stub.answer = lambda _: answer
     method, body = ("POST", b"late") if path.endswith("infer") else ("GET", b"")
     with door.connect(request(body, method, path)) as client:
         reply = client.reply()
-    if of_the_handler:
+    if from_handler:
         assert (reply.status, reply.body) == (status, answer.body)
     else:
         assert reply.status == (500 if status == 507 else status)

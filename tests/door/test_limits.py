@@ -1,4 +1,4 @@
-"""What clients can take of the door: time, places and memory. Who takes too much is refused; others are answered."""
+"""Tests of the limits for time, connections and memory: clients over a limit are refused, others are answered."""
 
 import contextlib
 import json
@@ -41,13 +41,13 @@ def refusal(reply: Reply) -> tuple[int, str, str | None]:
 
 @contextlib.contextmanager
 def connected(door: Door, count: int, sent: bytes, receive_bytes: int | None = None) -> Iterator[list[Client]]:
-    """As many clients, each of which has sent this."""
+    """`count` clients, each of which has sent the same bytes."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(door.connect(sent, receive_bytes)) for _ in range(count)]
 
 
 def answered(door: Door, count: int = 20) -> bool:
-    """Whether small requests are answered meanwhile."""
+    """Whether the door answers small requests."""
     with door.connect() as client:
         for number in range(count):
             client.send(request(str(number).encode()))
@@ -57,12 +57,12 @@ def answered(door: Door, count: int = 20) -> bool:
 
 
 def resident(process: psutil.Process) -> float:
-    """In MB."""
+    """The resident memory of a process in MB."""
     return float(process.memory_info().rss) / MEGABYTE
 
 
-def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door) -> None:
-    """1,000 small ones, as many as may be large ones, chunks, and some without all of their headers."""
+def test_unfinished_bodies_are_refused_and_other_requests_answered(door: Door) -> None:
+    """There are 1,000 small bodies, as many large ones as permitted, chunks, and requests with unfinished headers."""
     idle = resident(door.front), resident(door.large)
     half = b"x" * 8_000
     with (
@@ -76,7 +76,7 @@ def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door
         used = resident(door.front) - idle[0], resident(door.large) - idle[1]
         assert used[0] < 1_200 * 32_768 / MEGABYTE + 10, used
         assert used[1] < LARGE_PLACES * 2_520_000 / MEGABYTE + 10, used
-        # Bytes that arrive now and then give no more time.
+        # Bytes that arrive slowly do not extend the timeout.
         with selectors.DefaultSelector() as selector:
             for client in (small[0], large[0]):
                 selector.register(client.socket, selectors.EVENT_READ)
@@ -92,14 +92,14 @@ def test_bodies_that_never_arrive_are_refused_and_others_are_answered(door: Door
     assert answered(door)
 
 
-def test_large_bodies_take_no_place_of_small_ones(door: Door) -> None:
-    """One too many is refused before its body arrives."""
+def test_large_bodies_do_not_delay_small_ones(door: Door) -> None:
+    """A large body over the limit is refused before it arrives."""
     with connected(door, LARGE_PLACES + 3, head(LARGEST)) as clients:
         refused = first_answered(clients, 3)
         assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
         for sent in (head(SMALL + 1), CHUNKED):
-            with door.connect(sent) as one_more:
-                assert refusal(one_more.reply()) == OVERLOADED
+            with door.connect(sent) as excess:
+                assert refusal(excess.reply()) == OVERLOADED
         assert answered(door)
         [last] = [client for client in clients if client not in refused][-1:]
         last.send(b"x" * LARGEST)
@@ -108,7 +108,7 @@ def test_large_bodies_take_no_place_of_small_ones(door: Door) -> None:
 
 
 def first_answered(clients: list[Client], count: int) -> list[Client]:
-    """So many of the clients, those whose replies come first."""
+    """The `count` clients whose responses arrive first."""
     answered: list[Client] = []
     with selectors.DefaultSelector() as selector:
         for client in clients:
@@ -122,8 +122,8 @@ def first_answered(clients: list[Client], count: int) -> list[Client]:
     return answered
 
 
-def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Door) -> None:
-    """As many clients as there are places, as many as may wait, and 50 more; of those that wait, 200 leave."""
+def test_the_queue_is_bounded_and_drops_disconnected_clients(door: Door) -> None:
+    """The clients fill all slots and the queue, and 50 more are refused; then 200 of the queued clients disconnect."""
     answer = threading.Event()
 
     def wait(seen: Request) -> Reply:
@@ -137,7 +137,7 @@ def test_the_queue_is_bounded_in_length_and_time_and_forgets_who_leaves(door: Do
         ]
         stack.callback(answer.set)
         refused = first_answered(clients, 50)
-        assert not set(refused) & set(clients[:-150]), "the last are refused, not those that have waited for their time"
+        assert not set(refused) & set(clients[:-150]), "the last clients are refused, not those in the queue"
         assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
         door.stub.wait_for(PLACES)
         served = [clients[int(seen.body)] for seen in door.stub.requests]
@@ -173,23 +173,23 @@ def test_no_client_takes_all_connections(door: Door) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
-def test_a_crowded_door_keeps_no_connection(door: Door) -> None:
+def test_persistent_connections_end_under_many_connections(door: Door) -> None:
     with connected(door, KEPT_CONNECTIONS, b"") as clients:
         clients[-1].send(request())
         assert clients[-1].reply().headers.get("connection") is None
-        with door.connect(request()) as one_more:
-            assert one_more.reply().headers["connection"] == "close"
-            assert one_more.is_closed()
+        with door.connect(request()) as excess:
+            assert excess.reply().headers["connection"] == "close"
+            assert excess.is_closed()
 
 
 @pytest.mark.parametrize(
     ("address", "limit", "path"),
     [("management_port", 80, "/models"), ("metrics_port", 80, "/metrics"), ("large_address", 104, "/openapi.yaml")],
 )
-def test_each_address_has_a_number_of_connections(door: Door, address: str, limit: int, path: str) -> None:
-    """More of them wait until some are closed. Other addresses are answered meanwhile."""
+def test_the_number_of_connections_per_address_is_limited(door: Door, address: str, limit: int, path: str) -> None:
+    """Excess connections to an address wait until others are closed. Other addresses are not affected."""
     target = getattr(door, address)
-    asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    sent = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
 
         def connect(count: int) -> list[socket.socket]:
@@ -200,10 +200,10 @@ def test_each_address_has_a_number_of_connections(door: Door, address: str, limi
             for connection in connections:
                 connection.settimeout(TIMEOUT_S)
                 connection.connect(where)
-            connections[-1].sendall(asked)
+            connections[-1].sendall(sent)
             return connections
 
-        # The first process may have some connections to the second one, too.
+        # The front process may have some connections to the process for large requests, too.
         fewer = connect(limit - 10)
         assert fewer[-1].recv(12) == b"HTTP/1.1 200"
         more = connect(20)
@@ -217,14 +217,14 @@ def test_each_address_has_a_number_of_connections(door: Door, address: str, limi
 
 
 def send_all(client: Client, body: bytes) -> None:
-    """As much of a body as the door takes."""
+    """Send as much of a body as the door accepts."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         client.send(body)
 
 
 @pytest.mark.parametrize("path", ["/predictions/sentiment", "/v2/models/sentiment/infer"])
 def test_a_body_over_the_limit_is_413_for_a_client_that_still_sends(door: Door, path: str) -> None:
-    """Its length is said, or known when it is too much."""
+    """The length is in a header, or the body comes in chunks."""
     chunk = b"%x\r\n" % LARGEST + b"x" * LARGEST + b"\r\n"
     for start, body in ((head(20_000_000, path), b"x" * 20_000_000), (CHUNKED.replace(PATH, path.encode()), chunk * 8)):
         with door.connect(start) as client:
@@ -238,7 +238,7 @@ def test_a_body_over_the_limit_is_413_for_a_client_that_still_sends(door: Door, 
 
 @pytest.mark.parametrize("size", [LARGEST + 1, 20_000_000])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
-def test_a_library_sees_the_413(door: Door, size: int, chunked: bool) -> None:
+def test_requests_sees_the_413(door: Door, size: int, chunked: bool) -> None:
     body = b"x" * size
     data = (body[start : start + 65_536] for start in range(0, size, 65_536)) if chunked else body
     response = requests.post(f"http://127.0.0.1:{door.port}/predictions/sentiment", data=data, timeout=TIMEOUT_S)
@@ -257,15 +257,15 @@ def test_curl_sees_the_413(door: Door, tmp_path: Path, headers: list[str]) -> No
     assert json.loads(result.stdout)["type"] == "TooLargeError", result.stderr
 
 
-def test_the_largest_body_passes_with_the_largest_headers(door: Door) -> None:
+def test_the_largest_body_is_accepted_with_the_largest_headers(door: Door) -> None:
     headers = f"A: {'x' * 7_800}\r\n"
     for size in (SMALL, SMALL + 1, LARGEST):
         with door.connect(request(b"x" * size, headers=headers)) as client:
             assert client.reply().body == b"x" * size
 
 
-def test_memory_is_given_back(door: Door) -> None:
-    """What large bodies have touched does not stay with the small requests after them."""
+def test_memory_is_returned_to_the_system(door: Door) -> None:
+    """The memory for large bodies is freed, although small requests follow."""
     before = resident(door.front), resident(door.large)
     door.stub.answer = lambda _: Reply(200, {}, b"late")
     for _ in range(2):
@@ -278,8 +278,8 @@ def test_memory_is_given_back(door: Door) -> None:
 
 
 @pytest.mark.parametrize("size", [1_000, 200_000])
-def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
-    """Of more clients than there are places, with a reply each."""
+def test_clients_that_do_not_read_occupy_no_slot(door: Door, size: int) -> None:
+    """More clients than there are slots get a response and do not read it."""
     door.stub.answer = lambda _: Reply(200, {}, b"x" * size)
     with connected(door, 3 * PLACES, request(), receive_bytes=4_096) as clients:
         door.stub.wait_for(len(clients))
@@ -288,18 +288,16 @@ def test_clients_that_do_not_read_hold_no_place(door: Door, size: int) -> None:
         assert {client.reply().body for client in clients} == {b"x" * size}
 
 
-def test_pipelined_requests_whose_answers_are_not_read_take_little(door: Door) -> None:
-    """2.5 MB of them on each of eight connections."""
+def test_pipelined_requests_with_unread_responses_take_little_memory(door: Door) -> None:
+    """Each of eight connections sends 2.5 MB of requests."""
     before = resident(door.front), resident(door.large)
-    many = {
-        path: request(b"", "GET", path) for path in ("/api-description", "/ping", "/", "/docs/swagger-ui-bundle.js")
-    }
+    paths = ("/api-description", "/ping", "/", "/docs/swagger-ui-bundle.js")
     with contextlib.ExitStack() as stack:
-        for one in (*many.values(), *many.values()):
+        for sent in [request(b"", "GET", path) for path in paths * 2]:
             client = stack.enter_context(door.connect(receive_bytes=4_096))
             client.socket.setblocking(False)
             with contextlib.suppress(BlockingIOError):
-                client.socket.send(one * (LARGEST // len(one)))
+                client.socket.send(sent * (LARGEST // len(sent)))
         assert answered(door)
         assert resident(door.front) - before[0] < 10
         assert resident(door.large) - before[1] < 10

@@ -1,4 +1,4 @@
-"""What the door counts, and what Managed Prometheus keeps of it."""
+"""Tests of the door's metrics, as far as Managed Prometheus keeps them."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ import requests
 
 from tests.door.conftest import Door
 from tests.door.stub import Client, Reply, Request, echo, request
-from tests.exposition import DOORS, kept_of_the_door, listed, total
+from tests.exposition import DOORS, documented_metrics, kept_door_samples, total
 
 LARGE = b"a" * 100_000
 SMALL_PLACES, LARGE_PLACES = 64, 32
-"""How many requests the door lets through at a time."""
+"""The number of requests that the door sends to TorchServe at the same time."""
 
 
 def metrics_of(door: Door) -> str:
@@ -22,13 +22,13 @@ def metrics_of(door: Door) -> str:
 
 
 def counted(door: Door, act: Callable[[], None]) -> dict[str, float]:
-    """By how much each series of what is kept rises while `act` runs; those that do not are left out."""
+    """The increase of each series while `act` runs, without the series that do not increase."""
 
     def now() -> dict[str, float]:
         return {
             " ".join([name.removeprefix(DOORS), labels["proxy"], labels.get("code", "")]).strip()
             + (" (large)" if labels["job"] == "sentiment-large-door" else ""): value
-            for name, labels, value in kept_of_the_door(metrics_of(door))
+            for name, labels, value in kept_door_samples(metrics_of(door))
             if name.endswith("_total")
         }
 
@@ -43,23 +43,23 @@ def ask(door: Door, sent: bytes) -> int:
 
 
 def once(reply: Reply) -> Callable[[Request], Reply]:
-    """An answer for the first request; the others are echoed."""
+    """A function that answers the first request with `reply` and echoes all others."""
     left = [reply]
     return lambda request: left.pop() if left else echo(request)
 
 
-def test_the_table_lists_exactly_what_is_kept(door: Door) -> None:
-    """HAProxy's metrics differ from version to version. They are few of its 800 series, as each is paid for."""
-    found: dict[str, set[str]] = {}
-    kept = kept_of_the_door(metrics_of(door))
+def test_the_documented_metrics_are_exactly_the_doors(door: Door) -> None:
+    """HAProxy's metrics differ between versions. Only few of its 800 series are kept, because each one costs money."""
+    labels_by_name: dict[str, set[str]] = {}
+    kept = kept_door_samples(metrics_of(door))
     assert len(kept) < 40
     for name, labels, _ in kept:
-        found.setdefault(name, set()).update(labels.keys() - {"job"})
-    assert found == {name: labels for name, labels in listed().items() if name.startswith(DOORS)}
+        labels_by_name.setdefault(name, set()).update(labels.keys() - {"job"})
+    assert labels_by_name == {name: labels for name, labels in documented_metrics().items() if name.startswith(DOORS)}
 
 
-def test_a_request_that_succeeds_when_it_is_sent_again(door: Door) -> None:
-    """The alert `SentimentRetries` goes by it, and takes into account that HAProxy counts it twice."""
+def test_a_request_that_succeeds_on_retry_is_counted_as_such(door: Door) -> None:
+    """HAProxy counts a retry twice; the alert `SentimentRetries` takes this into account."""
 
     def small() -> None:
         door.stub.answer = once(Reply(500))
@@ -81,7 +81,7 @@ def test_a_request_that_succeeds_when_it_is_sent_again(door: Door) -> None:
     }
 
 
-def test_a_request_that_fails_twice(door: Door) -> None:
+def test_a_request_that_fails_twice_is_counted_as_failed(door: Door) -> None:
     def act() -> None:
         door.stub.answer = lambda _: Reply(500)
         assert ask(door, request()) == 500
@@ -93,7 +93,7 @@ def test_a_request_that_fails_twice(door: Door) -> None:
     }
 
 
-def test_what_a_rule_refuses(door: Door) -> None:
+def test_requests_refused_by_a_rule_are_counted(door: Door) -> None:
     def act() -> None:
         assert ask(door, request(path="/models")) == 404
 
@@ -103,8 +103,8 @@ def test_what_a_rule_refuses(door: Door) -> None:
     }
 
 
-def test_large_requests_over_their_number_fail(door: Door) -> None:
-    """They are among what the alert `SentimentErrors` counts."""
+def test_large_requests_over_their_limit_are_counted_as_failed(door: Door) -> None:
+    """The alert `SentimentErrors` counts these requests."""
     with ExitStack() as stack:
         for _ in range(LARGE_PLACES):
             stack.enter_context(door.connect(request(LARGE)[:-1]))
@@ -112,12 +112,12 @@ def test_large_requests_over_their_number_fail(door: Door) -> None:
         def act() -> None:
             assert ask(door, request(LARGE)) == 503
 
-        found = counted(door, act)
-    assert found["backend_http_responses_total large 5xx"] == 1
+        increases = counted(door, act)
+    assert increases["backend_http_responses_total large 5xx"] == 1
 
 
-def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
-    """A liveness probe is answered at both addresses while small requests wait for a place."""
+def test_a_full_queue_and_a_hung_server_are_counted_apart(door: Door) -> None:
+    """Liveness probes are answered at both addresses while small requests wait in the queue."""
     answered = threading.Event()
 
     def answer(sent: Request) -> Reply:
@@ -153,12 +153,12 @@ def test_a_full_queue_is_no_server_that_hangs(door: Door) -> None:
     ],
     ids=lambda value: value if isinstance(value, int) else value.decode().replace("\r\n", " "),
 )
-def test_the_metrics_address_has_nothing_else(door: Door, sent: bytes, status: int) -> None:
-    """Whoever reads the metrics cannot send TorchServe a body."""
+def test_the_metrics_address_serves_only_metrics(door: Door, sent: bytes, status: int) -> None:
+    """A client of the metrics address cannot send a body to TorchServe."""
     with Client(int(door.variables["PUBLIC_METRICS"].rpartition(":")[2]), sent) as client:
         assert client.reply().status == status
     assert len(door.stub.requests) == (status == 200)
 
 
 def waiting(door: Door) -> float:
-    return total(kept_of_the_door(metrics_of(door)), "haproxy_backend_current_queue", proxy="small")
+    return total(kept_door_samples(metrics_of(door)), "haproxy_backend_current_queue", proxy="small")

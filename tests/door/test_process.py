@@ -1,4 +1,4 @@
-"""The door's processes: how they start, and what they write."""
+"""Tests of the door's processes: their start and their log."""
 
 import subprocess
 import tempfile
@@ -16,7 +16,7 @@ SECRET = "Lovelace"
 
 @pytest.fixture
 def start(program: str) -> Iterator[Callable[..., Door]]:
-    """Starts a door of its own. Its arguments are a command that runs the command after it."""
+    """A function that starts a door; its arguments are a command that runs the command in its arguments."""
     started: list[Door] = []
     with tempfile.TemporaryDirectory(prefix="door") as folder:
 
@@ -41,8 +41,8 @@ def test_the_configuration_has_no_warning(running: Door, program: str, file: str
 
 
 @pytest.mark.parametrize("descriptors", [256, 1024, 4096])
-def test_it_starts_with_few_file_descriptors(start: Callable[..., Door], descriptors: int) -> None:
-    """It has fewer connections then."""
+def test_the_door_starts_with_few_file_descriptors(start: Callable[..., Door], descriptors: int) -> None:
+    """The door then accepts fewer connections."""
     door = start("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
     for size in (4, 100_000):
         with door.connect(request(b"x" * size)) as client:
@@ -50,7 +50,7 @@ def test_it_starts_with_few_file_descriptors(start: Callable[..., Door], descrip
     assert door.output == ""
 
 
-def test_the_log_has_what_failed_and_nothing_of_what_was_sent(start: Callable[..., Door]) -> None:
+def test_the_log_has_failures_and_no_request_content(start: Callable[..., Door]) -> None:
     door = start()
     path = f"/predictions/{SECRET}?{SECRET}"
     headers = f"{SECRET}: {SECRET}\r\nContent-Type: {SECRET}\r\nAuthorization: Bearer {SECRET}\r\n"
@@ -60,7 +60,7 @@ def test_the_log_has_what_failed_and_nothing_of_what_was_sent(start: Callable[..
             assert client.reply().status == 200
         with door.connect(request(body, method=SECRET, path=f"/{SECRET}", headers=headers)) as client:
             assert client.reply().status == 404
-    assert door.output == "", "what went well, and what clients did wrong"
+    assert door.output == "", "successes and errors of clients are not logged"
     for failing in (None, Reply(500)):
         door.stub.answer = lambda _, failing=failing: failing  # type: ignore[misc]
         for size in (1, 10_000):

@@ -1,4 +1,7 @@
-"""TorchServe's gRPC APIs. The package brings no stubs, so their messages are declared here (`inference.proto`)."""
+"""Calls of TorchServe's gRPC APIs.
+
+TorchServe's package has no stubs, so this module declares the messages of `inference.proto`.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,14 +22,14 @@ def channel(address: str) -> Iterator[grpc.Channel]:
 
 
 def prediction_request(model: str, inputs: dict[str, bytes], sequence_id: str = "") -> bytes:
-    """A `PredictionsRequest`."""
+    """An encoded `PredictionsRequest`."""
     message = _message("PredictionsRequest")(model_name=model, input=inputs, sequence_id=sequence_id)
     encoded: bytes = message.SerializeToString()
     return encoded
 
 
 def predictions(address: str, model: str, **inputs: bytes) -> bytes:
-    """The reply's `prediction` of `Predictions`."""
+    """The field `prediction` in the reply to `Predictions`."""
     with channel(address) as opened:
         call = opened.unary_unary(f"{INFERENCE}/Predictions", response_deserializer=_prediction)
         reply: bytes = call(prediction_request(model, inputs), timeout=TIMEOUT_S)
@@ -34,21 +37,21 @@ def predictions(address: str, model: str, **inputs: bytes) -> bytes:
 
 
 def stream_predictions(address: str, model: str, **inputs: bytes) -> list[bytes]:
-    """The `prediction` of every reply of `StreamPredictions`."""
+    """The field `prediction` in every reply to `StreamPredictions`."""
     with channel(address) as opened:
         call = opened.unary_stream(f"{INFERENCE}/StreamPredictions", response_deserializer=_prediction)
         return list(call(prediction_request(model, inputs), timeout=TIMEOUT_S))
 
 
 def stream_predictions_2(address: str, requests: Iterable[bytes]) -> list[bytes]:
-    """The `prediction` of every reply of `StreamPredictions2`."""
+    """The field `prediction` in every reply to `StreamPredictions2`."""
     with channel(address) as opened:
         call = opened.stream_stream(f"{INFERENCE}/StreamPredictions2", response_deserializer=_prediction)
         return list(call(iter(requests), timeout=TIMEOUT_S))
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """`OK`, or the name of the status that a call ends with."""
+    """The name of the gRPC status with which a call ends, such as `OK`."""
     try:
         call()
     except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""What the fault tests saw, as a table. In their long form, `make fault-test`, it goes into k8s/README.md."""
+"""A table of the results of the fault tests. `make fault-test`, their long form, writes it into the documentation."""
 
 import os
 import re
@@ -14,37 +14,49 @@ PAGE: Final = ROOT / "k8s" / "README.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 ROWS: Final = 22
-"""Of the whole table."""
+"""The number of rows of a complete table."""
 
 
 def sized(short: int, long: int) -> int:
-    """How many: few in `make test`."""
+    """The number of repetitions: `short` in `make test`, `long` in `make fault-test`."""
     return long if LONG else short
 
 
 class Report:
+    """The rows of the table."""
+
     def __init__(self) -> None:
         self._rows: list[str] = []
 
     def traffic(self, fault: str, traffic: Traffic, remark: str = "") -> None:
-        """A fault, and what became of the requests sent meanwhile."""
-        waits = f"{traffic.slowest_s():.1f} s"
-        self.add(fault, traffic.sent, len(traffic.right()), traffic.refusals(), f"longest wait {waits}", remark)
+        """Add the row of a fault: the outcomes of the requests that were sent during it."""
+        slowest = f"longest wait {traffic.slowest_s():.1f} s"
+        self.add(fault, traffic.sent, len(traffic.right()), traffic.refusals(), slowest, remark)
 
     def add(self, fault: str, sent: int, right: int, errors: Counter[tuple[int, str]], *figures: str) -> None:
-        told = ", ".join(
-            f"{count:,} × {'no answer,' if status == NO_ANSWER else status} `{what}`"
-            for (status, what), count in sorted(errors.items())
+        """Add a row.
+
+        Args:
+            fault: what happens during the test.
+            sent: the number of requests.
+            right: the number of correct predictions.
+            errors: the number of each error, by status and type.
+            figures: further results.
+        """
+        listed_errors = ", ".join(
+            f"{count:,} × {'no response,' if status == NO_ANSWER else status} `{kind}`"
+            for (status, kind), count in sorted(errors.items())
         )
         figure = "; ".join(filter(None, figures))
-        self._rows.append(f"| {fault} | {sent:,} | {right:,} | {told or 'none'} | {figure} |")
+        self._rows.append(f"| {fault} | {sent:,} | {right:,} | {listed_errors or 'none'} | {figure} |")
 
     def table(self) -> str:
-        head = "| what happens | sent | right answers | errors | figures |\n|---|---|---|---|---|"
+        """The table in Markdown."""
+        head = "| fault | sent | right answers | errors | figures |\n|---|---|---|---|---|"
         return "\n".join([head, *self._rows])
 
     def write(self) -> None:
-        """Into the page, between its marks; only a whole table, else to standard output."""
+        """Write a complete table into the page, between its marks; print an incomplete one."""
         if len(self._rows) != ROWS:
             print(self.table())
             return

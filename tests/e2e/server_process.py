@@ -1,4 +1,4 @@
-"""A real TorchServe, started the way a user starts it, on ports of its own."""
+"""Real server processes, started as a user starts them, on free ports."""
 
 import contextlib
 import os
@@ -19,14 +19,14 @@ import psutil
 import pytest
 import requests
 
-from tests.paths import ROOT
+from tests.paths import CLIENT, ROOT
 
 START_TIMEOUT_S = 180
 READY = "Ctrl-C stops it"
-"""The last that the server says when it is up."""
+"""The last line that the server prints when it is ready."""
 
 BATCH = 8
-"""The size of the batches of the model `batched` in the fixture `server`."""
+"""The batch size of the model `batched` in the fixture `server`."""
 
 FIRST_PORT, LAST_PORT = 12_000, 32_000
 PORT_RANGES = 4
@@ -36,10 +36,10 @@ GRPC_SETTINGS = ("grpc_inference_port", "grpc_management_port")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; they differ.
+    """Distinct ports on which no program listens.
 
-    They are below the ports that the system gives to connections (from 32,768 on Linux, 49,152 on macOS), because a
-    connection could take such a port before the server does. Each process of pytest-xdist has a range of its own.
+    They are below the ephemeral ports (from 32,768 on Linux, 49,152 on macOS), because the system could assign an
+    ephemeral port to a connection before the server binds it. Each process of pytest-xdist has its own range.
     """
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PORT_RANGES
     size = (LAST_PORT - FIRST_PORT) // PORT_RANGES
@@ -62,7 +62,7 @@ def _is_free(port: int) -> bool:
 
 
 class Project:
-    """A folder with a configuration and a model store, as the project's own, on free ports."""
+    """A folder with the project's configuration, changed to free ports, and a model store."""
 
     def __init__(self, folder: Path, mar: Path, **changes: str) -> None:
         ports = free_ports(6)
@@ -87,14 +87,18 @@ class Project:
 
 
 class Server:
-    """A running server; its output is kept, and shown when it does not come up."""
+    """A running server. Its output is recorded, and shown if the server does not start."""
 
     def __init__(
         self, project: Project, command: list[str] | None = None, output: TextIO | None = None, **environment: str
     ) -> None:
-        """
+        """Start the server.
+
         Args:
-            output: where it writes; by default what it writes is kept.
+            project: the folder with the configuration and the model store.
+            command: the command that starts the server; None for `python -m server`.
+            output: the file for its output; None to record the output.
+            **environment: additional environment variables.
         """
         self.project = project
         self.lines: list[str] = []
@@ -106,7 +110,7 @@ class Server:
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A script's background job ignores it, and so would what it starts.
+            # A background job of a script ignores SIGINT, and its child processes would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -114,6 +118,7 @@ class Server:
 
     @property
     def log(self) -> str:
+        """The recorded output."""
         return "\n".join(self.lines)
 
     def wait_for(self, text: str) -> None:
@@ -128,23 +133,24 @@ class Server:
                 break
             if text in line:
                 return
-        pytest.fail(f"The server never said {text!r}. It said:\n{self.log}")
+        pytest.fail(f"The server never printed {text!r}. Its output:\n{self.log}")
 
     def processes(self) -> list[psutil.Process]:
-        """The server's own process, Java and the workers."""
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
+        """The processes of the server: its main process, Java, the door and the workers."""
+        main = psutil.Process(self.process.pid)
+        return [main, *main.children(recursive=True)]
 
     def workers(self) -> list[psutil.Process]:
-        found = []
+        """The workers' processes."""
+        workers = []
         for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # gone since, or waiting to be
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended meanwhile
                 if "model_service_worker" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+                    workers.append(process)
+        return workers
 
     def door(self, metric: str) -> list[float]:
-        """The values of one of the door's own metrics, of all its parts."""
+        """The values of one of HAProxy's metrics, one for each of its proxies."""
         lines = requests.get(f"{self.project.metrics}/metrics/door", timeout=10).text.splitlines()
         return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric}{{")]
 
@@ -170,32 +176,39 @@ class Server:
 
 @contextlib.contextmanager
 def serving(project: Project, command: list[str] | None = None, **environment: str) -> Iterator[Server]:
-    """A server that is ready; in the end it must stop as it should."""
+    """A ready server, which must exit with 0 at the end."""
     server = Server(project, command, None, **environment)
     try:
         server.wait_for(READY)
         yield server
     finally:
-        # Ctrl-C has no grace in which clients leave their connections.
+        # Ctrl-C is faster than SIGTERM: it has no grace period for persistent connections.
         assert server.stop(signal.SIGINT) == 0, server.log
 
 
 def run_module(
-    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m` with these arguments, to its end."""
+    """Run `python -m` with these arguments until it exits."""
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=env, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
     )
 
 
+def run_client(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: TextIO | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line `sentiment` of this checkout."""
+    return run_module("sentiment", *arguments, env=env, stdin=stdin, cwd=CLIENT)
+
+
 def sentiment(server: Server, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line, pointed at a server; of this process' environment it has nothing."""
+    """Run the command `sentiment` against a server, without the environment of this process."""
     addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
-    return run_module("client", *arguments, env=addresses | environment)
+    return run_client(*arguments, env=addresses | environment)
 
 
 def gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:
-    """Whether all of them end in time."""
+    """Whether all processes end within the timeout."""
     return not psutil.wait_procs(processes, timeout=timeout_s)[1]

@@ -1,4 +1,4 @@
-"""The API of `POST /predictions/sentiment`, against a real TorchServe."""
+"""Tests of `POST /predictions/sentiment` with a real server."""
 
 import contextlib
 import json
@@ -108,7 +108,7 @@ def test_a_prediction_has_label_score_and_scores(ask: Client, expected: Expected
     ],
     ids=str,
 )
-def test_every_body_form_gets_the_same_scores(
+def test_every_form_of_body_gets_the_same_scores(
     ask: Client, expected: Expected, options: dict[str, Any], as_list: bool
 ) -> None:
     response = ask(**options)
@@ -138,7 +138,7 @@ def test_an_empty_list_has_an_empty_answer(ask: Client) -> None:
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_texts_get_the_answer_they_get_without_a_server(ask: Client, expected: Expected, name: str) -> None:
+def test_awkward_texts_get_the_models_own_scores(ask: Client, expected: Expected, name: str) -> None:
     text = AWKWARD[name]
     assert ask.scores(text) == pytest.approx(expected(text), abs=TOLERANCE)
     assert ask(json={"text": text}).json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
@@ -183,7 +183,7 @@ def test_awkward_texts_get_the_answer_they_get_without_a_server(ask: Client, exp
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_every_error_of_the_contract(ask: Client, options: dict[str, Any], status: int, kind: str) -> None:
+def test_every_documented_error(ask: Client, options: dict[str, Any], status: int, kind: str) -> None:
     response = ask(**options)
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -193,15 +193,15 @@ def test_every_error_of_the_contract(ask: Client, options: dict[str, Any], statu
 
 
 def test_a_body_over_the_doors_limit_is_413(ask: Client) -> None:
-    """The door may also close the connection while the body is still being sent."""
+    """The door may close the connection while the client is still sending the body."""
     with contextlib.suppress(requests.ConnectionError):
         response = ask(b"a" * 2_600_000, TEXT)
         assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
     assert ask("still there", TEXT).status_code == 200
 
 
-def test_a_body_of_the_handlers_own_limit_gets_the_handlers_own_answer(ask: Client) -> None:
-    """With 12 bytes for each of 200,000 characters, and one character more."""
+def test_a_body_at_the_handlers_limit_reaches_the_handler(ask: Client) -> None:
+    """A body of 200,000 characters of 12 bytes each is answered; with one more character, the handler refuses it."""
     longest = json.dumps(["\U0001f600" * 20_000] * 10)
     assert len(longest) > 2_400_000
     assert len(ask(longest, JSON).json()) == 10
@@ -209,16 +209,16 @@ def test_a_body_of_the_handlers_own_limit_gets_the_handlers_own_answer(ask: Clie
     assert (refused.status_code, refused.json()["type"]) == (413, "TooLargeError")
 
 
-def test_get_is_told_what_is_expected(ask: Client) -> None:
+def test_the_error_for_get_lists_the_allowed_methods(ask: Client) -> None:
     response = ask.session.get(ask.url, timeout=60)
     assert (response.status_code, response.json()["type"]) == (405, "MethodNotAllowedException")
     assert response.headers["Allow"] == "POST, PUT"
 
 
-def test_bad_requests_leave_the_neighbours_in_their_batch_alone(
+def test_bad_requests_do_not_affect_the_rest_of_their_batch(
     server: Server, session: requests.Session, expected: Expected
 ) -> None:
-    """All of a batch at once: TorchServe waits for a full one, so they are answered together."""
+    """TorchServe waits for a full batch, so all these requests are in one batch."""
     ask = Client(server, session, "batched")
     bad: list[tuple[bytes, dict[str, str], int]] = [
         (b"\xff", TEXT, 400),
@@ -236,9 +236,13 @@ def test_bad_requests_leave_the_neighbours_in_their_batch_alone(
         assert reply.result().json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
 
 
-def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Server, session: requests.Session) -> None:
-    """The test's server has a batch's limit of 30,000 characters, so of several long texts one is answered. The door
-    sends those that were refused once more, again in one batch."""
+def test_a_batch_over_its_limit_refuses_the_excess_and_answers_the_rest(
+    server: Server, session: requests.Session
+) -> None:
+    """A batch of the test server may have 30,000 characters, so only one of several long texts is answered.
+
+    The door retries the refused requests once, and TorchServe puts them into one batch again.
+    """
     ask = Client(server, session, "batched")
     texts = ["late again " * 1_800] * (BATCH - 2) + ["thank you"] * 2
     with ThreadPoolExecutor(BATCH) as pool:
@@ -250,9 +254,11 @@ def test_too_much_text_in_one_batch_is_503_and_the_rest_is_answered(server: Serv
         assert refused.headers["Retry-After"] == "1"
 
 
-def test_texts_made_to_take_the_tokenizer_long_hurt_no_neighbour(ask: Client, expected: Expected) -> None:
-    """Each as many characters as are allowed in a request; with spaCy's own tokenizer two of the first kind took a
-    worker 27 s, and it was ended as if it hung."""
+def test_texts_that_slow_the_tokenizer_down_do_not_affect_other_requests(ask: Client, expected: Expected) -> None:
+    """Each attack has as many characters as a request may have.
+
+    With spaCy's own tokenizer, two requests of the first kind occupied a worker for 27 s, and TorchServe killed it.
+    """
     symbols = json.dumps(["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10)
     brackets = json.dumps(["()" * 10_000] * 10)
     with ThreadPoolExecutor(12) as pool:
@@ -266,7 +272,7 @@ def test_texts_made_to_take_the_tokenizer_long_hurt_no_neighbour(ask: Client, ex
     assert ask("()" * 10_000, TEXT).status_code == 200
 
 
-def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
+def test_64_concurrent_requests_get_the_same_scores_as_single_ones(ask: Client) -> None:
     texts = [*AWKWARD.values(), *read_tweets(TOY_TWEETS)["text"]]
     texts = [text for text in texts if len(text) < 500]
     texts = (texts * 3)[:64]
@@ -277,14 +283,14 @@ def test_64_requests_at_once_are_answered_as_each_alone(ask: Client) -> None:
         assert second == pytest.approx(first, abs=TOLERANCE), text
 
 
-def test_an_explanation(ask: Client, served: TextClassifier) -> None:
+def test_an_explanation_has_tokens_and_scores(ask: Client, served: TextClassifier) -> None:
     url = ask.url.replace("/predictions/", "/explanations/")
     body = ask.session.post(url, data="great flight", headers=TEXT, timeout=60).json()
     assert [token["token"] for token in body["tokens"]] == served.tokens("great flight")
     assert body["scores"] == pytest.approx(ask.scores("great flight"), abs=TOLERANCE)
 
 
-def test_the_running_server_tells_its_models_card(server: Server, served: TextClassifier) -> None:
+def test_the_management_api_returns_the_models_card(server: Server, served: TextClassifier) -> None:
     url = f"{server.project.management}/models/sentiment?customized=true"
     [description] = requests.get(url, timeout=60).json()
     card = description["customizedMetadata"]
@@ -294,10 +300,10 @@ def test_the_running_server_tells_its_models_card(server: Server, served: TextCl
     assert 2**23 < machine["worker_bytes"] < machine["memory_bytes"]
 
 
-# One example may take the server a while, and the fixtures live for the whole session.
+# An example may be slow, and the fixtures last for the whole session.
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=st.text(), headers=st.sampled_from([TEXT, JSON, {}]))
-def test_any_string_gets_an_answer_or_a_contract_error(ask: Client, text: str, headers: dict[str, str]) -> None:
+def test_any_string_gets_an_answer_or_a_documented_error(ask: Client, text: str, headers: dict[str, str]) -> None:
     response = ask(text.encode("utf-8", "surrogatepass"), headers)
     assert response.status_code in (200, 400, 413), response.text
     assert response.json()
@@ -305,7 +311,7 @@ def test_any_string_gets_an_answer_or_a_contract_error(ask: Client, text: str, h
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=st.text(min_size=1).filter(str.strip))
-def test_any_text_gets_its_own_answer(ask: Client, expected: Expected, text: str) -> None:
+def test_any_text_gets_the_models_own_scores(ask: Client, expected: Expected, text: str) -> None:
     response = ask(json={"text": text})
     assert response.status_code == 200, response.text
     assert response.json()["scores"] == pytest.approx(expected(text), abs=TOLERANCE)
@@ -313,12 +319,12 @@ def test_any_text_gets_its_own_answer(ask: Client, expected: Expected, text: str
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(body=st.binary(), headers=st.sampled_from([TEXT, JSON, {}]))
-def test_any_bytes_get_an_answer_or_a_contract_error(ask: Client, body: bytes, headers: dict[str, str]) -> None:
+def test_any_bytes_get_an_answer_or_a_documented_error(ask: Client, body: bytes, headers: dict[str, str]) -> None:
     assert ask(body, headers).status_code in (200, 400, 413)
 
 
 @pytest.mark.parametrize("field", ["data", "text"])
-def test_grpc_takes_every_body_form(server: Server, expected: Expected, field: str) -> None:
+def test_grpc_accepts_every_form_of_body(server: Server, expected: Expected, field: str) -> None:
     for body in ("late again", '{"text": "late again"}', '["late again"]', '{"instances": ["late again"]}'):
         reply = json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", **{field: body.encode()}))
         if "[" in body:
@@ -326,14 +332,14 @@ def test_grpc_takes_every_body_form(server: Server, expected: Expected, field: s
         assert reply["scores"] == pytest.approx(expected("late again"), abs=TOLERANCE), body
 
 
-def test_grpc_errors_are_the_same_json(server: Server) -> None:
-    """TorchServe's gRPC API has no status for one request of a batch: the error is in the answer."""
+def test_grpc_errors_have_the_same_json(server: Server) -> None:
+    """TorchServe's gRPC API has no status for a single request of a batch, so the reply contains the error."""
     error = json.loads(grpc_calls.predictions(server.project.grpc, "sentiment", data=b"\xff"))
     assert (error["code"], error["type"]) == (400, "NotUtf8Error")
 
 
-def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
-    """Last, so that the log has seen everything above."""
+def test_no_request_content_is_logged(server: Server, ask: Client) -> None:
+    """The log also contains no text of the tests above, so this test is among the last ones."""
     marks = ["zebrastripe", "zebracrossing", "zebrafish", "zebrafinch"]
     ask(marks[0], TEXT)
     ask(f'{{"text": "{marks[1]}', JSON)
@@ -353,7 +359,7 @@ def test_nothing_that_was_sent_is_logged(server: Server, ask: Client) -> None:
     assert "late again" not in log
 
 
-def test_scores_are_those_of_the_model_without_a_server(ask: Client, served: TextClassifier) -> None:
+def test_the_servers_scores_equal_the_models(ask: Client, served: TextClassifier) -> None:
     texts = list(read_tweets(TOY_TWEETS)["text"])
-    found = np.array([list(prediction["scores"].values()) for prediction in ask(json=texts).json()])
-    np.testing.assert_allclose(found, served.predict(texts), rtol=0, atol=TOLERANCE)
+    scores = np.array([list(prediction["scores"].values()) for prediction in ask(json=texts).json()])
+    np.testing.assert_allclose(scores, served.predict(texts), rtol=0, atol=TOLERANCE)

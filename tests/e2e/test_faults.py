@@ -1,5 +1,8 @@
-"""What goes wrong in operation, with traffic going on. Every request is accounted for: it gets the right answer, or an
-error that the README names, and in the end everything is as before. `make fault-test` runs the long forms."""
+"""Fault tests: failures in operation while clients send requests.
+
+Every request is accounted for: it gets the correct prediction or a documented error. After the fault, the server is as
+before. `make fault-test` runs the long forms.
+"""
 
 import csv
 import http.client
@@ -30,10 +33,10 @@ from tests.e2e.report import LONG, Report, sized
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import (
     CLIENTS,
-    NOBODY_LISTENS,
+    CONNECTION_REFUSED,
     TEXT,
     TEXTS,
-    Press,
+    ConstantLoad,
     Traffic,
     labels_of,
     sent_in_part,
@@ -43,23 +46,23 @@ from tests.e2e.traffic import (
 RESPONSE_TIMEOUT_S = 4
 
 FAILED_TWICE = (500, "InternalServerException")
-"""What a request gets whose worker died, and the worker of its retry too."""
+"""The error of a request if its worker is killed and the worker of its retry is killed too."""
 
 TOO_LATE = (504, "GatewayTimeoutException")
 OVERLOADED = (503, "OverloadedError")
 NO_PLACE = (503, "ServiceUnavailableException")
-"""TorchServe's own answer if its queue is full."""
+"""TorchServe's own error if its queue is full."""
 
 LONG_TEXTS = tuple(f"{text} {'the flight to Denver was what it was, ' * 40}" for text in TEXTS)
-"""A few hundred tokens each."""
+"""Texts of a few hundred tokens each."""
 
 GROWTH_MB = 20
-"""What a worker may grow by in the long soak: 200 bytes a request, less than anything that is kept of each. In the
-short one a leak would not show, only file handles would."""
+"""The limit for a worker's growth in the long soak test: 200 bytes per request, less than any leak of a request's data.
+In the short form, the test detects leaks of file descriptors only."""
 
 
 def project(folder: Path, mar: Path, **changes: str) -> Project:
-    """Two workers, which count as hung after a few seconds."""
+    """A project with two workers; TorchServe considers a worker hung after a few seconds."""
     batches = {"marName": "sentiment.mar", "batchSize": 16, "maxBatchDelay": 1, "responseTimeout": RESPONSE_TIMEOUT_S}
     sentiment = batches | {"defaultVersion": True, "minWorkers": 2, "maxWorkers": 2}
     return Project(folder, mar, models=json.dumps({"sentiment": {"1.0": sentiment}}), **changes)
@@ -77,7 +80,7 @@ runpy.run_module("server", run_name="__main__", alter_sys=True)
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
-    """It inherits processes as the first process of a container does."""
+    """A server that becomes the parent of orphaned processes, as process 1 of a container does."""
     faults = project(tmp_path_factory.mktemp("faults"), mar)
     with serving(faults, command=[sys.executable, "-c", AS_FIRST_PROCESS, "--config", str(faults.config)]) as server:
         yield server
@@ -89,20 +92,23 @@ def labels(served: TextClassifier) -> dict[str, str]:
 
 
 def ready(server: Server) -> set[int]:
-    """The workers that have loaded the model, by process: one that hangs before has two minutes until TorchServe ends
-    it (`startupTimeout`)."""
+    """The process ids of the workers that have loaded the model.
+
+    A worker must not hang before it has loaded the model: TorchServe would kill it after two minutes only
+    (`startupTimeout`).
+    """
     [version] = requests.get(f"{server.project.management}/models/sentiment", timeout=10).json()
     return {worker["pid"] for worker in version["workers"] if worker["status"] == "READY"}
 
 
 def retries(server: Server) -> int:
-    """The requests that the door has sent to TorchServe a second time."""
+    """The number of requests that the door has retried."""
     return int(sum(server.door("haproxy_backend_retry_warnings_total")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_dead_or_hung_worker_costs_time_and_no_answers(
+def test_a_killed_or_hung_worker_loses_no_request(
     faulty: Server, labels: dict[str, str], report: Report, number: signal.Signals, workers: int
 ) -> None:
     killed = number is signal.SIGKILL
@@ -119,21 +125,23 @@ def test_a_dead_or_hung_worker_costs_time_and_no_answers(
             traffic.wait_for_answers(50)
             wait_until(lambda: len(ready(faulty) - {worker.pid for worker in ended}) == 2, "two workers again")
         traffic.wait_for_answers(50)
-    wait_until(lambda: not any(worker.is_running() for worker in ended), "the end of what was killed")
+    wait_until(lambda: not any(worker.is_running() for worker in ended), "the end of the killed workers")
     refused = traffic.refusals()
-    # A retry that meets the end of the second worker fails too, and so does one that no new worker answers in time.
+    # A retry fails if its worker is killed too, or if no new worker answers in time.
     assert set(refused) <= ({FAILED_TWICE, TOO_LATE} if workers == 2 else set()), refused
     assert refused.total() <= times, refused
     retried = retries(faulty) - retried
-    assert retried, "no request was with a worker"
+    assert retried, "no worker had a request"
     often = f", {times} times" if times > 1 else ""
     report.traffic(
         f"{workers} of 2 workers {'killed' if killed else 'hung'} ({number.name}){often}", traffic, f"{retried} retries"
     )
 
 
-def test_sigterm_answers_what_has_come(tmp_path: Path, mar: Path, labels: dict[str, str], report: Report) -> None:
-    """Clients that never stop asking do not hold it up."""
+def test_sigterm_answers_all_requests_that_have_arrived(
+    tmp_path: Path, mar: Path, labels: dict[str, str], report: Report
+) -> None:
+    """Clients that send requests all the time do not delay the stop."""
     with serving(project(tmp_path, mar)) as server:
         traffic = Traffic(server.project.predictions, labels)
         with traffic.going():
@@ -141,13 +149,15 @@ def test_sigterm_answers_what_has_come(tmp_path: Path, mar: Path, labels: dict[s
             server.process.send_signal(signal.SIGTERM)
             assert server.wait() == 0
         assert "Some requests were not answered." not in server.log
-    assert set(traffic.refusals()) <= {NOBODY_LISTENS}
+    assert set(traffic.refusals()) <= {CONNECTION_REFUSED}
     report.traffic("SIGTERM to the server", traffic)
 
 
-def test_a_stop_under_a_whole_file_loses_none_of_it(tmp_path: Path, mar: Path, labels: dict[str, str]) -> None:
-    """The command line sends lists of 64 texts over eight connections, and goes on with the same command. Ctrl-C stops
-    the server without SIGTERM's grace period, in which the whole file would be done."""
+def test_scoring_a_file_continues_after_the_server_stops(tmp_path: Path, mar: Path, labels: dict[str, str]) -> None:
+    """The command line sends lists of 64 texts over eight connections; the same command continues after the stop.
+
+    Ctrl-C stops the server without SIGTERM's grace period, in which the whole file would be scored.
+    """
     texts = list(TEXTS) * 1_500
     source, scored = tmp_path / "texts.csv", tmp_path / "texts.scored.csv"
     source.write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
@@ -164,14 +174,14 @@ def test_a_stop_under_a_whole_file_loses_none_of_it(tmp_path: Path, mar: Path, l
     assert "are done, and kept in" in ended.stderr
     assert not scored.exists()
     with serving(served) as server:
-        again = sentiment(server, "score", str(source))
-    assert again.returncode == 0, again.stderr
-    assert "Continuing after" in again.stderr
+        continued = sentiment(server, "score", str(source))
+    assert continued.returncode == 0, continued.stderr
+    assert "Continuing after" in continued.stderr
     with scored.open(newline="", encoding="utf-8") as file:
         assert [row["label"] for row in csv.DictReader(file)] == [labels[text] for text in texts]
 
 
-def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(
+def test_malformed_requests_and_lost_connections_do_not_affect_other_clients(
     faulty: Server, labels: dict[str, str], report: Report
 ) -> None:
     generator = random.Random(1)
@@ -187,7 +197,7 @@ def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(
             for sent in (generator.randbytes(500), head + b"half a body", head[:50]):
                 with socket.create_connection(address) as connection:
                     connection.sendall(sent)
-        for _ in range(rounds):  # gone before the answer comes; it may be computed all the same, so not all at once
+        for _ in range(rounds):  # disconnect before the response; pause, as TorchServe may compute the prediction
             time.sleep(0.002)
             client = http.client.HTTPConnection(*address)
             client.request("POST", "/predictions/sentiment", body=b"late again " * 20, headers=TEXT)
@@ -195,7 +205,7 @@ def test_clients_that_send_rubbish_or_hang_up_hurt_nobody(
         traffic.wait_for_answers(100)
         for connection in slow:
             connection.close()
-    # Requests whose clients have gone can fill TorchServe's queue.
+    # Requests of disconnected clients can fill TorchServe's queue.
     assert set(traffic.refusals()) <= {NO_PLACE}
     report.traffic(f"{3 * rounds:,} broken requests, 20 slow clients, {rounds:,} that hang up", traffic)
 
@@ -208,14 +218,14 @@ def address_of(server: Server) -> tuple[str, int]:
 
 
 def head_of(server: Server, length: int, content_type: str = "text/plain") -> bytes:
-    """Of a request for a prediction with a body of so many bytes."""
+    """The head of a request for a prediction with a body of `length` bytes."""
     host, port = address_of(server)
     fields = f"Host: {host}:{port}\r\nContent-Type: {content_type}\r\nContent-Length: {length}"
     return f"POST /predictions/sentiment HTTP/1.1\r\n{fields}\r\n\r\n".encode()
 
 
-def test_requests_whose_client_has_gone_are_not_computed(faulty: Server, report: Report) -> None:
-    """Both workers stand still, so that the door's places at TorchServe are taken and further requests queue in it."""
+def test_requests_of_disconnected_clients_are_not_computed(faulty: Server, report: Report) -> None:
+    """Both workers are suspended, so the door has sent as many requests as it may and queues the rest."""
     clients = sized(200, 1_000)
     body = b"late again"
     workers = faulty.workers()
@@ -224,13 +234,13 @@ def test_requests_whose_client_has_gone_are_not_computed(faulty: Server, report:
         return int(sum(faulty.door("haproxy_backend_current_queue")))
 
     def reached() -> int:
-        """The requests that TorchServe has seen."""
+        """The number of requests that TorchServe has received."""
         metrics = requests.get(f"{faulty.project.metrics}/metrics", timeout=10).text
-        found = re.findall(r'^ts_inference_requests_total{.*model_name="sentiment".*} (\S+)$', metrics, re.MULTILINE)
-        return int(sum(map(float, found)))
+        values = re.findall(r'^ts_inference_requests_total{.*model_name="sentiment".*} (\S+)$', metrics, re.MULTILINE)
+        return int(sum(map(float, values)))
 
     before = -1
-    while before != (before := reached()):  # other tests' requests may still be computed
+    while before != (before := reached()):  # TorchServe may still compute requests of other tests
         time.sleep(0.5)
     with ExitStack() as stack:
         for worker in workers:
@@ -242,7 +252,7 @@ def test_requests_whose_client_has_gone_are_not_computed(faulty: Server, report:
             connections[-1].sendall(head_of(faulty, len(body)) + body)
         wait_until(queued, "a queue in the door")
         with_torchserve = reached() - before
-        # The first to come are with TorchServe. A place that one of them leaves would be taken by another.
+        # TorchServe has the first requests. If one of their clients disconnected, the door would send a queued request.
         for connection in connections[with_torchserve:]:
             connection.close()
         wait_until(lambda: not queued(), "an empty queue")
@@ -258,12 +268,12 @@ def test_requests_whose_client_has_gone_are_not_computed(faulty: Server, report:
 
 
 def resume(worker: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):  # TorchServe has ended what stood still for too long
+    with suppress(psutil.NoSuchProcess):  # TorchServe has killed the worker as hung
         worker.resume()
 
 
-def test_half_sent_bodies_hurt_nobody(faulty: Server, labels: dict[str, str], report: Report) -> None:
-    """Each announces 2.4 MB, sends half of it, and waits."""
+def test_half_sent_bodies_do_not_affect_other_clients(faulty: Server, labels: dict[str, str], report: Report) -> None:
+    """Each client announces 2.4 MB, sends half of it, and waits."""
     count = sized(100, 1_000)
     traffic = Traffic(faulty.project.predictions, labels)
     head = head_of(faulty, 2_400_000)
@@ -282,22 +292,23 @@ def test_half_sent_bodies_hurt_nobody(faulty: Server, labels: dict[str, str], re
     assert traffic.refusals() == {}
     assert statuses.total() == count
     assert set(statuses) <= {408, 429, 503}, statuses
-    answers = " and ".join(f"{number:,} × {status}" for status, number in sorted(statuses.items()))
+    responses = " and ".join(f"{number:,} × {status}" for status, number in sorted(statuses.items()))
     megabytes = "; ".join(f"{name} {before[name]:.0f}, {highest[name]:.0f}, {after[name]:.0f} MB" for name in before)
     report.traffic(
         f"{count:,} half-sent bodies of 2.4 MB",
         traffic,
-        f"they got {answers}; memory before, during and after: {megabytes}",
+        f"their responses: {responses}; memory before, during and after: {megabytes}",
     )
 
 
 def memory(server: Server) -> dict[str, float]:
-    """Resident megabytes of Java and the door."""
+    """Resident memory of Java and of the door, in MB."""
     processes = [(process.name(), process.memory_info().rss / 1e6) for process in server.processes()]
-    return {told: sum(size for name, size in processes if name == is_) for told, is_ in PROGRAMS.items()}
+    return {title: sum(size for name, size in processes if name == program) for title, program in PROGRAMS.items()}
 
 
 PROGRAMS = {"door": "haproxy", "Java": "java"}
+"""The name of each program in the report, and the name of its processes."""
 
 
 FORM = "application/x-www-form-urlencoded"
@@ -307,15 +318,15 @@ HOSTILE = {
     "forms of 300,000 fields": (FORM, b"a&" * 300_000, 10, 40),
     "multipart bodies of 2.4 MB with a broken part": ("multipart/form-data; boundary=x", PART, 20, 200),
 }
-"""What full TorchServe's heap, or leaked from it, before the door: content type, body, how many in `make test` and in
-`make fault-test`."""
+"""Bodies that fill TorchServe's heap, or make it leak memory, if they reach its decoder: content type, body, and the
+number of requests in `make test` and in `make fault-test`."""
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_bodies_that_break_javas_decoder_do_not_reach_it(
-    faulty: Server, labels: dict[str, str], report: Report, what: str
+@pytest.mark.parametrize("bodies", HOSTILE)
+def test_bodies_that_exhaust_javas_decoder_do_not_reach_it(
+    faulty: Server, labels: dict[str, str], report: Report, bodies: str
 ) -> None:
-    content_type, body, short, long = HOSTILE[what]
+    content_type, body, short, long = HOSTILE[bodies]
     count = sized(short, long)
     traffic = Traffic(faulty.project.predictions, labels)
     answers: Counter[tuple[int, str]] = Counter()
@@ -334,18 +345,18 @@ def test_bodies_that_break_javas_decoder_do_not_reach_it(
     assert traffic.refusals() == {}
     assert set(answers) <= {(400, "WrongShapeError"), (413, "TooLargeError"), OVERLOADED}, answers
     assert after["Java"] < before["Java"] + 300, "megabytes"
-    told = ", ".join(f"{number} × {status} `{kind}`" for (status, kind), number in sorted(answers.items()))
+    responses = ", ".join(f"{number} × {status} `{kind}`" for (status, kind), number in sorted(answers.items()))
     report.traffic(
-        f"{count} {what}" if count > 2 else what,
+        f"{count} {bodies}" if count > 2 else bodies,
         traffic,
-        f"they got {told}; Java {before['Java']:.0f} to {after['Java']:.0f} MB",
+        f"their responses: {responses}; Java {before['Java']:.0f} to {after['Java']:.0f} MB",
     )
 
 
-def test_pipelined_requests_whose_answers_are_not_read_hurt_nobody(
+def test_pipelined_requests_with_unread_responses_do_not_affect_other_clients(
     faulty: Server, labels: dict[str, str], report: Report
 ) -> None:
-    """Eight connections, 2.5 MB of requests on each, as far as the door reads them."""
+    """Each of eight connections sends up to 2.5 MB of requests, as far as the door reads them."""
     request = f"GET /api-description HTTP/1.1\r\nHost: {urlsplit(faulty.project.inference).netloc}\r\n\r\n".encode()
     traffic = Traffic(faulty.project.predictions, labels)
     before = memory(faulty)
@@ -360,15 +371,17 @@ def test_pipelined_requests_whose_answers_are_not_read_hurt_nobody(
     after = memory(faulty)
     assert traffic.refusals() == {}
     assert sum(after.values()) < sum(before.values()) + 100, "megabytes"
-    report.traffic("8 connections of pipelined requests whose answers are not read", traffic)
+    report.traffic("8 connections of pipelined requests with unread responses", traffic)
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["door", "direct"])
-def test_three_times_its_capacity(
+def test_a_load_of_three_times_the_capacity_is_refused_in_part(
     tmp_path: Path, mar: Path, served: TextClassifier, report: Report, direct: bool
 ) -> None:
-    """Texts of hundreds of tokens, so that a test's clients can send three times what a server can do. The clients
-    ignore `Retry-After`."""
+    """The texts have hundreds of tokens, so that the test's clients can send three times the server's capacity.
+
+    The clients ignore `Retry-After`.
+    """
     labels = labels_of(LONG_TEXTS, served)
     seconds = sized(4, 20)
     served_project = project(tmp_path, mar)
@@ -379,42 +392,44 @@ def test_three_times_its_capacity(
         with alone.going():
             alone.wait_for_answers(seconds * 40)
         capacity = len(alone.right()) / alone.seconds
-        press = Press(url, labels)
-        press.send(3 * capacity, seconds)
+        load_test = ConstantLoad(url, labels)
+        load_test.send(3 * capacity, seconds)
         afterwards = Traffic(url, labels)
         with afterwards.going():
             afterwards.wait_for_answers(20)
     assert alone.refusals() == afterwards.refusals() == {}
-    assert press.wrong == []
-    assert set(press.errors) <= {NO_PLACE if direct else OVERLOADED}
+    assert load_test.wrong == []
+    assert set(load_test.errors) <= {NO_PLACE if direct else OVERLOADED}
     report.add(
         f"three times its capacity ({capacity:.0f} requests/s of 400 tokens), for {seconds} s"
         + (", without the door" if direct else ""),
-        press.sent,
-        len(press.answers_s),
-        press.errors,
-        f"{len(press.answers_s) / press.seconds:.0f} right answers/s; medians: "
-        f"{statistics.median(press.answers_s):.2f} s for those, "
-        f"{1000 * statistics.median(press.refusals_s or [0]):.0f} ms for refusals; longest wait "
-        f"{max(press.answers_s + press.refusals_s):.1f} s; the first {CLIENTS} requests afterwards within "
+        load_test.sent,
+        len(load_test.answers_s),
+        load_test.errors,
+        f"{len(load_test.answers_s) / load_test.seconds:.0f} right answers/s; median latency "
+        f"{statistics.median(load_test.answers_s):.2f} s, "
+        f"{1000 * statistics.median(load_test.refusals_s or [0]):.0f} ms for refusals; longest wait "
+        f"{max(load_test.answers_s + load_test.refusals_s):.1f} s; the first {CLIENTS} requests afterwards within "
         f"{max(outcome.seconds for outcome in afterwards.outcomes[:CLIENTS]):.2f} s",
     )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-def test_a_full_disk_for_logs(tmp_path: Path, mar: Path, labels: dict[str, str], report: Report) -> None:
-    """All logs go to standard output; /dev/full has no space left on it."""
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk_for_logs_loses_no_request(
+    tmp_path: Path, mar: Path, labels: dict[str, str], report: Report
+) -> None:
+    """All logs go to standard output, here /dev/full, a device that never has space left."""
     full = project(tmp_path, mar)
     traffic = Traffic(full.predictions, labels)
     with Path("/dev/full").open("w") as disk:
-        # Empty is as if it were not set: what is printed then waits in a buffer.
+        # An empty value counts as not set, so that Python buffers its output.
         server = Server(full, output=disk, PYTHONUNBUFFERED="")
         try:
             wait_until(lambda: _answers(full), "an answer")
             with traffic.going():
                 traffic.wait_for_answers(100)
                 [first, *_] = server.workers()
-                first.kill()  # its end and the start of another are logged
+                first.kill()  # TorchServe logs its end and the start of another worker
                 wait_until(lambda: len(set(server.workers()) - {first}) == 2, "two workers again")
                 traffic.wait_for_answers(100)
         finally:
@@ -427,12 +442,12 @@ def test_a_full_disk_for_logs(tmp_path: Path, mar: Path, labels: dict[str, str],
 def _answers(project: Project) -> bool:
     try:
         return requests.post(project.predictions, data=b"late again", headers=TEXT, timeout=10).ok
-    except (requests.ConnectionError, requests.ReadTimeout):  # a worker that still loads answers late
+    except (requests.ConnectionError, requests.ReadTimeout):  # a worker that is still loading responds late
         return False
 
 
-def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, report: Report) -> None:
-    """Ever new words, none of which the model knows; the known ones around them decide the label."""
+def test_memory_and_open_files_stay_constant_under_long_load(faulty: Server, report: Report) -> None:
+    """Every request has a new word that is not in the vocabulary; the known words around it decide the label."""
     url, count = faulty.project.predictions, sized(5_000, 100_000)
     numbers = itertools.count()
     wrong: Counter[str] = Counter()
@@ -458,10 +473,10 @@ def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, repo
     before = _state(faulty)
     right += soak(count - 1_000)
     assert (right, wrong) == (count, {})
-    # Java closes a connection a moment after its client has.
+    # Java closes a connection shortly after its client has closed it.
     wait_until(
         lambda: all(now[1] <= then[1] + 2 for then, now in zip(before, _state(faulty), strict=True)),
-        "as many file handles as before",
+        "as many open files as before",
     )
     after = _state(faulty)
     if LONG:
@@ -469,17 +484,19 @@ def test_a_soak_leaves_memory_and_file_handles_as_they_were(faulty: Server, repo
             assert later_megabytes <= megabytes + GROWTH_MB
     shown = [f"{old[0]:.0f} to {new[0]:.0f} MB, {old[1]} to {new[1]}" for old, new in zip(before, after, strict=True)]
     report.add(
-        f"{count:,} requests with ever new words",
+        f"{count:,} requests with a new word each",
         count,
         right,
         Counter(),
-        f"memory and file handles after 1,000 and after all: Java {shown[0]}; the door {shown[1]} and {shown[2]}; "
+        f"memory and open files after 1,000 and after all: Java {shown[0]}; the door {shown[1]} and {shown[2]}; "
         f"workers {' and '.join(shown[3:])}",
     )
 
 
 def _state(server: Server) -> list[tuple[float, int]]:
-    """Resident megabytes and open files of Java, HAProxy's two processes and the workers, in this order."""
-    named = {kind: [each for each in server.processes() if each.name() == kind] for kind in ("java", "haproxy")}
+    """Resident memory in MB and open files of Java, HAProxy's two processes and the workers, in this order."""
+    named = {
+        name: [process for process in server.processes() if process.name() == name] for name in ("java", "haproxy")
+    }
     processes = [*named["java"], *named["haproxy"], *server.workers()]
     return [(process.memory_info().rss / 1e6, process.num_fds()) for process in processes]

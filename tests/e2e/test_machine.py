@@ -1,4 +1,4 @@
-"""What a machine can be like: a server answers there as it does elsewhere, or says at once why it cannot."""
+"""Tests of unusual machines: the server answers as on any other machine, or reports at once why it cannot."""
 
 import json
 import os
@@ -30,11 +30,11 @@ from tests.paths import MODEL, ROOT
 from training.export.archive import archive
 
 NAME = "a b é?#%|:&"
-"""Of a model."""
+"""The name of a model."""
 PATH = f"/predictions/{quote(NAME, safe='')}"
 LABELS = ("a,b", "a:b", "a|b", "a_b", 'é "👍"\\', "50%")
-STRANGERS = ("handler", "service", "torch", "numpy")
-"""Modules by whose names a worker imports its own."""
+SHADOWED = ("handler", "service", "torch", "numpy")
+"""Names of modules that a worker imports. Foreign modules of these names are on the user's PYTHONPATH."""
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def awkward_mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, awkward_mar: Path) -> Iterator[Server]:
-    """A server where much is otherwise than where it was written. It must stop as it should, and in time."""
+    """A server on an unusual machine: unusual paths, locale, environment variables and labels. It must exit with 0."""
     base = tmp_path_factory.mktemp("machine")
-    folder, long, strangers = base / "café a,b#%41", base / ("t" * 90), base / "strangers"
-    for each in (folder, long, strangers):
-        each.mkdir()
-    for module in STRANGERS:
-        (strangers / f"{module}.py").write_text("raise SystemExit('a stranger')\n")
+    folder, long, foreign = base / "café a,b#%41", base / ("t" * 90), base / "foreign"
+    for path in (folder, long, foreign):
+        path.mkdir()
+    for module in SHADOWED:
+        (foreign / f"{module}.py").write_text("raise SystemExit('a foreign module')\n")
     one_worker = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1}
-    # `json.dumps` has escapes for é that a properties file has as well.
+    # `json.dumps` escapes é as a properties file does.
     project = Project(
         folder,
         awkward_mar,
@@ -85,14 +85,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, awkward_mar: Path) -> It
         "LC_ALL": "C",
         "LANG": "xx_YY.UTF-8",
         "TMPDIR": str(long),
-        "PYTHONPATH": str(strangers),
+        "PYTHONPATH": str(foreign),
         "PYTHONWARNINGS": "error",
         "PYTHONIOENCODING": "ascii",
         "http_proxy": "http://127.0.0.1:1",
         "all_proxy": "http://127.0.0.1:1",
         "_JAVA_OPTIONS": "-Djava.io.tmpdir=/nowhere",
     }
-    # This project's own program is found before the strangers' modules; the variables are for what it starts.
+    # -E: the program itself ignores Python's variables; the processes that it starts inherit them.
     command = [sys.executable, "-E", "-m", "server", "--config", str(project.config)]
     server = Server(project, command, None, **environment)
     server.wait_for(READY)
@@ -102,7 +102,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, awkward_mar: Path) -> It
 
 
 def temporary_folder(server: Server) -> Path:
-    """The server's own, as its workers have it."""
+    """The server's folder for temporary files, from the environment of a worker."""
     path = Path(server.workers()[0].environ()["TMPDIR"])
     assert path.name.startswith(PREFIX)
     return path
@@ -115,7 +115,7 @@ def ready(server: Server) -> bool:
     return probe.returncode == 0
 
 
-def test_it_answers_with_the_archives_code(elsewhere: Server, awkward_mar: Path, tmp_path: Path) -> None:
+def test_predictions_come_from_the_archives_code(elsewhere: Server, awkward_mar: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(awkward_mar, tmp_path, "zip")
     [expected] = TextClassifier.load_archived(tmp_path / MODEL_FOLDER, threads=1).predict(["late again"])
     reply = requests.post(elsewhere.project.inference + PATH, data=b"late again", headers=TEXT, timeout=60)
@@ -123,22 +123,22 @@ def test_it_answers_with_the_archives_code(elsewhere: Server, awkward_mar: Path,
     scores = reply.json()["scores"]
     assert list(scores) == list(LABELS)
     assert list(scores.values()) == pytest.approx(expected.tolist(), abs=1e-5)
-    assert "a stranger" not in elsewhere.log
+    assert "a foreign module" not in elsewhere.log
     for name in ("PYTHONPATH", "PYTHONWARNINGS", *NOT_PASSED_ON):
-        assert name in elsewhere.log, "it is said that the variable has no effect"
+        assert name in elsewhere.log, "the log lists the variables without effect"
 
 
-def test_every_label_is_a_series_of_its_own(elsewhere: Server) -> None:
+def test_every_label_has_its_own_series(elsewhere: Server) -> None:
     samples = samples_of(elsewhere)
     series = [labels for name, labels, _ in samples if name == "classifier_predictions_total"]
-    # Prometheus' text form has escapes of its own.
-    found = [unquote(each["label"].replace('\\"', '"').replace("\\\\", "\\")) for each in series]
-    assert sorted(found) == sorted(LABELS)
-    assert {unquote(each["model_name"]) for each in series} == {NAME}
+    # Prometheus' text format escapes quotes and backslashes.
+    predicted = [unquote(labels["label"].replace('\\"', '"').replace("\\\\", "\\")) for labels in series]
+    assert sorted(predicted) == sorted(LABELS)
+    assert {unquote(labels["model_name"]) for labels in series} == {NAME}
 
 
-def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Server) -> None:
-    """Each archive that cannot be registered has been unpacked before TorchServe knows."""
+def test_unused_unpacked_archives_are_removed_and_workers_restart(elsewhere: Server) -> None:
+    """TorchServe unpacks each archive before it finds that it cannot register the model."""
     models = temporary_folder(elsewhere) / "models"
     store = elsewhere.project.folder / "model_store"
     whole = (store / "sentiment.mar").read_bytes()
@@ -151,7 +151,7 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
     assert list(models.parent.glob("models*.download"))
     make_old(models.parent)
     wait_until(lambda: len(list(models.iterdir())) == 1, "one unpacked archive")
-    wait_until(lambda: not list(models.parent.glob("models*.download")), "no broken one")
+    wait_until(lambda: not list(models.parent.glob("models*.download")), "no broken archive")
 
     [worker] = elsewhere.workers()
     worker.kill()
@@ -160,21 +160,21 @@ def test_what_is_unpacked_for_nothing_goes_and_workers_come_back(elsewhere: Serv
     assert requests.post(url, data=b"still here", headers=TEXT, timeout=60).status_code == 200
 
 
-def test_a_model_without_an_address_hides_no_other_and_keeps_its_files(elsewhere: Server) -> None:
-    """`a/b` can be registered, and nobody can ask TorchServe about it over HTTP: it takes the name for two."""
+def test_a_model_without_a_url_keeps_its_files_and_affects_no_other(elsewhere: Server) -> None:
+    """TorchServe registers `a/b`, but its HTTP API cannot describe the model, because the slash splits the name."""
     models = temporary_folder(elsewhere) / "models"
     assert register(elsewhere, "sentiment.mar", "a/b", initial_workers="1", synchronous="true") == 200
     assert ready(elsewhere)
     in_use = set(models.iterdir())
-    given_up = models.parent / "models1.download"
-    given_up.mkdir()
+    incomplete = models.parent / "models1.download"
+    incomplete.mkdir()
     make_old(models.parent)
-    wait_until(lambda: not given_up.exists(), "a look for leftovers")
+    wait_until(lambda: not incomplete.exists(), "the removal of unused folders")
     assert set(models.iterdir()) == in_use
 
 
 def make_old(folder: Path) -> None:
-    """As if nothing of a folder had been written to lately."""
+    """Set the modification time of everything in a folder to a time long ago."""
     long_ago = time.time() - 2 * OLD_S
     for path in folder.rglob("*"):
         os.utime(path, (long_ago, long_ago))
@@ -185,7 +185,7 @@ def register(server: Server, file: str, name: str, **options: str) -> int:
     return requests.post(f"{server.project.management}/models", params=parameters, timeout=120).status_code
 
 
-# Where no folder for temporary files can have executables, but the project's own can: mounts of the test's own.
+# A machine on which no folder for temporary files may hold executables, made by private mounts.
 
 QUOTED_ROOT = shlex.quote(str(ROOT))
 NO_EXECUTABLES = f"""
@@ -199,15 +199,15 @@ exec "$@"
 
 
 def without_executables(project: Project) -> list[str]:
-    """The server's command, where every folder for temporary files is mounted `noexec`."""
+    """The server's command with every folder for temporary files mounted `noexec`."""
     command = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
-        pytest.skip("this machine allows no mounts of one's own")
+        pytest.skip("this machine does not allow private mounts")
     server = [sys.executable, "-m", "server", "--config", str(project.config)]
     return [*command, "sh", "-c", NO_EXECUTABLES, "sh", *server]
 
 
-def test_workers_listen_on_ports_where_they_can_have_no_sockets(tmp_path: Path, mar: Path) -> None:
+def test_workers_listen_on_ports_if_sockets_are_impossible(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     server = Server(project, without_executables(project))
     check_that_workers_listen_on_ports(server)
@@ -215,7 +215,7 @@ def test_workers_listen_on_ports_where_they_can_have_no_sockets(tmp_path: Path, 
 
 
 def check_that_workers_listen_on_ports(server: Server) -> None:
-    """Wait for the server, have it answer, and stop it."""
+    """Wait for the server, send a request, connect to a worker's port, and stop the server."""
     server.wait_for(READY)
     assert requests.post(server.project.predictions, data=b"late again", headers=TEXT, timeout=60).status_code == 200
     with socket.create_connection(("127.0.0.1", server.project.worker_port)):
@@ -229,11 +229,11 @@ from server import __main__, workspace
 workspace.OTHERS = ()
 sys.exit(__main__.main())
 """
-"""The server's command, where TMPDIR alone has room for temporary files."""
+"""The server's command on a machine where TMPDIR is the only folder for temporary files."""
 
 
-def test_workers_listen_on_ports_where_the_path_is_too_long_for_sockets(tmp_path: Path, mar: Path) -> None:
-    """Executables may be there, so without being told otherwise TorchServe would take sockets."""
+def test_workers_listen_on_ports_if_the_path_is_too_long_for_sockets(tmp_path: Path, mar: Path) -> None:
+    """The folder may hold executables, so TorchServe would use sockets by default."""
     long = tmp_path / ("t" * 90)
     long.mkdir()
     project = Project(tmp_path, mar)
@@ -244,7 +244,7 @@ def test_workers_listen_on_ports_where_the_path_is_too_long_for_sockets(tmp_path
     assert "its path has" in server.log
 
 
-def test_a_taken_port_of_workers_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
+def test_a_workers_port_in_use_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     with socket.create_server(("127.0.0.1", project.worker_port)):
         server = Server(project, without_executables(project))
@@ -260,14 +260,14 @@ def change(project: Project, name: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("load_models", "", "TorchServe would start and have no model"),
-        ("load_models", "config.properties", "is no model archive"),
+        ("load_models", "", "TorchServe would start without a model"),
+        ("load_models", "config.properties", "is not a model archive"),
         ("load_models", "a/b=sentiment.mar", "A model cannot be named a/b"),
         ("models", "{", "models is not JSON"),
-        ("metrics_config", "none.yaml", "none.yaml; expected the list of metrics that metrics_config"),
+        ("metrics_config", "none.yaml", "none.yaml; expected the list of metrics, as set by metrics_config"),
     ],
 )
-def test_a_configuration_that_cannot_work_is_told_before_the_start(
+def test_an_unusable_configuration_prevents_the_start(
     tmp_path: Path, mar: Path, name: str, value: str, message: str
 ) -> None:
     project = Project(tmp_path, mar)
@@ -279,8 +279,8 @@ def test_a_configuration_that_cannot_work_is_told_before_the_start(
     assert result.stderr.count("\n") == 1
 
 
-def test_an_archive_that_cannot_be_unpacked_is_told(tmp_path: Path, mar: Path) -> None:
-    """Its table of contents is whole, so that only unpacking it shows."""
+def test_an_archive_that_cannot_be_unpacked_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
+    """The archive's directory is intact, so only unpacking reveals the damage."""
     project = Project(tmp_path, mar)
     path = project.folder / "model_store" / "sentiment.mar"
     content = bytearray(path.read_bytes())
@@ -292,10 +292,10 @@ def test_an_archive_that_cannot_be_unpacked_is_told(tmp_path: Path, mar: Path) -
     assert server.wait() == 1
 
 
-def test_workers_that_cannot_begin_are_told(tmp_path: Path, mar: Path) -> None:
-    """They end before TorchServe knows their process."""
+def test_workers_that_cannot_start_are_a_clear_error(tmp_path: Path, mar: Path) -> None:
+    """The workers exit before TorchServe knows their process ids."""
     project = Project(tmp_path, mar)
     (project.folder / "metrics.yaml").write_text("- a list\n")
     server = Server(project)
-    server.wait_for("error: Workers end while they load the model")
+    server.wait_for("error: Workers exit while they load the model")
     assert server.wait() == 1

@@ -1,4 +1,4 @@
-"""A web page that is open in a browser on the server's machine cannot use the management API."""
+"""Tests that web pages in a browser on the server's machine cannot use the management API."""
 
 import socket
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ SITES = (
 
 
 def get(server: Server, *headers: str, path: str = "/models", version: str = "1.1") -> int:
-    """The status of a reply; `headers` are sent as they stand."""
+    """The status of the response to a GET request with exactly these headers."""
     address = urlsplit(server.project.management)
     lines = [f"GET {path} HTTP/{version}", *headers, "Connection: close", "", ""]
     with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
@@ -52,21 +52,21 @@ def get(server: Server, *headers: str, path: str = "/models", version: str = "1.
 
 
 @pytest.mark.parametrize("host", HERE)
-def test_this_machines_names_are_answered(server: Server, host: str) -> None:
-    """`kubectl port-forward` may have any port."""
+def test_requests_to_names_of_this_machine_are_accepted(server: Server, host: str) -> None:
+    """`kubectl port-forward` may use any port."""
     assert get(server, f"Host: {host}") == 200
     assert get(server, f"Host: {host}", f"Origin: http://{host}") == 200
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
-def test_a_name_that_was_led_here_is_not(server: Server, host: str) -> None:
-    """DNS rebinding: the page's own name leads to 127.0.0.1, so that the browser takes the answer for the page's."""
+def test_requests_to_other_names_are_refused(server: Server, host: str) -> None:
+    """DNS rebinding: the page's name resolves to 127.0.0.1, so the browser lets the page read the response."""
     assert get(server, f"Host: {host}") in (400, 403)
     assert get(server, f"Host: {host}", f"Origin: http://{host}") in (400, 403)
 
 
 @pytest.mark.parametrize("origin", SITES)
-def test_another_sites_request_is_not(server: Server, origin: str) -> None:
+def test_requests_of_other_sites_are_refused(server: Server, origin: str) -> None:
     url = f"{server.project.management}/models"
     before = requests.get(url, timeout=60).json()
     for method in ("POST", "PUT", "DELETE", "GET", "OPTIONS"):
@@ -77,7 +77,7 @@ def test_another_sites_request_is_not(server: Server, origin: str) -> None:
     assert requests.get(url, timeout=60).json() == before
 
 
-def test_no_name_and_two_names_are_not(server: Server) -> None:
+def test_a_missing_or_repeated_host_is_refused(server: Server) -> None:
     assert get(server, version="1.0") == 403
     assert get(server) in (400, 403)
     for hosts in (("localhost", "evil.example"), ("evil.example", "localhost")):
@@ -86,7 +86,7 @@ def test_no_name_and_two_names_are_not(server: Server) -> None:
     assert get(server, "Host: localhost", path="http://evil.example/models") in (400, 403)
 
 
-def test_the_command_line_is_answered_by_every_name(server: Server) -> None:
+def test_the_command_line_may_use_every_name_of_this_machine(server: Server) -> None:
     port = urlsplit(server.project.management).port
     for host in ("localhost", "127.0.0.1"):
         result = sentiment(server, "status", SENTIMENT_MANAGEMENT_URL=f"http://{host}:{port}")

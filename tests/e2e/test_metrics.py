@@ -1,4 +1,4 @@
-"""What stands at a real server's metrics address after traffic that is known."""
+"""Tests of the metrics of a real server after known requests."""
 
 import json
 import re
@@ -15,14 +15,14 @@ import yaml
 from handler.classifier import TextClassifier
 from handler.drift import WINDOW_TEXTS
 from tests.e2e.server_process import BATCH, Project, Server, serving
-from tests.exposition import DOORS, Samples, kept_of_the_door, listed, samples_at, total
+from tests.exposition import DOORS, Samples, documented_metrics, kept_door_samples, samples_at, total
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
 from tests.paths import MODEL
 from training.export.archive import archive
 
 SELECTED = re.compile(r'(\w+)=~?"([^"]*)"')
-"""A label and its value, or those that it may have, in PromQL."""
+"""A label matcher in PromQL: the label, and its value or alternatives."""
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
 ARRIVAL_TIMEOUT_S = 15
@@ -33,15 +33,15 @@ def samples_of(server: Server, path: str = "/metrics") -> Samples:
 
 
 def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
-    """All samples, once one of them is there: workers send a second or two later."""
+    """All samples, as soon as one of them has a value: workers send metrics with a delay of a second or two."""
     deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
     while total(samples := samples_of(server), name, **labels) != value:
         assert time.monotonic() < deadline, f"{name} {labels} is {total(samples, name, **labels)}, not {value}"
         time.sleep(0.1)
-    # TorchServe reads a worker's message line by line: what stands further down may still be to come.
+    # TorchServe reads a worker's message line by line, so later lines may not have arrived yet.
     settled = False
     while not settled:
-        assert time.monotonic() < deadline, "The samples do not come to rest."
+        assert time.monotonic() < deadline, "The samples keep changing."
         time.sleep(0.2)
         later = samples_of(server)
         settled = counts_in(later) == counts_in(samples)
@@ -50,13 +50,13 @@ def wait_for(server: Server, name: str, value: float, **labels: str) -> Samples:
 
 
 def counts_in(samples: Samples) -> list[str]:
-    """What the handler counts, in an order of its own: TorchServe's varies."""
+    """The handler's samples in a fixed order; TorchServe's order varies."""
     return sorted(map(repr, (sample for sample in samples if sample[0].startswith("classifier_"))))
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
-    """A server that nobody else asks, of version 1.0, with another version in its model store."""
+    """A server that no other test uses, with version 1.0 registered and version 2.0 in its model store."""
     project = Project(tmp_path_factory.mktemp("metrics"), mar)
     archive(MODEL, project.folder / "model_store" / "sentiment-2.mar", "2.0", "int8")
     with serving(project) as running:
@@ -67,8 +67,8 @@ GOOD = ["Thank you for the great flight!", "late again qqzzy", "Which gate is fl
 LISTS = 20
 
 
-def test_the_counts_are_those_of_what_was_sent(own: Server, served: TextClassifier) -> None:
-    """Over several workers, whoever gets a request."""
+def test_the_counters_match_the_requests_sent(own: Server, served: TextClassifier) -> None:
+    """The counters of all workers are summed, whichever worker gets a request."""
     url = own.project.predictions
     before = samples_of(own)
     assert total(before, "classifier_requests_total") == 0
@@ -118,7 +118,7 @@ def test_the_counts_are_those_of_what_was_sent(own: Server, served: TextClassifi
     assert "ERROR" not in own.log
 
 
-def test_every_reply_says_which_version_it_is_of(own: Server) -> None:
+def test_every_response_names_the_models_version(own: Server) -> None:
     url = own.project.predictions
     for body, status in ((b"late again", 200), (b" ", 400), (b"\xff", 400), (b"a" * 30_000, 413)):
         response = requests.post(url, data=body, headers=TEXT, timeout=60)
@@ -127,7 +127,7 @@ def test_every_reply_says_which_version_it_is_of(own: Server) -> None:
     assert explained.headers["X-Model-Version"] == "1.0"
 
 
-def test_two_versions_are_told_apart(own: Server, served: TextClassifier) -> None:
+def test_two_versions_have_separate_metrics(own: Server, served: TextClassifier) -> None:
     register = "url=sentiment-2.mar&model_name=sentiment&initial_workers=1&synchronous=true"
     assert requests.post(f"{own.project.management}/models?{register}", timeout=120).status_code == 200
     for _ in range(3):
@@ -142,11 +142,12 @@ def test_two_versions_are_told_apart(own: Server, served: TextClassifier) -> Non
 
 @pytest.fixture(scope="module")
 def after_traffic(server: Server) -> Samples:
-    """Of all kinds: answers, a worker's window full of them, and errors of both classes."""
+    """The samples after requests of all kinds: predictions, a full drift window of one worker, 4xx and 5xx errors."""
     url = server.project.predictions
     assert requests.post(url, json=["late again"] * WINDOW_TEXTS, timeout=120).status_code == 200
     assert requests.post(url, data=b" ", headers=TEXT, timeout=60).status_code == 400
-    # A batch's limit is 30,000 characters here, so of two long texts together one is refused. The door sends it again.
+    # The limit for a batch is 30,000 characters here, so one of two long texts in a batch is refused, and the door
+    # retries it.
     waiting = url.replace("sentiment", "batched")
     texts = ["late again " * 1_800] * 2 + ["thank you"] * (BATCH - 2)
     with ThreadPoolExecutor(BATCH) as pool:
@@ -162,28 +163,27 @@ def after_traffic(server: Server) -> Samples:
     return samples
 
 
-def test_the_table_lists_exactly_what_is_there(after_traffic: Samples) -> None:
-    found = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
-    everywhere = {"Level", "Hostname", "hostname"}
-    listed_here = {name: labels for name, labels in listed().items() if not name.startswith(DOORS)}
-    assert {name: labels - everywhere for name, labels in found.items()} == listed_here
+def test_the_documented_metrics_are_exactly_the_exported_ones(after_traffic: Samples) -> None:
+    exported = {name: set(labels) - {"model_name", "model_version"} for name, labels, _ in after_traffic}
+    common = {"Level", "Hostname", "hostname"}
+    documented = {name: labels for name, labels in documented_metrics().items() if not name.startswith(DOORS)}
+    assert {name: labels - common for name, labels in exported.items()} == documented
 
 
-def test_what_is_watched_is_there(server: Server, after_traffic: Samples) -> None:
-    """Every metric of the alerts and of the dashboard, but what the rules themselves record; with the labels that
-    they ask for."""
+def test_every_metric_in_alerts_and_dashboard_exists(server: Server, after_traffic: Samples) -> None:
+    """Every metric that alerts or dashboard query exists with the queried labels, unless a rule records it."""
     folder = K8S / "components" / "monitoring"
     [group] = yaml.safe_load((folder / "rules.yaml").read_text(encoding="utf-8"))["spec"]["groups"]
     dashboard = json.loads((folder / "dashboard.json").read_text(encoding="utf-8"))
-    asked = [rule["expr"] for rule in group["rules"]]
-    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = [rule["expr"] for rule in group["rules"]]
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     recorded = {rule["record"] for rule in group["rules"] if "record" in rule}
     labels_by_name: dict[str, set[tuple[str, str]]] = {}
-    for name, labels, _ in after_traffic + kept_of_the_door(server.project.metrics):
+    for name, labels, _ in after_traffic + kept_door_samples(server.project.metrics):
         labels_by_name.setdefault(name, set()).update(labels.items())
-    for expression in asked:
+    for expression in expressions:
         assert metric_names(expression) - recorded <= labels_by_name.keys(), expression
         for name, selector in re.findall(r"(\w+)\{([^}]*)\}", expression):
             for label, value in SELECTED.findall(selector):
-                values = {has for found, has in labels_by_name[name] if found == label}
+                values = {exported for known, exported in labels_by_name[name] if known == label}
                 assert label == "namespace" or set(value.split("|")) <= values, expression

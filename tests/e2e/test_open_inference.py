@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, with the client that Triton's users have."""
+"""Tests of the Open Inference Protocol over HTTP, with Triton's client."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from handler.classifier import TextClassifier
 from tests.e2e.server_process import BATCH, Server
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of gevent, on which the client is built
+    warnings.simplefilter("ignore")  # warnings of gevent, which the client uses
     import tritonclient.http as triton
     import tritonclient.http.aio as triton_aio
     from tritonclient.utils import InferenceServerException
@@ -37,10 +37,10 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
 
 def tensor(texts: list[str], is_binary: bool = True, **changes: Any) -> triton.InferInput:
     values = np.array([text.encode() for text in texts], dtype=np.object_)
-    made = triton.InferInput(changes.get("name", "text"), list(values.shape), "BYTES")
-    made.set_data_from_numpy(values, binary_data=is_binary)
-    made.set_shape(changes.get("shape", list(values.shape)))
-    return made
+    infer_input = triton.InferInput(changes.get("name", "text"), list(values.shape), "BYTES")
+    infer_input.set_data_from_numpy(values, binary_data=is_binary)
+    infer_input.set_shape(changes.get("shape", list(values.shape)))
+    return infer_input
 
 
 def outputs(*names: str, is_binary: bool = True) -> list[triton.InferRequestedOutput]:
@@ -53,16 +53,16 @@ def expected(served: TextClassifier, texts: list[str]) -> tuple[list[str], npt.N
 
 
 def labels_of(result: triton.InferResult) -> list[str]:
-    """In binary form an element is bytes, in JSON a string."""
+    """The predicted labels. In binary outputs an element is of type bytes, in JSON it is a string."""
     return [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label")]
 
 
 def assert_predicted(result: triton.InferResult, served: TextClassifier, texts: list[str]) -> None:
     labels, scores = expected(served, texts)
     assert labels_of(result) == labels
-    found = result.as_numpy("scores")
-    assert (found.dtype, found.shape) == (np.float32, (len(texts), len(served.labels)))
-    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-5)
+    received = result.as_numpy("scores")
+    assert (received.dtype, received.shape) == (np.float32, (len(texts), len(served.labels)))
+    np.testing.assert_allclose(received, scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("in_binary", [True, False])
@@ -70,21 +70,21 @@ def assert_predicted(result: triton.InferResult, served: TextClassifier, texts: 
 def test_a_client_gets_labels_and_scores(
     client: triton.InferenceServerClient, served: TextClassifier, in_binary: bool, out: bool | None
 ) -> None:
-    asked = None if out is None else outputs("label", "scores", is_binary=out)
-    result = client.infer("sentiment", [tensor(TEXTS, in_binary)], outputs=asked, request_id="a request ✈")
+    requested = None if out is None else outputs("label", "scores", is_binary=out)
+    result = client.infer("sentiment", [tensor(TEXTS, in_binary)], outputs=requested, request_id="a request ✈")
     assert_predicted(result, served, TEXTS)
     response = result.get_response()
     assert (response["model_name"], response["model_version"], response["id"]) == ("sentiment", "1.0", "a request ✈")
 
 
-def test_a_version_an_empty_tensor_and_a_part_of_the_outputs(client: triton.InferenceServerClient) -> None:
+def test_a_version_an_empty_tensor_and_selected_outputs(client: triton.InferenceServerClient) -> None:
     result = client.infer("sentiment", [tensor(["late"])], model_version="1.0", outputs=outputs("scores"))
     assert [output["name"] for output in result.get_response()["outputs"]] == ["scores"]
     empty = client.infer("sentiment", [tensor([])])
     assert (empty.as_numpy("label").shape, empty.as_numpy("scores").shape) == ((0,), (0, 3))
 
 
-def test_many_at_once_by_the_clients_own_concurrency(
+def test_concurrent_requests_of_the_synchronous_client(
     client: triton.InferenceServerClient, served: TextClassifier
 ) -> None:
     texts = [f"flight {number} was {'late' if number % 2 else 'great'}" for number in range(64)]
@@ -95,7 +95,7 @@ def test_many_at_once_by_the_clients_own_concurrency(
         assert_predicted(result, served, [text])
 
 
-def test_many_at_once_with_asyncio(server: Server, served: TextClassifier) -> None:
+def test_concurrent_requests_of_the_asyncio_client(server: Server, served: TextClassifier) -> None:
     texts = [f"flight {number} was {'late' if number % 2 else 'great'}" for number in range(64)]
 
     async def ask() -> list[triton.InferResult]:
@@ -107,8 +107,8 @@ def test_many_at_once_with_asyncio(server: Server, served: TextClassifier) -> No
         assert_predicted(result, served, [text])
 
 
-def test_it_shares_batches_with_every_other_request(server: Server, served: TextClassifier) -> None:
-    """The model `batched` waits for a full batch."""
+def test_requests_of_all_apis_share_batches(server: Server, served: TextClassifier) -> None:
+    """The model `batched` waits for a full batch, so all these requests are in one batch."""
     root = server.project.inference
     infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["late"]}]}
     sent: list[tuple[str, Any]] = [
@@ -123,7 +123,7 @@ def test_it_shares_batches_with_every_other_request(server: Server, served: Text
     ]
     assert len(sent) == BATCH
     with ThreadPoolExecutor(BATCH) as pool:
-        replies = list(pool.map(lambda each: requests.post(root + each[0], json=each[1], timeout=60), sent))
+        replies = list(pool.map(lambda call: requests.post(root + call[0], json=call[1], timeout=60), sent))
     assert [reply.status_code for reply in replies] == [200, 400, 400, 200, 200, 200, 200, 400]
     assert replies[0].json()["model_name"] == "batched"
     [label, scores] = replies[0].json()["outputs"]
@@ -140,7 +140,7 @@ def test_it_shares_batches_with_every_other_request(server: Server, served: Text
 ERRORS: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
     "another input": (lambda: {"inputs": [tensor(["late"], name="x")]}, "400", "one input"),
     "two inputs": (lambda: {"inputs": [tensor(["late"]), tensor(["early"])]}, "400", "2 inputs"),
-    "a shape that lies": (lambda: {"inputs": [tensor(["late"], shape=[2])]}, "400", "1 elements"),
+    "a wrong shape": (lambda: {"inputs": [tensor(["late"], shape=[2])]}, "400", "1 elements"),
     "an unknown output": (lambda: {"inputs": [tensor(["late"])], "outputs": outputs("x")}, "400", "unknown"),
     "a blank text": (lambda: {"inputs": [tensor(["late", " "])]}, "400", "Item 1 is empty"),
     "a long text": (lambda: {"inputs": [tensor(["a" * 20_001])]}, "413", "20001 characters"),
@@ -162,14 +162,14 @@ def test_an_error_reaches_the_client_with_its_message(client: triton.InferenceSe
     assert message in caught.value.message()
 
 
-def test_numbers_are_no_texts(client: triton.InferenceServerClient) -> None:
+def test_numbers_are_refused(client: triton.InferenceServerClient) -> None:
     numbers = triton.InferInput("text", [1], "FP32")
     numbers.set_data_from_numpy(np.array([1], dtype=np.float32))
-    with pytest.raises(InferenceServerException, match="another datatype than BYTES"):
+    with pytest.raises(InferenceServerException, match="datatype of the input `text` is not BYTES"):
         client.infer("sentiment", [numbers])
 
 
-def test_the_metadata_tells_what_the_model_takes_and_gives(
+def test_the_metadata_describes_inputs_and_outputs(
     client: triton.InferenceServerClient, served: TextClassifier
 ) -> None:
     for version in ("", "1.0"):
@@ -194,9 +194,7 @@ def test_the_server_and_the_model_are_alive_and_ready(client: triton.InferenceSe
 
 
 @pytest.mark.parametrize(("model", "version"), [("other", ""), ("other", "1.0"), ("sentiment", "2.0")])
-def test_a_model_or_a_version_that_is_not_there_is_told(
-    client: triton.InferenceServerClient, model: str, version: str
-) -> None:
+def test_an_unknown_model_or_version_is_404(client: triton.InferenceServerClient, model: str, version: str) -> None:
     with pytest.raises(InferenceServerException, match="no such model") as inferred:
         client.infer(model, [tensor(["late"])], version)
     with pytest.raises(InferenceServerException, match="no such model") as described:
@@ -204,10 +202,10 @@ def test_a_model_or_a_version_that_is_not_there_is_told(
     assert inferred.value.status() == described.value.status() == "404"
 
 
-def test_a_request_of_the_largest_size_is_answered_and_a_larger_one_refused(
+def test_a_request_of_the_maximum_size_is_answered_and_a_larger_one_refused(
     client: triton.InferenceServerClient, served: TextClassifier
 ) -> None:
-    """The door sends large requests another way."""
+    """Large requests pass through the door's second process."""
     texts = ["\U0001f600" * 200] * 1_000
     assert_predicted(client.infer("sentiment", [tensor(texts)]), served, texts)
     with pytest.raises(InferenceServerException) as caught:
@@ -235,11 +233,11 @@ def test_errors_of_the_door_have_the_protocols_form(server: Server, path: str) -
     in_binary=st.booleans(),
     out_binary=st.booleans(),
 )
-def test_any_texts_get_their_own_scores(
+def test_any_texts_get_the_models_own_scores(
     client: triton.InferenceServerClient, served: TextClassifier, texts: list[str], in_binary: bool, out_binary: bool
 ) -> None:
-    asked = outputs("scores", "label", is_binary=out_binary)
-    result = client.infer("sentiment", [tensor(texts, in_binary)], outputs=asked)
+    requested = outputs("scores", "label", is_binary=out_binary)
+    result = client.infer("sentiment", [tensor(texts, in_binary)], outputs=requested)
     if texts:
         assert_predicted(result, served, texts)
     else:

@@ -1,4 +1,4 @@
-"""The probes, against a real server: ready means that a worker answers, live that TorchServe does."""
+"""Tests of the probes with a real server: ready means that a worker answers, live that TorchServe responds."""
 
 import time
 from collections.abc import Callable
@@ -15,39 +15,39 @@ NOTICE_TIMEOUT_S = 10
 RECOVERY_TIMEOUT_S = 60
 
 
-def yes(question: Callable[[Properties], None], properties: Properties) -> bool:
+def succeeds(check: Callable[[Properties], None], properties: Properties) -> bool:
     try:
-        question(properties)
+        check(properties)
     except (readiness.NotReadyError, *api.ERRORS):
         return False
     return True
 
 
 def states_until_ready(properties: Properties) -> list[tuple[bool, bool]]:
-    """Whether the server was live and ready, as often as it could be asked."""
+    """The results of both probes, repeated until both succeed: live, ready."""
     states = []
     deadline = time.monotonic() + RECOVERY_TIMEOUT_S
     while time.monotonic() < deadline:
-        states.append((yes(probe.live, properties), yes(probe.ready, properties)))
+        states.append((succeeds(probe.live, properties), succeeds(probe.ready, properties)))
         if states[-1] == (True, True):
             return states
     pytest.fail(f"Not ready after {RECOVERY_TIMEOUT_S} s: {states[-1]}")
 
 
-def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
+def test_ready_needs_a_worker_and_live_does_not(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar)
     properties = Properties.read(project.config)
-    assert not yes(probe.live, properties)
+    assert not succeeds(probe.live, properties)
     server = Server(project)
     starting = states_until_ready(properties)
     assert starting[0] == (False, False)
-    assert (True, False) in starting, "TorchServe answers before the model is loaded"
+    assert (True, False) in starting, "TorchServe responds before the model is loaded"
 
     for worker in server.workers():
         worker.kill()
     deadline = time.monotonic() + NOTICE_TIMEOUT_S
-    while yes(probe.ready, properties):
-        assert time.monotonic() < deadline, "workers that are gone still count as ready"
+    while succeeds(probe.ready, properties):
+        assert time.monotonic() < deadline, "killed workers still count as ready"
     recovering = states_until_ready(properties)
     assert all(live for live, _ in recovering), "a restart would not bring the workers back sooner"
     response = requests.post(project.predictions, data=b"thank you", headers={"Content-Type": "text/plain"}, timeout=60)
@@ -56,7 +56,7 @@ def test_ready_and_live_mean_what_they_say(tmp_path: Path, mar: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["ready", "live"])
-def test_the_command_says_why_not(tmp_path: Path, mar: Path, question: str) -> None:
+def test_the_command_prints_the_reason(tmp_path: Path, mar: Path, question: str) -> None:
     project = Project(tmp_path, mar)
     result = run_module("server.probe", question, "--config", str(project.config))
     assert result.returncode == 1
@@ -64,6 +64,6 @@ def test_the_command_says_why_not(tmp_path: Path, mar: Path, question: str) -> N
     assert "refused" in result.stderr
 
 
-def test_the_command_is_silent_when_all_is_well(server: Server) -> None:
+def test_the_command_prints_nothing_if_the_server_is_ready(server: Server) -> None:
     result = run_module("server.probe", "ready", "--config", str(server.project.config))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,5 +1,4 @@
-"""What one request can do to others: whatever TorchServe's HTTP and gRPC protocols let a client send, the workers live
-and the neighbours get their own answers."""
+"""Tests of isolation: no request over HTTP or gRPC kills a worker or changes the response to another request."""
 
 import contextlib
 import json
@@ -33,7 +32,7 @@ NEIGHBOUR = "Thank you for the great flight!"
 
 @contextmanager
 def unharmed(server: Server) -> Iterator[None]:
-    """The same workers are there afterwards, and answer."""
+    """Check that the same workers run afterwards, and answer."""
     before = {worker.pid for worker in server.workers()}
     yield
     assert ask(server, NEIGHBOUR).json()["label"] == "positive"
@@ -47,8 +46,10 @@ def ask(
     return requests.post(url, data=text.encode(), headers=TEXT | (headers or {}), timeout=60)
 
 
-def test_stream_predictions_have_one_answer_and_hurt_nobody(server: Server, served: TextClassifier) -> None:
-    """In batches with HTTP's requests."""
+def test_stream_predictions_get_one_reply_and_do_not_affect_other_requests(
+    server: Server, served: TextClassifier
+) -> None:
+    """The streams share batches with requests over HTTP."""
     expected = served.labels[int(served.predict([NEIGHBOUR])[0].argmax())]
     address = server.project.grpc
     with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
@@ -65,8 +66,8 @@ def test_stream_predictions_have_one_answer_and_hurt_nobody(server: Server, serv
     assert json.loads(error)["type"] == "NotUtf8Error"
 
 
-def test_stream_predictions_2_hurt_nobody(server: Server) -> None:
-    """It is for models that TorchServe calls stateful; with others Java fails, for this call alone."""
+def test_stream_predictions_2_do_not_affect_other_requests(server: Server) -> None:
+    """This method is for models that TorchServe calls stateful. For other models it fails, without further effect."""
     with_id = grpc_calls.prediction_request("sentiment", {"data": b"late"}, sequence_id="1")
     without_id = grpc_calls.prediction_request("sentiment", {"data": b"late"})
     with unharmed(server):
@@ -84,8 +85,8 @@ GRPC_METHODS = {
 
 
 @pytest.mark.parametrize("service", GRPC_METHODS, ids=lambda service: service.rpartition(".")[2])
-def test_no_grpc_message_hurts_anybody(server: Server, service: str) -> None:
-    """Empty ones, ones that are none, and one without input."""
+def test_no_grpc_message_affects_other_requests(server: Server, service: str) -> None:
+    """Empty messages, malformed messages, and a message without input."""
     port = server.project.grpc if service == grpc_calls.INFERENCE else server.project.grpc_management
     bodies = [
         b"",
@@ -119,7 +120,7 @@ PATHS = (
     "/v1/models/sentiment:explain",
     "/invocations?model_name=sentiment",
 )
-"""Everywhere that the door takes a body for a model, in the API's own forms."""
+"""The paths at which the door accepts a body for a model in one of the API's own forms."""
 
 OTHER_PATHS = (
     "/",
@@ -143,7 +144,7 @@ OTHER_PATHS = (
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "ANY")
 
 
-def test_every_method_and_address_has_an_answer_and_hurts_nobody(server: Server) -> None:
+def test_every_method_and_path_gets_a_response_and_affects_no_other_request(server: Server) -> None:
     with unharmed(server), requests.Session() as session:
         for path in (*PATHS, *OTHER_PATHS):
             for method in METHODS:
@@ -159,7 +160,7 @@ def test_every_method_and_address_has_an_answer_and_hurts_nobody(server: Server)
 
 
 def assert_contract(response: requests.Response) -> None:
-    """An error has one of the API's two forms."""
+    """Check that an error has one of the API's two forms."""
     error = response.json()
     assert set(error) in ({"code", "type", "message"}, {"error"}), error
     assert error.get("code", response.status_code) == response.status_code
@@ -186,8 +187,8 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("model", ["sentiment", "batched"])
-def test_no_header_of_a_client_changes_an_answer(server: Server, model: str) -> None:
-    """Its own or a neighbour's: all of them in one batch."""
+def test_no_client_header_changes_a_prediction(server: Server, model: str) -> None:
+    """No header changes the response to its own request or to another request of the batch."""
     expected = ask(server, NEIGHBOUR).json()
     with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
         sent = [{name: value} for name, value in HEADERS.items()] + [HEADERS]
@@ -200,8 +201,8 @@ def test_no_header_of_a_client_changes_an_answer(server: Server, model: str) -> 
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
-def test_a_body_over_the_limit_is_refused_with_the_limit(server: Server, chunked: bool) -> None:
-    """The length of chunks is known when it is too much: then TorchServe answers, and the door gives the reason."""
+def test_the_error_for_a_large_body_states_the_limit(server: Server, chunked: bool) -> None:
+    """If a body comes in chunks, TorchServe refuses it once it is too large, and the door adds the reason."""
     body = b"x" * 8_000_000
     data = (body[start : start + 100_000] for start in range(0, len(body), 100_000)) if chunked else body
     with unharmed(server):
@@ -210,8 +211,8 @@ def test_a_body_over_the_limit_is_refused_with_the_limit(server: Server, chunked
         assert "2,500,000 bytes" in response.json()["message"]
 
 
-def test_pipelined_requests_have_their_own_answers(server: Server) -> None:
-    """TorchServe itself mixes them up."""
+def test_pipelined_requests_get_their_own_predictions(server: Server) -> None:
+    """Without the door, TorchServe would mix up the responses."""
     texts = [f"{number} hours late" for number in range(40)]
     expected = [ask(server, text).json() for text in texts]
     sent = b"".join(request(text.encode(), headers="Content-Type: text/plain\r\n") for text in texts)
@@ -219,8 +220,8 @@ def test_pipelined_requests_have_their_own_answers(server: Server) -> None:
         assert [json.loads(client.reply().body) for _ in texts] == expected
 
 
-def test_half_of_a_body_holds_up_nobody(server: Server) -> None:
-    """As many large bodies as the door takes, and hundreds of small ones: nothing of them reaches Java."""
+def test_half_sent_bodies_do_not_delay_other_requests(server: Server) -> None:
+    """The clients send as many large bodies as the door accepts and hundreds of small ones; none reaches Java."""
     port = urlsplit(server.project.inference).port or 0
     large, small = request(b"x" * 2_400_000)[:-1], request(b"x" * 10_000)[:-1]
     with contextlib.ExitStack() as stack, unharmed(server):
@@ -231,7 +232,7 @@ def test_half_of_a_body_holds_up_nobody(server: Server) -> None:
 
 
 def write_model(folder: Path, labels: list[str]) -> None:
-    """An exported model of these labels, all equally probable, and of the embedded model's vocabulary."""
+    """Write an exported model with these labels, all equally probable, and the embedded model's vocabulary."""
     shutil.copytree(MODEL, folder)
     config = json.loads((folder / "config.json").read_text())
     size, hidden, words = 4, 8, config["network"]["vocabulary_size"]
@@ -256,7 +257,7 @@ def write_model(folder: Path, labels: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def many_labels(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A model of 400 labels beside the server's others. It has one worker, whose batches are waited for."""
+    """A model of 400 labels, with one worker; TorchServe waits for full batches."""
     folder = tmp_path_factory.mktemp("many")
     write_model(folder / "model", LABELS)
     archive(folder / "model", server.project.folder / "model_store" / "many.mar", "1.0", "float32")
@@ -273,15 +274,15 @@ def many_labels(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
     requests.delete(f"{management}/models/many", timeout=60).raise_for_status()
 
 
-def test_a_reply_that_torchserve_would_not_read_is_refused_by_name(server: Server, many_labels: str) -> None:
+def test_a_reply_that_is_too_large_for_torchserve_is_413(server: Server, many_labels: str) -> None:
     with unharmed(server):
         response = ask(server, json.dumps(["late"] * 1_000), JSON, many_labels)
         assert (response.status_code, response.json()["type"]) == (413, "TooLargeError")
         assert "400 labels" in response.json()["message"]
 
 
-def test_replies_that_are_too_much_together_hurt_nobody(server: Server, many_labels: str) -> None:
-    """Each as large as one may be, and one that is as small as can be."""
+def test_a_batch_of_large_replies_does_not_affect_other_requests(server: Server, many_labels: str) -> None:
+    """All replies but one have the maximum size, so they are too large for one batch."""
     with unharmed(server), ThreadPoolExecutor(BATCH) as pool:
         large = [pool.submit(ask, server, json.dumps(["late"] * 390), JSON, many_labels) for _ in range(BATCH - 1)]
         small = pool.submit(ask, server, "late", None, many_labels)

@@ -1,4 +1,4 @@
-"""One body, one meaning: the same text gets the same answer by every way in."""
+"""Tests that the same text gets the same scores in every form of request: HTTP, gRPC and the command line."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from tests.e2e import grpc_calls
-from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
+from tests.e2e.server_process import Project, Server, run_client, sentiment, serving
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
@@ -60,7 +60,7 @@ def grpc(server: Server, name: str, body: bytes) -> Any:
 
 
 def _single(value: Any) -> Any:
-    """Of a reply of any form with one prediction."""
+    """The scores in a response of any form with one prediction."""
     if isinstance(value, dict) and "predictions" in value:
         value = value["predictions"]
     if isinstance(value, list):
@@ -74,7 +74,7 @@ def as_json(value: object) -> bytes:
 
 
 def encoded_form(text: str, percent: bool) -> bytes:
-    """An urlencoded form: each byte percent-encoded, or as few as can be."""
+    """An urlencoded form with every byte percent-encoded, or with as few as possible."""
     if percent:
         return b"other=%&text=" + b"".join(b"%%%02X" % byte for byte in text.encode())
     raw = text.encode().replace(b"%", b"%25").replace(b"&", b"%26").replace(b"+", b"%2B")
@@ -86,7 +86,7 @@ def hand_made_multipart(text: str, head: str) -> bytes:
 
 
 def infer(server: Server, request: dict[str, Any], headers: dict[str, str] | None = None, binary: bytes = b"") -> Any:
-    """Asked by the Open Inference Protocol."""
+    """The scores in the response to a request of the Open Inference Protocol."""
     head = as_json(request)
     length = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
     url = f"{server.project.inference}/v2/models/sentiment/infer"
@@ -195,7 +195,7 @@ UNTYPED: dict[str, Way] = {
         json.loads(*grpc_calls.stream_predictions(server.project.grpc, "sentiment", data=text.encode()))
     ),
 }
-"""The text itself, if it is no JSON object or array."""
+"""Forms in which the body is the text itself, unless it is a JSON object or array."""
 
 
 def is_json(text: str) -> bool:
@@ -207,18 +207,20 @@ def is_json(text: str) -> bool:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_text_has_one_answer_by_every_way(server: Server, served: TextClassifier, name: str) -> None:
+def test_a_text_gets_the_same_scores_in_every_form_of_request(
+    server: Server, served: TextClassifier, name: str
+) -> None:
     text = TEXTS[name]
     expected = dict(zip(served.labels, map(float, served.predict([text.lstrip(MARK)])[0]), strict=True))
     ways = WAYS if is_json(text) else WAYS | UNTYPED
-    if "\x00" in text:  # no program's argument can have one
+    if "\x00" in text:  # a program's argument cannot contain a null character
         ways = {way: send for way, send in ways.items() if way != "client"}
     for way, send in ways.items():
         assert send(server, text)["scores"] == pytest.approx(expected, abs=1e-5), way
 
 
-def test_the_command_line_reads_arguments_lines_and_files_alike(server: Server, tmp_path: Path) -> None:
-    """A line ends at its line feed. What ends a text otherwise is part of no line: `\\r\\n` and a mark at the start."""
+def test_the_command_line_reads_arguments_standard_input_and_files_alike(server: Server, tmp_path: Path) -> None:
+    r"""A line ends with a line feed; `\r\n` and a byte-order mark at the start are not part of the text."""
     lines = [TEXTS[name] for name in TEXTS if "\n" not in TEXTS[name] and "\x00" not in TEXTS[name]]
     lines = [f"{MARK}late again", *lines, "late\ragain"]
     file = tmp_path / "texts.txt"
@@ -228,7 +230,7 @@ def test_the_command_line_reads_arguments_lines_and_files_alike(server: Server, 
     assert len(by_argument.splitlines()) == len(lines)
     by_file = sentiment(server, "predict", "--json", "--file", str(file)).stdout
     with file.open() as stdin:
-        by_line = run_module("client", "predict", "--json", env=addresses, stdin=stdin).stdout
+        by_line = run_client("predict", "--json", env=addresses, stdin=stdin).stdout
     scores = [[json.loads(line)["scores"] for line in out.splitlines()] for out in (by_argument, by_file, by_line)]
     assert scores[0] == scores[1] == scores[2]
 
@@ -239,7 +241,7 @@ def test_the_command_line_reads_arguments_lines_and_files_alike(server: Server, 
         lambda text: text.replace(MARK, "").strip()
     )
 )
-def test_any_text_has_one_answer_by_every_way(server: Server, text: str) -> None:
+def test_any_text_gets_the_same_scores_in_every_form_of_request(server: Server, text: str) -> None:
     ways = {way: send for way, send in (WAYS if is_json(text) else WAYS | UNTYPED).items() if way != "client"}
     answers = {way: send(server, text)["scores"] for way, send in ways.items()}
     first = answers["text/plain"]
@@ -260,7 +262,7 @@ AMBIGUOUS: dict[str, tuple[bytes, dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
-    """A server without the door, as where there is no HAProxy: TorchServe's Java decodes forms."""
+    """A server without the door, as on a machine without HAProxy: TorchServe itself decodes forms."""
     project = Project(tmp_path_factory.mktemp("direct"), mar)
     command = [sys.executable, "-m", "server", "--config", str(project.config), "--direct"]
     with serving(project, command, OMP_NUM_THREADS="1") as running:
@@ -272,14 +274,14 @@ FORM_WAYS = [
 ]
 
 
-def test_without_the_door_forms_have_the_same_answer(direct: Server, served: TextClassifier) -> None:
+def test_forms_get_the_same_scores_without_the_door(direct: Server, served: TextClassifier) -> None:
     for text in TEXTS.values():
         expected = dict(zip(served.labels, map(float, served.predict([text.lstrip(MARK)])[0]), strict=True))
         for way in FORM_WAYS:
             assert WAYS[way](direct, text)["scores"] == pytest.approx(expected, abs=1e-5), way
 
 
-def test_without_the_door_a_broken_form_is_not_logged(direct: Server) -> None:
+def test_a_malformed_form_is_not_logged_without_the_door(direct: Server) -> None:
     response = requests.post(direct.project.predictions, data="text=100% zebrafinch", headers=FORM, timeout=60)
     assert response.json()["type"] == "ErrorDataDecoderException"
     direct.wait_for("ErrorDataDecoderException at io.netty")
@@ -287,7 +289,7 @@ def test_without_the_door_a_broken_form_is_not_logged(direct: Server) -> None:
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_what_could_mean_two_texts_is_refused(server: Server, name: str) -> None:
+def test_an_ambiguous_body_is_refused(server: Server, name: str) -> None:
     body, headers = AMBIGUOUS[name]
     response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
     assert (response.status_code, response.json()["type"]) == (400, "WrongShapeError"), response.text
@@ -306,7 +308,7 @@ def test_grpc_with_two_texts_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predictions/sentiment", "/invocations"])
-def test_an_address_parameter_is_no_text(server: Server, path: str) -> None:
+def test_a_query_parameter_is_not_a_text(server: Server, path: str) -> None:
     query = {"model_name": "sentiment", "text": "early", "data": "early"}
     response = requests.post(server.project.inference + path, params=query, timeout=60)
     assert (response.status_code, response.json()["type"]) == (400, "BlankTextError"), response.text
@@ -328,7 +330,7 @@ def test_a_compressed_body_is_415(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [MARK, f"{MARK} {MARK}\n"])
-def test_byte_order_marks_alone_are_blank(server: Server, text: str) -> None:
+def test_a_text_of_byte_order_marks_is_blank(server: Server, text: str) -> None:
     for body, headers in ((text.encode(), TEXT), (text.encode(), {}), (as_json([text]), JSON)):
         response = requests.post(server.project.predictions, data=body, headers=headers, timeout=60)
         assert (response.status_code, response.json()["type"]) == (400, "BlankTextError"), response.text

@@ -1,4 +1,4 @@
-"""Clients that ask and ask, and account for every request: each got the right answer, or an error that is kept."""
+"""Clients that send requests continuously and record the outcome of each one: a correct prediction, or an error."""
 
 import itertools
 import json
@@ -25,40 +25,47 @@ PATIENCE_S = 30
 TEXT = {"content-type": "text/plain"}
 
 NO_ANSWER = 0
-"""In the place of a status: no connection, none until the end, no JSON, or nothing for `PATIENCE_S`."""
-NOBODY_LISTENS = (NO_ANSWER, "NewConnectionError")
-"""The outcome of a request that was never sent: it could not be connected."""
+"""The status of a request without a response: no or a lost connection, no JSON, or a timeout of `PATIENCE_S`."""
+CONNECTION_REFUSED = (NO_ANSWER, "NewConnectionError")
+"""The outcome of a request that was never sent, because no connection could be made."""
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """The outcome of a request."""
+
     status: int
-    what: str
-    """The label, or the error's type."""
+    result: str
+    """The predicted label, or the type of the error."""
 
     version: str | None
-    """Of the model that answered."""
+    """The version of the model that answered."""
 
     seconds: float
-    """From when the request was due."""
+    """The time from when the request was due to its response."""
 
 
 def labels_of(texts: tuple[str, ...], classifier: TextClassifier) -> dict[str, str]:
-    """What is right."""
+    """The label that the model predicts for each text."""
     rows = classifier.predict(list(texts))
     return {text: classifier.labels[int(row.argmax())] for text, row in zip(texts, rows, strict=True)}
 
 
 class Traffic:
-    """Each client asks one thing after the other; with a rate, each when the next request is due. A client that is told
-    to come back later (`Retry-After`) does so, and one that finds nobody ends."""
+    """Clients that send one request after the other, optionally at a rate.
+
+    A client waits as long as `Retry-After` says, and ends if its connection is refused.
+    """
 
     def __init__(self, url: str, labels: Mapping[str, str], clients: int = CLIENTS, rate: float | None = None) -> None:
-        """
+        """Prepare the clients.
+
         Args:
-            labels: the texts to send, and the right label of each.
-            rate: requests a second by all clients together. Where there are too few clients for it, requests are late,
-                and what they are late by counts as time that they waited.
+            url: the URL for predictions.
+            labels: the texts to send, and the correct label of each.
+            clients: the number of clients.
+            rate: the requests per second of all clients together; None to send without pauses. If the clients are too
+                few for the rate, requests are sent late, and the delay counts as latency.
         """
         self._url = url
         self._labels = labels
@@ -74,6 +81,7 @@ class Traffic:
 
     @contextmanager
     def going(self) -> Iterator[None]:
+        """Send requests while the block runs, and check that none is lost or wrong."""
         self._started = time.monotonic()
         with ThreadPoolExecutor(self._clients) as pool:
             clients = [pool.submit(self._ask) for _ in range(self._clients)]
@@ -88,18 +96,20 @@ class Traffic:
         assert self.wrong == []
 
     def wait_for_answers(self, count: int) -> None:
-        """So many more right answers."""
+        """Wait for `count` further correct predictions."""
         start = len(self.right())
-        wait_until(lambda: len(self.right()) >= start + count, "answers")
+        wait_until(lambda: len(self.right()) >= start + count, "predictions")
 
     def right(self) -> list[Outcome]:
+        """The outcomes with a prediction."""
         return [outcome for outcome in list(self.outcomes) if outcome.status == 200]
 
     def refusals(self) -> Counter[tuple[int, str]]:
-        """Every outcome but the right ones."""
-        return Counter((outcome.status, outcome.what) for outcome in list(self.outcomes) if outcome.status != 200)
+        """The number of each error, by status and type."""
+        return Counter((outcome.status, outcome.result) for outcome in list(self.outcomes) if outcome.status != 200)
 
     def slowest_s(self) -> float:
+        """The longest time to a response."""
         return max(outcome.seconds for outcome in self.outcomes)
 
     def _ask(self) -> None:
@@ -117,48 +127,50 @@ class Traffic:
                 outcome, pause_s = self._outcome(session, text, due)
                 with self._lock:
                     self.outcomes.append(outcome)
-                    if outcome.status == 200 and outcome.what != self._labels[text]:
+                    if outcome.status == 200 and outcome.result != self._labels[text]:
                         self.wrong.append(f"{text[:80]}: {outcome}")
-                if (outcome.status, outcome.what) == NOBODY_LISTENS:
+                if (outcome.status, outcome.result) == CONNECTION_REFUSED:
                     return
                 self._stop.wait(pause_s)
 
     def _outcome(self, session: requests.Session, text: str, due: float) -> tuple[Outcome, float]:
-        """What a request came to, and the seconds to wait before the next."""
+        """The outcome of a request, and the seconds to wait before the next one."""
         try:
             reply = session.post(self._url, data=text.encode(), headers=TEXT, timeout=PATIENCE_S)
-            what = reply.json()["label" if reply.ok else "type"]
+            result = reply.json()["label" if reply.ok else "type"]
         except requests.RequestException as error:
             reason = getattr(error.args[0], "reason", error) if error.args else error
-            what = type(reason if isinstance(reason, NewConnectionError) else error).__name__
-            return Outcome(NO_ANSWER, what, None, time.monotonic() - due), 0
-        outcome = Outcome(reply.status_code, what, reply.headers.get("X-Model-Version"), time.monotonic() - due)
+            result = type(reason if isinstance(reason, NewConnectionError) else error).__name__
+            return Outcome(NO_ANSWER, result, None, time.monotonic() - due), 0
+        outcome = Outcome(reply.status_code, result, reply.headers.get("X-Model-Version"), time.monotonic() - due)
         return outcome, float(reply.headers.get("Retry-After", 0))
 
 
-class Press:
-    """Clients that send at a rate, whatever they are told."""
+class ConstantLoad:
+    """Clients that send requests at a constant rate, whatever the responses are."""
 
     CONNECTIONS = 600
 
     def __init__(self, url: str, labels: Mapping[str, str]) -> None:
-        """
+        """Prepare the clients.
+
         Args:
-            labels: the texts to send, and the right label of each.
+            url: the URL for predictions.
+            labels: the texts to send, and the correct label of each.
         """
         self._url = url
         self._texts = {text.encode(): label for text, label in labels.items()}
         self._started: dict[bytes, float] = {}
         self.answers_s: list[float] = []
-        """How long each right answer took."""
+        """The latency of each prediction."""
         self.refusals_s: list[float] = []
         self.errors: Counter[tuple[int, str]] = Counter()
         self.wrong: list[bytes] = []
 
     def send(self, rate: float, seconds: float) -> None:
-        """Send so many requests a second, and wait for the last answers."""
-        seen = load(self._url, self._requests(), self.CONNECTIONS, seconds, rate, check=self._check)
-        self.sent, self.seconds = seen.statuses.total(), seen.seconds
+        """Send `rate` requests per second for some seconds, and wait for the last responses."""
+        result = load(self._url, self._requests(), self.CONNECTIONS, seconds, rate, check=self._check)
+        self.sent, self.seconds = result.statuses.total(), result.seconds
 
     def _requests(self) -> Iterator[bytes]:
         for number, text in enumerate(itertools.cycle(self._texts)):
@@ -180,8 +192,11 @@ class Press:
 
 
 def sent_in_part(address: tuple[str, int], part: bytes, count: int) -> Counter[int]:
-    """Open `count` connections at once, send each of them a part of a request, and wait: the statuses of the answers,
-    `NO_ANSWER` for a connection that ends without."""
+    """Open `count` connections at once, send a part of a request on each, and wait for the responses.
+
+    Returns:
+        The number of each status; `NO_ANSWER` for a connection that ends without a response.
+    """
     statuses: Counter[int] = Counter()
     with selectors.DefaultSelector() as selector:
         for _ in range(count):
@@ -190,7 +205,7 @@ def sent_in_part(address: tuple[str, int], part: bytes, count: int) -> Counter[i
             selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE, memoryview(part))
         while selector.get_map():
             ready = selector.select(PATIENCE_S)
-            assert ready, f"{len(selector.get_map())} connections have no answer"
+            assert ready, f"{len(selector.get_map())} connections have no response"
             for key, events in ready:
                 client, rest = cast(socket.socket, key.fileobj), key.data
                 with suppress(BlockingIOError):
@@ -199,14 +214,14 @@ def sent_in_part(address: tuple[str, int], part: bytes, count: int) -> Counter[i
                         selector.unregister(client)
                         client.close()
                     elif rest:
-                        with suppress(ConnectionError):  # the answer says why
+                        with suppress(ConnectionError):  # the response gives the reason
                             rest = rest[client.send(rest[:65_536]) :]
                         selector.modify(client, selectors.EVENT_READ | (selectors.EVENT_WRITE if rest else 0), rest)
     return statuses
 
 
 def _status(client: socket.socket) -> int:
-    """Of the answer that has arrived on a connection."""
+    """The status of the response that has arrived on a connection."""
     try:
         head = client.recv(65_536).split()
     except ConnectionError:
@@ -214,8 +229,9 @@ def _status(client: socket.socket) -> int:
     return int(head[1]) if head else NO_ANSWER
 
 
-def wait_until(holds: Callable[[], object], what: str, patience_s: float = 60) -> None:
+def wait_until(holds: Callable[[], object], expected: str, patience_s: float = 60) -> None:
+    """Wait until a condition holds; fail after `patience_s` seconds with a message that names what was expected."""
     deadline = time.monotonic() + patience_s
     while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
+        assert time.monotonic() < deadline, f"never: {expected}"
         time.sleep(0.05)

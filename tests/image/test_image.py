@@ -1,6 +1,7 @@
-"""The built image, really run: `make image-test` builds it and starts this with `IMAGE` and `CONTAINER_ENGINE` set.
+"""Tests of the container image. `make image-test` builds it and sets `IMAGE` and `CONTAINER_ENGINE` for these tests.
 
-It runs as Kubernetes would run it: not as root, on a read-only root with a writable `/tmp`, without any capability.
+The containers run as in Kubernetes: not as root, with a read-only root file system, a writable `/tmp`, and no
+capability.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from urllib.parse import urljoin
 import pytest
 import requests
 
-from client.transport import VERSION_HEADER
+from sentiment.transport import VERSION_HEADER
 from tests.paths import MODEL, ROOT
 from training.export.archive import archive
 
@@ -47,7 +48,7 @@ AS_IN_A_POD = ("--read-only", "--tmpfs", "/tmp:size=128m", "--cap-drop", "ALL", 
 
 @contextlib.contextmanager
 def running(*options: str) -> Iterator[str]:
-    """A container that is ready, by its id."""
+    """The id of a ready container."""
     name = engine("run", "--detach", "--publish", "127.0.0.1::8080", *options, IMAGE)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -63,7 +64,7 @@ def running(*options: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[str]:
-    """A container as the README starts it: `run --publish` alone."""
+    """A container started as in the documentation, by `run --publish` without further options."""
     with running() as name:
         yield name
 
@@ -75,16 +76,19 @@ def container() -> Iterator[str]:
 
 
 def sentiment(container: str, *arguments: str) -> str:
-    """The command line in the container's network, as a port-forward to a pod gives it: management is on its loopback
-    interface alone. The image has no client, but the Python and the packages that it needs."""
+    """Run the command `sentiment` in the container's network, which is what a port-forward to a pod gives access to.
+
+    The management API listens on the container's loopback interface. The image has no client, but its Python and the
+    packages that the client needs.
+    """
     return engine(
         *("run", "--rm", "--read-only", "--network", f"container:{container}", "--entrypoint", "python"),
-        *("--volume", f"{ROOT}/client:/app/client:ro", IMAGE, "-m", "client", *arguments),
+        *("--volume", f"{ROOT}/client/sentiment:/app/sentiment:ro", IMAGE, "-m", "sentiment", *arguments),
     )
 
 
 def address(container: str) -> str:
-    """The host and port of this machine that lead to the container's port 8080."""
+    """The host and port of this machine that are mapped to the container's port 8080."""
     return engine("port", container, "8080").splitlines()[0]
 
 
@@ -102,13 +106,13 @@ def workers(container: str) -> list[str]:
     return engine("exec", container, "python", "-c", code).split()
 
 
-def test_run_alone_gives_predictions(plain: str) -> None:
+def test_the_image_serves_predictions(plain: str) -> None:
     reply = predicted(plain)
     assert reply.json()["label"] == "positive"
     assert reply.json()["score"] == pytest.approx(0.977, abs=0.005)
 
 
-def test_run_alone_gives_the_open_inference_protocol(plain: str) -> None:
+def test_the_image_serves_the_open_inference_protocol(plain: str) -> None:
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [TWEET.decode()]}]}
     reply = requests.post(url(plain, "/v2/models/sentiment/infer"), json=body, timeout=60)
     outputs = {output["name"]: output["data"] for output in reply.json()["outputs"]}
@@ -118,8 +122,8 @@ def test_run_alone_gives_the_open_inference_protocol(plain: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_run_alone_gives_the_pages(plain: str, path: str) -> None:
-    """With every file that they load."""
+def test_the_image_serves_the_pages(plain: str, path: str) -> None:
+    """Every file that a page loads is served too."""
     page = requests.get(url(plain, path), timeout=60)
     assert (page.status_code, page.headers["Content-Type"].partition(";")[0]) == (200, "text/html")
     files = re.findall(r"<(?:script|link|img)\b[^>]*?(?:src|href)=[\"']([^\"'#]+)", page.text)
@@ -131,31 +135,32 @@ def test_run_alone_gives_the_pages(plain: str, path: str) -> None:
 
 def test_the_health_check_succeeds(plain: str) -> None:
     [described] = json.loads(engine("image", "inspect", IMAGE))
-    check = described.get("Healthcheck") or described["Config"]["Healthcheck"]  # podman's place, docker's place
+    check = described.get("Healthcheck") or described["Config"]["Healthcheck"]  # podman's key, docker's key
     kind, *command = check["Test"]
     assert kind == "CMD"
     engine("exec", plain, *command)
     assert requests.get(url(plain, "/ready"), timeout=60).status_code == 200
 
 
-def test_nothing_but_the_door_is_on_the_network(plain: str) -> None:
-    """The door's addresses for predictions and metrics. TorchServe has sockets, management and gRPC are on loopback."""
+def test_only_the_door_listens_on_the_network(plain: str) -> None:
+    """The door listens for predictions and metrics. Management and gRPC are on loopback, TorchServe on sockets."""
     code = (
         "import psutil; print(*{':'.join(map(str, c.laddr)) for c in psutil.net_connections() if c.status == 'LISTEN'})"
     )
     listening = set(engine("exec", plain, "python", "-c", code).split())
-    public = {each for each in listening if not each.startswith(("127.0.0.1:", "::1:", "::ffff:127.0.0.1:"))}
+    loopback = ("127.0.0.1:", "::1:", "::ffff:127.0.0.1:")
+    public = {address for address in listening if not address.startswith(loopback)}
     assert public == {"0.0.0.0:8080", "0.0.0.0:8082"}
     assert "127.0.0.1:8081" in listening
 
 
-def test_any_user_can_run_it() -> None:
-    """OpenShift gives each namespace a user id of its own, in the group root."""
+def test_any_user_can_run_the_image() -> None:
+    """OpenShift runs the containers of each namespace with an own user id, in the group root."""
     with running(*AS_IN_A_POD, "--user", "1000670000:0") as container:
         assert predicted(container).json()["label"] == "positive"
 
 
-def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
+def test_the_server_is_not_root_and_writes_to_tmp_only(container: str) -> None:
     assert engine("exec", container, "id", "-u") == "65532"
     status = engine("exec", container, "cat", "/proc/1/status")
     assert "CapEff:\t0000000000000000" in status
@@ -164,17 +169,17 @@ def test_it_is_not_root_and_writes_nothing_but_tmp(container: str) -> None:
     assert made.returncode != 0
 
 
-def test_nothing_can_be_installed_or_compiled_in_it(container: str) -> None:
+def test_the_image_has_no_installer_and_no_compiler(container: str) -> None:
     for program in ("pip", "gcc", "cc"):
-        found = subprocess.run(
+        lookup = subprocess.run(
             [ENGINE, "exec", container, "sh", "-c", f"command -v {program}"], capture_output=True, check=False
         )
-        assert found.returncode != 0, program
+        assert lookup.returncode != 0, program
     assert engine("exec", container, "ls", "/var/lib/apt/lists") == ""
 
 
-def test_a_killed_worker_costs_no_answer(container: str) -> None:
-    """Its requests are given to another one."""
+def test_a_killed_worker_in_the_image_loses_no_request(container: str) -> None:
+    """The door retries the worker's requests with another worker."""
     stop = threading.Event()
 
     def ask() -> list[int]:
@@ -196,27 +201,27 @@ def test_a_killed_worker_costs_no_answer(container: str) -> None:
     assert set(statuses) == {200}
 
 
-def test_half_sent_bodies_neither_end_it_nor_stop_the_others() -> None:
-    """More bodies than its memory would hold, with a pod's limits. The last byte of each never comes."""
+def test_half_sent_bodies_do_not_affect_other_clients_of_the_image() -> None:
+    """The bodies together exceed the memory limit of a pod. The last byte of each body is never sent."""
     head = f"POST /predictions/sentiment HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n".encode()
     with running(*AS_IN_A_POD, "--memory", "2g", "--cpus", "2") as container, contextlib.ExitStack() as stack:
         host, port = address(container).split(":")
 
         def send() -> None:
             connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-            with contextlib.suppress(OSError):  # it may be refused meanwhile
+            with contextlib.suppress(OSError):  # the door may refuse the request meanwhile
                 connection.sendall(head + bytes(BODY_BYTES - 1))
 
         with ThreadPoolExecutor(32) as pool:
             sent = [pool.submit(send) for _ in range(1_000)]
-            while not all(each.done() for each in sent):
+            while not all(future.done() for future in sent):
                 assert predicted(container).status_code == 200
         assert predicted(container).status_code == 200
         [state] = json.loads(engine("inspect", container))
         assert (state["State"]["Running"], state["State"]["OOMKilled"]) == (True, False)
 
 
-def test_sigterm_under_load_answers_what_is_in_flight() -> None:
+def test_sigterm_under_load_answers_requests_in_flight() -> None:
     with running(*AS_IN_A_POD) as container:
         predictions = url(container)
         with ThreadPoolExecutor(16) as pool:
@@ -229,8 +234,8 @@ def test_sigterm_under_load_answers_what_is_in_flight() -> None:
         assert engine("wait", container) == "0"
 
 
-def test_sigterm_resets_no_kept_connection() -> None:
-    """Each is told to close by its last answer; after that nobody listens."""
+def test_sigterm_resets_no_persistent_connection() -> None:
+    """The last response on each connection announces that it closes; later connections are refused."""
     with running(*AS_IN_A_POD) as container:
         with ThreadPoolExecutor(8) as pool:
             clients = [pool.submit(ask_until_refused, address(container)) for _ in range(8)]
@@ -243,8 +248,10 @@ def test_sigterm_resets_no_kept_connection() -> None:
 
 
 def ask_until_refused(container: str) -> list[int]:
-    """The statuses of one request after the other, on connections that are kept until the server closes them, until
-    there is no new connection."""
+    """Send one request after the other until a new connection is refused; returns the statuses.
+
+    A connection is kept until the server closes it.
+    """
     statuses = []
     while True:
         connection = http.client.HTTPConnection(container, timeout=60)
@@ -265,7 +272,7 @@ def ask_until_refused(container: str) -> list[int]:
             connection.close()
 
 
-def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
+def test_keys_are_read_from_a_mounted_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("".join(f"{key}\n" for key in KEYS))
     keys.chmod(0o444)
@@ -279,8 +286,8 @@ def test_keys_come_from_a_mounted_file(tmp_path: Path) -> None:
             assert requests.get(url(container, path), timeout=60).status_code == 200, path
 
 
-def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
-    """TorchServe executes programs for it, and the image has few."""
+def test_versions_and_workers_can_be_added_and_removed(tmp_path: Path) -> None:
+    """TorchServe executes programs for these actions, and the image has few programs."""
     second = tmp_path / "sentiment-2.mar"
     archive(MODEL, second, "2.0", "int8")
     with running(*AS_IN_A_POD, "--volume", f"{second}:/app/model_store/{second.name}:ro") as container:
@@ -294,7 +301,7 @@ def test_versions_and_workers_come_and_go(tmp_path: Path) -> None:
         assert [version["version"] for version in status["versions"]] == ["1.0"]
 
 
-def test_labels_say_what_it_is() -> None:
+def test_the_images_labels_describe_it() -> None:
     [described] = json.loads(engine("image", "inspect", IMAGE))
     labels = described["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "sentiment"

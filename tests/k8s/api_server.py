@@ -1,7 +1,7 @@
-"""A stand-in for Kubernetes' API server, which the real kubectl asks: it keeps objects, and forwards ports to pods.
+"""A stand-in for Kubernetes' API server, for use with the real kubectl: it stores objects and forwards ports to pods.
 
-It has no controllers and validates nothing. The pods are servers on this machine. A port-forward is SPDY/3.1 over an
-upgraded HTTP connection; for each forwarded TCP connection kubectl opens one stream for data and one for errors.
+It has no controllers and no validation. The pods are servers on this machine. A port-forward uses SPDY/3.1 over an
+upgraded HTTP connection; for each forwarded TCP connection, kubectl opens one stream for data and one for errors.
 """
 
 import contextlib
@@ -30,22 +30,24 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
 class Forward(Enum):
-    """What becomes of a port-forward to a pod."""
+    """The outcome of a port-forward to a pod."""
 
     WORKS = auto()
     REFUSED = auto()
     """The user may not forward ports."""
     SILENT = auto()
-    """The API server does not answer."""
+    """The API server does not respond."""
     BREAKS = auto()
-    """The connection to the pod is lost with the first request that is forwarded."""
+    """The connection to the pod is lost with the first forwarded request."""
 
 
 @dataclass
 class StandInPod:
+    """A pod whose ports are ports on this machine."""
+
     name: str
     ports: dict[int, int] = field(default_factory=dict)
-    """Each of its ports to the port on this machine that stands for it."""
+    """The port on this machine for each port of the pod."""
     phase: str = "Running"
     ready: bool = True
     ending: bool = False
@@ -66,7 +68,7 @@ class StandInPod:
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, and where the API has it."""
+    """A kind of object, and its path in the API."""
 
     version: str
     kind: str
@@ -112,38 +114,41 @@ class ApiServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Requests)
         self.pods: list[StandInPod] = []
         self.objects: dict[str, Manifest] = {}
-        """All other objects, by their path."""
+        """All objects other than pods, by path."""
         self.may_list = True
         self.stopped = threading.Event()
         self.forwards: list[socket.socket] = []
-        """The connections of all port-forwards so far."""
+        """The connections of all port-forwards."""
 
     def get(self, path: str) -> Manifest | None:
         return next((pod.manifest() for pod in self.pods if path == f"{PODS}/{pod.name}"), self.objects.get(path))
 
     def list(self, collection: str, query: str) -> list[Manifest]:
-        """The objects of a collection that the query selects: by equality of labels, or by name."""
-        everything = [pod.manifest() for pod in self.pods] if collection == PODS else []
-        everything += [value for path, value in self.objects.items() if path.rpartition("/")[0] == collection]
+        """The objects of a collection that a query selects, by equality of labels or by name."""
+        manifests = [pod.manifest() for pod in self.pods] if collection == PODS else []
+        manifests += [value for path, value in self.objects.items() if path.rpartition("/")[0] == collection]
         parameters = dict(parse_qsl(query))
-        wanted = dict(part.split("=") for part in parameters.get("labelSelector", "").split(",") if part)
+        labels = dict(part.split("=") for part in parameters.get("labelSelector", "").split(",") if part)
         name = parameters.get("fieldSelector", "").removeprefix("metadata.name=")
         return [
-            each
-            for each in everything
-            if wanted.items() <= each["metadata"].get("labels", {}).items() and name in ("", each["metadata"]["name"])
+            manifest
+            for manifest in manifests
+            if labels.items() <= manifest["metadata"].get("labels", {}).items()
+            and name in ("", manifest["metadata"]["name"])
         ]
 
     def lose_forwards(self) -> None:
-        """End all port-forwards, as an API server that restarts."""
+        """End all port-forwards, as a restart of an API server does."""
         for connection in self.forwards:
             _end(connection)
 
 
 @contextlib.contextmanager
 def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """An API server that kubectl asks, without pods as yet. Skips the test where there is no kubectl; that is a
-    failure where CI is true."""
+    """An API server without pods, to which kubectl is configured to connect.
+
+    Without kubectl, the test is skipped, or fails if the variable CI is true.
+    """
     if shutil.which("kubectl") is None:
         reason = "kubectl is not installed"
         if os.environ.get("CI") == "true":
@@ -178,15 +183,20 @@ class _Requests(BaseHTTPRequestHandler):
         if discovered := _discovery(path):
             self._answer(200, discovered)
         elif path.endswith("/portforward"):
-            # Over a WebSocket, which newer clients try first and older servers do not have.
+            # Newer clients try a WebSocket first, which older servers do not support.
             self._fail(400, "BadRequest", "Upgrade request required")
         elif path == PODS and not self.server.may_list:
             self._fail(403, "Forbidden", 'pods is forbidden: User "somebody" cannot list resource "pods"')
-        elif found := self.server.get(path):
-            self._answer(200, found)
-        elif kinds := [each for each in RESOURCES if path.startswith(each.root) and path.endswith(f"/{each.plural}")]:
+        elif manifest := self.server.get(path):
+            self._answer(200, manifest)
+        elif resources := [
+            resource
+            for resource in RESOURCES
+            if path.startswith(resource.root) and path.endswith(f"/{resource.plural}")
+        ]:
             items = self.server.list(path, query)
-            self._answer(200, {"kind": f"{kinds[0].kind}List", "apiVersion": kinds[0].version, "items": items})
+            kind, version = f"{resources[0].kind}List", resources[0].version
+            self._answer(200, {"kind": kind, "apiVersion": version, "items": items})
         else:
             self._fail(404, "NotFound", f"{path} not found")
 
@@ -255,7 +265,7 @@ class _Requests(BaseHTTPRequestHandler):
 
 
 def _discovery(path: str) -> Manifest | None:
-    """What the API has, as kubectl asks before anything else."""
+    """The response to a discovery request, which kubectl sends before all others; None for other paths."""
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
@@ -266,14 +276,14 @@ def _discovery(path: str) -> Manifest | None:
             described = {"groupVersion": version, "version": number}
             groups.append({"name": group, "versions": [described], "preferredVersion": described})
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-    if found := [each for each in RESOURCES if path == each.root]:
-        resources = [each.described() for each in found]
-        return {"kind": "APIResourceList", "groupVersion": found[0].version, "resources": resources}
+    if group_resources := [resource for resource in RESOURCES if path == resource.root]:
+        resources = [resource.described() for resource in group_resources]
+        return {"kind": "APIResourceList", "groupVersion": group_resources[0].version, "resources": resources}
     return None
 
 
 def _merged(value: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7396), in which lists of objects are merged by the key that Kubernetes has for them."""
+    """The result of a JSON merge patch (RFC 7396) that merges lists of objects by Kubernetes' merge keys."""
     if isinstance(patch, dict):
         merged = dict(value) if isinstance(value, dict) else {}
         for name, change in patch.items():
@@ -284,12 +294,12 @@ def _merged(value: Any, patch: Any) -> Any:
         return merged
     for key in ("mountPath", "name"):
         if isinstance(patch, list) and patch and all(isinstance(each, dict) and key in each for each in patch):
-            by_key = {each[key]: each for each in value or []}
-            for each in patch:
-                if each.get("$patch") == "delete":
-                    del by_key[each[key]]
+            by_key = {element[key]: element for element in value or []}
+            for element in patch:
+                if element.get("$patch") == "delete":
+                    del by_key[element[key]]
                 else:
-                    by_key[each[key]] = _merged(by_key.get(each[key]), each)
+                    by_key[element[key]] = _merged(by_key.get(element[key]), element)
             return list(by_key.values())
     return patch
 
@@ -299,7 +309,7 @@ FIN = 1
 
 
 class _Session:
-    """One port-forward's streams (SPDY Protocol, draft 3.1, sections 2.2 and 2.6)."""
+    """The streams of a port-forward (SPDY Protocol, draft 3.1, sections 2.2 and 2.6)."""
 
     def __init__(self, request: _Requests, pod: StandInPod) -> None:
         self._request = request
@@ -361,7 +371,7 @@ class _Session:
             raise ConnectionAbortedError
         target.sendall(payload)
         if flags & FIN:
-            with contextlib.suppress(OSError):  # closed by its peer already
+            with contextlib.suppress(OSError):  # the peer has closed the connection already
                 target.shutdown(socket.SHUT_WR)
 
     def _control(self, kind: int, payload: bytes) -> None:
@@ -377,11 +387,11 @@ class _Session:
 
 def _headers(block: bytes) -> dict[str, str]:
     words = []
-    place = 4
-    while place < len(block):
-        [length] = struct.unpack_from("!I", block, place)
-        words.append(block[place + 4 : place + 4 + length].decode())
-        place += 4 + length
+    offset = 4
+    while offset < len(block):
+        [length] = struct.unpack_from("!I", block, offset)
+        words.append(block[offset + 4 : offset + 4 + length].decode())
+        offset += 4 + length
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
@@ -390,7 +400,7 @@ def _end(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-# The dictionary that both sides compress headers with (section 2.6.10.1).
+# The dictionary with which both sides compress headers (section 2.6.10.1).
 _WORDS = (
     "options head post put delete trace accept accept-charset accept-encoding accept-language accept-ranges age allow "
     "authorization cache-control connection content-base content-encoding content-language content-length "

@@ -1,4 +1,4 @@
-"""The overlays as a cluster would get them."""
+"""The overlays, rendered by kustomize."""
 
 import functools
 import os
@@ -15,22 +15,26 @@ from tests.paths import ROOT
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("gke", "local", "gke+keys")
-"""The overlays, and one with a component that it does not name."""
+"""The overlays, and the overlay `gke` with the optional component `keys`."""
 
 Manifest = dict[str, Any]
 
 
 def render(overlay: str) -> list[Manifest]:
-    """An overlay's manifests, anew for each caller. Skips the test where there is no kustomize; that is a failure
-    where CI is true."""
+    """An overlay's manifests, a new copy for each caller.
+
+    Without kustomize, the test is skipped, or fails if the variable CI is true.
+    """
     name, _, component = overlay.partition("+")
     return list(yaml.safe_load_all(_yaml(name, component)))
 
 
 def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    """The one manifest of a kind whose name begins with `name`, behind which generated names have a hash."""
-    [found] = [each for each in manifests if each["kind"] == kind and each["metadata"]["name"].startswith(name)]
-    return found
+    """The only manifest of a kind whose name begins with `name`; generated names end with a hash."""
+    [manifest] = [
+        manifest for manifest in manifests if manifest["kind"] == kind and manifest["metadata"]["name"].startswith(name)
+    ]
+    return manifest
 
 
 @functools.cache
@@ -41,7 +45,7 @@ def _yaml(overlay: str, component: str) -> str:
 
 
 def render_folder(overlay: Path) -> list[Manifest]:
-    """As `render`, for an overlay in another place."""
+    """The manifests of an overlay outside the project."""
     return list(yaml.safe_load_all(_rendered(overlay)))
 
 
@@ -58,7 +62,7 @@ def _rendered(overlay: Path) -> str:
 
 
 def with_component(overlay: str, component: str, folder: Path) -> Path:
-    """A copy of the manifests in `folder`, with one more component in an overlay that does not name it."""
+    """Copy the manifests to `folder` and add a component to an overlay; returns the copy."""
     copy = Path(shutil.copytree(K8S, folder / "k8s"))
     kustomization = copy / "overlays" / overlay / "kustomization.yaml"
     text = kustomization.read_text(encoding="utf-8")
@@ -70,7 +74,7 @@ def with_component(overlay: str, component: str, folder: Path) -> Path:
 
 
 def kustomize() -> list[str] | None:
-    """The command that renders a folder, if there is one here."""
+    """The command that renders a folder; None if there is none on this machine."""
     if shutil.which("kubectl"):
         return ["kubectl", "kustomize"]
     if shutil.which("kustomize"):

@@ -1,7 +1,7 @@
-"""What must hold for manifests, as functions from all manifests of an overlay to what is wrong with them.
+"""Rules for manifests: functions that take all manifests of an overlay and return a list of problems.
 
-An API server would refuse some of it. Most of it, it would take: a port that no container has, a selector that selects
-nothing, an alert on a metric that nobody exports.
+An API server would accept most of these problems, such as a port that no container has, a selector that selects
+nothing, or an alert on a metric that does not exist.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from server import door
+from server import door, memory
 from server.__main__ import DRAIN_TIMEOUT_S
 from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
 from tests.k8s.rendered import Manifest
@@ -32,13 +32,13 @@ MANAGEMENT_PORT = 8081
 
 
 def schema_problems(manifests: list[Manifest]) -> list[str]:
-    """Strictly: a field that Kubernetes does not know is a problem. CRDs by the schemas beside this file."""
+    """Every manifest is valid, without unknown fields. The schemas of CRDs are in the folder `schemas`."""
     problems = []
     for manifest in manifests:
-        own = SCHEMAS / f"{manifest['kind'].lower()}.json"
+        own_schema = SCHEMAS / f"{manifest['kind'].lower()}.json"
         try:
-            if own.is_file():
-                jsonschema.Draft202012Validator(json.loads(own.read_text(encoding="utf-8"))).validate(manifest)
+            if own_schema.is_file():
+                jsonschema.Draft202012Validator(json.loads(own_schema.read_text(encoding="utf-8"))).validate(manifest)
             else:
                 kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         except jsonschema.ValidationError as error:
@@ -72,8 +72,10 @@ SAFE_SYSCTLS = frozenset(
 
 
 def pod_security_problems(manifests: list[Manifest]) -> list[str]:
-    """The restricted profile, field by field (kubernetes.io/docs/concepts/security/pod-security-standards), in which
-    all of the baseline profile holds; enforced by the namespace."""
+    """Every pod conforms to the restricted profile, and its namespace enforces the profile.
+
+    The profile includes the baseline profile (kubernetes.io/docs/concepts/security/pod-security-standards).
+    """
     problems = [
         f"{_title(each)}: restricted is not enforced"
         for each in manifests
@@ -83,8 +85,8 @@ def pod_security_problems(manifests: list[Manifest]) -> list[str]:
     for pod in _pods(manifests):
         problems += [f"{pod.title}: {problem}" for problem in _restricted_pod(pod.spec)]
         for container in _all_containers(pod.spec):
-            found = _restricted_container(container, pod.spec.get("securityContext", {}))
-            problems += [f"{pod.title}: {container['name']}: {problem}" for problem in found]
+            violations = _restricted_container(container, pod.spec.get("securityContext", {}))
+            problems += [f"{pod.title}: {container['name']}: {problem}" for problem in violations]
     return problems
 
 
@@ -126,7 +128,7 @@ def _restricted_container(container: Manifest, pod: Manifest) -> Iterator[str]:
 
 
 def _restricted_context(context: Manifest) -> Iterator[str]:
-    """What a pod's and a container's security context have in common."""
+    """The problems of the fields that the security contexts of pods and containers have in common."""
     if context.get("runAsNonRoot", True) is not True:
         yield "runAsNonRoot is false"
     if context.get("runAsUser") == 0:
@@ -145,7 +147,7 @@ def _restricted_context(context: Manifest) -> Iterator[str]:
 
 
 def hardening_problems(manifests: list[Manifest]) -> list[str]:
-    """What this project asks for beyond restricted."""
+    """Every pod conforms to this project's requirements beyond the restricted profile."""
     problems = []
     for pod in _pods(manifests):
         if not pod.spec.get("securityContext", {}).get("runAsUser"):
@@ -168,7 +170,7 @@ def hardening_problems(manifests: list[Manifest]) -> list[str]:
 
 
 def network_problems(manifests: list[Manifest]) -> list[str]:
-    """Nothing in or out but by a policy that says who and which port."""
+    """All traffic is denied, except from peers and to ports that a policy names."""
     policies = [each for each in manifests if each["kind"] == "NetworkPolicy"]
     problems = []
     if not any(_denies_all(policy["spec"]) for policy in policies):
@@ -176,12 +178,12 @@ def network_problems(manifests: list[Manifest]) -> list[str]:
     for policy in policies:
         spec = policy["spec"]
         if spec.get("egress"):
-            problems.append(f"{_title(policy)}: a way out")
+            problems.append(f"{_title(policy)}: allows egress")
         for rule in spec.get("ingress", []):
             if not rule.get("from") or any(not any(peer.values()) for peer in rule["from"]):
-                problems.append(f"{_title(policy)}: a way in for everybody")
+                problems.append(f"{_title(policy)}: allows ingress from every peer")
             if not rule.get("ports"):
-                problems.append(f"{_title(policy)}: a way in to every port")
+                problems.append(f"{_title(policy)}: allows ingress to every port")
     return problems
 
 
@@ -190,7 +192,7 @@ def _denies_all(spec: Manifest) -> bool:
     return not spec["podSelector"] and not rules and set(spec["policyTypes"]) == {"Ingress", "Egress"}
 
 
-# -- What refers to what --
+# -- References --
 
 
 def selector_problems(manifests: list[Manifest]) -> list[str]:
@@ -198,9 +200,9 @@ def selector_problems(manifests: list[Manifest]) -> list[str]:
     labels = [pod.labels for pod in _pods(manifests)]
     problems = []
     for manifest in manifests:
-        for where, selector in _selectors(manifest):
-            if not any(selector.items() <= each.items() for each in labels):
-                problems.append(f"{_title(manifest)}: {where} selects no pod: {selector}")
+        for field, selector in _selectors(manifest):
+            if not any(selector.items() <= pod_labels.items() for pod_labels in labels):
+                problems.append(f"{_title(manifest)}: {field} selects no pod: {selector}")
     problems += [
         f"{pod.title}: its selector does not match its own pods"
         for pod in _pods(manifests)
@@ -224,15 +226,15 @@ def _selectors(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
 
 
 def reference_problems(manifests: list[Manifest]) -> list[str]:
-    """Every name that one manifest calls another by is the name of one."""
-    there = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+    """Every name by which a manifest refers to another one exists."""
+    names = {(each["kind"], each["metadata"]["name"]) for each in manifests}
     problems = []
     for manifest in manifests:
         for kind, name in _references(manifest):
-            if (kind, name) not in there:
+            if (kind, name) not in names:
                 problems.append(f"{_title(manifest)}: no {kind} {name}")
         namespace = manifest["metadata"].get("namespace")
-        if manifest["kind"] != "Namespace" and ("Namespace", namespace) not in there:
+        if manifest["kind"] != "Namespace" and ("Namespace", namespace) not in names:
             problems.append(f"{_title(manifest)}: no Namespace {namespace}")
     for pod in _pods(manifests):
         volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
@@ -261,7 +263,7 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def port_problems(manifests: list[Manifest]) -> list[str]:
-    """Every port that is referred to, by name or number, is one that a container, service or listener has."""
+    """Every port in a reference, by name or number, exists in a container, service or listener."""
     pods = {port for pod in _pods(manifests) for port in _ports(pod.spec)}
     services = {
         (each["metadata"]["name"], port["port"])
@@ -278,18 +280,18 @@ def port_problems(manifests: list[Manifest]) -> list[str]:
     problems = []
     for manifest in manifests:
         spec = manifest.get("spec", {})
-        wanted: list[object] = []
+        referenced: list[object] = []
         match manifest["kind"]:
             case "Service":
-                wanted = [port.get("targetPort", port["port"]) for port in spec["ports"]]
+                referenced = [port.get("targetPort", port["port"]) for port in spec["ports"]]
             case "NetworkPolicy":
-                wanted = [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
+                referenced = [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
             case "PodMonitoring":
-                wanted = [endpoint["port"] for endpoint in spec["endpoints"]]
-                if len(set(wanted)) < len(wanted):
+                referenced = [endpoint["port"] for endpoint in spec["endpoints"]]
+                if len(set(referenced)) < len(referenced):
                     problems.append(f"{_title(manifest)}: Managed Prometheus refuses two endpoints on one port")
             case "HealthCheckPolicy":
-                wanted = [spec["default"]["config"]["httpHealthCheck"]["port"]]
+                referenced = [spec["default"]["config"]["httpHealthCheck"]["port"]]
             case "HTTPRoute":
                 backends = {(each["name"], each["port"]) for rule in spec["rules"] for each in rule["backendRefs"]}
                 problems += [
@@ -297,7 +299,7 @@ def port_problems(manifests: list[Manifest]) -> list[str]:
                 ]
                 parents = {(parent["name"], parent["sectionName"]) for parent in spec["parentRefs"]}
                 problems += [f"{_title(manifest)}: {name} has no listener {part}" for name, part in parents - listeners]
-        problems += [f"{_title(manifest)}: no container has the port {port}" for port in wanted if port not in pods]
+        problems += [f"{_title(manifest)}: no container has the port {port}" for port in referenced if port not in pods]
     return problems
 
 
@@ -308,43 +310,43 @@ def _ports(spec: Manifest) -> Iterator[object]:
             yield port["name"]
 
 
-# -- Probes, and the end --
+# -- Probes and termination --
 
 
 PROBES = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/ping"}
 
 
 def probe_problems(manifests: list[Manifest]) -> list[str]:
-    """Ready means workers that answer; alive means that the door and TorchServe answer, whatever the workers do."""
+    """The readiness probe checks the workers; the liveness probe checks only the door and TorchServe."""
     problems = []
     for pod in _pods(manifests):
         for container in pod.spec["containers"]:
             title = f"{pod.title}: {container['name']}"
             ports = {port["name"] for port in container["ports"]}
             for name, path in PROBES.items():
-                asked = container.get(name, {}).get("httpGet", {})
+                request = container.get(name, {}).get("httpGet", {})
                 if name not in container:
                     problems.append(f"{title}: no {name}")
-                elif asked.get("path") != path or asked.get("port") not in ports:
-                    problems.append(f"{title}: {name} asks {asked}")
+                elif request.get("path") != path or request.get("port") not in ports:
+                    problems.append(f"{title}: {name} requests {request}")
             if container.get("livenessProbe", {}).get("httpGet", {}).get("port") == "http":
                 problems.append(f"{title}: livenessProbe fails while clients hold all connections")
             startup = container.get("startupProbe", {})
             if startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3) < START_TIMEOUT_S:
                 problems.append(f"{title}: startupProbe gives up before the server does ({START_TIMEOUT_S} s)")
     for policy in (each for each in manifests if each["kind"] == "HealthCheckPolicy"):
-        asked = policy["spec"]["default"]["config"]["httpHealthCheck"]
-        if asked["requestPath"] != PROBES["readinessProbe"]:
-            problems.append(f"{_title(policy)}: asks {asked['requestPath']}")
+        request = policy["spec"]["default"]["config"]["httpHealthCheck"]
+        if request["requestPath"] != PROBES["readinessProbe"]:
+            problems.append(f"{_title(policy)}: requests {request['requestPath']}")
     return problems
 
 
 LOAD_BALANCERS_LEARN_S = 15
-"""Until no load balancer sends a new request to a pod that ends."""
+"""The time until no load balancer sends a new request to a terminating pod."""
 
 
 def ending_problems(manifests: list[Manifest]) -> list[str]:
-    """A rollout loses no request: the load balancers let go of a pod, then the server drains, then it ends."""
+    """A rollout loses no request: the load balancers deregister a pod, then the server drains, then the pod ends."""
     policies = [each for each in manifests if each["kind"] == "GCPBackendPolicy"]
     request_s = longest_request_s()
     problems = []
@@ -352,22 +354,22 @@ def ending_problems(manifests: list[Manifest]) -> list[str]:
         title = _title(deployment)
         update = deployment["spec"]["strategy"].get("rollingUpdate", {})
         if update.get("maxUnavailable", "25%") != 0 or update.get("maxSurge", "25%") in (0, "0%"):
-            problems.append(f"{title}: a pod goes before its successor is there")
+            problems.append(f"{title}: a pod ends before its successor is ready")
         spec = deployment["spec"]["template"]["spec"]
         sleep_s = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         grace_s = spec.get("terminationGracePeriodSeconds", 30)
-        # Each of the door's two processes gets so long; Java gets one STOP_TIMEOUT_S, the workers another.
+        # Each of the door's two processes has this timeout; Java has one STOP_TIMEOUT_S, and the workers another.
         needed_s = sleep_s + DRAIN_TIMEOUT_S + 2 * door.STOP_TIMEOUT_S + 2 * STOP_TIMEOUT_S
         if grace_s <= needed_s:
-            problems.append(f"{title}: killed after {grace_s} s, but its end takes up to {needed_s} s")
+            problems.append(f"{title}: killed after {grace_s} s, but its stop takes up to {needed_s} s")
         if sleep_s <= LOAD_BALANCERS_LEARN_S:
-            problems.append(f"{title}: preStop ({sleep_s} s) is over before the load balancers let go of it")
+            problems.append(f"{title}: preStop ({sleep_s} s) ends before the load balancers deregister the pod")
         if sleep_s + DRAIN_TIMEOUT_S < LOAD_BALANCERS_LEARN_S + request_s:
-            problems.append(f"{title}: the drain is over before the longest request ({request_s} s)")
+            problems.append(f"{title}: the drain ends before the longest request ({request_s} s)")
     for policy in policies:
         default = policy["spec"]["default"]
         if default.get("timeoutSec", 30) <= request_s:
-            problems.append(f"{_title(policy)}: gives up before the door does ({request_s} s)")
+            problems.append(f"{_title(policy)}: times out before the door does ({request_s} s)")
         if default.get("connectionDraining", {}).get("drainingTimeoutSec", 0) <= request_s:
             problems.append(f"{_title(policy)}: cuts the longest request ({request_s} s)")
     return problems
@@ -375,8 +377,10 @@ def ending_problems(manifests: list[Manifest]) -> list[str]:
 
 @functools.cache
 def longest_request_s() -> int:
-    """The longest that the door lets a request take, in seconds: the arrival of its headers and of its body, and for
-    each try the queue and the answer."""
+    """The longest duration of a request by the door's timeouts, in seconds.
+
+    It is the sum of the timeouts for the headers and the body, and of those for queue and response for each attempt.
+    """
     configuration = (ROOT / "door" / "haproxy.cfg").read_text(encoding="utf-8")
     defaults = (ROOT / "door" / "shared.cfg").read_text(encoding="utf-8")
     [arrival_s], [queue_s], [answer_s] = (
@@ -394,27 +398,24 @@ _FACTORS = {None: Decimal(1), "m": Decimal("0.001")}
 _FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T"), start=1)}
 _FACTORS |= {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)}
 
-# Measured (k8s/README.md has the table), in MB.
-WORKER_MB = 420
-JAVA_BESIDE_HEAP_MB = 130
-SERVER_MB = 45
-DOOR_MB = 240
+MODEL_BYTES = 10_000_000
+"""The size of the embedded model's files in a worker."""
 
 
 def quantity(text: object) -> Decimal:
-    """Kubernetes' number with a unit, in cores or bytes.
+    """The value of a Kubernetes quantity such as `2Gi` or `500m`, in bytes or cores.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a quantity.
     """
-    found = _QUANTITY.fullmatch(str(text))
-    if not found:
-        raise ValueError(f"{text!r} is no quantity")
-    return Decimal(found[1]) * _FACTORS[found[2]]
+    match = _QUANTITY.fullmatch(str(text))
+    if not match:
+        raise ValueError(f"{text!r} is not a quantity")
+    return Decimal(match[1]) * _FACTORS[match[2]]
 
 
 def resource_problems(manifests: list[Manifest]) -> list[str]:
-    """Quantities are such, requests are within limits, and the memory holds what the cores make of it."""
+    """Quantities are valid, requests are within limits, and the memory suffices for one worker per core."""
     problems = []
     for pod in _pods(manifests):
         try:
@@ -438,30 +439,23 @@ def _resources(spec: Manifest) -> Iterator[str]:
                 yield f"{container['name']}: no request or no limit of {name}"
         for name in requests.keys() & limits.keys():
             if quantity(requests[name]) > quantity(limits[name]):
-                yield f"{container['name']}: asks for more {name} than its limit"
+                yield f"{container['name']}: requests more {name} than its limit"
         if quantity(limits.get("ephemeral-storage", 0)) < storage:
             yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
-        if quantity(limits.get("memory", 0)) < _memory(quantity(limits.get("cpu", 0))):
+        cores = quantity(limits.get("cpu", 0))
+        if quantity(limits.get("memory", 0)) < memory.REST_BYTES + cores * (memory.WORKER_BYTES + MODEL_BYTES):
             yield f"{container['name']}: less memory than its processes may take"
 
 
-def _memory(cores: Decimal) -> Decimal:
-    """What a pod takes in bytes with everything full at once: Java's heap, as much again in buffers (Java's own bound
-    for them), a worker for each core, with its longest batch, and the door with all its places taken."""
-    [heap] = re.findall(r"-Xmx(\d+)m", (ROOT / "config.properties").read_text(encoding="utf-8"))
-    processes = cores * WORKER_MB + JAVA_BESIDE_HEAP_MB + SERVER_MB + DOOR_MB
-    return 2 * int(heap) * quantity("1Mi") + processes * quantity("1M")
-
-
 def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
-    """At most one autoscaler for a Deployment. No Deployment sets its number of pods: each apply would set it back."""
+    """A Deployment has at most one autoscaler, and sets no number of pods, which each `kubectl apply` would restore."""
     autoscalers = [each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"]
     deployments = [each for each in manifests if each["kind"] == "Deployment"]
     problems = [f"{_title(each)}: sets the number of pods" for each in deployments if "replicas" in each["spec"]]
     for name in (each["metadata"]["name"] for each in deployments):
-        own = [each for each in autoscalers if each["spec"]["scaleTargetRef"]["name"] == name]
-        if len(own) > 1:
-            problems.append(f"Deployment/{name}: {len(own)} autoscalers")
+        count = sum(each["spec"]["scaleTargetRef"]["name"] == name for each in autoscalers)
+        if count > 1:
+            problems.append(f"Deployment/{name}: {count} autoscalers")
     for autoscaler in autoscalers:
         spec = autoscaler["spec"]
         if not 1 < spec["minReplicas"] < spec["maxReplicas"]:
@@ -477,15 +471,15 @@ _PROMQL_WORDS = frozenset(
 
 
 def metric_problems(manifests: list[Manifest]) -> list[str]:
-    """Rules, dashboards and autoscalers ask for metrics that are exposed or that a rule records."""
+    """Rules, dashboards and autoscalers use metrics that the server exposes or that a rule records."""
     known = exposed_metrics() | {rule["record"] for _, rule in _recorded_and_alerts(manifests) if "record" in rule}
     problems = []
     for manifest, rule in _recorded_and_alerts(manifests):
         problems += [f"{_title(manifest)}: no metric {name}" for name in metric_names(rule["expr"]) - known]
     for manifest in (each for each in manifests if "grafana_dashboard" in each["metadata"].get("labels", {})):
         for dashboard in manifest["data"].values():
-            asked = [target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]]
-            for name in set().union(*map(metric_names, asked)) - known:
+            expressions = [target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]]
+            for name in set().union(*map(metric_names, expressions)) - known:
                 problems.append(f"{_title(manifest)}: no metric {name}")
     for manifest in (each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"):
         for metric in (each["external"] for each in manifest["spec"]["metrics"] if each["type"] == "External"):
@@ -499,7 +493,7 @@ def metric_problems(manifests: list[Manifest]) -> list[str]:
 
 
 def metric_names(expression: str) -> set[str]:
-    """The metrics that a PromQL expression asks for: words that are no function, keyword, label or duration."""
+    """The metrics in a PromQL expression: the words that are no function, keyword, label or duration."""
     bare = re.sub(r"\"[^\"]*\"|\{[^}]*\}|\[[^]]*\]|\b(?:by|without|on|ignoring)\s*\([^)]*\)", " ", expression)
     return set(re.findall(r"\b[A-Za-z_:][\w:]*\b(?!\s*\()", bare)) - _PROMQL_WORDS
 
@@ -512,8 +506,10 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 
 @functools.cache
 def exposed_metrics() -> frozenset[str]:
-    """The names at the metrics address: those from the list that TorchServe reads (a histogram has three), and those of
-    the door that the page lists."""
+    """The names of all metrics of the server.
+
+    They are the names in the list that TorchServe reads (a histogram has three), and the door's documented names.
+    """
     declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
     suffixes = {"histogram": ("_bucket", "_sum", "_count")}
     torchserves = {
@@ -532,7 +528,7 @@ def exposed_metrics() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Pod:
-    """What a Deployment makes."""
+    """The pods of a Deployment."""
 
     title: str
     selector: Manifest

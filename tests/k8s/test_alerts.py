@@ -1,4 +1,4 @@
-"""The alerts fire when they should, by Prometheus' own unit tests."""
+"""Tests of the alerts by Prometheus' unit tests (`promtool test rules`)."""
 
 import shutil
 import subprocess
@@ -12,12 +12,12 @@ from tests.k8s.rendered import K8S
 PROMTOOL = shutil.which("promtool")
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="no promtool here; Debian's and Ubuntu's package prometheus brings it")
-def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing; install Debian's or Ubuntu's package prometheus")
+def test_the_alerts_fire_as_promtools_cases_expect(tmp_path: Path) -> None:
     manifest = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text(encoding="utf-8"))
     groups = manifest["spec"]["groups"]
     for rule in (rule for group in groups for rule in group["rules"]):
-        # As Managed Prometheus does, to what is recorded too.
+        # Managed Prometheus adds these labels, to recorded series too.
         rule["labels"] = rule.get("labels", {}) | {"cluster": "sentiment", "namespace": "sentiment"}
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}), encoding="utf-8")
     shutil.copy(Path(__file__).with_name("alerts.yaml"), tmp_path)

@@ -1,4 +1,7 @@
-"""Components come and go on a live cluster, and the pods stay: the real kubectl, a stand-in for the API server."""
+"""Tests of changes to a live cluster, with the real kubectl and a stand-in for the API server.
+
+Components are added and removed while the number of pods stays the same.
+"""
 
 import base64
 import copy
@@ -27,13 +30,13 @@ DELETE = dict(re.findall(r"^\| (\w+) \| `(kubectl delete .*)` \|$", README, flag
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    render("gke")  # skips the test, or fails it, where nothing renders
+    render("gke")  # skips the test, or fails it, without kustomize
     with cluster(tmp_path, monkeypatch) as server:
         yield server
 
 
 def kubectl(command: str, folder: Path = ROOT, manifest: Manifest | None = None) -> str:
-    """Run a command line of the page's; what it applies is not validated, as the stand-in has no schemas."""
+    """Run a documented command line, without validation, because the stand-in has no schemas."""
     command = re.sub(r"kubectl apply( edit-last-applied)?", r"\g<0> --validate=false", command)
     standard_input = None if manifest is None else json.dumps(manifest)
     result = subprocess.run(
@@ -50,7 +53,7 @@ def kubectl(command: str, folder: Path = ROOT, manifest: Manifest | None = None)
 
 
 def copied(component: str, folder: Path) -> Path:
-    """A copy of the project's manifests whose overlay `gke` names the component."""
+    """A copy of the project's manifests whose overlay `gke` includes the component."""
     if component == "keys":
         return with_component("gke", component, folder).parent
     shutil.copytree(K8S, folder / "k8s")
@@ -58,19 +61,19 @@ def copied(component: str, folder: Path) -> Path:
 
 
 def remove(component: str, folder: Path) -> None:
-    """Take the component's line out of a copy."""
+    """Remove the component's line from the overlay `gke` of a copy."""
     kustomization = folder / "k8s" / "overlays" / "gke" / "kustomization.yaml"
     lines = kustomization.read_text(encoding="utf-8").splitlines(keepends=True)
-    left = [line for line in lines if line.strip() != f"- ../../components/{component}"]
-    assert len(left) == len(lines) - 1
-    kustomization.write_text("".join(left), encoding="utf-8")
+    remaining = [line for line in lines if line.strip() != f"- ../../components/{component}"]
+    assert len(remaining) == len(lines) - 1
+    kustomization.write_text("".join(remaining), encoding="utf-8")
 
 
 def mounted(template: Manifest) -> list[set[str]]:
     """The names of a pod's volumes, and of its container's mounts and variables."""
     [container] = template["spec"]["containers"]
     lists = template["spec"]["volumes"], container["volumeMounts"], container.get("env", [])
-    return [{each["name"] for each in names} for names in lists]
+    return [{element["name"] for element in elements} for elements in lists]
 
 
 def names(manifests: Iterable[Manifest]) -> set[tuple[str, str]]:
@@ -89,8 +92,8 @@ def test_every_component_can_be_removed() -> None:
 
 
 @pytest.mark.parametrize("component", sorted(DELETE))
-def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, component: str) -> None:
-    """By the page's commands: none of its objects is left, no other is gone, and the number of pods stays."""
+def test_a_component_can_be_removed_and_added_again(api: ApiServer, tmp_path: Path, component: str) -> None:
+    """The documented commands remove exactly the component's objects and keep the number of pods."""
     before, after = copied(component, tmp_path / "before"), copied(component, tmp_path / "after")
     remove(component, after)
     kubectl(APPLY, before)
@@ -112,7 +115,7 @@ def test_a_component_is_removed_and_comes_back(api: ApiServer, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("overlay", ["gke", "local"])
-def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> None:
+def test_a_new_image_keeps_the_number_of_pods(api: ApiServer, overlay: str) -> None:
     deployment = find(render(overlay), "Deployment", "sentiment")
     kubectl("kubectl apply -f -", manifest=deployment)
     assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 1, "the API server's default"
@@ -124,8 +127,8 @@ def test_a_new_image_leaves_the_number_of_pods(api: ApiServer, overlay: str) -> 
     assert live["replicas"] == 5
 
 
-def test_keys_go_from_the_file_into_a_secret(api: ApiServer, tmp_path: Path) -> None:
-    """By the page's commands, for the first time and again with other keys; the file has one key a line."""
+def test_the_keys_file_becomes_a_secret(api: ApiServer, tmp_path: Path) -> None:
+    """The documented commands create the secret and replace it by one with further keys, one per line."""
     kubectl("kubectl apply -f k8s/overlays/gke/namespace.yaml")
     secret = "/api/v1/namespaces/sentiment/secrets/sentiment-keys"
     seen = []
@@ -139,8 +142,8 @@ def test_keys_go_from_the_file_into_a_secret(api: ApiServer, tmp_path: Path) -> 
     assert len(second.splitlines()) == 2
 
 
-def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServer) -> None:
-    """By the page's command. Without it `kubectl apply` takes the number out, and one pod is left."""
+def test_an_update_from_manifests_with_replicas_keeps_the_pods(api: ApiServer) -> None:
+    """Without the documented command, `kubectl apply` removes the number of pods, and one pod remains."""
     new = find(render("gke"), "Deployment", "sentiment")
     old = copy.deepcopy(new)
     old["spec"]["replicas"] = 2
@@ -150,14 +153,13 @@ def test_manifests_that_had_replicas_are_left_behind_without_a_loss(api: ApiServ
     assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 1
 
     api.objects.update(before)
-    said = kubectl(FORGET_REPLICAS)
-    assert said == "deployment.apps/sentiment edited\n"
+    assert kubectl(FORGET_REPLICAS) == "deployment.apps/sentiment edited\n"
     kubectl("kubectl apply -f -", manifest=new)
     assert api.objects[DEPLOYMENT]["spec"]["replicas"] == 2
 
 
-def test_apply_after_an_undo_has_no_trace_of_it(api: ApiServer) -> None:
-    """`kubectl rollout undo` puts the old pod template back, and leaves the annotation as the last apply wrote it."""
+def test_apply_after_an_undo_restores_the_manifests(api: ApiServer) -> None:
+    """`kubectl rollout undo` restores the old pod template, but not the annotation of the last `kubectl apply`."""
     old = find(render("gke"), "Deployment", "sentiment")
     new = copy.deepcopy(old)
     [container] = new["spec"]["template"]["spec"]["containers"]

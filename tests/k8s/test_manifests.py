@@ -1,4 +1,4 @@
-"""Every overlay keeps every rule, and no rule lets a broken manifest through. No cluster is needed."""
+"""Tests that every overlay conforms to every rule, and that every rule detects broken manifests, without a cluster."""
 
 import pathlib
 import re
@@ -24,44 +24,44 @@ ABSENT = object()
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_overlay_keeps_every_rule(overlay: str, check: Check) -> None:
+def test_every_overlay_conforms_to_every_rule(overlay: str, check: Check) -> None:
     assert check(render(overlay)) == []
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The overlay `gke` with one value changed, added or (ABSENT) taken out."""
+    """The overlay `gke` with one value changed, added or removed (ABSENT)."""
 
     check: Check
     kind: str
     path: Path
     value: object
     problem: str
-    """Part of what the check says."""
+    """A part of the problem that the check reports."""
 
     name: str = ""
-    """Of the manifest; needed where there are several of a kind."""
+    """The beginning of the manifest's name, if there are several manifests of the kind."""
 
     def __str__(self) -> str:
         return f"{self.kind}.{'.'.join(map(str, self.path))}={'' if self.value is ABSENT else self.value}"
 
     def manifests(self) -> list[Manifest]:
         manifests = render("gke")
-        *way, last = self.path
-        place: Any = find(manifests, self.kind, self.name)
-        for key in way:
-            place = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
+        *parents, last = self.path
+        parent: Any = find(manifests, self.kind, self.name)
+        for key in parents:
+            parent = parent.setdefault(key, {}) if isinstance(parent, dict) else parent[key]
         if self.value is ABSENT:
-            del place[last]
-        elif isinstance(place, list) and last == len(place):
-            place.append(self.value)
+            del parent[last]
+        elif isinstance(parent, list) and last == len(parent):
+            parent.append(self.value)
         else:
-            place[last] = self.value
+            parent[last] = self.value
         return manifests
 
 
 def schemas() -> list[Broken]:
-    """A misspelled field in every kind, and values that no schema allows."""
+    """A misspelled field in every kind, and values that the schemas do not allow."""
     kinds = {
         "Deployment": ("replica",),
         "Service": ("selectors",),
@@ -92,7 +92,7 @@ def schemas() -> list[Broken]:
 
 
 def pod_security() -> list[Broken]:
-    """Every field of the restricted profile."""
+    """A violation of every field of the restricted profile."""
     restricted: list[tuple[Path, object, str]] = [
         ((*POD, "hostNetwork"), True, "hostNetwork"),
         ((*POD, "hostPID"), True, "hostPID"),
@@ -147,17 +147,17 @@ def hardening() -> list[Broken]:
 
 def network() -> list[Broken]:
     check = rules.network_problems
-    ways_in = "inference-for-clients"
+    clients = "inference-for-clients"
     return [
         Broken(check, "NetworkPolicy", ("spec", "policyTypes"), ["Ingress"], "denies everything", "deny-all"),
         Broken(check, "NetworkPolicy", ("spec", "podSelector"), {"matchLabels": {"a": "b"}}, "denies", "deny-all"),
         Broken(check, "NetworkPolicy", ("spec", "ingress"), [{}], "denies everything", "deny-all"),
-        Broken(check, "NetworkPolicy", ("spec", "egress"), [{}], "a way out", ways_in),
-        Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "from"), [], "for everybody", ways_in),
+        Broken(check, "NetworkPolicy", ("spec", "egress"), [{}], "allows egress", clients),
+        Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "from"), [], "from every peer", clients),
         Broken(
-            check, "NetworkPolicy", ("spec", "ingress", 0, "from", 0, "namespaceSelector"), {}, "everybody", ways_in
+            check, "NetworkPolicy", ("spec", "ingress", 0, "from", 0, "namespaceSelector"), {}, "every peer", clients
         ),
-        Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "ports"), ABSENT, "to every port", ways_in),
+        Broken(check, "NetworkPolicy", ("spec", "ingress", 0, "ports"), ABSENT, "to every port", clients),
     ]
 
 
@@ -186,12 +186,12 @@ def references() -> list[Broken]:
 
 def ports() -> list[Broken]:
     check = rules.port_problems
-    way_in: Path = ("spec", "ingress", 0, "ports", 0, "port")
+    ingress: Path = ("spec", "ingress", 0, "ports", 0, "port")
     endpoints: Path = ("spec", "endpoints")
     health: Path = ("spec", "default", "config", "httpHealthCheck", "port")
     return [
         Broken(check, "Service", ("spec", "ports", 0, "targetPort"), "web", "no container has the port web"),
-        Broken(check, "NetworkPolicy", way_in, 8081, "no container has the port 8081", "inference-for-clients"),
+        Broken(check, "NetworkPolicy", ingress, 8081, "no container has the port 8081", "inference-for-clients"),
         Broken(
             check, "PodMonitoring", (*endpoints, 0, "port"), "prom", "no container has the port prom", "sentiment-d"
         ),
@@ -211,12 +211,12 @@ def probes() -> list[Broken]:
     return [
         Broken(check, "Deployment", startup, ABSENT, "no startupProbe"),
         Broken(check, "Deployment", (*startup, "failureThreshold"), 5, "gives up before the server"),
-        Broken(check, "Deployment", (*ready, "httpGet", "path"), "/ping", "readinessProbe asks"),
+        Broken(check, "Deployment", (*ready, "httpGet", "path"), "/ping", "readinessProbe requests"),
         Broken(check, "Deployment", live, ABSENT, "no livenessProbe"),
-        Broken(check, "Deployment", (*live, "httpGet", "port"), "management", "livenessProbe asks"),
+        Broken(check, "Deployment", (*live, "httpGet", "port"), "management", "livenessProbe requests"),
         Broken(check, "Deployment", (*live, "httpGet", "port"), "http", "while clients hold all connections"),
-        Broken(check, "Deployment", (*live, "httpGet", "path"), "/ready", "livenessProbe asks"),
-        Broken(check, "HealthCheckPolicy", health, "/ping", "asks /ping"),
+        Broken(check, "Deployment", (*live, "httpGet", "path"), "/ready", "livenessProbe requests"),
+        Broken(check, "HealthCheckPolicy", health, "/ping", "requests /ping"),
     ]
 
 
@@ -229,10 +229,10 @@ def ending() -> list[Broken]:
         Broken(check, "Deployment", (*update, "maxUnavailable"), 1, "before its successor"),
         Broken(check, "Deployment", (*update, "maxSurge"), 0, "before its successor"),
         Broken(check, "Deployment", (*POD, "terminationGracePeriodSeconds"), 60, "killed after 60 s"),
-        Broken(check, "Deployment", sleep, 10, "before the load balancers let go"),
+        Broken(check, "Deployment", sleep, 10, "before the load balancers deregister"),
         Broken(check, "Deployment", sleep, 10, "before the longest request"),
         Broken(check, "GCPBackendPolicy", drain, 30, "cuts the longest request"),
-        Broken(check, "GCPBackendPolicy", ("spec", "default", "timeoutSec"), 30, "gives up before the door"),
+        Broken(check, "GCPBackendPolicy", ("spec", "default", "timeoutSec"), 30, "times out before the door"),
     ]
 
 
@@ -241,8 +241,8 @@ def resources() -> list[Broken]:
     requests: Path = (*CONTAINER, "resources", "requests")
     limits: Path = (*CONTAINER, "resources", "limits")
     return [
-        Broken(check, "Deployment", (*requests, "cpu"), "two", "'two' is no quantity"),
-        Broken(check, "Deployment", (*limits, "memory"), "2GB", "'2GB' is no quantity"),
+        Broken(check, "Deployment", (*requests, "cpu"), "two", "'two' is not a quantity"),
+        Broken(check, "Deployment", (*limits, "memory"), "2GB", "'2GB' is not a quantity"),
         Broken(check, "Deployment", (*requests, "memory"), "3Gi", "more memory than its limit"),
         Broken(check, "Deployment", (*limits, "memory"), ABSENT, "no limit of memory"),
         Broken(check, "Deployment", (*limits, "memory"), "1Gi", "less memory than its processes"),
@@ -303,12 +303,12 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_broken_manifest_is_caught(broken: Broken) -> None:
+def test_a_broken_manifest_is_detected(broken: Broken) -> None:
     problems = broken.check(broken.manifests())
     assert any(broken.problem in problem for problem in problems), problems
 
 
-def test_two_autoscalers_of_one_deployment_are_caught() -> None:
+def test_two_autoscalers_of_one_deployment_are_detected() -> None:
     manifests = render("gke")
     manifests.append(find(manifests, "HorizontalPodAutoscaler", "sentiment"))
     assert rules.autoscaler_problems(manifests) == ["Deployment/sentiment: 2 autoscalers"]
@@ -318,7 +318,7 @@ def test_every_check_has_a_broken_manifest() -> None:
     assert {broken.check for broken in BROKEN} == set(CHECKS)
 
 
-def test_every_schema_of_our_own_is_needed() -> None:
+def test_every_own_schema_is_needed() -> None:
     kinds = {manifest["kind"].lower() for manifest in render("gke")}
     assert {path.stem for path in rules.SCHEMAS.glob("*.json")} <= kinds
 
@@ -336,7 +336,7 @@ def test_metric_names_are_read_from_promql(expression: str, names: set[str]) -> 
     assert rules.metric_names(expression) == names
 
 
-def test_the_limits_are_the_codes_own() -> None:
+def test_the_limits_equal_the_defaults_of_the_code() -> None:
     lines = (K8S / "base" / "limits.env").read_text(encoding="utf-8").splitlines()
     declared = dict(line.split("=") for line in lines if not line.startswith("#"))
     assert declared == {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in vars(Limits()).items()}
@@ -345,7 +345,7 @@ def test_the_limits_are_the_codes_own() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_changed_limit_rolls_out(overlay: str) -> None:
+def test_a_changed_limit_starts_a_rollout(overlay: str) -> None:
     name = find(render(overlay), "ConfigMap", "sentiment-limits")["metadata"]["name"]
     assert re.fullmatch(r"sentiment-limits-[a-z0-9]{10}", name)
 
@@ -357,8 +357,8 @@ def test_the_image_is_pinned_on_gke_and_never_pulled_locally() -> None:
     assert (locally["image"], locally["imagePullPolicy"]) == ("sentiment:local", "Never")
 
 
-def test_a_server_of_another_model_is_another_namespace_and_image(tmp_path: pathlib.Path) -> None:
-    """In a copy of the overlay, whose every other name stays as it is."""
+def test_another_model_needs_only_another_namespace_and_image(tmp_path: pathlib.Path) -> None:
+    """In a copy of the overlay, every other name stays the same."""
     overlay = pathlib.Path(shutil.copytree(K8S, tmp_path / "k8s"), "overlays", "gke")
     kustomization = overlay / "kustomization.yaml"
     text = kustomization.read_text(encoding="utf-8").replace("namespace: sentiment\n", "namespace: reviews\n")
@@ -384,6 +384,6 @@ def test_no_dashboard_and_no_rule_names_a_model_or_a_namespace() -> None:
         assert not re.search(r"(namespace|model_name)=~?\\?\"(?!\$)", text), name
 
 
-def test_the_autoscaler_looks_at_processors_and_at_the_queue() -> None:
+def test_the_autoscaler_uses_cpu_and_queue_time() -> None:
     metrics = find(render("gke"), "HorizontalPodAutoscaler", "sentiment")["spec"]["metrics"]
     assert [metric["type"] for metric in metrics] == ["Resource", "External"]

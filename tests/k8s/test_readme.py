@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, run_module, serving
+from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
@@ -47,7 +47,7 @@ def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, m
     with cluster(tmp_path, monkeypatch) as api:
         api.pods.append(StandInPod("sentiment-1", {port: int(url.rpartition(":")[2]) for port, url in ports.items()}))
         for line in SENTIMENT:
-            result = run_module("client", *line.split()[1:])
+            result = run_client(*line.split()[1:])
             assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
             assert result.stdout.startswith("sentiment-1:\n"), line
             described = requests.get(f"{live.project.management}/models/sentiment/all", timeout=10).json()

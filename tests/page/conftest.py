@@ -1,4 +1,4 @@
-"""The page in a real browser, Chromium from the system, before a real server."""
+"""Fixtures of the page's tests: the system's Chromium, and the page of a real server."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ VIOLATIONS = """addEventListener("securitypolicyviolation",
 
 
 def chromium() -> str:
-    """The browser's program; skips the test if there is none."""
+    """The program of the browser. Without one, the test is skipped, or fails if the variable CI is true."""
     for name in PROGRAMS:
         if program := shutil.which(name):
             return program
@@ -29,7 +29,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for a file. Playwright keeps an event loop, in which tests of other files could start none."""
+    """A browser for one test file: Playwright runs an event loop, so tests of other files could not start their own."""
     program = chromium()
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
-    """What one person has. In the end nothing has gone to another server, and no policy was violated."""
+    """A browser context. At its end, it has no cookies, sent no request to another host, and violated no policy."""
     opened = browser.new_context(base_url=server.project.inference, accept_downloads=True)
     opened.set_default_timeout(TIMEOUT_MS)
     problems = watch(opened)
@@ -52,7 +52,7 @@ def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
 
 
 def watch(context: BrowserContext) -> list[str]:
-    """What goes wrong in a context's pages from now on: defects, violations of the policy, requests to other hosts."""
+    """Collect the problems in a context's pages: script errors, policy violations and requests to other hosts."""
     problems: list[str] = []
     hosts: set[str] = set()
 
@@ -76,7 +76,7 @@ def watch(context: BrowserContext) -> list[str]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Page:
-    """The page, as it is when it has found the model."""
+    """The page after it has found the model."""
     opened = context.new_page()
     opened.goto("/?model=sentiment")
     opened.get_by_role("heading", level=1, name="sentiment").wait_for()

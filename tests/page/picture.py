@@ -1,4 +1,4 @@
-"""`python -m tests.page.picture`: makes the README's picture of the page, door/page.png, anew."""
+"""`python -m tests.page.picture`: takes the documentation's screenshot of the page, door/page.png."""
 
 import io
 import tempfile
@@ -37,16 +37,16 @@ def main() -> None:
 
 
 def taken(page: Page) -> bytes:
-    """The page with an answer, down to the words that decided."""
+    """A screenshot of the page with a prediction, down to the most important words."""
     page.set_viewport_size({"width": SIZE["width"], "height": SIZE["height"]})
     page.goto("/")
     page.get_by_label("Text", exact=True).fill(TEXT)
-    for _ in range(3):  # the first answers take longest, and the time is in the picture
+    for _ in range(3):  # the picture shows the latency, and the first requests are slow
         page.get_by_role("button", name="Classify", exact=True).click()
         page.locator("#why-words").wait_for()
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)
-    page.wait_for_timeout(500)  # the bars grow
+    page.wait_for_timeout(500)  # the animation of the bars
     sides = page.locator("#sides").bounding_box()
     assert sides is not None
     height = sides["y"] + sides["height"] + 20

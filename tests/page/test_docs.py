@@ -1,4 +1,4 @@
-"""/docs: Swagger UI over the API's description, before the server itself."""
+"""Tests of /docs: Swagger UI with the API's description and a real server."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import BrowserContext, expect
 
 
-def test_the_documentation_asks_this_server(context: BrowserContext) -> None:
+def test_the_documentation_requests_this_server_only(context: BrowserContext) -> None:
     page = context.new_page()
     page.goto("/")
     page.get_by_role("link", name="API documentation").click()
@@ -21,7 +21,7 @@ def test_the_documentation_asks_this_server(context: BrowserContext) -> None:
     assert page.locator("[href*='validator']").count() == 0
 
 
-def test_the_documentation_is_dark_where_the_person_wants_it(context: BrowserContext) -> None:
+def test_the_documentation_follows_the_users_dark_mode(context: BrowserContext) -> None:
     page = context.new_page()
     page.emulate_media(color_scheme="dark")
     page.goto("/docs")
@@ -30,7 +30,7 @@ def test_the_documentation_is_dark_where_the_person_wants_it(context: BrowserCon
 
 
 @pytest.mark.parametrize("models", [["my model", "reviews"], ["reviews"]])
-def test_the_documentation_offers_the_servers_models(context: BrowserContext, models: list[str]) -> None:
+def test_the_documentation_lists_the_servers_models(context: BrowserContext, models: list[str]) -> None:
     page = context.new_page()
     page.route("**/v2/models", lambda route: route.fulfill(json={"models": models}))
     page.goto("/docs")

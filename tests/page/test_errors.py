@@ -1,4 +1,4 @@
-"""Every error of the API is a sentence on the page, and what may be tried again is tried again."""
+"""Tests of errors: the page shows a message for every error of the API and retries temporary ones."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from tests.e2e.server_process import Project, Server, serving
 from tests.page.conftest import TIMEOUT_MS, watch
 
-SENTENCES = {
+MESSAGES = {
     400: "The server refuses this request.",
     403: "The server does not allow this request.",
     404: "The server has no such model.",
@@ -54,7 +54,7 @@ def alert(page: Page, text: str) -> None:
     expect(page.locator("#answer")).to_be_hidden()
 
 
-def test_the_servers_own_errors(page: Page) -> None:
+def test_the_servers_errors_are_shown(page: Page) -> None:
     classify(page, " \u2003")
     alert(page, "There is no text to classify. Write something first.")
     alert(page, "The server says: The text is empty or blank.")
@@ -67,21 +67,21 @@ def test_the_servers_own_errors(page: Page) -> None:
     expect(page.locator("#one-message")).to_be_empty()
 
 
-def test_a_model_that_is_not_there(context: BrowserContext) -> None:
+def test_an_unknown_model_is_an_error(context: BrowserContext) -> None:
     page = context.new_page()
     page.goto("/?model=Call%20this%20number")
     classify(page)
     alert(page, "The server has no model of the name in this page's address.")
-    assert page.get_by_text("Call this number").count() == 0, "an address puts no words on the page"
+    assert page.get_by_text("Call this number").count() == 0, "the page does not show words of its address"
 
 
-def test_a_model_that_has_gone(page: Page) -> None:
+def test_a_model_that_was_removed_is_an_error(page: Page) -> None:
     answer_with(page, 404, '{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: sentiment"}')
     classify(page)
     alert(page, "The server has no such model.")
 
 
-def test_no_connection(page: Page, context: BrowserContext) -> None:
+def test_a_lost_connection_is_an_error(page: Page, context: BrowserContext) -> None:
     context.set_offline(True)
     classify(page)
     alert(page, "There is no connection to the server. Check that it runs, then try again.")
@@ -90,26 +90,26 @@ def test_no_connection(page: Page, context: BrowserContext) -> None:
     expect(page.locator("#verdict")).to_be_visible()
 
 
-def test_every_status_has_its_sentence(page: Page) -> None:
-    """A proxy's page too, which is not JSON."""
+def test_every_status_has_a_message(page: Page) -> None:
+    """This includes the page of a proxy, which is not JSON."""
     reason = json.dumps({"code": 0, "type": "X", "message": "<i>why</i>"})
-    bodies = [(status, reason) for status in SENTENCES] + [(502, body) for body in ("<html>Bad</html>", "null", "")]
+    bodies = [(status, reason) for status in MESSAGES] + [(502, body) for body in ("<html>Bad</html>", "null", "")]
     for status, body in bodies:
         answer_with(page, status, body)
         classify(page)
-        alert(page, SENTENCES[status])
+        alert(page, MESSAGES[status])
         assert page.get_by_text("<i>why</i>").count() == (body == reason)
         page.unroute("**/predictions/*")
 
 
 @pytest.mark.parametrize("body", ["", "null", "[]", "{}", "<html>", '{"label": 1, "scores": null}'])
-def test_an_answer_that_is_none(page: Page, body: str) -> None:
+def test_a_malformed_response_is_an_error(page: Page, body: str) -> None:
     answer_with(page, 200, body)
     classify(page)
     expect(page.get_by_role("alert").filter(has_text="The server's answer")).to_be_visible()
 
 
-def test_a_busy_server_is_asked_again_after_the_time_that_it_names(page: Page) -> None:
+def test_a_request_is_retried_after_the_time_in_retry_after(page: Page) -> None:
     answers: list[float] = []
 
     def busy_twice(route: Route) -> None:
@@ -130,7 +130,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(page: Page) -
     assert all(later - earlier >= 990 for earlier, later in pairwise(answers))
 
 
-def test_a_server_that_stays_busy(page: Page) -> None:
+def test_retries_end_if_the_server_stays_overloaded(page: Page) -> None:
     page.clock.install()
     answer_with(page, 503, "{}")
     classify(page)
@@ -140,28 +140,28 @@ def test_a_server_that_stays_busy(page: Page) -> None:
     alert(page, "The server is too busy, or is about to stop. Try again later.")
 
 
-def test_a_part_of_a_list_that_fails_can_be_tried_again(page: Page) -> None:
+def test_a_failed_part_of_a_list_can_be_retried(page: Page) -> None:
     page.get_by_role("tab", name="Many texts").click()
     page.get_by_label("Texts, one a line").fill("\n".join(["late"] * 300))
-    asked = []
+    sent = []
 
     def fail_second(route: Route) -> None:
-        asked.append(route.request)
-        if len(asked) == 2:
+        sent.append(route.request)
+        if len(sent) == 2:
             route.fulfill(status=507, body="{}")
         else:
             route.continue_()
 
     page.route("**/predictions/*", fail_second)
     page.get_by_role("button", name="Classify all").click()
-    expect(page.get_by_role("alert").filter(has_text=SENTENCES[507])).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text=MESSAGES[507])).to_be_visible()
     expect(page.locator("#progress-text")).to_have_text("200 of 300 texts.")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#progress-text")).to_contain_text("300 of 300 texts")
-    assert len(asked) == 3
+    assert len(sent) == 3
 
 
-def test_a_server_with_keys_is_given_one(browser: Browser, server_with_keys: Server) -> None:
+def test_the_page_asks_the_user_for_a_key(browser: Browser, server_with_keys: Server) -> None:
     context = browser.new_context(base_url=server_with_keys.project.inference)
     context.set_default_timeout(TIMEOUT_MS)
     problems = watch(context)
@@ -188,7 +188,7 @@ def test_a_server_with_keys_is_given_one(browser: Browser, server_with_keys: Ser
     assert page.evaluate("[Object.keys(sessionStorage), Object.keys(localStorage)]") == [["key"], []]
     assert page.evaluate("sessionStorage.getItem('key')") == KEY
     assert context.cookies() == []
-    assert KEY not in page.content(), "the key is shown nowhere, nor in a command that is copied"
+    assert KEY not in page.content(), "neither the page nor a command to copy shows the key"
     command = page.locator("#curls code").first.inner_text()
     output = subprocess.run(
         ["bash", "-c", command], env=os.environ | {"SENTIMENT_TOKEN": KEY}, capture_output=True, check=True

@@ -1,4 +1,4 @@
-"""The page on a phone, in the dark, without motion, and for those who do not see it."""
+"""Tests of the page's appearance and accessibility: phones, dark mode, reduced motion, screen readers."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ LONG_WORD = "supercalifragilisticexpialidocious" * 4
 TEXT = f"@JetAway lovely crew, but TWO hours late & noooo word from {LONG_WORD}. Never again!"
 
 LOW_CONTRAST = """() => {
-  // WCAG 2.2, 1.4.3: the contrast of each visible text with what is behind it.
+  // WCAG 2.2, 1.4.3: the contrast of each visible text with its background.
   const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const blend = (below, color) => {
     context.clearRect(0, 0, 1, 1);
@@ -79,17 +79,17 @@ def fail(page: Page) -> None:
     expect(page.get_by_role("alert").filter(has_text="no text")).to_be_visible()
 
 
-WAYS = (classify, classify_many, fail)
+ACTIONS = (classify, classify_many, fail)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read_in_the_light_and_in_the_dark(browser: Browser, server: Server, scheme: str) -> None:
+def test_every_text_has_enough_contrast_in_both_modes(browser: Browser, server: Server, scheme: str) -> None:
     page = opened(browser, server, color_scheme=scheme)
-    for way in WAYS:
-        way(page)
-        found = page.evaluate(LOW_CONTRAST)
-        assert found["seen"] > 15
-        assert found["low"] == []
+    for action in ACTIONS:
+        action(page)
+        texts = page.evaluate(LOW_CONTRAST)
+        assert texts["seen"] > 15
+        assert texts["low"] == []
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     brightness = sum(int(part) for part in background.strip("rgb()").split(","))
     assert (brightness < 150) == (scheme == "dark")
@@ -99,9 +99,9 @@ def test_every_text_can_be_read_in_the_light_and_in_the_dark(browser: Browser, s
 @pytest.mark.parametrize("width", [320, 360])
 def test_a_phone_scrolls_in_one_direction(browser: Browser, server: Server, width: int) -> None:
     page = opened(browser, server, viewport={"width": width, "height": 640}, is_mobile=True, has_touch=True)
-    for way in WAYS:
-        way(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, way.__name__
+    for action in ACTIONS:
+        action(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, action.__name__
         small = page.locator("button:visible, select:visible, [role=tab]:visible").evaluate_all(
             "(all) => all.filter((each) => each.getBoundingClientRect().height < 24).map((each) => each.textContent)"
         )
@@ -109,27 +109,27 @@ def test_a_phone_scrolls_in_one_direction(browser: Browser, server: Server, widt
     page.context.close()
 
 
-def test_nothing_moves_for_those_who_want_it_so(browser: Browser, server: Server) -> None:
+def test_reduced_motion_turns_animations_off(browser: Browser, server: Server) -> None:
     page = opened(browser, server, reduced_motion="reduce")
     classify(page)
     assert page.locator("#bars .fill").first.evaluate("(bar) => getComputedStyle(bar).transitionProperty") == "none"
     page.context.close()
 
 
-def test_everything_has_a_name_and_a_place_for_screen_readers(browser: Browser, server: Server) -> None:
+def test_every_element_has_a_name_and_a_role_for_screen_readers(browser: Browser, server: Server) -> None:
     page = opened(browser, server)
     assert page.locator("html").get_attribute("lang") == "en"
     assert page.title() == "sentiment: text classifier"
     for landmark in ("banner", "main", "contentinfo", "navigation"):
         assert page.get_by_role(landmark).count() == 1, landmark
     session = page.context.new_cdp_session(page)
-    for way in WAYS:
-        way(page)
+    for action in ACTIONS:
+        action(page)
         nodes = session.send("Accessibility.getFullAXTree")["nodes"]
         controls = {"button", "textbox", "combobox", "checkbox", "link", "tab", "progressbar", "table", "dialog"}
-        found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in controls]
-        assert len(found) > 5
-        nameless = [node for node in found if not node.get("name", {}).get("value")]
+        elements = [node for node in nodes if not node["ignored"] and node["role"]["value"] in controls]
+        assert len(elements) > 5
+        nameless = [node for node in elements if not node.get("name", {}).get("value")]
         assert [node["role"]["value"] for node in nameless] == []
         levels = page.locator("h1:visible, h2:visible, h3:visible").evaluate_all(
             "(all) => all.map((each) => +each.tagName[1])"

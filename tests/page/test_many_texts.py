@@ -1,4 +1,4 @@
-"""Lists of texts, from lines and from files, to a table and a file."""
+"""Tests of lists of texts: typed lines and files are classified, shown in a table and downloaded."""
 
 import csv
 import json
@@ -45,11 +45,11 @@ def downloaded(page: Page) -> list[dict[str, str]]:
         page.get_by_role("button", name="Download as CSV").click()
     assert download.value.suggested_filename == "predictions.csv"
     content = Path(download.value.path()).read_bytes()
-    assert content.startswith(b"\xef\xbb\xbf"), "a spreadsheet would take it for another encoding"
+    assert content.startswith(b"\xef\xbb\xbf"), "without a byte-order mark, a spreadsheet assumes another encoding"
     return list(csv.DictReader(content.decode("utf-8-sig").splitlines(keepends=True)))
 
 
-def test_lines_become_a_table_and_a_file(many: Page, server: Server) -> None:
+def test_lines_become_a_table_and_a_download(many: Page, server: Server) -> None:
     texts = ["Thank you for the great flight!", "<b>late</b> again", "Which gate is flight 12?"]
     many.get_by_label("Texts, one a line").fill("\n".join([texts[0], "", *texts[1:], " "]))
     classify_all(many)
@@ -81,10 +81,10 @@ def test_a_csv_file_keeps_its_columns(many: Page, server: Server) -> None:
     )
     classify_all(many)
     with TOY_TWEETS.open(newline="") as file:
-        given = list(csv.DictReader(file))
-    answers = predictions(server, [row["text"] for row in given])
-    for row, before, answer in zip(downloaded(many), given, answers, strict=True):
-        assert {name: row[name].removeprefix("'") for name in before} == before
+        rows = list(csv.DictReader(file))
+    answers = predictions(server, [row["text"] for row in rows])
+    for row, original, answer in zip(downloaded(many), rows, answers, strict=True):
+        assert {name: row[name].removeprefix("'") for name in original} == original
         assert (row["label"], float(row["score"])) == (answer["label"], answer["score"])
 
 
@@ -101,8 +101,8 @@ def test_no_cell_of_the_download_is_a_formula(many: Page) -> None:
         assert row["label"]
 
 
-def test_files_of_other_programs_are_read(many: Page) -> None:
-    """Other encodings, separators, no names, lines."""
+def test_files_in_other_encodings_and_formats_are_read(many: Page) -> None:
+    """The files have other encodings and separators, no header, lines, unclosed quotes, or rows of other lengths."""
     files = {
         "windows.csv": ("text\r\ncafé très bon".encode("cp1252"), ["café très bon"]),
         "excel.csv": ("\ufeffid\ttext\r\n1\tcafé".encode("utf-16"), ["café"]),
@@ -121,7 +121,7 @@ def test_files_of_other_programs_are_read(many: Page) -> None:
     expect(many.get_by_role("alert").filter(has_text="This file has no text.")).to_be_visible()
 
 
-def test_the_first_row_is_data_where_the_person_says_so(many: Page) -> None:
+def test_the_user_can_mark_the_first_row_as_data(many: Page) -> None:
     open_file(many, "names.csv", b"late,gate\nagain,crew")
     expect(many.locator("#file-note")).to_have_text("names.csv: 1 row.")
     many.get_by_label("The first row is a header").uncheck()
@@ -131,7 +131,7 @@ def test_the_first_row_is_data_where_the_person_says_so(many: Page) -> None:
     assert many.locator("#table tbody td.text").all_inner_texts() == ["late", "again"]
 
 
-def test_a_file_may_be_dropped(page: Page) -> None:
+def test_a_file_can_be_dropped_on_the_page(page: Page) -> None:
     page.evaluate(
         """() => { const transfer = new DataTransfer();
             transfer.items.add(new File(["text\\nlate\\nthank you"], "dropped.csv", { type: "text/csv" }));
@@ -144,7 +144,7 @@ def test_a_file_may_be_dropped(page: Page) -> None:
     expect(page.locator("#table tbody tr")).to_have_count(2)
 
 
-def test_a_row_that_the_server_refuses_costs_the_others_nothing(many: Page, server: Server) -> None:
+def test_a_refused_row_does_not_affect_the_others(many: Page, server: Server) -> None:
     texts = ["late", "x " * 10_001, "thank you", " ", "\u2003", "never again"]
     content = "text,id\n" + "".join(f'"{text}",1\n' for text in texts)
     open_file(many, "mixed.csv", content.encode())
@@ -158,7 +158,7 @@ def test_a_row_that_the_server_refuses_costs_the_others_nothing(many: Page, serv
     assert rows[5]["label"] == predictions(server, ["never again"])[0]["label"]
 
 
-def test_a_long_list_goes_in_parts_and_can_be_cancelled(many: Page) -> None:
+def test_a_long_list_is_sent_in_parts_and_can_be_cancelled(many: Page) -> None:
     count = 1_100
     bodies: list[int] = []
 
@@ -183,12 +183,12 @@ def test_a_long_list_goes_in_parts_and_can_be_cancelled(many: Page) -> None:
     many.get_by_role("button", name="Show 100 more").click()
     expect(many.locator("#table tbody tr")).to_have_count(200)
     assert len(downloaded(many)) == count
-    assert max(bodies) <= 16_384, "small requests have places of their own in the door"
-    assert len(bodies) == 4 + 3, "what is done is not asked again"
+    assert max(bodies) <= 16_384, "the door limits small requests separately"
+    assert len(bodies) == 4 + 3, "texts with a prediction are not sent again"
 
 
-def test_the_download_is_of_the_file_that_was_classified(many: Page) -> None:
-    """Another file may be open since, and a column may have a name that the download uses."""
+def test_the_download_has_the_rows_of_the_classified_file(many: Page) -> None:
+    """The user may have opened another file, and a column may have the name of a column of the download."""
     open_file(many, "first.csv", b"text,label,id\nlate,mine,7\n")
     classify_all(many)
     open_file(many, "second.csv", b"comment\nthank you\n")
@@ -197,7 +197,7 @@ def test_the_download_is_of_the_file_that_was_classified(many: Page) -> None:
     assert row["predicted label"] in ("negative", "neutral", "positive")
 
 
-def test_no_list_has_answers_of_two_models(many: Page) -> None:
+def test_a_list_never_mixes_predictions_of_two_models(many: Page) -> None:
     many.get_by_label("Texts, one a line").fill("late\nthank you")
     classify_all(many)
     many.get_by_label("Model", exact=True).select_option("batched")

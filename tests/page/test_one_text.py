@@ -1,4 +1,4 @@
-"""A person's way from typing to the highlighted answer."""
+"""Tests of a single text: prediction, highlighted words, keyboard use, commands and models."""
 
 import csv
 import json
@@ -55,14 +55,14 @@ def classify(page: Page, text: str) -> None:
 
 
 def shown_text(page: Page) -> str:
-    """The text with its words marked, without what only screen readers read."""
+    """The text with its marked words, without the parts for screen readers."""
     script = """(words) => { const copy = words.cloneNode(true);
         copy.querySelectorAll(".unseen").forEach((each) => each.remove()); return copy.textContent; }"""
     shown: str = page.locator("#words").evaluate(script)
     return shown
 
 
-def test_from_typing_to_the_highlighted_answer(page: Page, server: Server) -> None:
+def test_a_typed_text_gets_a_prediction_with_highlighted_tokens(page: Page, server: Server) -> None:
     page.get_by_label("Text", exact=True).press_sequentially(TEXT)
     page.get_by_role("button", name="Classify", exact=True).click()
     expect(page.locator("#why-words")).to_be_visible()
@@ -105,7 +105,7 @@ def test_any_text_is_shown_as_it_was_written(page: Page, server: Server) -> None
         assert page.locator("#words img, #words script, #words b").count() == 0
 
 
-def test_with_the_keyboard_alone(page: Page) -> None:
+def test_the_page_can_be_used_with_the_keyboard_alone(page: Page) -> None:
     def focused() -> str:
         name: str = page.evaluate("document.activeElement.id || document.activeElement.textContent")
         return name
@@ -124,7 +124,7 @@ def test_with_the_keyboard_alone(page: Page) -> None:
     tab_to("classify")
     page.keyboard.press("Enter")
     expect(page.locator("#why-words")).to_be_visible()
-    assert focused() == "classify", "an answer takes the focus from nobody"
+    assert focused() == "classify", "a prediction does not move the focus"
     tab_to("All tokens that the model reads")
     page.keyboard.press("Enter")
     expect(page.locator("#tokens")).to_be_visible()
@@ -142,17 +142,17 @@ def test_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#table tbody tr")).to_have_count(2)
 
 
-def test_the_commands_give_the_same_answer(page: Page, server: Server) -> None:
+def test_the_shown_commands_give_the_same_prediction(page: Page, server: Server) -> None:
     for text in SHELL_TEXTS:
         classify(page, text)
         for verb, command in zip(VERBS, page.locator("#curls code").all_inner_texts(), strict=True):
-            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", command), "a terminal would act on it"
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", command), "a terminal interprets control characters"
             shell = "sh" if verb == "predictions" else "bash"
             answer = subprocess.run([shell, "-c", command], capture_output=True, check=True, timeout=30)
             assert json.loads(answer.stdout) == ask(server, verb, text), command
 
 
-def test_a_command_is_copied(page: Page, context: BrowserContext) -> None:
+def test_a_command_can_be_copied(page: Page, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     classify(page, TEXT)
     page.get_by_role("button", name="Copy the command: Prediction").click()
@@ -160,14 +160,14 @@ def test_a_command_is_copied(page: Page, context: BrowserContext) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == page.locator("#curls code").first.inner_text()
 
 
-def test_a_long_text_is_classified_without_weights(page: Page, server: Server) -> None:
+def test_a_long_text_is_classified_without_highlighting(page: Page, server: Server) -> None:
     text = "two hours late again " * 900
     classify(page, text)
     expect(page.get_by_text("The text is too long to weigh each word.")).to_be_visible()
     expect(page.locator("#verdict")).to_have_text(ask(server, "predictions", text)["label"])
 
 
-def test_an_example_is_one_click(page: Page) -> None:
+def test_an_example_needs_one_click(page: Page) -> None:
     example = page.get_by_role("group", name="Examples").get_by_role("button").first
     text = example.inner_text()
     example.click()
@@ -175,8 +175,8 @@ def test_an_example_is_one_click(page: Page) -> None:
     assert shown_text(page) == page.get_by_label("Text", exact=True).input_value() == text
 
 
-def test_a_later_text_wins(page: Page) -> None:
-    """The answer to an earlier one, however late, is not shown for it."""
+def test_the_prediction_shown_is_that_of_the_last_text(page: Page) -> None:
+    """A late response to an earlier text is not shown."""
     late: list[Route] = []
     page.route("**/predictions/sentiment", lambda route: late.append(route) if not late else route.continue_())
     page.get_by_label("Text", exact=True).fill("Thank you for the great flight!")
@@ -192,15 +192,15 @@ def test_a_later_text_wins(page: Page) -> None:
     expect(page.locator("#one-message")).to_be_empty()
 
 
-def test_the_card_is_the_servers(page: Page) -> None:
+def test_the_page_shows_the_models_card(page: Page) -> None:
     page.locator("#card summary").click()
     facts = page.locator("#facts").inner_text()
     assert "sentiment" in facts
     assert "negative, neutral, positive" in facts
 
 
-def test_each_model_has_its_place(page: Page, server: Server) -> None:
-    """The tests' server has two."""
+def test_each_model_has_its_own_address_in_the_page(page: Page, server: Server) -> None:
+    """The fixture `server` has two models."""
     page.get_by_label("Model", exact=True).select_option("batched")
     expect(page.get_by_role("heading", level=1)).to_have_text("batched")
     page.goto("/?model=batched")
@@ -228,7 +228,7 @@ TASKS = [
 def test_a_model_that_predicts_several_labels_or_a_number_is_shown(
     page: Page, prediction: dict[str, Any], title: str, bars: int, subject: str
 ) -> None:
-    """The replies are those that handler/openapi.yaml describes; the tests' server has no such model."""
+    """The responses follow handler/openapi.yaml; the fixture `server` has no such model."""
     page.route("**/predictions/*", lambda route: route.fulfill(json=predicted_for(route, prediction)))
     page.route("**/explanations/*", lambda route: route.fulfill(json=prediction | {"tokens": WORDS}))
     classify(page, "good crew")
@@ -253,6 +253,6 @@ def test_a_model_that_predicts_several_labels_or_a_number_is_shown(
 
 
 def predicted_for(route: Route, prediction: dict[str, Any]) -> Any:
-    """The prediction, for each text of the request."""
+    """The prediction, repeated for each text of the request."""
     is_list = route.request.headers["content-type"] == "application/json"
     return [prediction] * len(json.loads(route.request.post_data or "")) if is_list else prediction

@@ -1,4 +1,4 @@
-"""What the door sends with the page and with /docs."""
+"""Tests of the headers that the door sends with the page and with /docs."""
 
 import base64
 import hashlib
@@ -19,14 +19,14 @@ FILES = {
 
 
 def directives(policy: str) -> dict[str, list[str]]:
-    """A Content-Security-Policy, by directive."""
+    """The sources in a Content-Security-Policy, by directive."""
     return {name: sources for name, *sources in (directive.split() for directive in policy.split(";"))}
 
 
 def hashes(html: str, tag: str) -> list[str]:
-    """Those of a page's own styles or scripts, as a policy has them."""
+    """The hashes of a page's inline styles or scripts, in the syntax of a policy."""
     contents = re.findall(rf"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
-    return [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in contents]
+    return [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in contents]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -38,7 +38,7 @@ def test_a_pages_policy_has_the_hashes_of_its_style_and_script(server: Server, p
     policy = directives(answer.headers["Content-Security-Policy"])
     for tag in ("style", "script"):
         allowed = [source for source in policy[f"{tag}-src"] if source.startswith("'sha256-")]
-        assert allowed == hashes(html, tag), f"write the second into the policy of {PAGES[path]} in door/large.cfg"
+        assert allowed == hashes(html, tag), f"update the hash in the policy of {PAGES[path]} in door/large.cfg"
     assert policy["default-src"] == ["'none'"]
     assert policy["connect-src"] == ["'self'"]
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == ["'none'"]
@@ -48,7 +48,7 @@ def test_a_pages_policy_has_the_hashes_of_its_style_and_script(server: Server, p
 
 
 @pytest.mark.parametrize("path", [*PAGES, *FILES])
-def test_no_browser_guesses_a_type_or_keeps_an_old_page(server: Server, path: str) -> None:
+def test_browsers_neither_guess_a_type_nor_keep_an_old_page(server: Server, path: str) -> None:
     answer = requests.get(server.project.inference + path, timeout=10)
     assert answer.status_code == 200
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -62,23 +62,26 @@ def test_no_browser_guesses_a_type_or_keeps_an_old_page(server: Server, path: st
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "swagger" in path])
-def test_a_file_that_has_not_changed_is_not_sent_again(server: Server, path: str) -> None:
+def test_an_unchanged_file_is_not_sent_again(server: Server, path: str) -> None:
     first = requests.get(server.project.inference + path, timeout=10)
-    again = requests.get(server.project.inference + path, headers={"If-None-Match": first.headers["ETag"]}, timeout=10)
-    assert (again.status_code, again.content) == (304, b"")
-    other = requests.get(server.project.inference + path, headers={"If-None-Match": '"another"'}, timeout=10)
-    assert (other.status_code, other.content) == (200, first.content)
+    url = server.project.inference + path
+    same_tag = requests.get(url, headers={"If-None-Match": first.headers["ETag"]}, timeout=10)
+    assert (same_tag.status_code, same_tag.content) == (304, b"")
+    other_tag = requests.get(url, headers={"If-None-Match": '"another"'}, timeout=10)
+    assert (other_tag.status_code, other_tag.content) == (200, first.content)
 
 
 def test_the_pages_name_no_other_host() -> None:
     for name in PAGES.values():
         html = (ROOT / "door" / name).read_text(encoding="utf-8")
-        assert set(re.findall(r"https?://[^/'\"\s]+", html)) <= {"http://www.w3.org"}, "SVG's name, which is no address"
+        assert set(re.findall(r"https?://[^/'\"\s]+", html)) <= {"http://www.w3.org"}, (
+            "the namespace of SVG is not a request"
+        )
         assert "innerHTML" not in html
         assert not re.search(r"localStorage|indexedDB|document\.cookie|eval\(", html)
 
 
-def test_the_page_learns_the_models_names(server: Server) -> None:
-    """Of all models, as the page serves any."""
+def test_the_page_gets_the_models_names_from_the_server(server: Server) -> None:
+    """The page serves all models."""
     answer = requests.get(f"{server.project.inference}/v2/models", timeout=10)
     assert (answer.status_code, sorted(answer.json()["models"])) == (200, ["batched", "sentiment"])

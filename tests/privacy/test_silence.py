@@ -1,5 +1,7 @@
-"""The product speaks to nobody: whatever it is made of asks for no name, connects to no other machine and keeps nothing
-for a vendor in the user's home."""
+"""Tests of privacy: the product makes no DNS lookup and no connection to another machine.
+
+It also leaves no vendor's files in the user's home folder.
+"""
 
 import ast
 import os
@@ -15,15 +17,15 @@ from tests.paths import ROOT
 
 TELEMETRY_FOLDER = "DeveloperTools/.onnxruntime"
 
-# As root, or as whoever may have namespaces of their own.
+# Root needs no user namespace; other users need one, which a machine may forbid.
 NEW_NETWORK = ["unshare", "--net", "--uts", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
 @cache
 def why_no_trap() -> str | None:
-    """Why this machine has no network namespaces; None if it has."""
+    """The reason why this machine cannot make a network namespace; None if it can."""
     if sys.platform != "linux":
-        return "network namespaces are Linux's"
+        return "only Linux has network namespaces"
     if not (shutil.which("unshare") and shutil.which("ip")):
         return "needs `unshare` (util-linux) and `ip` (iproute2)"
     tried = subprocess.run([*NEW_NETWORK, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False)
@@ -38,14 +40,20 @@ def home(tmp_path: Path) -> Path:
 
 
 def python(*arguments: str, home: Path) -> list[str]:
-    """This Python with a fresh home, and nothing else from this process' environment: ONNX Runtime sends nothing where
-    `CI`, `GITHUB_ACTIONS` or the like is set."""
+    """The command for this Python with an empty home folder and a minimal environment.
+
+    ONNX Runtime sends no telemetry if variables such as `CI` or `GITHUB_ACTIONS` are set, so they must not be set.
+    """
     variables = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
     return ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, *arguments]
 
 
 def trapped(command: list[str], log: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run a command where no packet leaves; returns also the names it asked for and the addresses it sent to."""
+    """Run a command in a network namespace from which no packet leaves.
+
+    Returns:
+        The command's result, and the names that it looked up and the addresses to which it sent packets.
+    """
     if reason := why_no_trap():
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
@@ -58,13 +66,13 @@ def files(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_users_day_makes_no_look_up_and_no_connection(tmp_path: Path, home: Path, mar: Path) -> None:
-    """See `tests.privacy.walk` for what is done in it."""
+def test_typical_use_makes_no_dns_lookup_and_no_connection(tmp_path: Path, home: Path, mar: Path) -> None:
+    """`tests.privacy.walk` lists the actions."""
     walk = python("-m", "tests.privacy.walk", str(tmp_path), str(mar), home=home)
     result, seen = trapped(walk, tmp_path / "packets")
     assert result.returncode == 0, result.stdout + result.stderr
     assert seen == set()
-    # matplotlib's list of the machine's fonts, of the learner's making; no product's command leaves anything.
+    # matplotlib, imported to create the learner, caches a list of fonts; the product itself leaves no file.
     assert [path for path in files(home) if not path.startswith(".cache/matplotlib/")] == []
 
 
@@ -84,7 +92,7 @@ for ask in (
 """
 
 
-def test_the_trap_sees_whoever_speaks(tmp_path: Path, home: Path) -> None:
+def test_the_trap_detects_lookups_and_connections(tmp_path: Path, home: Path) -> None:
     result, seen = trapped(python("-c", ASKS, home=home), tmp_path / "packets")
     assert result.returncode == 0, result.stderr
     expected = {"name telemetry.example.org", "tcp 192.0.2.7:443", "tcp 2001:db8::7:443", "udp 198.51.100.7:123"}
@@ -100,14 +108,14 @@ def test_the_trap_sees_whoever_speaks(tmp_path: Path, home: Path) -> None:
         ("import benchmarks.measure", False),
     ],
 )
-def test_onnx_runtime_keeps_nothing_for_its_vendor(code: str, leaves: bool, tmp_path: Path, home: Path) -> None:
-    """The first is the proof that the others can fail: if it does, a new ONNX Runtime has no telemetry any more."""
+def test_onnx_runtimes_telemetry_is_off(code: str, leaves: bool, tmp_path: Path, home: Path) -> None:
+    """The first case proves that the test can fail. If the case fails, a new ONNX Runtime has no telemetry any more."""
     result, _ = trapped(python("-c", code, home=home), tmp_path / "packets")
     assert result.returncode == 0, result.stderr
     assert any(TELEMETRY_FOLDER in path for path in files(home)) == leaves
 
 
-def test_an_engine_imported_after_onnx_runtime_says_that_telemetry_is_on(tmp_path: Path, home: Path) -> None:
+def test_an_engine_imported_after_onnx_runtime_warns_of_telemetry(tmp_path: Path, home: Path) -> None:
     result, _ = trapped(python("-c", "import onnxruntime, handler.engine", home=home), tmp_path / "packets")
     assert "set ORT_DISABLE_TELEMETRY=1 before Python starts" in result.stderr
     command = ["env", "ORT_DISABLE_TELEMETRY=1", sys.executable, "-c", "import onnxruntime, handler.engine"]
@@ -115,8 +123,8 @@ def test_an_engine_imported_after_onnx_runtime_says_that_telemetry_is_on(tmp_pat
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_onnx_runtime_is_imported_by_the_engine_alone() -> None:
-    """Which turns its telemetry off before."""
+def test_only_the_engine_imports_onnx_runtime() -> None:
+    """The engine turns telemetry off before it imports ONNX Runtime."""
     importers = set()
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     for path in tracked.stdout.splitlines():

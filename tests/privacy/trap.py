@@ -1,11 +1,11 @@
-"""Run a command where no packet leaves and each one that would is written down.
+"""Runs a command in a network from which no packet leaves, and records each packet that would leave.
 
     unshare --net --uts python -m tests.privacy.trap LOG COMMAND ...
 
-In the new network namespace every address of the Internet belongs to the loopback interface. So a look-up or a
-connection is refused at once, as nobody listens, and its first packet is seen here, whatever the program that sends it
-is written in. Connections to 127.0.0.1 and ::1 are the product's own and are not written down. The machine has a name
-that `/etc/hosts` lacks, so a program that looks up its own machine is seen, too.
+In the new network namespace, every address of the Internet belongs to the loopback interface. A DNS lookup or a
+connection is therefore refused at once, and this program sees its first packet, whatever program sends it. Connections
+to 127.0.0.1 and ::1 are the product's own and are not recorded. The host name is not in `/etc/hosts`, so a lookup of
+the machine's own name is recorded, too.
 """
 
 import ipaddress
@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _EVERY_PROTOCOL = 3
-"""ETH_P_ALL of linux/if_ether.h."""
+"""ETH_P_ALL in linux/if_ether.h."""
 _DNS = 53
 _SYN, _ACK = 0x02, 0x10
 
 _COMMANDS = (
     "link set lo up",
-    # Some programs look up no names on a machine that has no address but 127.0.0.1 (AI_ADDRCONFIG).
+    # Some programs look up no names on a machine whose only address is 127.0.0.1 (AI_ADDRCONFIG).
     "address add 192.0.2.1/32 dev lo",
     "route add local default dev lo",
     "-6 route add local default dev lo",
@@ -32,8 +32,12 @@ _COMMANDS = (
 
 
 def main(log: Path, command: list[str]) -> int:
-    """Run `command`; returns its exit code. `log` gets a line for each name that it asks for and each address outside
-    that it sends something to."""
+    """Run a command; returns its exit code.
+
+    Args:
+        log: the file for the records, one line for each looked-up name and each remote address.
+        command: the program and its arguments.
+    """
     socket.sethostname("a-name-that-no-hosts-file-has")
     for arguments in _COMMANDS:
         subprocess.run(["ip", *arguments.split()], check=True)
@@ -59,7 +63,7 @@ def _record(packets: socket.socket, log: Path, stop: threading.Event) -> None:
 
 
 def _received(packets: socket.socket, stop: threading.Event) -> Iterator[bytes]:
-    """IP packets as they arrive, until `stop` is set and no more are waiting."""
+    """The IP packets that arrive, until `stop` is set and none is waiting."""
     while True:
         try:
             packet, (_, _, kind, *_) = packets.recvfrom(65_536)
@@ -67,13 +71,15 @@ def _received(packets: socket.socket, stop: threading.Event) -> Iterator[bytes]:
             if stop.is_set():
                 return
             continue
-        if kind != socket.PACKET_OUTGOING:  # each packet of the loopback interface is seen leaving and arriving
+        if kind != socket.PACKET_OUTGOING:  # the loopback interface reports each packet twice, leaving and arriving
             yield packet
 
 
 def destination(packet: bytes) -> str | None:
-    """Where the first IP packet of an exchange goes: `name example.org`, `tcp 192.0.2.7:443`, `udp 192.0.2.7:123`;
-    None for answers and for what stays on the machine."""
+    """The destination of the first packet of an exchange, such as `name example.org` or `tcp 192.0.2.7:443`.
+
+    None for responses and for packets that stay on the machine.
+    """
     if packet[0] >> 4 == 4:
         address = ipaddress.ip_address(packet[16:20])
         protocol, content = packet[9], packet[4 * (packet[0] & 0x0F) :]
@@ -89,12 +95,12 @@ def destination(packet: bytes) -> str | None:
         [port] = struct.unpack_from("!H", content, 2)
         first = content[13] & (_SYN | _ACK) == _SYN
         return f"tcp {address}:{port}" if first and not address.is_loopback else None
-    # ICMP says that a port is closed; IPv6 announces its own addresses.
+    # ICMP reports closed ports, and IPv6 announces its own addresses: neither is an exchange.
     return None
 
 
 def _name(query: bytes) -> str:
-    """The name that a DNS query asks for (RFC 1035, section 4.1.2)."""
+    """The name in a DNS query (RFC 1035, section 4.1.2)."""
     labels, position = [], 12
     while length := query[position]:
         labels.append(query[position + 1 : position + 1 + length].decode(errors="replace"))

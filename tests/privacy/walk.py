@@ -1,6 +1,6 @@
-"""What a user does in a day, from the start of a server to its end: `python -m tests.privacy.walk FOLDER ARCHIVE`.
+"""Typical use of the product, from the start of a server to its end: `python -m tests.privacy.walk FOLDER ARCHIVE`.
 
-Runs inside `tests.privacy.trap`, which writes down whatever asks for a name or connects to another machine.
+It runs inside `tests.privacy.trap`, which records DNS lookups and connections to other machines.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ from tests.paths import TOY_TWEETS
 from tests.training.test_export import make_learner
 
 SERVED_S = 15
-"""ONNX Runtime's telemetry looks its server up 10 s after the start of a process."""
+"""The least time for which the server runs: ONNX Runtime's telemetry looks up its server 10 s after a start."""
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -30,7 +30,7 @@ def main(folder: Path, archive: Path) -> None:
 
 
 def ask(server: Server) -> None:
-    """What the server's three addresses answer, TorchServe's part and HAProxy's."""
+    """Send requests to the server's three addresses, answered by TorchServe or by HAProxy."""
     for action in ("predictions", "explanations"):
         requests.post(
             f"{server.project.inference}/{action}/sentiment", data="Late again", headers=TEXT, timeout=60
@@ -40,13 +40,13 @@ def ask(server: Server) -> None:
     for path in ("/metrics", "/metrics/door"):
         requests.get(server.project.metrics + path, timeout=60).raise_for_status()
     refused = requests.get(f"{server.project.management}/models", headers={"Host": "a.example"}, timeout=60)
-    assert refused.status_code == 403, "no name of a client's is looked up"
+    assert refused.status_code == 403, "the server does not look up a name in a request"
     for question in ("ready", "live"):
         done(run_module("server.probe", question, "--config", str(server.project.config)))
 
 
 def operate(server: Server, folder: Path) -> None:
-    """Every command of the command line."""
+    """Run every command of `sentiment`."""
     second = folder / "model_store" / "sentiment-2.mar"
     done(run_module("training", "archive", "--version", "2.0", "--to", str(second)))
     table = folder / "tweets.csv"
@@ -66,7 +66,7 @@ def operate(server: Server, folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    """From a fastai learner to an exported model, and its figures."""
+    """Export a fastai learner, and evaluate the exported model."""
     learner, model = folder / "learner.pkl", folder / "model"
     make_learner().export(learner)
     done(run_module("training", "export", "--learner", str(learner), "--to", str(model)))

@@ -1,4 +1,4 @@
-"""What can be known of an archive before TorchServe unpacks it."""
+"""Tests of `server.archive`: an archive's properties, read before TorchServe unpacks it."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from server.archive import MANIFEST, Archive
 from server.properties import ConfigurationError
 
 
-def test_name_version_and_size(mar: Path) -> None:
+def test_read_returns_name_version_and_unpacked_size(mar: Path) -> None:
     archive = Archive.read(mar)
     with ZipFile(mar) as opened:
         size = sum(len(opened.read(name)) for name in opened.namelist())
@@ -25,29 +25,29 @@ def manifest(content: str) -> dict[str, str]:
     "files",
     [{}, manifest("no JSON"), manifest("[]"), manifest("{}"), manifest('{"model": []}'), manifest('{"model": {}}')],
 )
-def test_another_zip_is_none(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_zip_without_a_manifest_is_rejected(tmp_path: Path, files: dict[str, str]) -> None:
     with ZipFile(tmp_path / "a.mar", "w") as written:
         for name, content in files.items():
             written.writestr(name, content)
-    with pytest.raises(ConfigurationError, match=r"a\.mar is no model archive"):
+    with pytest.raises(ConfigurationError, match=r"a\.mar is not a model archive"):
         Archive.read(tmp_path / "a.mar")
 
 
-def test_no_zip_a_cut_one_a_folder_or_nothing_is_none(tmp_path: Path, mar: Path) -> None:
+def test_a_text_a_truncated_archive_a_folder_and_a_missing_file_are_rejected(tmp_path: Path, mar: Path) -> None:
     (tmp_path / "a.mar").write_text("a text")
     (tmp_path / "cut.mar").write_bytes(mar.read_bytes()[:-1_000])
     for name in ("a.mar", "cut.mar"):
-        with pytest.raises(ConfigurationError, match=r"is no model archive .*`make archive MODEL=.*` builds one"):
+        with pytest.raises(ConfigurationError, match=r"is not a model archive .*build one with `make archive MODEL="):
             Archive.read(tmp_path / name)
     with pytest.raises(ConfigurationError, match="Is a directory"):
         Archive.read(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"No file at .*; `make archive MODEL=.*` builds it"):
+    with pytest.raises(ConfigurationError, match=r"No file at .*; build it with `make archive MODEL=.*`"):
         Archive.read(tmp_path / "none.mar")
 
 
 @pytest.mark.parametrize("compression", [ZIP_STORED, ZIP_DEFLATED, ZIP_LZMA])
-def test_a_damaged_one_is_named(tmp_path: Path, compression: int) -> None:
-    """Each byte of it damaged in its turn, as in a broken transfer; those that tell of encryption too."""
+def test_the_error_for_a_damaged_archive_names_the_file(tmp_path: Path, compression: int) -> None:
+    """Each byte is damaged in turn, as in a broken transfer, including the flags that mark a file as encrypted."""
     path = tmp_path / "a.mar"
     with ZipFile(path, "w", compression) as written:
         written.writestr(MANIFEST, json.dumps({"model": {"modelName": "a"}}))
@@ -65,14 +65,14 @@ def test_a_damaged_one_is_named(tmp_path: Path, compression: int) -> None:
     assert refused > len(whole) / 2
 
 
-def test_a_manifest_that_is_nested_too_deeply_is_none(tmp_path: Path) -> None:
+def test_a_manifest_that_is_nested_too_deeply_is_rejected(tmp_path: Path) -> None:
     with ZipFile(tmp_path / "a.mar", "w") as written:
         written.writestr(MANIFEST, "[" * 100_000)
-    with pytest.raises(ConfigurationError, match=r"a\.mar is no model archive"):
+    with pytest.raises(ConfigurationError, match=r"a\.mar is not a model archive"):
         Archive.read(tmp_path / "a.mar")
 
 
-def test_the_first_version_is_torchserves_default(tmp_path: Path) -> None:
+def test_a_missing_version_defaults_to_1_0(tmp_path: Path) -> None:
     with ZipFile(tmp_path / "a.mar", "w") as written:
         written.writestr(MANIFEST, json.dumps({"model": {"modelName": "a"}}))
     assert Archive.read(tmp_path / "a.mar").model_version == "1.0"

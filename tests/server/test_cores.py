@@ -1,4 +1,4 @@
-"""The number of cores, from the files of a container's limits."""
+"""Tests of `server.cores`: the number of cores under a container's limits."""
 
 import os
 from pathlib import Path
@@ -19,10 +19,10 @@ ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.c
         ({"cpu.max": "99900000 100000\n"}, ALL),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, ALL),
         ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"cpu.max": "what\n"}, ALL),
+        ({"cpu.max": "malformed\n"}, ALL),
     ],
 )
-def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_the_limit_of_a_container_applies(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

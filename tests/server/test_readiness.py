@@ -1,4 +1,4 @@
-"""What is said of readiness where TorchServe answers, errs, hangs or is not there."""
+"""Tests of `server.readiness` with a TorchServe that responds, fails, hangs or does not exist."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ from tests.paths import ROOT
 
 
 class TorchServe:
-    """Answers as TorchServe does. It notes what it was asked."""
+    """A stand-in for TorchServe's management API that records the requested paths."""
 
     def __init__(self, address: Endpoint) -> None:
         self.answers: dict[str, Any] = {"/ping": {"status": "Healthy"}}
@@ -31,9 +31,9 @@ class TorchServe:
                 stand_in.asked.append(self.path)
                 while stand_in.hangs.wait(0) and not stand_in.ended.wait(0.05):
                     pass
-                found = stand_in.answers.get(self.path)
-                body = json.dumps(found).encode() if not isinstance(found, bytes) else found
-                self.send_response(404 if found is None else 200)
+                answer = stand_in.answers.get(self.path)
+                body = json.dumps(answer).encode() if not isinstance(answer, bytes) else answer
+                self.send_response(404 if answer is None else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -66,8 +66,8 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
 
 @pytest.fixture
 def addresses(workspace: Workspace) -> Endpoints:
-    one = workspace.address("torchserve")
-    return Endpoints(one, one, one)
+    address = workspace.address("torchserve")
+    return Endpoints(address, address, address)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def ask(address: Endpoint, path: str, method: str = "GET") -> tuple[int, Any]:
 
 
 @pytest.mark.usefixtures("ready")
-def test_ready_means_that_every_models_default_version_has_a_worker(address: Endpoint, torchserve: TorchServe) -> None:
+def test_ready_means_that_every_default_version_has_a_ready_worker(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.answers["/models"] = {"models": []}
     error = {"code": 503, "type": "NotReadyError", "message": "No model is registered."}
     assert ask(address, "/ready") == (503, error)
@@ -121,7 +121,7 @@ def test_ready_means_that_every_models_default_version_has_a_worker(address: End
 
 
 @pytest.mark.usefixtures("ready")
-def test_a_version_is_asked_for_by_itself(address: Endpoint, torchserve: TorchServe) -> None:
+def test_each_version_has_its_own_readiness(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a", "READY")
     torchserve.answers["/models/a/2.0"] = [{"modelName": "a", "modelVersion": "2.0", "workers": []}]
     assert ask(address, "/v2/models/a/versions/1.0/ready") == (200, {"name": "a", "version": "1.0", "ready": True})
@@ -162,7 +162,7 @@ def test_the_models_are_listed_with_their_versions_and_states(address: Endpoint,
 
 
 @pytest.mark.usefixtures("ready")
-def test_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: TorchServe) -> None:
+def test_model_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a b")
     torchserve.answers["/models/a%20b"] = torchserve.answers["/models/a%20b/1.0"] = [
         {"modelName": "a b", "modelVersion": "1.0", "workers": [{"status": "READY"}]}
@@ -171,7 +171,7 @@ def test_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: Torc
     assert ask(address, "/v2/models/a/versions/all/ready")[0] == 404
     assert ask(address, "/v2/models/a%20b/versions/1%2e0/ready")[0] == 200
     assert ask(address, "/v2/models/..%2fx/versions/%0d%0a/ready")[0] == 404
-    assert "/models/..%2Fx/%0D%0A" in torchserve.asked, "one path, and no header of its own"
+    assert "/models/..%2Fx/%0D%0A" in torchserve.asked, "the name stays within the path"
 
 
 @pytest.mark.usefixtures("ready")
@@ -182,7 +182,7 @@ def test_the_server_describes_itself(address: Endpoint) -> None:
 
 
 @pytest.mark.usefixtures("ready")
-def test_live_is_what_torchserve_says_of_itself(address: Endpoint, torchserve: TorchServe) -> None:
+def test_liveness_is_torchserves_own(address: Endpoint, torchserve: TorchServe) -> None:
     assert ask(address, "/v2/health/live") == (200, {"live": True})
     del torchserve.answers["/ping"]
     status, content = ask(address, "/v2/health/live")
@@ -190,7 +190,7 @@ def test_live_is_what_torchserve_says_of_itself(address: Endpoint, torchserve: T
 
 
 @pytest.mark.usefixtures("ready")
-def test_a_torchserve_that_is_not_there_is_an_error(address: Endpoint) -> None:
+def test_the_server_is_not_ready_without_torchserve(address: Endpoint) -> None:
     for path in (
         "/ready",
         "/v2/health/ready",
@@ -207,7 +207,9 @@ def test_a_torchserve_that_is_not_there_is_an_error(address: Endpoint) -> None:
 @pytest.mark.parametrize(
     "models", [b"<html>", {"models": None}, [], {"models": [{}]}, {"models": [{"modelName": "a"}]}]
 )
-def test_an_answer_that_is_none_is_an_error(address: Endpoint, torchserve: TorchServe, models: Any) -> None:
+def test_the_server_is_not_ready_if_torchserves_response_is_malformed(
+    address: Endpoint, torchserve: TorchServe, models: Any
+) -> None:
     torchserve.answers["/models"] = models
     torchserve.answers["/models/a"] = [{"modelName": "a"}]
     status, content = ask(address, "/ready")
@@ -216,7 +218,7 @@ def test_an_answer_that_is_none_is_an_error(address: Endpoint, torchserve: Torch
 
 
 @pytest.mark.usefixtures("ready")
-def test_a_torchserve_that_hangs_is_an_error_for_everybody_soon(
+def test_the_server_is_soon_not_ready_if_torchserve_hangs(
     address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "ANSWER_S", 0.2)
@@ -231,18 +233,18 @@ def test_a_torchserve_that_hangs_is_an_error_for_everybody_soon(
     assert ask(address, "/ready")[0] == 200
 
 
-def test_many_probes_are_one_question(addresses: Endpoints, address: Endpoint, torchserve: TorchServe) -> None:
+def test_many_probes_cause_one_request(addresses: Endpoints, address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a", "READY")
     opened = Readiness(address, addresses)
     try:
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(lambda _: ask(address, "/ready")[0], range(8))) == {200}
-        assert torchserve.asked.count("/models") <= 2, "half a second may have passed"
+        assert torchserve.asked.count("/models") <= 2, "a second request is possible after half a second"
     finally:
         opened.close()
 
 
-def test_it_says_no_while_it_drains(address: Endpoint, torchserve: TorchServe, ready: Readiness) -> None:
+def test_a_draining_server_is_not_ready(address: Endpoint, torchserve: TorchServe, ready: Readiness) -> None:
     torchserve.register("a", "READY")
     ready.drain()
     for path in ("/ready", "/v2/health/ready", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"):
@@ -263,7 +265,7 @@ BROKEN = [
 
 
 @pytest.mark.usefixtures("ready")
-def test_slow_and_broken_requests_hold_nobody_up(
+def test_slow_and_malformed_requests_do_not_delay_others(
     address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torchserve.register("a", "READY")

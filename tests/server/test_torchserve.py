@@ -1,4 +1,4 @@
-"""When the server says that it is ready."""
+"""Tests of `server.torchserve` and of the signals of `server.__main__`."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ from server.torchserve import _all_ready, _check_files
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Puts back how this process takes signals."""
+    """Restores the signal handlers of this process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -22,7 +22,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_what_nohup_has_ignored_stays_ignored(
+def test_a_signal_that_nohup_ignores_stays_ignored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -33,7 +33,7 @@ def test_what_nohup_has_ignored_stays_ignored(
     assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
 
 
-def test_a_list_of_metrics_that_cannot_be_looked_for_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_list_of_metrics_names_it(tmp_path: Path) -> None:
     properties = Properties(tmp_path / "config.properties", {"metrics_config": "t" * 300})
     with pytest.raises(ConfigurationError, match=r"t: File name too long; expected the list of metrics"):
         _check_files(properties)
@@ -49,6 +49,6 @@ def test_a_list_of_metrics_that_cannot_be_looked_for_is_named(tmp_path: Path) ->
         ([], 0, False),
     ],
 )
-def test_ready_means_every_worker_of_the_start(states: list[str], least: int, expected: bool) -> None:
+def test_a_model_has_started_when_all_its_workers_are_ready(states: list[str], least: int, expected: bool) -> None:
     model = {"minWorkers": least, "workers": [{"status": state} for state in states]}
     assert _all_ready(model) is expected

@@ -1,4 +1,4 @@
-"""The server's folder in the temporary folder."""
+"""Tests of `server.workspace`: the server's folder for temporary files."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from server.workspace import NEW_S, PREFIX, NoWorkspaceError, Workspace
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder with a short path, which pytest's own has not."""
+    """A folder with a short path; the path of pytest's `tmp_path` is too long for sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
@@ -34,14 +34,14 @@ def old(folder: Path) -> None:
     os.utime(folder, times=(time.time() - 2 * NEW_S,) * 2)
 
 
-def test_it_goes_with_its_server() -> None:
+def test_close_removes_the_folder() -> None:
     workspace = Workspace(os.environ, 0)
     (workspace.path / "models").mkdir()
     workspace.close()
     assert not workspace.path.exists()
 
 
-def test_what_a_killed_server_left_goes_at_the_next_start(temporary: Path) -> None:
+def test_a_start_removes_the_folder_of_a_killed_server(temporary: Path) -> None:
     program = (
         "import os; from server.workspace import Workspace;print(Workspace(os.environ, 0).path, flush=True); os.abort()"
     )
@@ -55,14 +55,14 @@ def test_what_a_killed_server_left_goes_at_the_next_start(temporary: Path) -> No
     running = Workspace(os.environ, 0)
     assert not left.exists()
     old(running.path)
-    (temporary / f"{PREFIX}of-nobody").write_text("no folder")
-    another = Workspace(os.environ, 0)
+    (temporary / f"{PREFIX}file").write_text("not a folder")
+    second = Workspace(os.environ, 0)
     assert running.path.exists(), "its server runs"
-    assert another.path != running.path
+    assert second.path != running.path
     new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
     third = Workspace(os.environ, 0)
     assert new.exists(), "its server may be about to lock it"
-    for workspace in (running, another, third):
+    for workspace in (running, second, third):
         workspace.close()
 
 
@@ -91,7 +91,7 @@ def test_the_longest_path_that_is_taken_has_room_for_a_socket(temporary: Path) -
     workspace.close()
 
 
-def test_a_folder_that_cannot_have_sockets_is_better_than_none(temporary: Path) -> None:
+def test_a_folder_without_room_for_sockets_is_the_last_resort(temporary: Path) -> None:
     long = temporary / ("t" * 90)
     long.mkdir()
     workspace = Workspace({"TMPDIR": str(long)}, 0)
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_have_sockets_is_better_than_none(temporary: Path) 
     workspace.close()
 
 
-def test_a_folder_that_cannot_be_looked_into_is_avoided(temporary: Path) -> None:
+def test_an_unreadable_folder_is_avoided(temporary: Path) -> None:
     workspace = Workspace({"TMPDIR": str(temporary / ("t" * 300)), "TEMP": str(temporary)}, 0)
     assert workspace.path.parent == temporary
     [avoided] = workspace.avoided
@@ -108,8 +108,8 @@ def test_a_folder_that_cannot_be_looked_into_is_avoided(temporary: Path) -> None
     workspace.close()
 
 
-def test_without_room_it_says_so_at_once(temporary: Path) -> None:
-    """Folders that are missing, have a name that Java cannot read, or are files, are named as well."""
+def test_the_error_gives_the_reason_for_each_folder(temporary: Path) -> None:
+    """Missing folders, folders whose name Java cannot read, and files are in the error as well."""
     (temporary / "file").touch()
     unreadable = os.fsdecode(os.fsencode(temporary) + b"/\xff")
     Path(unreadable).mkdir()
@@ -121,5 +121,5 @@ def test_without_room_it_says_so_at_once(temporary: Path) -> None:
     assert f"{temporary}/none: No such file or directory" in message
     assert "its name is not UTF-8" in message
     assert f"{temporary}/file: " in message
-    assert "TMPDIR names it" in message
+    assert "Set TMPDIR to a writable folder" in message
     assert not list(temporary.glob(f"{PREFIX}*"))

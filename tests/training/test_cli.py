@@ -1,6 +1,7 @@
 """The training command line where something is missing or wrong: one line that says what to do, and no traceback."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import Server
-from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
 from training.cli import main
 from training.errors import TrainingError
 from training.measure.server import TOKEN_VARIABLE, server_predictor
@@ -60,9 +61,9 @@ def not_served() -> set[str]:
 
 
 def run_with_what_serves(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    code = BLOCKED.format(names=not_served() - {"handler", "training", "server", "client", "sentiment", "tests"})
+    code = BLOCKED.format(names=not_served() - {"handler", "training", "server", "sentiment", "tests"})
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("command", NEED_MORE)
@@ -150,7 +151,7 @@ def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(LEARNERS / "windows.pkl")
     command = [*(sys.executable, "-m", "training", "export"), "--learner", str(tmp_path / name)]
     command += ["--to", str(tmp_path / "model")]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
     assert r"--learner caf\udce9.pkl" in card["exported"]["command"]

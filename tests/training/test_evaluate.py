@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from handler import batch, exported
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from tests.approximately import approximately
 from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
-from tests.paths import MODEL, ROOT, TOY_TWEETS
+from tests.paths import MODEL, ROOT, TOY_TWEETS, WITH_CLIENT
 from training import cli
 from training.data import labelled, read_dataset, read_tweets, split_of_rows
 from training.errors import TrainingError
@@ -44,7 +45,10 @@ def test_whoever_has_read_enough_sees_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "training", "evaluate", "--data", str(TOY_TWEETS), "--split", "validation"]
-    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | WITH_CLIENT
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert (ended.returncode, "Error" in ended.stderr) == (1, False), ended.stderr
 
@@ -192,9 +196,8 @@ def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: P
     def answer(body: bytes) -> bytes:
         instances = json.loads(body)["instances"]
         asked.extend(instances)
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        assert jobs[0].error is None or len(instances) == 1, jobs[0].error
+        [result], _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        assert isinstance(result, PredictedRequest) or len(instances) == 1, result
         return json.dumps({"predictions": [{} for _ in instances]}).encode()
 
     assert len(list(predict(texts, answer))) == len(texts)

@@ -219,7 +219,8 @@ def _check_callbacks(learner: Learner) -> None:
         class_name = name.partition(" ")[0].rpartition(".")[2]
         raise TrainingError(
             f"The learner has the callback {name}. If it does not change predictions, call "
-            f"`learner.remove_cb({class_name})` and export the learner again. Otherwise its code is needed here. {HOW_TO_BRING_IT}"
+            f"`learner.remove_cb({class_name})` and export the learner again. Otherwise its code is needed here. "
+            f"{HOW_TO_BRING_IT}"
         )
 
 

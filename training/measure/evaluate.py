@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from client import inference
+from sentiment import inference
 from training.data import Dataset
 from training.errors import TrainingError
 from training.measure import behaviour

@@ -23,9 +23,8 @@ def model_predictor(classifier: TextClassifier, name: str) -> Predictor:
     limits, model = Limits(), Model(name, "", classifier.task, classifier.card)
 
     def predict(body: bytes) -> bytes:
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        [reply] = batch.write(jobs, model, limits)
+        results, _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        [reply] = batch.write(results, model, limits)
         if reply.status is not HTTPStatus.OK:
             raise TrainingError(f"The model cannot read a text of the split: {reply.body.decode()}")
         return reply.body

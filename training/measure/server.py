@@ -5,9 +5,9 @@ import os
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from client import address
-from client.errors import ClientError, InputError, RefusedError, UnreachableError
-from client.transport import Transport
+from sentiment import address
+from sentiment.errors import ClientError, InputError, RefusedError, UnreachableError
+from sentiment.transport import Transport
 from training.errors import TrainingError
 from training.measure.evaluate import Predictor
 

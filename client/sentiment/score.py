@@ -2,7 +2,7 @@
 
 Results go into a journal beside the output as they arrive. When all are there, the rows and their results are written
 to the output. If a run ends early, the same command continues from the journal, and gives the same file.
-`client.stream` classifies what comes from standard input, or goes to standard output.
+`sentiment.stream` classifies what comes from standard input, or goes to standard output.
 """
 
 import shutil
@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from client.columns import added
-from client.errors import InputError, RefusedError
-from client.inference import MAX_TEXTS, InferenceClient, Prediction, split
-from client.journal import Journal, Result, sync
-from client.tables import Source, Table, check_added, check_copy, open_table
+from sentiment.columns import added
+from sentiment.errors import InputError, RefusedError
+from sentiment.inference import MAX_TEXTS, InferenceClient, Prediction, split
+from sentiment.journal import Journal, Result, sync
+from sentiment.tables import Source, Table, check_added, check_copy, open_table
 
 TEXTS_BESIDE_LIVE_TRAFFIC = 8
 """Texts in a request of a run that leaves room for other requests. Beside one connection with so many, a lone request
@@ -68,7 +68,7 @@ class Run:
 
 
 def score(run: Run, output: Path, *, overwrite: bool) -> Summary:
-    """Write a copy of a file with the columns of `client.columns`.
+    """Write a copy of a file with the columns of `sentiment.columns`.
 
     Raises:
         InputError: the input does not have its format, the output exists, or there is a journal of another run.

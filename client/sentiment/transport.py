@@ -12,15 +12,15 @@ from itertools import count
 from reprlib import Repr
 from threading import Event, Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import requests
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidChunkLength, LocationValueError, ReadTimeoutError
 from urllib3.util import Retry
 
-from client import address
-from client.bounds import MAX_ANSWER_BYTES, BoundedAdapter, Bounds, TooLargeError
-from client.errors import (
+from sentiment import address
+from sentiment.bounds import MAX_ANSWER_BYTES, BoundedAdapter, Bounds, TooLargeError
+from sentiment.errors import (
     ClientError,
     InputError,
     NotAuthorizedError,
@@ -160,7 +160,7 @@ class Transport:
 
         Raises:
             UnreachableError, OverloadedError, NotAuthorizedError, RefusedError, UnexpectedAnswerError: see
-                `client.errors`.
+                `sentiment.errors`.
             InputError: the address cannot be asked at all.
         """
         for attempt in count():
@@ -232,13 +232,17 @@ class Transport:
         return UnreachableError(f"{self._peer} does not answer: {_reason(error)}"), may_pass
 
 
+ClientType = TypeVar("ClientType", bound="Client")
+"""Python 3.10 has no `typing.Self`."""
+
+
 class Client:
     """What asks over a transport, and closes it at the end of a `with`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def __enter__(self) -> Self:
+    def __enter__(self: ClientType) -> ClientType:
         return self
 
     def __exit__(

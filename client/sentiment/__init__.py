@@ -1,23 +1,23 @@
-"""A client of the server's HTTP API: a Python library, and the command line `sentiment`.
+"""Command line and Python library for the server's HTTP API.
 
-    from client import InferenceClient
+    from sentiment import InferenceClient
 
     with InferenceClient("http://127.0.0.1:8080") as client:
         print(client.predict("Thank you for the great flight!").label)
         for prediction in client.predict_many(["Late again", "Which gate is flight 12?"]):
             print(prediction.label, prediction.score, prediction.model_version)
 
-| module | holds |
+| module | content |
 |---|---|
 | `inference` | predictions |
 | `management` | versions and workers, through TorchServe's management API |
-| `rollout` | replacing the default version without a lost request |
-| `score` | classifying the texts of a file |
+| `rollout` | rolling update: replace the default version without losing a request |
+| `score` | classify the texts of a file |
 | `status` | the state of a server |
 | `errors` | the exceptions of all modules |
 """
 
-from client.errors import (
+from sentiment.errors import (
     ClientError,
     InputError,
     NotAuthorizedError,
@@ -29,9 +29,9 @@ from client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from client.inference import Explanation, InferenceClient, Prediction, Token
-from client.management import Machine, ManagementClient, Settings, Version
-from client.rollout import Change, Comparison, Outcome, Switch
+from sentiment.inference import Explanation, InferenceClient, Prediction, Token
+from sentiment.management import Machine, ManagementClient, Settings, Version
+from sentiment.rollout import Change, Comparison, Outcome, Switch
 
 __version__ = "0.1.0"
 

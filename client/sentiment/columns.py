@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from client.inference import Prediction
-from client.journal import Result
+from sentiment.inference import Prediction
+from sentiment.journal import Result
 
 Kind = Literal["text", "number", "texts"]
 Cell = str | float | list[str] | None

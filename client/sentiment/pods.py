@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.errors import ClientError, PodError
-from client.terminal import one_line
+from sentiment.errors import ClientError, PodError
+from sentiment.terminal import one_line
 
 NAMESPACE = "sentiment"
 SELECTOR = "app.kubernetes.io/name=sentiment"

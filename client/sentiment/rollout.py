@@ -17,9 +17,9 @@ from http import HTTPStatus
 from math import isclose
 from statistics import median, pstdev
 
-from client.errors import ClientError, RefusedError, RolloutError, UnreachableError
-from client.inference import MODEL, InferenceClient, Kind, Prediction
-from client.management import POLL_S, ManagementClient, Version
+from sentiment.errors import ClientError, RefusedError, RolloutError, UnreachableError
+from sentiment.inference import MODEL, InferenceClient, Kind, Prediction
+from sentiment.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
 MAX_CHANGES_TOLD = 30
@@ -319,7 +319,7 @@ class Switch:
             )
         choices = ", ".join(
             f"`sentiment rollback {shlex.quote(version.archive)}{of_model(self.management.model)}` (version "
-            f"{version.name}{', there since the server was started' if version.loaded_at_startup else ''})"
+            f"{version.name})"
             for version in others
         )
         return (

@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from queue import SimpleQueue
 from typing import IO, Any
 
-from client.columns import Added, added
-from client.errors import ClientError, RefusedError
-from client.inference import MAX_CHARACTERS, InferenceClient, Prediction
-from client.journal import Result
-from client.score import REQUESTS_AHEAD, Run, Summary, result_of
-from client.tables import TextTable, check_added
+from sentiment.columns import Added, added
+from sentiment.errors import ClientError, RefusedError
+from sentiment.inference import MAX_CHARACTERS, InferenceClient, Prediction
+from sentiment.journal import Result
+from sentiment.score import REQUESTS_AHEAD, Run, Summary, result_of
+from sentiment.tables import TextTable, check_added
 
 PROBE = "a text"
 """Asked where no row has a prediction yet: the kind of the model decides which columns there are."""
@@ -35,7 +35,7 @@ def score_stream(
     *,
     compress: bool,
 ) -> Summary:
-    """Write the rows of a table with the columns of `client.columns`, while they are read.
+    """Write the rows of a table with the columns of `sentiment.columns`, while they are read.
 
     Args:
         rows: how many there are, if that is known.

@@ -18,8 +18,8 @@ from typing import IO, Any, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from client import __version__, address, inference, management, pods, tables
-from client.errors import (
+from sentiment import __version__, address, inference, management, pods, tables
+from sentiment.errors import (
     ClientError,
     InputError,
     NotAuthorizedError,
@@ -28,16 +28,16 @@ from client.errors import (
     RolloutError,
     UnreachableError,
 )
-from client.fields import is_unicode
-from client.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceClient, Prediction, split
-from client.management import MAX_WORKERS, ManagementClient, archive_name
-from client.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
-from client.sample import TEXTS
-from client.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
-from client.status import status
-from client.stream import score_stream
-from client.terminal import coloured, columns, cut, line_width, one_line
-from client.transport import CONNECTIONS
+from sentiment.fields import is_unicode
+from sentiment.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceClient, Prediction, split
+from sentiment.management import MAX_WORKERS, ManagementClient, archive_name
+from sentiment.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
+from sentiment.sample import TEXTS
+from sentiment.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
+from sentiment.status import status
+from sentiment.stream import score_stream
+from sentiment.terminal import coloured, columns, cut, line_width, one_line
+from sentiment.transport import CONNECTIONS
 
 OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
-from client import fields
-from client.address import quoted
-from client.errors import ClientError, InputError, RefusedError, UnexpectedAnswerError
-from client.fields import is_unicode, number, probability, unicode
-from client.transport import (
+from sentiment import fields
+from sentiment.address import quoted
+from sentiment.errors import ClientError, InputError, RefusedError, UnexpectedAnswerError
+from sentiment.fields import is_unicode, number, probability, unicode
+from sentiment.transport import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
     CONNECTIONS,

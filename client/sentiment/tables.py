@@ -1,7 +1,7 @@
 """Tables with a text in each row: CSV, TSV, JSON lines, Parquet. They are read row by row, so they may be of any size.
 All but Parquet can be read from a stream, too.
 
-A table's copy has the same rows and columns, and the columns of the results after them (`client.columns`).
+A table's copy has the same rows and columns, and the columns of the results after them (`sentiment.columns`).
 """
 
 import codecs
@@ -20,9 +20,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Protocol, TextIO
 
-from client.columns import Added, Cell
-from client.errors import InputError
-from client.journal import Result
+from sentiment.columns import Added, Cell
+from sentiment.errors import InputError
+from sentiment.journal import Result
 
 DEFAULT_ENCODING = "utf-8"
 MAX_CELL_CHARACTERS = 2**31 - 1

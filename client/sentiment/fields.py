@@ -3,8 +3,8 @@
 import math
 from typing import Any, TypeVar
 
-from client.errors import UnexpectedAnswerError
-from client.transport import shown
+from sentiment.errors import UnexpectedAnswerError
+from sentiment.transport import shown
 
 T = TypeVar("T")
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
-from client.errors import InputError
-from client.inference import Prediction
+from sentiment.errors import InputError
+from sentiment.inference import Prediction
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Journal:
             self._file.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(

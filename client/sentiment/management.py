@@ -16,11 +16,18 @@ from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Any
 
-from client.address import quoted
-from client.errors import ClientError, InputError, NotReadyError, RefusedError, UnexpectedAnswerError, UnreachableError
-from client.fields import field, is_unicode, unicode
-from client.inference import MODEL
-from client.transport import RETRIES, Client, Transport, shown
+from sentiment.address import quoted
+from sentiment.errors import (
+    ClientError,
+    InputError,
+    NotReadyError,
+    RefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from sentiment.fields import field, is_unicode, unicode
+from sentiment.inference import MODEL
+from sentiment.transport import RETRIES, Client, Transport, shown
 
 URL = "http://127.0.0.1:8081"
 READ_TIMEOUT_S = 30.0
@@ -92,9 +99,6 @@ class Version:
     """The lowest number of a worker; None without workers. TorchServe counts the workers of all versions together, and
     a worker that is started anew keeps its number: so these numbers have the order in which versions were registered.
     """
-
-    loaded_at_startup: bool
-    """Whether the server's configuration names it."""
 
     @property
     def ready(self) -> bool:
@@ -273,7 +277,7 @@ class ManagementClient(Client):
         for name in sorted(self.models(), key=lambda name: name != MODEL):
             with suppress(RefusedError):  # it may be unregistered meanwhile
                 versions = self._versions(f"/models/{quoted(name)}")
-                return max(versions, key=lambda version: (version.loaded_at_startup, version.default)).settings
+                return next(version.settings for version in versions if version.default)
         return Settings()
 
     def register(self, archive: str, settings: Settings) -> str:
@@ -443,5 +447,4 @@ def _version(value: object, default: str) -> Version:
         worker_states=tuple(field(worker, "status", str) for worker in workers),
         worker_pids=frozenset(pid for worker in workers if (pid := field(worker, "pid", int)) > 0),
         first_worker=min((_whole(field(worker, "id", str)) for worker in workers), default=None),
-        loaded_at_startup=value.get("loadedAtStartup") is True,  # type: ignore[attr-defined]
     )

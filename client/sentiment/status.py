@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from client.errors import ClientError, NotAuthorizedError, RefusedError, UnexpectedAnswerError
-from client.fields import field, probability
-from client.inference import InferenceClient
-from client.management import ManagementClient, Version
-from client.terminal import WIDTH, cut, one_line, table
+from sentiment.errors import ClientError, NotAuthorizedError, RefusedError, UnexpectedAnswerError
+from sentiment.fields import field, probability
+from sentiment.inference import InferenceClient
+from sentiment.management import ManagementClient, Version
+from sentiment.terminal import WIDTH, cut, one_line, table
 
 COMMIT_DIGITS = 12
 

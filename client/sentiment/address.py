@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from requests.utils import get_environ_proxies, select_proxy
 
-from client.errors import InputError
+from sentiment.errors import InputError
 
 
 def address(url: str) -> str:
