@@ -127,7 +127,7 @@ class ClassifierSettings:
     """
 
     seed: int = 2
-    """The best of three seeds (`training/README.md`)."""
+    """The best of three seeds (`docs/EXPERIMENTS.md`)."""
 
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2

@@ -28,7 +28,7 @@ SYNTHETIC_FACTOR: Final = 2
 """Factor by which a difference on synthetic texts is multiplied.
 
 For 13 learners, the largest difference on real texts was 0.5 to 2.1 times that on synthetic texts
-(`model_store/README.md`).
+(`docs/explanation/int8.md`).
 """
 
 FEW_TEXTS: Final = 100

@@ -1,7 +1,7 @@
 """Calibration on the validation split after training: bias-corrected temperature scaling.
 
 The network predicts the rarer labels too seldom. A bias for each label's logit, in addition to the temperature,
-improves the cross-validated accuracy, macro-F1 and cross-entropy (`training/README.md`).
+improves the cross-validated accuracy, macro-F1 and cross-entropy (`docs/EXPERIMENTS.md`).
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Imports between the parts of `training/` go in one direction."""
+"""Tests that imports within `training/` go in one direction, from the upper layers to the lower ones."""
 
-import ast
+import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import ROOT, WITH_CLIENT
+from tests.rooms import imported_modules, python_files
 
 LAYERS = (
     {"training", "training.errors", "training.settings", "training.splits", "training.tables", "training.data"}
@@ -28,18 +29,12 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in sorted((ROOT / "training").rglob("*.py"))}
+MODULES = {name_of(path): path for path in python_files(ROOT / "training")}
 
 
 def imports_of(module: str) -> set[str]:
     """Return the modules of `training/` that a module imports, also within functions."""
-    imported = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-    return imported & MODULES.keys() - {module}
+    return set(imported_modules(MODULES[module])) & MODULES.keys() - {module}
 
 
 def layer_of(module: str) -> int:
@@ -79,5 +74,7 @@ def test_evaluation_of_a_server_starts_without_large_packages() -> None:
         "large = {'fastai', 'matplotlib', 'onnx', 'pandas', 'sklearn', 'spacy', 'torch', 'transformers'}\n"
         "print(*large & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = os.environ | WITH_CLIENT
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
