@@ -25,7 +25,7 @@ import pytest
 
 from tests.approximately import approximately
 from tests.e2e.server_process import Server
-from tests.paths import REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
+from tests.paths import CLIENT, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.settings import PRESETS
 
@@ -96,7 +96,7 @@ TRAINING_COMMANDS = [line for line in COMMANDS if line.startswith(f"{PYTHON} -m 
 
 def run(command: str, cwd: Path) -> str:
     # A fixed width, as argparse wraps help to the terminal's.
-    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": f"{ROOT}{os.pathsep}{CLIENT}"}
     result = subprocess.run(
         ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
