@@ -64,7 +64,7 @@ test: $(TEST) $(ARCHIVE) ## install what is missing, and run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: fault-test
-fault-test: $(TEST) $(ARCHIVE) ## run the long fault tests, and write their table into k8s/README.md
+fault-test: $(TEST) $(ARCHIVE) ## run the long failure tests (15 minutes), and write docs/explanation/torchserve.md's table
 	FAULTS=long $(BIN)/python -m pytest tests/e2e/test_fuzz.py tests/e2e/test_faults.py tests/client/test_with_a_server.py
 
 .PHONY: lint

@@ -17,7 +17,8 @@ from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE, Engine, open_session
 from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 from handler.request import read_request
 from training.graph import IR_VERSION, OPSET
 
@@ -47,7 +48,9 @@ def steps(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, float]:
         "request": milliseconds(lambda text: read_request({"body": text.encode()}, headers, limits), texts),
         "tokenizer": milliseconds(classifier.ids, texts),
         "engine": milliseconds(lambda row: classifier.probabilities([row]), ids),
-        "json": milliseconds(lambda row: to_json(prediction(row, classifier.task)), rows),
+        "json": milliseconds(
+            lambda row: to_json(prediction_json(Prediction.from_outputs(row, classifier.task), classifier.task)), rows
+        ),
     }
 
 

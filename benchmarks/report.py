@@ -57,7 +57,7 @@ def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The README's table of servers, with a sentence about its most important figures."""
+    """The README's table of servers, with the conclusion."""
     sides = results["sides"]
     latency = sides[FLASK]["p50_ms"] / sides[OURS]["p50_ms"]
     throughput = sides[OURS]["throughput"] / sides[FLASK_ALL]["throughput"]
@@ -105,7 +105,7 @@ def servers(results: Mapping[str, Any]) -> list[str]:
 
 
 def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """The goals: figure, goal, measured value, whether the goal is reached."""
+    """The goals: for each, the figure, the goal, the measured value, and whether the goal is met."""
     sides, engine, memory = results["sides"], results["engine"], results["memory"]
     ours = sides[OURS]
     others = [side for name, side in sides.items() if name != OURS and "heavy_p99_ms" in side]
@@ -214,16 +214,17 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Where a request's time goes",
         "",
-        "CPU time of a request in milliseconds, and its share of the total. The figures of Java, HAProxy and the total are "
-        "those of the processes under load. A worker's steps are measured in a loop without a server, with batches of 1 "
-        "and of 16.",
+        "CPU time of a request in milliseconds, and its share of the total. The figures of Java, HAProxy and the total "
+        "are those of the processes under load. A worker's steps are measured in a loop without a server, with batches "
+        "of 1 and of 16.",
         "",
         "| | one connection | | 32 connections | |",
         "|---|---|---|---|---|",
         *_profile(engine, profile),
         "",
-        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two times "
-        "without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each other.",
+        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two "
+        "times without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each "
+        "other.",
         "",
         "### What bounds the engine",
         "",
@@ -242,9 +243,9 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Batches",
         "",
-        "Milliseconds for each tweet by batch size, and the largest difference between a tweet's probability in the batch "
-        "and alone. The engine computes texts of similar length together. Ordinary dynamic quantization takes its scales "
-        "from the whole batch; the engine's scales are constant.",
+        "Milliseconds for each tweet by batch size, and the largest difference between a tweet's probability in the "
+        "batch and alone. The engine computes texts of similar length together. Ordinary dynamic quantization takes "
+        "its scales from the whole batch; the engine's scales are constant.",
         "",
         "| batch size | ms | largest difference | ordinary: ms | ordinary: largest difference |",
         "|---|---|---|---|---|",

@@ -160,9 +160,8 @@ def model_answer(folder: Path) -> Answer:
     limits, model = Limits(), Model(folder.name, "", classifier.task, classifier.card)
 
     def answer(body: bytes) -> bytes:
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        [reply] = batch.write(jobs, model, limits)
+        results, _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        [reply] = batch.write(results, model, limits)
         if reply.status is not HTTPStatus.OK:
             raise TrainingError(f"The model does not read a text of the split: {reply.body.decode()}")
         return reply.body

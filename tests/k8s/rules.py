@@ -26,6 +26,8 @@ from tests.paths import ROOT
 KUBERNETES = "1.33"
 SCHEMAS = Path(__file__).parent / "schemas"
 MANAGEMENT_PORT = 8081
+ARCHIVE_BYTES = 10_000_000
+"""Size of the embedded model's unpacked archive."""
 
 
 # -- Schemas --

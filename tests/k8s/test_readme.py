@@ -1,4 +1,4 @@
-"""The pages about Kubernetes: their figures are those of the manifests, and their commands run, most without a cluster."""
+"""The pages about Kubernetes: their figures are those of the manifests, and their commands run without a cluster."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.approximately import approximately
 from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
@@ -30,9 +31,7 @@ def blocks_of(page: str, language: str = "sh") -> list[str]:
 
 
 BLOCKS = blocks_of(README)
-SENTIMENT = [
-    line for block in blocks_of(OPERATE) for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")
-]
+SENTIMENT = [line for block in blocks_of(OPERATE) for line in block.splitlines() if line.startswith(".venv/bin/sent")]
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")})
 BLOCKING = re.compile(
@@ -75,6 +74,21 @@ def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, m
         ("2.0", {"2.0": 2}),
         ("1.0", {"1.0": 2}),
     ]
+
+
+def test_a_local_deployment_prints_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    [shown] = blocks_of(README, "text")
+    with cluster(tmp_path, monkeypatch):
+        command = ["kubectl", "apply", "--validate=false", "-k", "k8s/overlays/local"]
+        applied = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert applied.stdout + 'deployment "sentiment" successfully rolled out\n' == shown
+    [request] = blocks_of(README, "console")
+    command_line, _, answer = request.removeprefix("$ ").partition("\n")
+    command_line = command_line.replace("http://127.0.0.1:8080", server.project.inference)
+    replied = subprocess.run(["bash", "-c", command_line], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(replied.stdout) == approximately(json.loads(answer), 0.005)
 
 
 def test_the_digest_goes_into_the_overlay(tmp_path: Path) -> None:

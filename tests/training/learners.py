@@ -2,8 +2,8 @@
 
     python -m tests.training.learners --texts labelled.tsv
 
-`labelled.tsv` has lines of label<TAB>text. The table that the command prints is in `docs/reference/learners.md`; `--write`
-puts it there. Each kind takes from a few seconds to a minute of one core.
+`labelled.tsv` has lines of label<TAB>text. The table that the command prints is in `docs/reference/learners.md`;
+`--write` puts it there. Each kind takes from a few seconds to a minute of one core.
 """
 
 import argparse

@@ -10,9 +10,11 @@ import pytest
 from fastai.text.all import SpacyTokenizer
 
 from handler import batch, exported
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
 from handler.limits import Limits
+from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
 from tests.training.test_export import (
     LENGTHS,
@@ -88,15 +90,16 @@ def test_both_networks_are_work(folder: Path) -> None:
     limits = Limits(max_token_reads=100)
     statuses = []
     for words in (10, 35, 60):
-        jobs = batch.read([({"body": ("late again " * (words // 2)).encode()}, {"content-type": "text/plain"})], limits)
-        batch.infer(jobs, classifier, limits)
-        statuses.append(jobs[0].error is None)
+        row = {"body": ("late again " * (words // 2)).encode()}, {"content-type": "text/plain"}
+        [result], _ = batch.infer(batch.read([row], limits), classifier, limits)
+        statuses.append(isinstance(result, PredictedRequest))
     assert statuses == [True, False, False]
 
 
 def test_a_token_of_an_ensemble_is_explained(folder: Path) -> None:
     classifier = TextClassifier.load(folder / "model")
-    explanation = classifier.explain("late again")
+    prediction = Prediction.from_outputs(classifier.predict(["late again"])[0], classifier.task)
+    explanation = classifier.explain(classifier.tokenize("late again"), prediction)
     ids = classifier.ids("late again")
     place = explanation.tokens.index("late")
     occluded = [*ids[:place], classifier.unknown_id, *ids[place + 1 :]]

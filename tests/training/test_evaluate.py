@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler import batch, exported
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from tests.approximately import approximately
@@ -180,9 +181,8 @@ def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: P
     def answer(body: bytes) -> bytes:
         instances = json.loads(body)["instances"]
         asked.extend(instances)
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        assert jobs[0].error is None or len(instances) == 1, jobs[0].error
+        [result], _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        assert isinstance(result, PredictedRequest) or len(instances) == 1, result
         return json.dumps({"predictions": [{} for _ in instances]}).encode()
 
     assert len(list(predict(texts, answer))) == len(texts)

@@ -462,7 +462,7 @@ def test_code_in_a_card_is_shown_as_it_is(text: str) -> None:
 def test_weights_that_are_no_numbers_are_refused() -> None:
     learner = make_learner()
     learner.model[1].layers[0][0].running_var[:] = float("nan")
-    with pytest.raises(ExportedModelError, match="values that are no numbers"):
+    with pytest.raises(ExportedModelError, match="values that are not finite numbers"):
         export_learner(learner, {})
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
+from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
 from tests.training.test_export import (
     LENGTHS,
@@ -67,7 +68,7 @@ def test_tokens_and_ids_are_fastais(learner: Any, classifier: TextClassifier, te
     tokens = list(tokenize(text))
     assert classifier.tokens(text) == tokens
     assert classifier.ids(text) == (numericalize(tokens).tolist() or [classifier.unknown_id])
-    spans = classifier._tokenizer.spans(text)
+    spans = classifier._tokenizer.spans(classifier.tokenize(text))
     assert len(spans) == len(tokens)
     assert all(0 <= begin <= end <= len(text) for begin, end in spans)
 
@@ -89,7 +90,8 @@ def test_the_archive_has_the_tokenizers_model(folder: Path, classifier: TextClas
 
 def test_a_token_is_shown_where_it_is(classifier: TextClassifier) -> None:
     text = "Late flight, again!"
-    explanation = classifier.explain(text)
+    prediction = Prediction.from_outputs(classifier.predict([text])[0], classifier.task)
+    explanation = classifier.explain(classifier.tokenize(text), prediction)
     spans = [text[begin:end] for begin, end in explanation.spans]
     place = explanation.tokens.index("\u2581flight")
     assert spans[place] == "flight"

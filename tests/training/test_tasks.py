@@ -23,7 +23,8 @@ from torch import nn
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 from handler.service import MODEL_FOLDER
 from handler.task import Task
 from tests.paths import TOY_TWEETS
@@ -77,9 +78,11 @@ def test_any_task_is_exported_exactly(options: dict[str, Any], task: Task, tmp_p
         np.testing.assert_allclose(row, outputs, rtol=0, atol=TOLERANCE, err_msg=text)
         if task.name == "multi-label":
             names = [label for label, is_over in zip(task.labels, decided.tolist(), strict=True) if is_over]
-            assert prediction(row, task)["labels"] == names, text
+            assert prediction_json(Prediction.from_outputs(row, task), task)["labels"] == names, text
         else:
-            assert prediction(row, task)["value"] == pytest.approx(decided.item(), abs=TOLERANCE)
+            assert prediction_json(Prediction.from_outputs(row, task), task)["value"] == pytest.approx(
+                decided.item(), abs=TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("options", [MULTI_LABEL, REGRESSION | {"y_range": (-3, 5)}], ids=["multi-label", "range"])
