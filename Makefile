@@ -183,8 +183,8 @@ $(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python
 # Each archive is built from the folder of its name. With texts to measure int8 on, it is always built again. The chosen
 # precision is in one of the folder's .json files, which is older than the archive.
 .SECONDEXPANSION:
-$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
-    training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)
+$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) \
+    $(patsubst %,training/export/%.py,archive graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
 
 .PHONY: always

@@ -20,7 +20,7 @@ from handler.limits import Limits
 from handler.prediction import Prediction
 from handler.reply import prediction_json
 from handler.request import read_request
-from training.graph import IR_VERSION, OPSET
+from training.export.graph import IR_VERSION, OPSET
 
 LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 ROUNDS = 15
@@ -147,7 +147,7 @@ def batches(classifier: TextClassifier, plain: Engine, ids: Sequence[Sequence[in
 def plain_engine(model: Path, config: NetworkConfig, folder: Path) -> Engine:
     """An engine with an archive's network in ordinary dynamic quantization.
 
-    The constants that fix the scales are set to zero (see the graph's module in `training`).
+    The constants that fix the scales are set to zero (see `training.export.graph`).
 
     Args:
         model: an archive's model, unpacked.

@@ -57,7 +57,7 @@ def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The README's table of servers, with the conclusion."""
+    """The README's table of servers, with a sentence about its most important figures."""
     sides = results["sides"]
     latency = sides[FLASK]["p50_ms"] / sides[OURS]["p50_ms"]
     throughput = sides[OURS]["throughput"] / sides[FLASK_ALL]["throughput"]
@@ -105,7 +105,7 @@ def servers(results: Mapping[str, Any]) -> list[str]:
 
 
 def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """The goals: for each, the figure, the goal, the measured value, and whether the goal is met."""
+    """The goals: figure, goal, measured value, whether the goal is reached."""
     sides, engine, memory = results["sides"], results["engine"], results["memory"]
     ours = sides[OURS]
     others = [side for name, side in sides.items() if name != OURS and "heavy_p99_ms" in side]

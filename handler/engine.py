@@ -1,6 +1,6 @@
 """The inference engine: ONNX Runtime computes probabilities from token ids with the archive's graph.
 
-The module `graph` of `training` builds the graph. It states why the result for a text depends neither on padding nor on
+`training.export.graph` builds the graph. It states why the result for a text depends neither on padding nor on
 the other texts of the same forward pass.
 """
 

@@ -96,7 +96,7 @@ TORCHSERVE_MODULE = "ts"
 TORCHSERVE_IMPORTER = "handler/service.py"
 """The only file of the product that may import TorchServe's package."""
 
-CLIENT_IMPORTERS = ("training/evaluate.py",)
+CLIENT_IMPORTERS = ("training/measure/evaluate.py", "training/measure/server.py")
 """The only files of `training/` that may import the client."""
 
 

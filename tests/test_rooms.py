@@ -59,7 +59,7 @@ def test_only_the_service_imports_torchserve() -> None:
     assert importers == [TORCHSERVE_IMPORTER]
 
 
-def test_only_evaluate_imports_the_client_in_training() -> None:
+def test_only_the_evaluation_imports_the_client_in_training() -> None:
     files = [file for file in python_files(ROOT / "training") if "client" in imported_folders(file)]
     assert tuple(map(relative, files)) == CLIENT_IMPORTERS
 

@@ -17,7 +17,7 @@ from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
 OPERATE = (ROOT / "docs" / "guides" / "operate.md").read_text(encoding="utf-8")

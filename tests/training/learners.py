@@ -69,7 +69,7 @@ from handler.service import MODEL_FOLDER
 from handler.task import Task
 from tests.paths import LEARNERS, ROOT
 from training import cli
-from training.learner_file import read_learner
+from training.export.learner_file import read_learner
 
 PAGE = ROOT / "docs" / "reference" / "learners.md"
 BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
