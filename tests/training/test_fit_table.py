@@ -1,4 +1,4 @@
-"""A user's labelled texts: what is wrong with labels and splits is told with its line and a way out."""
+"""Tests of a user's labelled texts: errors of labels and splits name the line and a remedy."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def test_labels_of_any_kind_are_strings(tmp_path: Path) -> None:
+def test_labels_of_any_type_become_strings(tmp_path: Path) -> None:
     kinds = [0, 1.0, True, " two  words "]
     lines = [json.dumps({"text": f"text {number}", "label": kinds[number % 4]}) for number in range(40)]
     rows = read_table(write(tmp_path, "a.jsonl", "\n".join(lines)), Columns()).rows
@@ -56,15 +56,13 @@ GOOD = csv_of(ROWS)
         ("a.csv", csv_of([(f"t {n}", f"l{n // 3}") for n in range(900)]), "has 300 different labels, for example"),
     ],
 )
-def test_a_problem_is_told_with_its_line_and_a_way_out(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
+def test_an_error_names_the_line_and_a_remedy(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(TrainingError) as told:
         read_table(write(tmp_path, name, content), Columns())
     assert message in str(told.value)
 
 
-def test_what_stands_in_nobodys_way_is_a_warning(tmp_path: Path) -> None:
+def test_problems_that_do_not_prevent_training_are_warnings(tmp_path: Path) -> None:
     rows = [*ROWS * 2, ("The same!", "good"), ("the same", "bad"), *((f"x {n}", "Good ") for n in range(5))]
     few, alike, different = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
     assert "'Good' 5" in few
@@ -75,7 +73,7 @@ def test_what_stands_in_nobodys_way_is_a_warning(tmp_path: Path) -> None:
     assert "line 82, 83" in different
 
 
-def test_one_column_is_not_both(tmp_path: Path) -> None:
+def test_text_and_label_need_different_columns(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected different columns"):
         read_table(write(tmp_path, "a.csv", GOOD), Columns("text", "text"))
 
@@ -117,7 +115,7 @@ def test_a_files_own_splits_are_kept(tmp_path: Path) -> None:
 
 @settings(max_examples=15)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=30, max_size=40))
-def test_what_a_run_keeps_reads_back_to_the_letter(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_the_data_of_a_run_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     texts = [text if text.strip() else "blank" for text in texts]
     folder = tmp_path_factory.mktemp("run")
     rows = pd.DataFrame({"text": texts, "label": "NA", "split": "train", "line": 1})
