@@ -1,8 +1,8 @@
 """Drift: the population stability index between the training data and the texts of the last requests.
 
-A model's card has the distributions of the training data (`reference`, see `model_store/README.md`). A worker keeps the
-distributions of its last texts. The training data's distribution has the true labels, the worker's has the predicted
-labels.
+A model's card has the distributions of the training data (`reference`, see `docs/reference/model-format.md`). A worker
+keeps the distributions of its last texts. The training data's distribution has the true labels, the worker's has the
+predicted labels.
 """
 
 import math
@@ -82,7 +82,7 @@ class Reference:
             labels: the model's labels.
 
         Raises:
-            ValueError: the entry does not have the form that `model_store/README.md` defines.
+            ValueError: the entry does not have the form that `docs/reference/model-format.md` defines.
         """
         keys = {"data_sha256", "labels", "tokens", "unknown_tokens"}
         if not isinstance(value, dict) or value.keys() != keys:

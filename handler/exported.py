@@ -1,4 +1,4 @@
-"""Reads and writes exported models: folders of plain data in the format that `model_store/README.md` defines.
+"""Reads and writes exported models: folders of plain data in the format that `docs/reference/model-format.md` defines.
 
 Reading a model runs no code from its files. Every file is checked before use; an error names the file and the fault.
 """
@@ -192,7 +192,7 @@ class Description:
         """The training data's distributions; None if the card has none.
 
         Raises:
-            ValueError: the distributions do not have the form that `model_store/README.md` defines.
+            ValueError: the distributions do not have the form that `docs/reference/model-format.md` defines.
         """
         value = self.card.get(REFERENCE_KEY)
         return None if value is None else Reference.from_json(value, self.config.labels)

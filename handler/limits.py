@@ -48,7 +48,7 @@ class Limits:
     has a token for every four or five characters; a symbol can be a token.
 
     With the embedded model, the work within the limit takes a core with AVX-512 at most 2 s. A batch with refused
-    requests takes at most 3 s (`benchmarks/README.md`).
+    requests takes at most 3 s (`docs/explanation/performance.md`).
     """
 
     max_batch_reply_bytes: int = 6_553_500

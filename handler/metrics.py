@@ -1,4 +1,4 @@
-"""The worker's metrics, and their transfer to TorchServe's metrics address. `handler/METRICS.md` lists them.
+"""The worker's metrics, and their transfer to TorchServe's metrics address. `docs/reference/metrics.md` lists them.
 
 TorchServe reads a worker's standard output. A line `[METRICS]...` increments a counter or sets a gauge. TorchServe has
 one registry for all workers and all versions of a model, so their increments add up. A line for each text would take

@@ -14,6 +14,7 @@ from tests.rooms import (
     Room,
     imported_modules,
     python_files,
+    table,
 )
 
 FOLDERS = {room.package_name: room.folder for room in ROOMS}
@@ -41,6 +42,11 @@ def test_a_room_imports_all_rooms_that_it_may(room: Room) -> None:
     """The table lists no arrow that does not exist."""
     imported = set().union(*map(imported_folders, python_files(room.path)))
     assert set(room.imports) - imported == set()
+
+
+def test_the_design_page_has_the_table_of_rooms() -> None:
+    """If this fails, copy the output of `table` into the page."""
+    assert table() in (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
 
 
 def test_only_the_service_imports_torchserve() -> None:

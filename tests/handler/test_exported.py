@@ -175,7 +175,7 @@ def test_an_error_names_weights_of_a_wrong_shape(folder: Path) -> None:
 
 
 def test_the_format_is_documented() -> None:
-    text = (ROOT / "model_store" / "README.md").read_text()
+    text = (ROOT / "docs" / "reference" / "model-format.md").read_text()
     model = exported.read(MODEL)
     config = json.loads((MODEL / "config.json").read_text())
     card = json.loads((MODEL / "card.json").read_text())
