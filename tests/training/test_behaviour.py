@@ -137,5 +137,5 @@ def string_literals(module: ModuleType) -> list[str]:
 def test_a_model_with_other_labels_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     exported.write(export_learner(make_learner(["good", "bad"]), {}), tmp_path)
     assert cli.main(["behaviour", "--model", str(tmp_path)]) == 1
-    expected = "for models with the labels negative, neutral, positive, and this model has the labels 'bad', 'good'."
+    expected = "for models with the labels negative, neutral, positive; this model has the labels 'bad', 'good'."
     assert expected in capfd.readouterr().err

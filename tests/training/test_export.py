@@ -286,7 +286,7 @@ def own_rule(text: str) -> str:
     [
         ({"sizes": {"bidir": True}}, "bidirectional"),
         ({"y_range": (0, 1)}, r"The head has SigmoidRange\(low=0, high=1\); expected"),
-        ({"block": {"rules": [own_rule]}}, "a rule of its own, own_rule"),
+        ({"block": {"rules": [own_rule]}}, "a custom rule, own_rule"),
     ],
 )
 def test_a_learner_that_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
@@ -362,8 +362,8 @@ def with_specials_elsewhere(learner: Any) -> None:
         (lambda it: setattr(it.model[0], "pad_idx", 0), "the id 0 for padding"),
         (lambda it: it.model.half(), "in half precision"),
         (lambda it: setattr(it, "loss_func", Sharper()), "The loss is Sharper"),
-        (lambda it: it.add_cb(Sharpening()), "does not answer as the learner does"),
-        (lambda it: setattr(it.model[0], "max_len", 0), "fastai's own prediction .* fails"),
+        (lambda it: it.add_cb(Sharpening()), "does not predict as the learner does"),
+        (lambda it: setattr(it.model[0], "max_len", 0), "fastai's prediction .* fails"),
         (with_a_transform, "besides, it has Shortening"),
         (with_specials_elsewhere, "The vocabulary has xxunk at"),
         (
@@ -399,7 +399,7 @@ def test_losses_with_a_softmax_are_exported(loss: Any) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["fine", "half \ud83d", "whole"], r"The label 'half \\ud83d' has half of a surrogate pair"),
+        (["fine", "half \ud83d", "whole"], r"The label 'half \\ud83d' has an unpaired surrogate"),
         ([1, "1", "2"], "The labels 1, '1' have the same text, '1'"),
     ],
 )
@@ -474,7 +474,7 @@ def test_a_file_without_a_learner_is_reported(tmp_path: Path, content: bytes | s
         file.write_bytes(content)
     else:
         torch.save(nn.Linear(2, 2).state_dict(), file)
-    with pytest.raises(TrainingError, match="xpected what fastai's `Learner"):
+    with pytest.raises(TrainingError, match="xpected a file that fastai's `Learner"):
         export_files([file], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -62,7 +62,7 @@ def test_fit_describes_data_start_and_recipe_first(fitted: Fitted) -> None:
     for told in (
         "56 texts, 3 labels (delivery 30, praise 14, billing 12)",
         "train 46, validation 5, test 5",
-        "labels with fewer than 20 different texts, whose figures say little: 'billing' 12, 'praise' 14",
+        "labels with fewer than 20 different texts have unreliable figures: 'billing' 12, 'praise' 14",
         "Starting weights: own,",
         "They permit commercial use, as far as your own texts do",
         "Or --start wt103: ",
@@ -118,11 +118,11 @@ def test_the_same_command_trains_nothing_again(fitted: Fitted, capfd: pytest.Cap
 
 def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(*fitted.command, "--start", GENERAL) == 1
-    assert "began with --start own" in capfd.readouterr().err
+    assert "was started with --start own" in capfd.readouterr().err
     other = fitted.folder / "other.csv"
     other.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
     assert run(*fitted.command, "--data", other) == 1
-    assert "holds a run on other data or another split" in capfd.readouterr().err
+    assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_only_a_named_start_forbids_commercial_use(tmp_path: Path) -> None:
 def test_the_baseline_can_be_fitted_on_texts_without_a_common_word() -> None:
     rows = pd.DataFrame({"text": [chr(0x4E00 + 7 * n) * 3 for n in range(30)], "label": ["a", "b"] * 15})
     assert tfidf.fitted(rows).predict_proba(["x"]).shape == (1, 2)
-    with pytest.raises(TrainingError, match="no words that TF-IDF could count"):
+    with pytest.raises(TrainingError, match="no words that TF-IDF can count"):
         tfidf.fitted(rows.assign(text="!"))
 
 

@@ -171,7 +171,7 @@ def with_labels(learner: Any) -> None:
             r"the callback gone\.Own \(not installed here\)\. If .* `learner\.remove_cb\(Own\)`",
         ),
         (with_a_transform, r"the learner uses gone\.Own \(not installed here\)"),
-        (with_a_rule, r"a rule of its own, gone\.Own \(not installed here\)"),
+        (with_a_rule, r"a custom rule, gone\.Own \(not installed here\)"),
         (
             lambda it: setattr(it, "loss_func", of_a_missing_module(CrossEntropyLossFlat)()),
             r"The loss is gone\.Own \(not installed here\)",

@@ -163,9 +163,9 @@ def test_the_card_and_the_command_report_the_measurement(tmp_path: Path, capsys:
 def test_without_texts_the_command_reports_an_estimate(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archived(model, "--precision", "int8")
     printed = capsys.readouterr()
-    assert "an estimate, on texts made up of the vocabulary's words" in printed.out
+    assert "an estimate on texts made up of the vocabulary's words" in printed.out
     assert "--texts FILE" in printed.out
-    assert "warning: int8 may differ by more than" in printed.err
+    assert "warning: in int8, a probability may differ by more than" in printed.err
 
 
 def test_float32_by_an_estimate_is_explained_with_a_remedy(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +176,7 @@ def test_float32_by_an_estimate_is_explained_with_a_remedy(model: Path, capsys: 
         f" in float32: int8 may differ from float32 by up to {2 * largest:.4f} (twice the estimate of {largest:.4f}), "
         f"over the limit of 0.03; int8-fine is no faster than float32 in a network of this size."
     ) in first
-    assert "To get int8, which is smaller and faster, if it is close enough on texts of your own" in last
+    assert "To use int8 if it is close enough on your own texts" in last
     assert last.endswith("build the archive again with --texts FILE (with make: TEXTS=FILE).")
     assert not (model / PRECISION_FILE).exists()
 
@@ -191,8 +191,10 @@ def test_a_choice_on_real_texts_is_stored_with_the_model(model: Path, capsys: py
     capsys.readouterr()
     assert archived(model) == first
     printed = capsys.readouterr()
-    assert f"Measured before on texts of few.txt ({model / PRECISION_FILE})." in printed.out
-    assert "With so few texts (1), a larger difference can go unseen: measure on some hundreds." in printed.out
+    assert f"Measured earlier on texts of few.txt ({model / PRECISION_FILE})." in printed.out
+    assert (
+        "With only 1 texts, the measurement can miss a larger difference. Measure on hundreds of texts." in printed.out
+    )
     assert not printed.err
     assert archived(model, "--texts", TOY_TWEETS)["precision"] == "float32"
     assert archived(model)["precision"] == "float32"
@@ -203,7 +205,7 @@ def test_a_given_precision_is_used_and_not_stored(model: Path, capsys: pytest.Ca
     content = (model / PRECISION_FILE).read_text(encoding="utf-8")
     capsys.readouterr()
     assert archived(model, "--precision", "int8")["reason"] == "as asked for"
-    assert "Measured before on texts of few.txt" in capsys.readouterr().out
+    assert "Measured earlier on texts of few.txt" in capsys.readouterr().out
     assert archived(model, "--precision", "float32")["precision"] == "float32"
     archived(model, "--precision", "float32", "--texts", TOY_TWEETS)
     assert (model / PRECISION_FILE).read_text(encoding="utf-8") == content
@@ -237,7 +239,7 @@ def test_a_damaged_stored_choice_is_ignored(change: Any, model: Path, capsys: py
     assert read_choice(model) is None
     path.write_bytes(b"\xff{")
     assert read_choice(model) is None
-    assert capsys.readouterr().err.count("is ignored: expected what `archive --texts` writes.") == 2
+    assert capsys.readouterr().err.count("is ignored: expected a file that `archive --texts` writes.") == 2
 
 
 def test_a_source_whose_name_is_not_utf_8_is_stored(model: Path) -> None:

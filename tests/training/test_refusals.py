@@ -47,7 +47,7 @@ def test_a_teacher_of_other_labels_is_refused(toy_run: Path) -> None:
     teacher = toy_run / "run" / "teacher"
     load_teacher(teacher, ["negative", "neutral", "positive"])
     for others in (["negative", "positive", "neutral"], ["bad", "good", "mixed"], ["negative", "positive"]):
-        with pytest.raises(TrainingError, match="answers with the labels negative, neutral, positive"):
+        with pytest.raises(TrainingError, match="has the labels negative, neutral, positive"):
             load_teacher(teacher, others)
 
 
@@ -78,10 +78,10 @@ def test_a_card_has_only_the_stages_behind_its_model(own_run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--set", "classifier.epochs=9"], "classifier differs from what the folds would be: epochs was 2, is 9"),
-        (["--set", "teacher.seed=9"], "teacher differs from what the folds would be: seed was 1, is 9"),
-        (["--recipe", "majority", "--start", "nowhere"], "takes no --start, --transformer or --set"),
-        (["--recipe", "tfidf", "--set", "classifier.epochs=9"], "takes no --start, --transformer or --set"),
+        (["--set", "classifier.epochs=9"], "classifier was trained differently: epochs was 2, is 9"),
+        (["--set", "teacher.seed=9"], "teacher was trained differently: seed was 1, is 9"),
+        (["--recipe", "majority", "--start", "nowhere"], "omit --start, --transformer and --set"),
+        (["--recipe", "tfidf", "--set", "classifier.epochs=9"], "omit --start, --transformer and --set"),
     ],
 )
 def test_a_runs_card_has_no_figures_of_another_recipe(
@@ -123,7 +123,7 @@ def test_all_refuses_a_run_with_another_initialization_first(
     texts = ("--texts", TOY_TEXTS, "--labelled-texts", TOY_LABELLED)
     for command in ((own_run, "--start", toy_run / "model"), (tmp_path / "other", *texts)):
         assert run(*options, "--run", *command) == 1
-        assert "began otherwise than this one would" in capfd.readouterr().err
+        assert "was initialized from other weights" in capfd.readouterr().err
 
 
 def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +148,7 @@ def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.C
         (["neutral"] * 46, "has one label, neutral"),
         (
             [f"{split}{row % 2}" if split == "train" else split for row, split in enumerate(split_of_rows(46))],
-            "'test', 'validation' stands outside the train split alone",
+            "'test', 'validation' occurs only outside the train split",
         ),
     ],
 )
@@ -178,10 +178,10 @@ def test_spaces_around_a_label_are_removed(tmp_path: Path) -> None:
         (["all", "--labelled-texts", "few.tsv"], "few.tsv: expected at least 10 lines; found 9"),
         (["general", "--texts", "short.txt"], "Too little text for a language model: 2 documents"),
         (["general", "--run", "short.txt"], "Not a directory: 'short.txt/general'"),
-        (["teacher", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
+        (["teacher", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--notes", "nowhere.md"], "--notes nowhere.md: no such file"),
         (["all", "--transformer", "nowhere"], "expected a transformer's folder"),
-        (["all", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
+        (["all", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -105,7 +105,7 @@ def test_every_stage_resumes(
         stage != "general-teacher"
     )
     if stage != "general-teacher":
-        assert f"go on with `python -m training {stage}`" in capfd.readouterr().err
+        assert f"Continue it with `python -m training {stage}`" in capfd.readouterr().err
     monkeypatch.setattr("training.stages.distil.load_teacher", None)  # its outputs are in the checkpoint
     assert run(*command) == 0
     after = record_of(tmp_path / stage)
@@ -125,7 +125,7 @@ def test_an_interrupted_stage_continues_after_its_last_epoch(
         assert run(*command) == 130
     told = capfd.readouterr()
     assert "goes on from the last checkpoint" in told.err
-    assert "learns from the labels alone" in told.out
+    assert "learns from the labels only" in told.out
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
@@ -236,7 +236,7 @@ def test_a_stage_killed_before_its_first_checkpoint_is_unfinished(
         patch.setattr(Stage, "fit", killed)
         assert run("teacher", *options) == 130
     assert run("classifier", *options) == 1
-    assert "go on with `python -m training teacher`" in capfd.readouterr().err
+    assert "Continue it with `python -m training teacher`" in capfd.readouterr().err
 
 
 def test_a_finished_stage_is_skipped(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +370,7 @@ def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"\xff\xfe", "expected UTF-8"),
-        ("a.txt", b"\n\n", "holds no text"),
+        ("a.txt", b"\n\n", "has no text"),
         ("a.txt.xz", b"plain", "expected UTF-8"),
         ("a.txt.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, "expected UTF-8"),
     ],
@@ -390,7 +390,7 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
             ["classifier", "--data", str(TOY_TWEETS), "--run", "nowhere"],
             "begin with --start model_store/general, or run `python -m training language-model` first",
         ),
-        (["export", "--run", "nowhere"], "no finished classifier"),
+        (["export", "--run", "nowhere"], "no finished stage classifier"),
         (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
         (["archive", "--model", "nowhere"], "config.json is missing"),
         (
@@ -398,16 +398,19 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
             "expected UTF-8 lines of `label<TAB>text`, labels negative, neutral, positive",
         ),
         (["all", "--data", str(TOY_TWEETS), *TEXTS, "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
-        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_LABELLED)], "give --texts or --general, too"),
+        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_LABELLED)], "Give --texts or --general, too"),
         (["all", "--preset", "tiny", "--data", str(TOY_TWEETS), "--start", "nowhere"], "config.json is missing"),
         (["archive", "--to", "model.zip"], "ends in .mar"),
-        (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "should hold one .pth file"),
-        (["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"], "Is the server up"),
+        (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "expected one .pth file"),
+        (
+            ["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"],
+            "Is the server running",
+        ),
         (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
         (["general", *TEXTS, "--set", "transformer=9"], "expected STAGE.NAME=VALUE"),
-        (["general", *TEXTS, "--set", "general.epochs=many"], "takes a value of type int"),
-        (["general", *TEXTS, "--set", "general.epochs=-1"], "general.epochs takes a number of at least 0"),
-        (["general", *TEXTS, "--set", "general.batch_size=0"], "general.batch_size takes a number of at least 1"),
+        (["general", *TEXTS, "--set", "general.epochs=many"], "expected a value of type int"),
+        (["general", *TEXTS, "--set", "general.epochs=-1"], "expected a number of at least 0"),
+        (["general", *TEXTS, "--set", "general.batch_size=0"], "expected a number of at least 1"),
         (["general", *TEXTS, "--set", "general.learning_rate=nan"], "takes a number of at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

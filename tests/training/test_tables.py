@@ -92,7 +92,7 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; the"),
+        ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; text"),
         ("a.parquet.gz", b"", "the ending .parquet.gz is not known"),
         ("a.csv", b"", "has no first line with the names of its columns"),
         (
@@ -103,23 +103,23 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
         ),
         ("a.csv", b"text,label,text\n", "has more than one column `text`"),
         ("a.csv", b'text,label\na,b\n"a,b\n', "line 3 has a quote that is not closed"),
-        ("a.csv", b'text,label\n"a"b,c\n', "line 2 has a quote that is not closed, or one within"),
+        ("a.csv", b'text,label\n"a"b,c\n', "line 2 has a quote that is not closed, or a quote within"),
         (
             "a.csv",
             b"text;label\na;b\na;b;c\n",
             "line 3 has 3 fields, where the first line has 2, separated by semicolons",
         ),
-        ("a.csv", b"text,label\ncaf\xe9,bad\n", "line 2 is not UTF-8: byte 0xe9 behind 'caf'. Convert it"),
+        ("a.csv", b"text,label\ncaf\xe9,bad\n", "line 2 is not UTF-8: byte 0xe9 after 'caf'. Convert"),
         ("a.csv", "text,label\n".encode("utf-16"), "is UTF-16"),
         ("a.csv", b"text,label\na\0b,bad\n", "line 2 has a NUL byte"),
         (
             "a.csv",
             b'text,label\na,bad\n"open,bad\nshut,bad\nlast",bad\n',
-            "line 3 has a quote that swallows other rows: line 3, 'open,bad'",
+            "line 3 has a quoted field that contains other rows: line 3, 'open,bad'",
         ),
-        ("a.csv.gz", b"no gzip", "does not unpack"),
-        ("a.csv.gz", gzip.compress(b"text,label\n" * 9)[:-12], "does not unpack"),
-        ("a.csv.xz", b"no xz", "does not unpack"),
+        ("a.csv.gz", b"no gzip", "cannot be decompressed"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" * 9)[:-12], "cannot be decompressed"),
+        ("a.csv.xz", b"no xz", "cannot be decompressed"),
         ("a.jsonl", b'{"text": "a", "label": "b"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'\n"a"\n', "line 2 is str; expected an object in each line"),
         (
@@ -128,7 +128,7 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
             "line 1 has no column `label`; it has `text`, `stars`. Name the column: --label-column NAME",
         ),
         ("a.jsonl", b'{"text": "\\ud800", "label": "b"}\n' * 7, "line 1, 2, 3, 4, 5 and 2 more: 7 rows have a NUL"),
-        ("a.jsonl", b'{"text": "a", "label": "\\u0000"}\n', "line 1: A row has a NUL character or half of"),
+        ("a.jsonl", b'{"text": "a", "label": "\\u0000"}\n', "line 1: A row has a NUL character or an unpaired"),
         ("a.parquet", b"PAR1", "does not read as Parquet"),
     ],
 )
@@ -142,7 +142,7 @@ def test_an_error_names_the_line_and_a_remedy(name: str, content: bytes, message
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"", "Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet, or .txt with one text a line; the"),
+        ("a.xlsx", b"", "Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet, or .txt with one text per line; text"),
         ("a.csv", b"review,stars\n", "has no column `text`; it has `review`, `stars`. Name the column: --text-column"),
         ("a.jsonl", b"[1]\n", "line 1 is list; expected an object, or a string, in each line"),
         ("a.txt", b"fine\ncaf\xe9\n", "line 2 is not UTF-8"),

@@ -145,5 +145,5 @@ def test_a_folder_without_an_exported_model_is_refused(
     (model / "config.json").write_text(json.dumps(config | {"tokenizer": config["tokenizer"] | {"rules": rules}}))
     assert run(*command, "--start", model) == 1
     told = capfd.readouterr().err
-    assert "it splits texts otherwise than a classifier trained here: rules ('fix_html'," in told
+    assert "its tokenizer differs from that of the classifiers trained here: rules ('fix_html'," in told
     assert "language" not in told, "what is alike is not told"
