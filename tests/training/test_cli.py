@@ -148,7 +148,7 @@ def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
 def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(
-        TrainingError, match=f"^{TOKEN_VARIABLE}: The token has a space, a line end or a character beyond ASCII"
+        TrainingError, match=f"^{TOKEN_VARIABLE}: The token contains a space, a line break or a non-ASCII character"
     ) as refused:
         server_answer("http://127.0.0.1:9")
     assert token[:3] not in str(refused.value)
