@@ -105,7 +105,7 @@ def test_a_files_own_splits_are_kept(tmp_path: Path) -> None:
     assert list(with_splits(table.rows)["split"][:5]) == ["train", "train", "train", "validation", "test"]
     without = table.rows[table.rows["split"] != "validation"]
     assert set(with_splits(without)["split"]) == {"train", "validation", "test"}
-    with pytest.raises(TrainingError, match="an unknown split (column"):
+    with pytest.raises(TrainingError, match=r"an unknown split \(column"):
         read_table(write(tmp_path, "b.jsonl", "\n".join(lines).replace("dev", "fold 1")), Columns(split="fold"))
     with pytest.raises(TrainingError, match="no text with the label '1'"):
         with_splits(table.rows[(table.rows["label"] == "0") | (table.rows["split"] == "test")])
