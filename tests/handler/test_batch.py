@@ -80,7 +80,7 @@ def test_empty_lists_get_empty_lists(classifier: TextClassifier) -> None:
     ]
 
 
-def test_one_malformed_request_leaves_its_neighbours_alone(classifier: TextClassifier) -> None:
+def test_a_malformed_request_does_not_affect_other_requests(classifier: TextClassifier) -> None:
     bad: list[Row] = [
         ({"body": b"\xff"}, TEXT),
         ({"body": b"{"}, JSON),
@@ -200,8 +200,8 @@ ATTACK = ["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(1
 def test_a_batch_of_the_largest_requests_has_the_work_of_one_request(served: TextClassifier) -> None:
     """The batch has as many requests as TorchServe hands over. A refused request leaves the limit to other requests."""
     for texts in (ATTACK, ["()" * 10_000] * 10, ["!?" * 35] * 1_000):
-        neighbour = text_row("late again")
-        rows = [json_row(texts), neighbour, *[json_row(texts)] * 14]
+        small_request = text_row("late again")
+        rows = [json_row(texts), small_request, *[json_row(texts)] * 14]
         tokenization = batch._Tokenization(served, DEFAULT_LIMITS)
         results = batch._smallest_first(batch.read(rows, DEFAULT_LIMITS), tokenization)
         assert isinstance(results[1], TokenizedRequest)
