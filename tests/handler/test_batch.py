@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import weakref
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler import batch, reply
-from handler.batch import TokenizedRequest
+from handler.batch import Failure, TokenizedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
@@ -162,6 +163,21 @@ def test_the_tokenizer_stops_when_refused_requests_have_used_its_time(classifier
     replies = answer([many, few, many, many, many, many, few], counted, Limits(max_token_reads=42))
     assert [status.value for status, _ in replies] == [413, 200, 413, 413, 413, 503, 200]
     assert len(counted.tokenized) == 6
+
+
+def test_a_refused_request_keeps_no_texts_in_memory(classifier: TextClassifier) -> None:
+    references: list[weakref.ref[TokenizedText]] = []
+
+    class Referencing(Delegate):
+        def tokenize(self, text: str) -> TokenizedText:
+            tokenized = super().tokenize(text)
+            references.append(weakref.ref(tokenized))
+            return tokenized
+
+    referencing: Any = Referencing(classifier)
+    [result], _ = batch.infer(batch.read([explained_row(b"!? " * 1_000)], DEFAULT_LIMITS), referencing, DEFAULT_LIMITS)
+    assert isinstance(result, Failure)
+    assert [reference() for reference in references] == [None]
 
 
 def test_the_limit_counts_an_explained_text_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
