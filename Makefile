@@ -184,7 +184,7 @@ $(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python
 # precision is in one of the folder's .json files, which is older than the archive.
 .SECONDEXPANSION:
 $(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) \
-    $(patsubst %,training/export/%.py,archive graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)
+    $(patsubst %,training/export/%.py,archive engine graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
 
 .PHONY: always

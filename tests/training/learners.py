@@ -1,4 +1,4 @@
-"""Fastai learners of many kinds, each trained for a moment, exported, archived and held against fastai's own `predict`.
+"""Fastai learners of many kinds, each trained briefly, exported, archived and compared with fastai's `predict`.
 
     python -m tests.training.learners --texts labelled.tsv
 
@@ -74,12 +74,13 @@ from training.export.learner_file import read_learner
 PAGE = ROOT / "docs" / "reference" / "learners.md"
 BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
 TOLERANCE = 1e-5
+"""Maximum difference of an exported model's output from fastai's."""
 CLEAR = 0.03
-"""In a probability."""
+"""Difference of two probabilities from which a label is clear."""
 TRAIN, CHOOSE, MEASURE = 600, 300, 300
-"""Texts to train on, for `archive --texts`, and to measure."""
+"""Numbers of texts: to train on, for `archive --texts`, and to measure on."""
 PREDICTED = 20
-"""Texts of those to measure that fastai predicts, one at a time."""
+"""Number of texts that fastai predicts, one at a time."""
 SMALL = {"emb_sz": 64, "n_hid": 128, "n_layers": 2}
 
 Rows = pd.DataFrame
@@ -92,37 +93,40 @@ class Kind:
 
     name: str
     learner: Callable[[Rows, Path], Any]
-    """Train it, or a list of learners to export together. A path stands for a file that is there already."""
+    """Function that trains a learner, or a list of learners to export together; it may also return a learner's file."""
     rows: Callable[[Rows], Rows] = field(default=lambda rows: rows)
-    """The labelled texts of this kind."""
+    """Function that returns the labelled texts of this kind."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a learner."""
+    """The result of exporting and archiving a learner."""
 
     refused: str = ""
-    """The message; empty if the learner was exported."""
+    """The error message; empty if the learner was exported."""
     exported: float = float("nan")
-    """The exported model's largest difference from fastai's `predict` in an output."""
+    """Largest difference of an output of the exported model from fastai's `predict`."""
     precision: str = ""
     stated: float = float("nan")
-    """The largest difference that `archive` states between the archive and float32."""
+    """Largest difference of the archive from float32, as `archive` states it."""
     served: float = float("nan")
-    """The same, as measured on other texts."""
+    """Largest difference of the archive from float32, measured on other texts."""
     changed: int = 0
-    """Texts whose labels are others in the archive."""
+    """Number of texts whose predicted labels differ in the archive."""
     clear: int = 0
-    """Those of them that are clear: their two best probabilities differ by more than `CLEAR`, or in a multi-label
-    classifier the changed label's probability is that far from its threshold."""
+    """Number of those texts whose label is clear.
+
+    The two best probabilities differ by more than `CLEAR`; in a multi-label classifier, the changed label's probability
+    is that far from its threshold.
+    """
     measured: int = 0
 
 
-# Tables of texts.
+# Functions that return the texts of a kind.
 
 
 def few(rows: Rows) -> Rows:
-    """For a learner that takes long to train."""
+    """Return fewer texts, for a learner that takes long to train."""
     return rows[:450]
 
 
@@ -135,13 +139,13 @@ def relabelled(names: dict[str, Any], rows: Rows) -> Rows:
 
 
 def fifty_labels(rows: Rows) -> Rows:
-    """A text's label is the first of fifty words in it."""
+    """Label each text with the first of fifty words in it."""
     found = rows["text"].str.lower().str.extract(rf"\b({FIFTY_WORDS})\b")[0]
     return rows.assign(label=found)[found.notna()]
 
 
 def several_labels(rows: Rows) -> Rows:
-    """A text's labels are its opinion, and what marks it has."""
+    """Label each text with its opinion and with the marks in it."""
     marks = {"asks": "?", "shouts": "!", "links": "http", "mentions": "@"}
     labels = [
         ";".join([label, *(name for name, mark in marks.items() if mark in text)])
@@ -155,7 +159,7 @@ def numbers(rows: Rows) -> Rows:
 
 
 def long_texts(rows: Rows) -> Rows:
-    """Forty texts with the same label joined to one."""
+    """Join forty texts with the same label to one text."""
     joined = []
     for label, group in rows.groupby("label"):
         texts = list(group["text"])
@@ -174,7 +178,7 @@ FIFTY_WORDS = (
 )
 
 
-# Learners.
+# Functions that train learners.
 
 
 def trained(
@@ -191,7 +195,7 @@ def trained(
     callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """A learner as fastai's tutorial makes it, without pretrained weights."""
+    """Train a learner as in fastai's tutorial, without pretrained weights."""
     data = DataBlock(
         blocks=(TextBlock.from_df(columns, **({"n_workers": 1} | (block or {}))), labels),
         get_x=ColReader("text"),
@@ -219,7 +223,7 @@ def forward_and_backward(rows: Rows, folder: Path) -> Any:
 
 
 def from_a_csv(rows: Rows, folder: Path) -> Any:
-    """The shortest way: `TextDataLoaders.from_csv`."""
+    """Train a learner in the shortest way, with `TextDataLoaders.from_csv`."""
     rows.to_csv(folder / "texts.csv", index=False)
     data = TextDataLoaders.from_csv(folder, "texts.csv", text_col="text", label_col="label", bs=32, seed=1)
     config = awd_lstm_clas_config | SMALL
@@ -271,7 +275,7 @@ def collaborative(rows: Rows, folder: Path) -> Any:
 
 
 def of_images(rows: Rows, folder: Path) -> Any:
-    """A learner's file as `vision_learner` makes it: its network is of torchvision, which is not installed here."""
+    """Write a file as of `vision_learner`, whose network is from torchvision, which is not installed here."""
     name = "torchvision.models.resnet"
     modules: dict[str, Any] = {each: types.ModuleType(each) for each in ("torchvision", "torchvision.models", name)}
     block = modules[name].BasicBlock = type("BasicBlock", (nn.Conv2d,), {"__module__": name})
@@ -288,7 +292,7 @@ def another_architecture(rows: Rows, folder: Path) -> Any:
 
 
 class Transformer(nn.Module):
-    """A small transformer encoder, as people put it into a TextLearner."""
+    """A small transformer encoder in a TextLearner."""
 
     def __init__(self, words: int, labels: int) -> None:
         super().__init__()
@@ -302,7 +306,7 @@ class Transformer(nn.Module):
 
 
 class OtherRecurrence(nn.Module):
-    """A recurrent layer that is no LSTM, such as the QRNN of fastai 1, which fastai 2 no longer has."""
+    """A recurrent layer that is not an LSTM, such as the QRNN of fastai 1, which fastai 2 no longer has."""
 
     def forward(self, inputs: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
         return inputs.cumsum(1), state
@@ -323,7 +327,7 @@ def with_a_rule_of_its_own(rows: Rows, folder: Path) -> Any:
 
 
 class Louder(Callback):  # type: ignore[misc]  # fastai has no types
-    """Changes the predictions."""
+    """A callback that changes the predictions."""
 
     order = 100
 
@@ -332,7 +336,7 @@ class Louder(Callback):  # type: ignore[misc]  # fastai has no types
 
 
 class Counting(Callback):  # type: ignore[misc]
-    """Changes no prediction."""
+    """A callback that does not change the predictions."""
 
     batches = 0
 
@@ -341,13 +345,13 @@ class Counting(Callback):  # type: ignore[misc]
 
 
 class MissingPart(NamedTuple):
-    """A part of a learner whose module exists only where the learner was trained."""
+    """A part of a learner whose module exists only where the learner is trained."""
 
     source: str
-    """Of the module; it defines `part`."""
+    """Source of the module, which defines `part`."""
 
     options: Callable[[Any], dict[str, Any]]
-    """The options of `trained`, given the part."""
+    """Function that returns the options of `trained` for the part."""
 
     module: str = "my_project"
 
@@ -382,7 +386,7 @@ MISSING_PARTS = {
 
 
 def with_a_missing(name: str, rows: Rows, folder: Path) -> Any:
-    """A learner's file that names a class or function of a module that is missing."""
+    """Write a learner's file that names a class or function of a missing module."""
     source, options, module_name = MISSING_PARTS[name]
     module: Any = types.ModuleType(module_name)
     with mock.patch.dict(sys.modules, {module_name: module}):
@@ -392,7 +396,7 @@ def with_a_missing(name: str, rows: Rows, folder: Path) -> Any:
 
 
 def something_else(rows: Rows, folder: Path) -> Any:
-    """What `learner.save` writes."""
+    """Write a file with `learner.save`."""
     learner = trained(rows, folder, epochs=1)
     return learner.save("weights")
 
@@ -480,11 +484,11 @@ KINDS = (
 )
 
 
-# From a learner to its row.
+# The row of a learner.
 
 
 def outcome_of(kind: Kind, table: Rows, folder: Path) -> Outcome:
-    """Train a learner of this kind on the first texts, export and archive it, and measure on the last ones."""
+    """Train a learner of a kind on the first texts, export and archive it, and measure on the last texts."""
     rows = kind.rows(table)
     train = rows[: min(TRAIN, len(rows) * 2 // 3)]
     others = rows[len(train) :]
@@ -493,19 +497,21 @@ def outcome_of(kind: Kind, table: Rows, folder: Path) -> Outcome:
     with contextlib.redirect_stdout(io.StringIO()):  # fastai's progress
         made = kind.learner(train, folder)
     files = []
-    for number, each in enumerate(made if isinstance(made, list) else [made]):
-        files.append(each if isinstance(each, Path) else folder / f"learner{number}.pkl")
-        if not isinstance(each, Path):
-            each.export(files[-1])
+    for number, learner in enumerate(made if isinstance(made, list) else [made]):
+        files.append(learner if isinstance(learner, Path) else folder / f"learner{number}.pkl")
+        if not isinstance(learner, Path):
+            learner.export(files[-1])
     return outcome_of_files(files, list(choose["text"]), list(measure["text"]), folder)
 
 
 def outcome_of_files(files: Sequence[Path], choose: Sequence[str], texts: Sequence[str], folder: Path) -> Outcome:
-    """
+    """Export and archive learners, and compare the model with fastai and the archive with the model.
+
     Args:
-        files: of learners that are exported together.
+        files: files of learners that are exported together.
         choose: texts for `archive --texts`.
         texts: texts to measure on.
+        folder: folder for the exported model and the archive.
     """
     model, mar = folder / "model", folder / "model.mar"
     options = [option for file in files for option in ("--learner", str(file))]
@@ -535,20 +541,20 @@ def outcome_of_files(files: Sequence[Path], choose: Sequence[str], texts: Sequen
         stated=card.get("differences", {}).get(card["precision"], {}).get("largest", 0.0),
         served=difference(reference, found) / span(classifier.task, reference),
         changed=len(changed),
-        clear=sum(each > CLEAR for each in changed),
+        clear=sum(distance > CLEAR for distance in changed),
         measured=len(texts),
     )
 
 
 def span(task: Task, outputs: Probabilities) -> float:
-    """What differences are a share of: the range of a regression's values, else 1."""
+    """Return the range of a regression's values, of which differences are a share; 1 for other tasks."""
     low, high = (outputs.min(), outputs.max()) if task.name == "regression" else (0, 1)
     low, high = task.value_range or (low, high)
     return float(high - low)
 
 
 def margin(task: Task, outputs: Probabilities) -> float:
-    """How far a text's outputs, (C,), are from those with which other labels are predicted."""
+    """Return the smallest change of a text's outputs (C,) with which other labels are predicted."""
     if task.name == "multi-label":
         return float(np.abs(outputs - np.array(task.thresholds)).min())
     second, best = np.sort(outputs)[-2:]
@@ -556,7 +562,7 @@ def margin(task: Task, outputs: Probabilities) -> float:
 
 
 def training(*arguments: str) -> tuple[int, str]:
-    """The exit code of the training command line, and what it says."""
+    """Run the training command line; return the exit code and the output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = cli.main(arguments)
@@ -564,7 +570,7 @@ def training(*arguments: str) -> tuple[int, str]:
 
 
 def fastais(learners: Sequence[Any], text: str) -> Any:
-    """The mean of the learners' predictions."""
+    """Return the mean of the learners' predictions by fastai."""
     outputs = []
     for learner in learners:
         with learner.no_bar(), learner.no_logging():
@@ -572,8 +578,8 @@ def fastais(learners: Sequence[Any], text: str) -> Any:
     return np.mean(outputs, axis=0)
 
 
-def difference(one: Any, other: Any) -> float:
-    return float(np.abs(np.asarray(one, dtype=float).reshape(-1) - np.asarray(other, dtype=float).reshape(-1)).max())
+def difference(left: Any, right: Any) -> float:
+    return float(np.abs(np.asarray(left, dtype=float).reshape(-1) - np.asarray(right, dtype=float).reshape(-1)).max())
 
 
 def row_of(kind: Kind, outcome: Outcome) -> str:
@@ -601,7 +607,7 @@ def rows_of(kinds: Sequence[Kind], table: Rows) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 yield row_of(kind, outcome_of(kind, table, Path(folder)))
-            except Exception as error:  # a row of the table, too
+            except Exception as error:  # a failure is a row of the table, too
                 traceback.print_exc()
                 yield f"| {kind.name} | **{FAILED}**: {type(error).__name__}: {cell(str(error))} | | | | |"
 

@@ -1,4 +1,4 @@
-"""The behavioural tests themselves: that each can fail, and that training has not seen them."""
+"""Tests of the behavioural tests: each can fail, and the training data does not contain them."""
 
 import ast
 import inspect
@@ -21,7 +21,7 @@ from training.stages.augmentation import synthetic_texts
 from training.templates import LABELS
 
 ALIKE = {"The {noun} is {good}!", "The {noun} is {bad}!"}
-"""Sentences that are added to a tweet; a made-up one may have their form."""
+"""Sentences that are appended to a tweet; synthetic training texts may have the same form."""
 
 
 def sure_of(label: str) -> dict[str, float]:
@@ -42,7 +42,7 @@ def test_the_suite_has_the_issues_of_checklist() -> None:
     }
 
 
-def test_every_change_changes_the_text() -> None:
+def test_each_change_changes_the_text() -> None:
     for test in suite():
         for case in test.cases:
             assert len(case.texts) == (1 if test.kind == "functionality" else 2)
@@ -51,8 +51,8 @@ def test_every_change_changes_the_text() -> None:
             assert set(case.labels) <= set(LABELS)
 
 
-def test_no_answer_fits_all() -> None:
-    """Whoever always says the same fails every test of functionality that allows not every label."""
+def test_a_constant_prediction_fails_the_functionality_tests() -> None:
+    """A model that always predicts the same label fails each functionality test that expects other labels."""
     for label in LABELS:
         for result in run(suite(), lambda texts, label=label: [sure_of(label) for _ in texts]):  # type: ignore[misc]
             if result.kind == "functionality":
@@ -67,8 +67,8 @@ def test_no_answer_fits_all() -> None:
     assert set.union(*failed_by.values()) == functionality
 
 
-def test_a_text_dependent_answer_fails_invariance_and_direction() -> None:
-    """Labels by the text's checksum have nothing to do with what it says."""
+def test_random_predictions_fail_invariance_and_direction() -> None:
+    """The predicted label is derived from the text's checksum, so it does not depend on the meaning."""
 
     def scores(texts: list[str]) -> list[dict[str, float]]:
         return [sure_of(LABELS[crc32(text.encode()) % 3]) for text in texts]
@@ -88,8 +88,10 @@ def test_a_text_dependent_answer_fails_invariance_and_direction() -> None:
         ("direction", ("positive",), [0.2, 0.2, 0.6], 0),
     ],
 )
-def test_a_case_by_hand(kind: behaviour.Kind, labels: tuple[str, ...], scores: list[float], failures: int) -> None:
-    """Before the change, positive has 0.65."""
+def test_the_condition_of_each_kind(
+    kind: behaviour.Kind, labels: tuple[str, ...], scores: list[float], failures: int
+) -> None:
+    """The probability of positive before the change is 0.65."""
     answers = {"before": [0.3, 0.05, 0.65], "after": scores}
     texts = ("after",) if kind == "functionality" else ("before", "after")
     test = BehaviouralTest("a", "b", kind, (Case(texts, labels),))
@@ -97,9 +99,11 @@ def test_a_case_by_hand(kind: behaviour.Kind, labels: tuple[str, ...], scores: l
     assert result == Result("a", "b", kind, 1, failures, " → ".join(texts) if failures else "")
 
 
-def test_training_has_not_seen_the_suite() -> None:
-    """No text of the suite, none of its adjectives, and no sentence of it with other words in its places, but for
-    those of `ALIKE`."""
+def test_the_synthetic_training_texts_are_not_in_the_suite() -> None:
+    """They have no text of the suite, none of its adjectives, and no sentence of it with other words.
+
+    The sentences of `ALIKE` are exceptions.
+    """
     texts, labels = synthetic_texts(20_000, seed=1)
     tested = {text.lower() for test in suite() for case in test.cases for text in case.texts}
     assert not tested & {text.lower() for text in texts}
@@ -121,7 +125,7 @@ def plain(text: str) -> str:
 
 
 def plain_part(text: str) -> str:
-    """Of a frame: with the spaces beside its places."""
+    """Reduce a part of a template to letters, and keep the spaces beside its placeholders."""
     return re.escape(re.sub(r"[^\w' ]", "", text).lower())
 
 
@@ -130,8 +134,8 @@ def string_literals(module: ModuleType) -> list[str]:
     return [of.value for of in ast.walk(tree) if isinstance(of, ast.Constant) and isinstance(of.value, str)]
 
 
-def test_a_model_of_other_labels_is_told_which_are_expected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_other_labels_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     exported.write(export_learner(make_learner(["good", "bad"]), {}), tmp_path)
     assert cli.main(["behaviour", "--model", str(tmp_path)]) == 1
-    expected = "for models with the labels negative, neutral, positive, and this model has the labels 'bad', 'good'."
+    expected = "for models with the labels negative, neutral, positive; this model has the labels 'bad', 'good'."
     assert expected in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Calibration: what it undoes, what it may see, and that the exported network carries it."""
+"""Tests of calibration: the fit, the rows that it may use, and the exported weights."""
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,14 @@ BIASES = np.array([0.3, -0.2, -0.1])
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
-    """Logits, and labels drawn from the probabilities that they stand for."""
+    """Logits, and labels drawn from their probabilities."""
     dice = np.random.default_rng(0)
     logits = log_softmax(dice.normal(size=(20_000, 3)), axis=1)
     labels = [dice.choice(3, p=row) for row in np.exp(logits)]
     return logits, np.eye(3)[labels]
 
 
-def test_the_best_calibration_undoes_one(drawn: Drawn) -> None:
+def test_the_best_calibration_inverts_a_distortion(drawn: Drawn) -> None:
     logits, targets = drawn
     temperature, biases = best_calibration(3 * (logits - BIASES), targets)
     assert temperature == pytest.approx(3, rel=0.05)
@@ -37,7 +37,7 @@ def test_the_best_calibration_undoes_one(drawn: Drawn) -> None:
 
 
 @pytest.mark.parametrize("rows", range(7))
-def test_few_targets_or_a_label_without_any_move_it_within_bounds(rows: int) -> None:
+def test_few_targets_or_a_missing_label_stay_within_bounds(rows: int) -> None:
     logits, targets = np.zeros((rows, 3)), np.eye(3)[[0, 1] * rows][:rows]
     _, biases = best_calibration(logits, targets)
     assert np.ptp(biases) <= 2 * LARGEST_BIAS + 1e-9
@@ -45,7 +45,7 @@ def test_few_targets_or_a_label_without_any_move_it_within_bounds(rows: int) -> 
     assert calibrated_apart(logits, targets).sum(1) == pytest.approx(1)
 
 
-def test_no_row_is_calibrated_by_its_own_target(drawn: Drawn) -> None:
+def test_no_row_is_calibrated_with_its_own_target(drawn: Drawn) -> None:
     logits, targets = drawn[0][:50], drawn[1][:50]
     before = calibrated_apart(logits, targets)
     for row in range(len(logits)):
@@ -56,14 +56,14 @@ def test_no_row_is_calibrated_by_its_own_target(drawn: Drawn) -> None:
         assert not np.allclose(after, before, atol=1e-4)
 
 
-def test_what_a_calibration_before_saw_does_not_matter(drawn: Drawn) -> None:
+def test_an_earlier_calibration_has_no_influence(drawn: Drawn) -> None:
     logits, targets = drawn[0][:2_000], drawn[1][:2_000]
     calibrated = np.log(softmax(logits / 1.7 + BIASES, axis=1))
     assert calibrated_apart(calibrated, targets) == pytest.approx(calibrated_apart(logits, targets), abs=1e-4)
 
 
-def test_the_network_carries_its_calibration() -> None:
-    """Labels are drawn from what the layers say, half as sure and shifted: that is what they say afterwards."""
+def test_the_calibration_is_in_the_exported_weights() -> None:
+    """Labels are drawn from a distorted distribution of the network, which its outputs must equal after calibration."""
     torch.manual_seed(0)
     last = nn.Linear(8, 5, bias=False)
     layers = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), last).eval()
@@ -94,8 +94,8 @@ def test_the_network_carries_its_calibration() -> None:
         assert layers(features).numpy() == pytest.approx(outputs.numpy(), abs=1e-5)
 
 
-def test_cross_validations_figures_are_those_of_labels_not_seen(drawn: Drawn) -> None:
-    """A recipe that leans to one label, and the same without: as good, as both are calibrated on other rows."""
+def test_cross_validation_calibrates_on_other_rows(drawn: Drawn) -> None:
+    """A recipe with a bias towards a label has the same figures as without, as both are calibrated on other rows."""
     logits, targets = drawn[0][:2_000], drawn[1][:2_000]
     texts = [f"text {row}" for row in range(len(logits))]
     tweets = pd.DataFrame({"text": texts, "label": [LABELS[row] for row in targets.argmax(1)], "split": "train"})

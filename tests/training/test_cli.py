@@ -1,4 +1,4 @@
-"""The training command line where something is missing or wrong: one line that says what to do, and no traceback."""
+"""Tests of the training command line with missing packages or invalid input: one message, and no traceback."""
 
 import json
 import os
@@ -48,7 +48,7 @@ SERVING_IS_ENOUGH = {"archive", "behaviour", "evaluate", "reference"}
 
 
 def not_served() -> set[str]:
-    """The import names of all packages that are installed here and not by `make serve`."""
+    """Return the import names of all packages that are installed here, but not by `make serve`."""
     served = {
         name.lower().replace("_", "-")
         for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "serve.lock").read_text(), re.MULTILINE)
@@ -67,7 +67,7 @@ def run_with_what_serves(*arguments: object) -> "subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("command", NEED_MORE)
-def test_a_command_that_needs_more_than_serving_does_says_what_to_install(command: str) -> None:
+def test_a_command_without_its_packages_says_what_to_install(command: str) -> None:
     found = run_with_what_serves(command, *NEED_MORE[command])
     assert found.returncode == 1
     assert re.fullmatch(
@@ -96,7 +96,7 @@ def test_evaluation_needs_only_the_packages_of_serving(tmp_path: Path, server: S
     assert result.returncode == 0, result.stderr
 
 
-def test_every_command_is_tried_without_its_packages() -> None:
+def test_every_command_is_tested_without_its_packages() -> None:
     refused = run_with_what_serves("nothing").stderr
     assert set(re.findall(r"'([\w-]+)'", refused.partition("choose from")[2])) == {*NEED_MORE, *SERVING_IS_ENOUGH}
 
@@ -126,7 +126,7 @@ def test_every_command_is_tried_without_its_packages() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_a_person_may_type_is_told_in_one_error(
+def test_invalid_arguments_give_one_error_message(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -145,8 +145,8 @@ def test_what_a_person_may_type_is_told_in_one_error(
     assert not Path("new").exists()
 
 
-def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
-    """Its name stands in the card's command."""
+def test_a_file_name_that_is_not_utf_8_can_be_exported(tmp_path: Path) -> None:
+    """The card's command contains the file name."""
     name = b"caf\xe9.pkl".decode("utf-8", "surrogateescape")
     (tmp_path / name).symlink_to(LEARNERS / "windows.pkl")
     command = [*(sys.executable, "-m", "training", "export"), "--learner", str(tmp_path / name)]
@@ -158,10 +158,10 @@ def test_a_file_whose_name_is_no_utf_8_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["abc\ndef", "abc\x1b", "clé"])
-def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_token_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(
-        TrainingError, match=f"^{TOKEN_VARIABLE}: The token has a space, a line end or a character beyond ASCII"
+        TrainingError, match=f"^{TOKEN_VARIABLE}: The token contains a space, a line break or a non-ASCII character"
     ) as refused:
         server_predictor("http://127.0.0.1:9")
     assert token[:3] not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Cross-validation: what a fold may see, and the baselines' figures."""
+"""Tests of cross-validation: the rows of a fold, the targets of the stages, and the baselines."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def tweets() -> pd.DataFrame:
     return read_tweets(TOY_TWEETS)
 
 
-def test_each_labelled_row_is_held_out_once_and_no_test_row_ever(tweets: pd.DataFrame) -> None:
+def test_each_labelled_row_is_held_out_once_and_no_test_row_is(tweets: pd.DataFrame) -> None:
     held_out = [fold.index[fold["split"] == "validation"] for fold in folds(tweets)]
     assert len(held_out) == FOLDS
     expected = tweets.index[tweets["split"] != "test"]
@@ -41,7 +41,7 @@ def test_each_labelled_row_is_held_out_once_and_no_test_row_ever(tweets: pd.Data
         assert set(fold["split"]) == {"train", "validation"}
 
 
-def test_the_majoritys_figures_by_hand(tweets: pd.DataFrame) -> None:
+def test_the_figures_of_the_majority_recipe(tweets: pd.DataFrame) -> None:
     rows = tweets[tweets["split"] != "test"]
     found = cross_validate(tweets, majority)
     hits = [(fold[fold["split"] == "validation"]["label"] == rows["label"].mode()[0]).mean() for fold in folds(tweets)]
@@ -51,7 +51,7 @@ def test_the_majoritys_figures_by_hand(tweets: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("stage", ["classifier", "distil"])
-def test_nothing_outside_the_train_split_is_trained_on(
+def test_only_the_train_split_is_trained_on(
     toy_run: Path, tmp_path: Path, tweets: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     for name in ("language-model", "general-teacher", "teacher"):
@@ -81,20 +81,22 @@ def test_targets_are_distributions(tweets: pd.DataFrame) -> None:
     assert targets.sum(1) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_labelled_texts_target_is_part_label_part_answer() -> None:
+def test_a_label_is_mixed_with_the_teachers_prediction() -> None:
     answers = np.array([[0.2, 0.8, 9], [0.6, 0.4, 7]], dtype=np.float32)
     mix_in(answers, np.array([[1, 0]], dtype=np.float32), weight=0.25)
     assert answers == pytest.approx(np.array([[0.4, 0.6, 9], [0.6, 0.4, 7]]))
 
 
-def test_the_labels_part_of_a_distilled_head_answers_as_before() -> None:
+def test_the_truncated_head_predicts_as_before() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5, bias=False))
     before = model(torch.ones(2, 4))
     truncate_outputs(model, 3)
-    torch.testing.assert_close(model(torch.ones(2, 4)), before[:, :3])  # of other sizes, so summed in another order
+    torch.testing.assert_close(
+        model(torch.ones(2, 4)), before[:, :3]
+    )  # a matrix of another size is summed in another order
 
 
-def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame) -> None:
+def test_a_target_depends_on_the_annotators_agreement(tweets: pd.DataFrame) -> None:
     rows = tweets[tweets["label"] == "negative"].head(2).assign(confidence=[1.0, 0.5])
     settings = ClassifierSettings(label_smoothing=0.1, made_up_texts=0)
     _, targets = train_targets(rows, labels_of(tweets), None, settings)
@@ -123,7 +125,7 @@ def test_a_recipe_is_cross_validated(
     assert trained == others.get(recipe, {recipe})
 
 
-def test_teachers_of_two_recipes_do_not_meet(
+def test_recipes_with_different_teachers_do_not_share_them(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
@@ -138,7 +140,7 @@ def test_teachers_of_two_recipes_do_not_meet(
     assert len(list(tmp_path.glob("cross-validation/teacher-*"))) == 2
 
 
-def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFrame) -> None:
+def test_a_span_has_words_of_the_texts_and_few_are_misspelt(tweets: pd.DataFrame) -> None:
     texts = list(tweets["text"])
     words = {word for text in texts for word in text.split()}
     found = spans(texts, seed=1)
@@ -153,7 +155,7 @@ def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFra
     assert spans(["one"], seed=3)[0].split()[0] == "one"
 
 
-def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd.DataFrame) -> None:
+def test_the_targets_of_spans_are_the_teachers_predictions(toy_run: Path, tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
     labels = labels_of(tweets)
     settings = ClassifierSettings(label_weight=0.5, tfidf_weight=0, use_confidence=0, pieces=2, made_up_texts=0)
@@ -166,7 +168,7 @@ def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd
     assert targets[len(train) :] == pytest.approx(answers[len(train) :], abs=0.01)
 
 
-def test_the_two_teachers_answers_are_mixed_by_weight(toy_run: Path, tweets: pd.DataFrame) -> None:
+def test_the_two_teachers_are_mixed_by_weight(toy_run: Path, tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
 
     def rest(weight: float) -> NDArray[np.float32]:
@@ -180,8 +182,8 @@ def test_the_two_teachers_answers_are_mixed_by_weight(toy_run: Path, tweets: pd.
     assert rest(0.3) == pytest.approx(0.7 * rest(0) + 0.3 * rest(1), abs=0.01)  # the other computes in bfloat16
 
 
-def test_tfidf_answers_without_having_seen_the_label() -> None:
-    """Labels that nothing in a text tells: who has seen them knows them all, who has not guesses."""
+def test_soft_labels_of_tfidf_do_not_depend_on_the_texts_own_labels() -> None:
+    """The labels are random, so only a model that has seen them can predict them."""
     generator = random.Random(1)
     words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(60)]
     rows = pd.DataFrame({"text": words * 3, "label": [generator.choice(["no", "yes"]) for _ in words] * 3})
@@ -194,7 +196,9 @@ def test_tfidf_answers_without_having_seen_the_label() -> None:
     assert not np.allclose(of_texts, of_others)
 
 
-def test_a_card_shows_what_was_cross_validated(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_shows_the_cross_validated_recipes(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
     for name in ("first", "second"):
         command = [
@@ -208,7 +212,7 @@ def test_a_card_shows_what_was_cross_validated(toy_run: Path, tmp_path: Path, mo
             "--name",
             name,
         ]
-        monkeypatch.setattr(sys, "argv", ["training", *command])  # the record's command is this process's
+        monkeypatch.setattr(sys, "argv", ["training", *command])  # the record has the command of this process
         assert cli.main(command) == 0
     accuracy = json.loads((own / "cross-validation" / "first.json").read_text())["accuracy"]["mean"]
     assert cli.main(["export", "--run", str(own), "--to", str(tmp_path / "model")]) == 0

@@ -1,4 +1,4 @@
-"""The data set and its splits."""
+"""Tests of reading the data set and of its splits."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from training.data import labelled, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
 
 
-def test_the_split_is_the_known_examples(real_tweets: pd.DataFrame) -> None:
+def test_the_split_has_the_published_sizes(real_tweets: pd.DataFrame) -> None:
     assert real_tweets["split"].value_counts().to_dict() == {"train": 11_726, "validation": 1_450, "test": 1_464}
 
 
-def test_the_split_depends_on_the_number_of_rows_alone() -> None:
+def test_the_split_depends_only_on_the_number_of_rows() -> None:
     split = split_of_rows(14_640)
-    # The first rows of each split, as scikit-learn's two calls gave them when this was written.
+    # The first row of each split with scikit-learn's two calls, as of writing.
     assert [int((split == name).argmax()) for name in ("train", "validation", "test")] == [1, 0, 4]
 
 
@@ -31,12 +31,12 @@ def test_the_split_is_that_of_scikit_learn(rows: int) -> None:
         assert np.flatnonzero(splits == name).tolist() == sorted(positions)
 
 
-def test_real_labels_but_the_tests_are_all_there(real_tweets: pd.DataFrame) -> None:
+def test_the_real_train_and_validation_splits_are_fully_labelled(real_tweets: pd.DataFrame) -> None:
     assert len(labelled(real_tweets, "train")) == 11_726
     assert len(labelled(real_tweets, "validation")) == 1_450
 
 
-def test_blank_labels_in_the_split_asked_for_are_an_error(tmp_path: Path) -> None:
+def test_blank_labels_in_the_requested_split_are_an_error(tmp_path: Path) -> None:
     table = pd.read_csv(TOY_TWEETS)
     split = split_of_rows(len(table))
     table.loc[split == "test", "airline_sentiment"] = ""
@@ -47,7 +47,7 @@ def test_blank_labels_in_the_split_asked_for_are_an_error(tmp_path: Path) -> Non
         labelled(tweets, "test")
 
 
-def test_texts_are_read_to_the_letter(tmp_path: Path) -> None:
+def test_texts_are_read_unchanged(tmp_path: Path) -> None:
     texts = ['"quoted", with commas', "two\nlines", "&amp; 😀 é", "NA", "null", " spaces "] * 5
     pd.DataFrame({"text": texts, "airline_sentiment": "neutral"}).to_csv(tmp_path / "t.csv", index=False)
     assert list(read_tweets(tmp_path / "t.csv")["text"]) == texts
@@ -65,7 +65,9 @@ def test_texts_are_read_to_the_letter(tmp_path: Path) -> None:
         (b"text,airline_sentiment\n" + b"a,neutral\n" * 5, "has 5 rows; at least 30"),
     ],
 )
-def test_a_wrong_file_is_told_what_is_expected(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_invalid_file_gives_an_error_that_says_what_is_expected(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     path = tmp_path / "Tweets.csv"
     if content is not None:
         path.write_bytes(content)
@@ -75,6 +77,6 @@ def test_a_wrong_file_is_told_what_is_expected(tmp_path: Path, content: bytes | 
         assert "kaggle datasets download crowdflower/twitter-airline-sentiment" in str(caught.value)
 
 
-def test_a_files_hash_is_its_contents(tmp_path: Path) -> None:
+def test_the_hash_is_that_of_the_files_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

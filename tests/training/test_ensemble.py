@@ -1,4 +1,4 @@
-"""A forward and a backward learner in one archive: the mean of fastai's own predictions."""
+"""Tests of ensembles: a forward and a backward learner, whose predictions are averaged."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:10]), "zzyzx unheard-of"]
 
 @pytest.fixture(scope="module")
 def learners() -> list[Any]:
-    """Of other sizes, other chunks and other vocabularies: the second one knows the commoner words alone."""
+    """Learners with other sizes, chunks and vocabularies; the second one has only the more frequent words."""
     return [
         make_learner(),
         make_learner(backwards=True, sizes={"emb_sz": 8, "n_layers": 3}, seq_len=50, max_len=100, fewest=2),
@@ -58,7 +58,7 @@ def means(learners: list[Any]) -> np.ndarray:
     return np.array([np.mean([predict_alone(learner, text).numpy() for learner in learners], axis=0) for text in TEXTS])
 
 
-def test_the_answers_are_the_means_of_fastais(learners: list[Any], folder: Path) -> None:
+def test_the_predictions_are_the_means_of_fastais(learners: list[Any], folder: Path) -> None:
     first, second = (set(learner.dls.vocab[0]) for learner in learners)
     assert first > second, "the test is about different vocabularies, too"
     expected = means(learners)
@@ -84,8 +84,8 @@ def test_the_archive_has_both_networks(learners: list[Any], folder: Path, tmp_pa
         np.testing.assert_allclose(archived.predict(TEXTS), means(learners), rtol=0, atol=tolerance)
 
 
-def test_both_networks_are_work(folder: Path) -> None:
-    """A request has half the room for tokens that it has with one network."""
+def test_the_limit_of_token_reads_counts_both_networks(folder: Path) -> None:
+    """A request may have half as many tokens as with one network."""
     classifier = TextClassifier.load(folder / "model")
     limits = Limits(max_token_reads=100)
     statuses = []
@@ -120,7 +120,7 @@ def test_the_card_names_both_files(folder: Path) -> None:
     ],
     ids=["labels", "tokenizer"],
 )
-def test_learners_that_do_not_go_together_are_refused(
+def test_learners_that_cannot_be_averaged_are_refused(
     folder: Path, tmp_path: Path, options: dict[str, Any], part: str
 ) -> None:
     make_learner(**options).export(tmp_path / "other.pkl")

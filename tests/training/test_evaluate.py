@@ -1,4 +1,4 @@
-"""Evaluation: the figures themselves, and that they are those of the steps a server takes."""
+"""Tests of evaluation: the figures, and that they are those of a running server."""
 
 import json
 import os
@@ -40,8 +40,8 @@ INT8_ACCURACY_LOST = 0.002
 INT8_CALIBRATION_LOST = 0.003
 
 
-def test_whoever_has_read_enough_sees_no_traceback() -> None:
-    """As behind `| head`, which is gone before the rest is written."""
+def test_a_closed_pipe_gives_no_traceback() -> None:
+    """As with `| head`, which ends before the output is complete."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "training", "evaluate", "--data", str(TOY_TWEETS), "--split", "validation"]
@@ -53,7 +53,7 @@ def test_whoever_has_read_enough_sees_no_traceback() -> None:
     assert (ended.returncode, "Error" in ended.stderr) == (1, False), ended.stderr
 
 
-def test_figures_by_hand() -> None:
+def test_figures_of_a_small_example() -> None:
     predicted = np.array([0, 0, 1, 1, 0, 0])
     found = figures(["a", "a", "a", "b", "b", "c"], 0.8 * np.eye(3)[predicted] + 0.1, ["a", "b", "c"])
     assert (found["n"], found["accuracy"]) == (6, 0.5)
@@ -84,7 +84,7 @@ def test_figures_are_those_of_scikit_learn(seed: int) -> None:
         assert tuple(scores.values()) == expected
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_reliability_of_a_small_example() -> None:
     bins = reliability(np.array([0.51, 0.52, 0.98, 1.0]), np.array([True, False, True, True]))
     assert np.array(bins) == pytest.approx(np.array([[2, 0.515, 0.5], [2, 0.99, 1.0]]))
 
@@ -95,7 +95,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]
     return out
 
 
-def test_one_json_object_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
     found = run(capfd, "--data", TOY_TWEETS, "--split", "train")
     assert set(found) == {
         *("n", "accuracy", "macro_f1", "expected_calibration_error"),
@@ -112,9 +112,7 @@ def test_blank_labels_are_a_clear_error(tmp_path: Path, capfd: pytest.CaptureFix
     assert "5 of the 5 rows in the test split have a blank label" in capfd.readouterr().err
 
 
-def test_labels_that_the_model_does_not_have_are_a_clear_error(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_unknown_to_the_model_are_a_clear_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(TOY_TWEETS).replace("neutral", "mixed")
     table.to_csv(tmp_path / "Tweets.csv", index=False)
     assert cli.main(["evaluate", "--data", str(tmp_path / "Tweets.csv"), "--split", "train"]) == 1
@@ -134,7 +132,7 @@ def test_figures_are_those_of_the_classifier(classifier: TextClassifier) -> None
     ("path", "options"),
     [("", ["--model-name", "sentiment"]), ("/", ["--model-name", "sentiment"]), ("/predictions/sentiment", [])],
 )
-def test_a_running_servers_figures_are_those_of_what_it_serves(
+def test_the_figures_of_a_running_server_are_those_of_its_model(
     server: Server, served: TextClassifier, capfd: pytest.CaptureFixture[str], path: str, options: list[str]
 ) -> None:
     rows = labelled(read_tweets(TOY_TWEETS), "train")
@@ -143,7 +141,9 @@ def test_a_running_servers_figures_are_those_of_what_it_serves(
     assert {name: found[name] for name in expected} == approximately(expected)
 
 
-def test_the_default_on_the_validation_split(real_csv: Path, server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_embedded_model_on_the_validation_split(
+    real_csv: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("--data", real_csv, "--split", "validation")
     found = run(capfd, *arguments)
     assert found["n"] == 1_450
@@ -158,7 +158,7 @@ def test_the_default_on_the_validation_split(real_csv: Path, server: Server, cap
     assert card["metrics"]["validation"] == approximately(found)
 
 
-def test_the_embedded_models_calibration_is_the_validation_splits(
+def test_the_embedded_model_is_calibrated_on_the_validation_split(
     real_tweets: pd.DataFrame, classifier: TextClassifier
 ) -> None:
     rows = real_tweets[real_tweets["split"] == "validation"]
@@ -186,9 +186,11 @@ LONG_TEXTS = st.builds(
 @given(st.lists(LONG_TEXTS, min_size=1, max_size=8))
 @example(["x" + "\u2603?" * 5_000] * 3)
 @example(["late"] * 120)
-def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: Path, texts: list[str]) -> None:
-    """Nor for a server of two networks, whose requests have half as many tokens. A text has 20,000 characters at most,
-    and one that is too much alone is told as such."""
+def test_the_batches_of_evaluation_are_within_the_servers_limits(toy_run: Path, texts: list[str]) -> None:
+    """Also for a server of two networks, whose requests may have half as many tokens.
+
+    A text has at most 20,000 characters. A text that exceeds the limits alone is reported as such.
+    """
     classifier = TextClassifier.load(toy_run / "model")
     limits = replace(Limits(), max_token_reads=Limits().max_token_reads // 2)
     asked: list[str] = []
@@ -204,7 +206,7 @@ def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: P
     assert asked == texts
 
 
-def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_of_the_server_is_reported(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     url = f"{server.project.inference}/predictions/nobody"
     assert cli.main(["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--url", url]) == 1
     assert "answered 404" in capfd.readouterr().err
@@ -221,9 +223,7 @@ def test_a_server_that_refuses_is_told(server: Server, capfd: pytest.CaptureFixt
         ([], None, "does not list models: name one"),
     ],
 )
-def test_the_model_to_ask_is_the_servers_only_one_or_the_one_that_is_named(
-    listed: Any, model: str | None, asked: str
-) -> None:
+def test_the_evaluated_model_is_the_named_one_or_the_only_one(listed: Any, model: str | None, asked: str) -> None:
     paths = []
 
     def reply(request: Request) -> Reply:
@@ -239,21 +239,21 @@ def test_the_model_to_ask_is_the_servers_only_one_or_the_one_that_is_named(
                 server_predictor(server.url, model)
 
 
-def test_a_models_name_goes_with_a_servers_address_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_name_needs_a_server_address_without_a_path(capfd: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--model-name", "reviews"]
     assert cli.main(command) == 1
     assert "name the server with --url" in capfd.readouterr().err
     assert cli.main([*command, "--url", "http://127.0.0.1:9/predictions/sentiment"]) == 1
-    assert "--url has a path, /predictions/sentiment; expected one of the two" in capfd.readouterr().err
+    assert "--url already has a path, /predictions/sentiment" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("closed_proxy")
-def test_a_server_on_this_machine_is_asked_without_a_proxy() -> None:
+def test_a_server_on_this_machine_is_reached_without_a_proxy() -> None:
     with scripted(lambda _: Reply(body=b'{"label": "x"}')) as server:
         assert json.loads(server_predictor(server.url, "x")(b'["late"]')) == {"label": "x"}
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://[::1", "ftp://127.0.0.1"])
-def test_an_address_that_cannot_be_one_is_told(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_address_is_reported(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--data", str(TOY_TWEETS), "--split", "train", "--url", url]) == 1
     assert "--url: " in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The export, held against fastai's own prediction for one document."""
+"""Tests of the export, compared with fastai's prediction for one document."""
 
 import random
 import re
@@ -62,7 +62,7 @@ def toy_texts() -> list[str]:
 
 
 def make_learner(labels: list[Any] | None = None, **options: Any) -> Any:
-    """A learner with random weights and statistics: parity must hold for any.
+    """Make a learner with random weights and statistics: any learner must predict as its export.
 
     Args:
         labels: what the texts have, in turn: a label each or, with `target`, what that block takes.
@@ -113,7 +113,7 @@ def texts_of_lengths(lengths: list[int]) -> Iterator[str]:
 
 
 def predict_alone(learner: Any, text: str) -> torch.Tensor:
-    """fastai's own prediction for one document: the learner's transforms and its model on this text alone.
+    """Predict one document with fastai: the learner's transforms and its model on this text alone.
 
     That is `learner.predict`, but for the token rules, which fastai applies in training and leaves out there.
     """
@@ -176,13 +176,13 @@ def test_any_classifier_is_exported_exactly(options: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.parametrize("version", ["", "2/0", "2 0", "-1", "../1"])
-def test_a_version_that_cannot_stand_in_an_address_is_refused(version: str, tmp_path: Path) -> None:
+def test_a_version_that_is_invalid_in_a_url_is_refused(version: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected letters, digits"):
         archive(MODEL, tmp_path / "new.mar", version, "int8")
 
 
-def test_the_reference_is_fastais_predict(toy_run: Path) -> None:
-    """`predict_alone` is what `learner.predict` gives, for texts on which fastai's two token paths agree."""
+def test_the_tests_reference_is_fastais_predict(toy_run: Path) -> None:
+    """`predict_alone` equals `learner.predict` for texts on which fastai's two token paths agree."""
     learner = load_toy_learner(toy_run)
     for text in toy_texts()[:5]:
         with learner.no_bar():
@@ -202,12 +202,12 @@ def load_toy_learner(toy_run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def fastai_default_network() -> nn.Module:
-    """fastai's own network with the embedded default's weights."""
+    """Return fastai's network with the weights of the embedded model."""
     return fastai_network(exported.read(MODEL))
 
 
 def fastai_network(model: ExportedModel) -> nn.Module:
-    """The export turned round: fastai's modules, filled from an exported model."""
+    """Invert the export: load an exported model's weights into fastai's modules."""
     from fastai.text.all import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
 
     sizes = model.config.network
@@ -249,7 +249,7 @@ def fastai_probabilities(network: nn.Module, ids: list[int]) -> np.ndarray:
         return torch.softmax(network(torch.tensor([ids]))[0], dim=1)[0].numpy()
 
 
-def test_the_default_equals_fastai_on_every_validation_tweet(
+def test_the_embedded_model_equals_fastai_on_the_validation_split(
     classifier: TextClassifier, fastai_default_network: nn.Module, real_tweets: pd.DataFrame
 ) -> None:
     texts = list(real_tweets.loc[real_tweets["split"] == "validation", "text"])
@@ -259,19 +259,19 @@ def test_the_default_equals_fastai_on_every_validation_tweet(
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=text)
 
 
-def test_the_default_equals_fastai_at_every_kind_of_length(
+def test_the_embedded_model_equals_fastai_for_texts_of_all_lengths(
     classifier: TextClassifier, fastai_default_network: nn.Module
 ) -> None:
     generator = random.Random(0)
     for length in LENGTHS:
-        # Without fastai's padding id, which it would take for padding in the middle of a text.
+        # Without the padding id, which fastai would treat as padding in the middle of a text.
         row = [2, *(generator.choice([0, *range(2, 400)]) for _ in range(length - 1))]
         expected = fastai_probabilities(fastai_default_network, row)
         found = classifier.probabilities([row])[0]
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=f"{length} tokens")
 
 
-def test_tokens_and_ids_are_the_learners(toy_run: Path) -> None:
+def test_tokens_and_ids_are_those_of_the_learner(toy_run: Path) -> None:
     learner, classifier = load_toy_learner(toy_run), TextClassifier.load(toy_run / "model")
     for text in [*toy_texts(), "unheard-of words, xxfake among them"]:
         assert classifier.ids(text) == learner.dls.test_dl([text]).dataset[0][0].tolist()
@@ -286,10 +286,10 @@ def own_rule(text: str) -> str:
     [
         ({"sizes": {"bidir": True}}, "bidirectional"),
         ({"y_range": (0, 1)}, r"The head has SigmoidRange\(low=0, high=1\); expected"),
-        ({"block": {"rules": [own_rule]}}, "a rule of its own, own_rule"),
+        ({"block": {"rules": [own_rule]}}, "a custom rule, own_rule"),
     ],
 )
-def test_what_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
+def test_a_learner_that_cannot_be_served_exactly_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         export_learner(make_learner(**options), {})
 
@@ -362,8 +362,8 @@ def with_specials_elsewhere(learner: Any) -> None:
         (lambda it: setattr(it.model[0], "pad_idx", 0), "the id 0 for padding"),
         (lambda it: it.model.half(), "in half precision"),
         (lambda it: setattr(it, "loss_func", Sharper()), "The loss is Sharper"),
-        (lambda it: it.add_cb(Sharpening()), "does not answer as the learner does"),
-        (lambda it: setattr(it.model[0], "max_len", 0), "fastai's own prediction .* fails"),
+        (lambda it: it.add_cb(Sharpening()), "does not predict as the learner does"),
+        (lambda it: setattr(it.model[0], "max_len", 0), "fastai's prediction .* fails"),
         (with_a_transform, "besides, it has Shortening"),
         (with_specials_elsewhere, "The vocabulary has xxunk at"),
         (
@@ -373,14 +373,14 @@ def with_specials_elsewhere(learner: Any) -> None:
         (with_a_search_of_its_own, "a function of its own"),
     ],
 )
-def test_what_would_be_answered_otherwise_is_refused(change: Callable[[Any], object], message: str) -> None:
+def test_a_learner_whose_predictions_would_differ_is_refused(change: Callable[[Any], object], message: str) -> None:
     learner = make_learner()
     change(learner)
     with pytest.raises(TrainingError, match=message):
         export_learner(learner, {})
 
 
-def test_special_cases_of_ones_own_are_exported(tmp_path: Path) -> None:
+def test_custom_special_cases_are_exported(tmp_path: Path) -> None:
     learner = make_learner()
     tokenizer = learner.dls.train_ds.tfms[0].fs[1]
     tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
@@ -391,21 +391,19 @@ def test_special_cases_of_ones_own_are_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), FocalLossFlat(), LabelSmoothingCrossEntropyFlat()], ids=str)
-def test_a_loss_whose_outputs_a_softmax_makes_probabilities_is_exported(loss: Any) -> None:
-    """Which holds the export against the learner."""
+def test_losses_with_a_softmax_are_exported(loss: Any) -> None:
+    """The export compares its predictions with the learner's."""
     export_learner(make_learner(loss_func=loss), {})
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["fine", "half \ud83d", "whole"], r"The label 'half \\ud83d' has half of a surrogate pair"),
+        (["fine", "half \ud83d", "whole"], r"The label 'half \\ud83d' has an unpaired surrogate"),
         ([1, "1", "2"], "The labels 1, '1' have the same text, '1'"),
     ],
 )
-def test_labels_that_a_reply_cannot_tell_are_refused_before_anything_is_written(
-    labels: list[Any], message: str, tmp_path: Path
-) -> None:
+def test_labels_that_json_cannot_distinguish_are_refused(labels: list[Any], message: str, tmp_path: Path) -> None:
     learner = make_learner(["a", "b", "c"])
     learner.dls.vocab[1].items[:] = labels
     learner.path = tmp_path
@@ -415,7 +413,7 @@ def test_labels_that_a_reply_cannot_tell_are_refused_before_anything_is_written(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_token_that_no_text_can_have_is_no_entry_of_the_vocabulary() -> None:
+def test_a_token_that_no_text_can_have_is_not_in_the_vocabulary() -> None:
     learner = make_learner()
     numericalize = learner.dls.train_ds.tfms[0].fs[2]
     token = numericalize.vocab[20]
@@ -456,13 +454,13 @@ def test_labels_of_any_characters_are_exported_with_their_card(tmp_path: Path) -
 
 
 @given(st.text(min_size=1))
-def test_code_in_a_card_is_shown_as_it_is(text: str) -> None:
+def test_a_code_span_in_a_card_shows_the_text_unchanged(text: str) -> None:
     [block] = [token for token in MarkdownIt("commonmark").parse(f"by {code_span(text)}.") if token.type == "inline"]
     code = [part.content for part in block.children or () if part.type == "code_inline"]
     assert code == ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text)]
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_that_are_not_finite_are_refused() -> None:
     learner = make_learner()
     learner.model[1].layers[0][0].running_var[:] = float("nan")
     with pytest.raises(ExportedModelError, match="values that are not finite numbers"):
@@ -470,18 +468,18 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", "a state dict"], ids=str)
-def test_files_that_are_no_learner_are_told(tmp_path: Path, content: bytes | str) -> None:
+def test_a_file_without_a_learner_is_reported(tmp_path: Path, content: bytes | str) -> None:
     file = tmp_path / "learner.pkl"
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         torch.save(nn.Linear(2, 2).state_dict(), file)
-    with pytest.raises(TrainingError, match="xpected what fastai's `Learner"):
+    with pytest.raises(TrainingError, match="xpected a file that fastai's `Learner"):
         export_files([file], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
-def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_a_learner_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "learner.pkl"
     module: Any = types.ModuleType("no_such_module")
     module.Thing = type("Thing", (), {"__module__": "no_such_module"})
@@ -492,8 +490,8 @@ def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path, mo
         export_files([file], tmp_path / "model")
 
 
-def test_the_proof_reaches_every_kind_of_length() -> None:
-    """Past the end of what is pooled, and of a chunk, whatever their sizes."""
+def test_the_parity_test_has_texts_of_all_lengths() -> None:
+    """Some texts are longer than a chunk and than the pooled outputs, whatever their sizes."""
     model = export_learner(make_learner(seq_len=20, max_len=100), {})
     lengths = {len(text.split()) for text in probes(model)}
     assert {1, 19, 20, 21, 121} <= lengths
@@ -516,7 +514,7 @@ def test_other_models_are_refused(toy_run: Path) -> None:
         (of_images, "inputs are images, not texts"),
     ],
 )
-def test_learners_of_fastais_other_kinds_are_refused_by_their_names(
+def test_other_kinds_of_fastai_learners_are_refused_by_name(
     make: Callable[[pd.DataFrame, Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`fit`: labelled texts of any kind to an exported model, by one command."""
+"""Tests of `fit`: from labelled texts to an exported model with one command."""
 
 import contextlib
 import io
@@ -56,13 +56,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return Fitted(folder, said.getvalue())
 
 
-def test_it_says_what_it_will_do_before_it_does_it(fitted: Fitted) -> None:
+def test_fit_describes_data_start_and_recipe_first(fitted: Fitted) -> None:
     before, began, _ = fitted.said.partition("1 of 6")
     assert began
     for told in (
         "56 texts, 3 labels (delivery 30, praise 14, billing 12)",
         "train 46, validation 5, test 5",
-        "labels with fewer than 20 different texts, whose figures say little: 'billing' 12, 'praise' 14",
+        "labels with fewer than 20 different texts have unreliable figures: 'billing' 12, 'praise' 14",
         "Starting weights: own,",
         "They permit commercial use, as far as your own texts do",
         "Or --start wt103: ",
@@ -72,7 +72,7 @@ def test_it_says_what_it_will_do_before_it_does_it(fitted: Fitted) -> None:
         assert told in before, before
 
 
-def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(fitted: Fitted) -> None:
+def test_fit_ends_with_the_figures_and_the_commands_to_serve(fitted: Fitted) -> None:
     card = json.loads((fitted.folder / "mail" / "card.json").read_text())
     for name, metrics in (("mail", card["metrics"]), ("TF-IDF with logistic regression", card["baseline"]["metrics"])):
         for split in ("validation", "test"):
@@ -83,7 +83,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(
     assert "python -m server --model mail\n" in fitted.said
 
 
-def test_its_archives_precision_is_measured_on_texts_that_it_is_not_trained_on(fitted: Fitted) -> None:
+def test_the_precision_is_measured_on_held_out_texts(fitted: Fitted) -> None:
     choice = read_choice(fitted.folder / "mail")
     assert choice is not None
     assert choice.source == "the validation and test splits of mail.csv"
@@ -91,7 +91,7 @@ def test_its_archives_precision_is_measured_on_texts_that_it_is_not_trained_on(f
     assert f"Its archive will be in {choice.precision}: {choice.reason}.\n" in fitted.said
 
 
-def test_the_card_has_all_that_a_card_has_and_speaks_of_texts(fitted: Fitted) -> None:
+def test_the_card_of_fit_is_complete(fitted: Fitted) -> None:
     folder = fitted.folder / "mail"
     card, page = json.loads((folder / "card.json").read_text()), (folder / "README.md").read_text()
     assert list(card["stages"]) == ["distil", "teacher", "classifier"]
@@ -106,7 +106,7 @@ def test_the_card_has_all_that_a_card_has_and_speaks_of_texts(fitted: Fitted) ->
         assert "airline" not in said.lower().replace("airline sentiment (crowdflower", "")
 
 
-def test_the_same_command_trains_nothing_twice(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_trains_nothing_again(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     stages = [fitted.folder / "run" / stage for stage in ("teacher", "distil", "classifier")]
     before = [record_of(stage) for stage in stages]
     kept = TextClassifier.load(fitted.folder / "mail").predict(["my parcel was late"])
@@ -116,13 +116,13 @@ def test_the_same_command_trains_nothing_twice(fitted: Fitted, capfd: pytest.Cap
     assert (TextClassifier.load(fitted.folder / "mail").predict(["my parcel was late"]) == kept).all()
 
 
-def test_a_run_is_of_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(*fitted.command, "--start", GENERAL) == 1
-    assert "began with --start own" in capfd.readouterr().err
+    assert "was started with --start own" in capfd.readouterr().err
     other = fitted.folder / "other.csv"
     other.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
     assert run(*fitted.command, "--data", other) == 1
-    assert "holds a run on other data or another split" in capfd.readouterr().err
+    assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_a_run_is_of_one_file_and_one_start(fitted: Fitted, capfd: pytest.Captur
         ("run/general", ["language-model", "distil", "teacher", "classifier"], "what its own source says"),
     ],
 )
-def test_it_begins_with_a_model_or_a_language_model(
+def test_fit_can_start_from_a_model_or_a_language_model(
     fitted: Fitted, toy_run: Path, tmp_path: Path, start: str, stages: list[str], permits: str
 ) -> None:
-    """As this project's exported models, and fastai's WikiText-103, are."""
+    """The starts have the formats of this project's exported models and of fastai's WikiText-103."""
     options = ("--start", toy_run / start, "--to", tmp_path / "model", "--run", tmp_path / "run")
     assert run(*fitted.command, *options) == 0
     card = json.loads((tmp_path / "model" / "card.json").read_text())
@@ -143,7 +143,7 @@ def test_it_begins_with_a_model_or_a_language_model(
     assert card["start"]["permits"].startswith(permits)
 
 
-def test_its_data_is_what_the_other_commands_read(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_read_the_data_of_fit(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     data = fitted.folder / "run" / "data.csv"
     assert read_tweets(data)["split"].value_counts().to_dict() == {"train": 46, "validation": 5, "test": 5}
     assert run("evaluate", "--data", data, "--split", "test", "--model", fitted.folder / "mail") == 0
@@ -153,9 +153,7 @@ def test_its_data_is_what_the_other_commands_read(fitted: Fitted, capfd: pytest.
     assert told.err == ""
 
 
-def test_the_stages_name_fit_to_whoever_has_a_file_of_their_own(
-    fitted: Fitted, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_with_a_users_file_recommends_fit(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     own = fitted.folder / "own.csv"
     own.write_text("text,label\n" + "hello,good\nbye,bad\n" * 20)
     for command in ("classifier", "all", "teacher"):
@@ -163,21 +161,21 @@ def test_the_stages_name_fit_to_whoever_has_a_file_of_their_own(
         assert f"python -m training fit --data {own} --text-column" in capfd.readouterr().err
 
 
-def test_no_start_forbids_commercial_use_unnamed(tmp_path: Path) -> None:
+def test_only_a_named_start_forbids_commercial_use(tmp_path: Path) -> None:
     assert "NO COMMERCIAL USE" not in " ".join(describe_starts(OWN_START)[:2])
     for model in (GENERAL, MODEL):
         assert start_named(str(model)).permits.startswith("NO COMMERCIAL USE: it was trained on Twitter US Airline")
         assert "NO COMMERCIAL USE" in describe_starts(start_named(str(model)))[1]
 
 
-def test_the_baseline_counts_texts_that_share_no_word() -> None:
+def test_the_baseline_can_be_fitted_on_texts_without_a_common_word() -> None:
     rows = pd.DataFrame({"text": [chr(0x4E00 + 7 * n) * 3 for n in range(30)], "label": ["a", "b"] * 15})
     assert tfidf.fitted(rows).predict_proba(["x"]).shape == (1, 2)
-    with pytest.raises(TrainingError, match="no words that TF-IDF could count"):
+    with pytest.raises(TrainingError, match="no words that TF-IDF can count"):
         tfidf.fitted(rows.assign(text="!"))
 
 
-def test_the_recipe_is_chosen_by_the_number_of_texts() -> None:
+def test_the_recipe_depends_on_the_number_of_texts() -> None:
     few, more, many = (recipe_for(texts, 20 * texts) for texts in (500, 5_000, 20_000))
     assert (few.fine_tunes_teacher, more.fine_tunes_teacher, many.fine_tunes_teacher) == (False, True, True)
     assert few.settings.classifier.last_two_epochs == 0 < more.settings.classifier.last_two_epochs

@@ -1,4 +1,4 @@
-"""What is archived, held against the fp32 network it was made from."""
+"""Tests of the archive's graph, compared with the float32 network that it was made from."""
 
 import zipfile
 from pathlib import Path
@@ -31,7 +31,7 @@ def engine(model: ExportedModel, precision: Precision, folder: Path) -> Engine:
     return Engine(folder / GRAPH_FILE, model.config.network, threads=1)
 
 
-def test_int8_loses_next_to_nothing_on_the_validation_split(
+def test_int8_loses_almost_no_accuracy_on_the_validation_split(
     classifier: TextClassifier, served: TextClassifier, real_tweets: pd.DataFrame
 ) -> None:
     rows = real_tweets[real_tweets["split"] == "validation"]
@@ -43,13 +43,13 @@ def test_int8_loses_next_to_nothing_on_the_validation_split(
     assert lost <= ACCURACY_LOST
 
 
-def test_int8_is_near_on_other_texts(classifier: TextClassifier, served: TextClassifier) -> None:
+def test_int8_is_close_on_other_texts(classifier: TextClassifier, served: TextClassifier) -> None:
     texts = [*read_tweets(TOY_TWEETS)["text"], "", "😀" * 300, "never again " * 800, "Great! " * 90 + "Not."]
     np.testing.assert_allclose(served.predict(texts), classifier.predict(texts), rtol=0, atol=NEAR)
 
 
-def test_float32_is_the_reference(classifier: TextClassifier, tmp_path: Path) -> None:
-    """Through the command line, as an archive."""
+def test_float32_equals_the_reference(classifier: TextClassifier, tmp_path: Path) -> None:
+    """The archive is built with the command line."""
     destination = tmp_path / "exact.mar"
     assert cli.main(["archive", "--model", str(MODEL), "--to", str(destination), "--precision", "float32"]) == 0
     with zipfile.ZipFile(destination) as file:
@@ -66,8 +66,8 @@ def test_the_archive_is_a_quarter_of_the_fp32_weights(mar: Path) -> None:
     assert mar.stat().st_size <= 4 * parameters / 4
 
 
-def test_int8_fine_is_near_where_a_few_embeddings_are_large(tmp_path: Path) -> None:
-    """They set int8's one scale for all."""
+def test_int8_fine_is_close_if_a_few_embeddings_are_large(tmp_path: Path) -> None:
+    """In int8, they determine the one scale of all embeddings."""
     model = exported.read(MODEL)
     embedding = model.weights["embedding.weight"] = model.weights["embedding.weight"].astype(np.float32)
     embedding[[2_000, 9_000, 15_000]] *= 30
@@ -82,7 +82,7 @@ def test_int8_fine_is_near_where_a_few_embeddings_are_large(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-fine"])
-def test_a_texts_answer_is_bit_for_bit_the_same_alone_and_in_any_batch(precision: Precision, tmp_path: Path) -> None:
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(precision: Precision, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     engine_ = engine(exported.read(MODEL), precision, tmp_path)
     ids = [generator.integers(2, 20_000, length).tolist() for length in [1, 2, 3, *generator.integers(4, 90, 30)]]
@@ -93,8 +93,8 @@ def test_a_texts_answer_is_bit_for_bit_the_same_alone_and_in_any_batch(precision
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-fine"])
-def test_a_row_of_zeros_stays_zeros(precision: Precision, toy_run: Path, tmp_path: Path) -> None:
-    """Its largest entry is no scale to divide by."""
+def test_a_row_of_zeros_stays_zero(precision: Precision, toy_run: Path, tmp_path: Path) -> None:
+    """Its largest entry is 0, which cannot be a scale."""
     model = exported.read(toy_run / "model")
     model.weights["embedding.weight"][5] = 0
     model.weights["lstm.0.weight_hh_l0"][:] = 0
@@ -105,7 +105,7 @@ def test_a_row_of_zeros_stays_zeros(precision: Precision, toy_run: Path, tmp_pat
 
 
 def test_no_sum_of_two_products_overflows_16_bits() -> None:
-    """Inputs are 0 to 255: what processors without VNNI add up in 16 bits has to hold two products."""
+    """Inputs are 0 to 255. Processors without VNNI add two products in 16 bits."""
     graph = to_onnx(exported.read(MODEL), "int8").graph
     matrices = [onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name.endswith((".W", ".R"))]
     assert len(matrices) == 2 * exported.read(MODEL).config.network.layers
@@ -125,7 +125,7 @@ def test_no_sum_of_two_products_of_int8_fine_overflows_16_bits() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 71, 72, 73, 1440, 1441, 1512, 1513, 5_000])
-def test_pooling_is_the_references_at_every_kind_of_length(
+def test_pooling_equals_the_reference_for_texts_of_all_lengths(
     classifier: TextClassifier, length: int, tmp_path: Path
 ) -> None:
     model = exported.read(MODEL)

@@ -41,9 +41,8 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("file", WRITTEN_ELSEWHERE, ids=lambda file: file.stem)
-def test_a_learner_of_any_version_and_system_answers_as_it_did_there(file: Path, tmp_path: Path) -> None:
-    """The export is proved against the learner as it is loaded here, and held against the predictions that the
-    learner's own environment stored."""
+def test_a_learner_of_any_version_and_system_predicts_as_it_did_there(file: Path, tmp_path: Path) -> None:
+    """The export equals the learner as it is loaded here, and the predictions that the learner's environment stored."""
     exported.write(export_learner(read_learner(file), {}), tmp_path)
     classifier = TextClassifier.load(tmp_path)
     assert list(classifier.labels) == ["negative", "neutral", "positive"]
@@ -53,7 +52,7 @@ def test_a_learner_of_any_version_and_system_answers_as_it_did_there(file: Path,
 
 
 def stored_predictions(file: Path) -> dict[str, list[float]]:
-    """Empty for the two files whose environments stored none."""
+    """Return the stored predictions; empty for the two files whose environments stored none."""
     if file.stem in ("fastai-2.7.19", "windows"):
         return {}
     predictions: dict[str, list[float]] = json.loads(file.with_suffix(".json").read_text())["predictions"]
@@ -68,7 +67,7 @@ def test_the_files_are_of_every_minor_version_of_fastai() -> None:
 
 
 def test_the_learners_own_spacy_rules_are_exported(tmp_path: Path) -> None:
-    """Up to spaCy 3.4 `theses` was two tokens; since 3.7 `⟦` is one of its own."""
+    """Up to spaCy 3.4, `theses` was two tokens; since 3.7, `⟦` is a token."""
     exported.write(export_learner(read_learner(LEARNERS / "fastai-2.6.3.pkl"), {}), tmp_path)
     old, new = (exported.read(folder).tokenizer for folder in (tmp_path, MODEL))
     assert old.tokens("theses ⟦late") == ["xxbos", "these", "s", "⟦late"]
@@ -105,14 +104,14 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=12).map("".join))
-def test_tokens_by_a_models_own_rules_are_spacys(old_spacy: tuple[Any, Tokenizer], text: str) -> None:
+def test_tokens_with_a_models_own_rules_are_those_of_spacy(old_spacy: tuple[Any, Tokenizer], text: str) -> None:
     pipeline, tokenizer = old_spacy
     assert tokenizer.tokens(text) == [token.text for token in pipeline.tokenizer(text)]
 
 
 @pytest.mark.parametrize("name", ["fastai-2.8.1-notebook", "fastai-2.8.12-python-3.13"])
 def test_bytecode_of_another_python_is_never_run(name: str) -> None:
-    """Python runs any bytecode that it is given, and may end by it."""
+    """Python runs any bytecode without a check, and may crash."""
     read_the_text = read_learner(LEARNERS / f"{name}.pkl").dls.train_ds.tfms[0].fs[0]
     with pytest.raises(RuntimeError, match="was pickled by another version of Python"):
         read_the_text(pd.Series({"text": "late"}))
@@ -130,7 +129,7 @@ def test_bytecode_of_this_python_is_run(tmp_path: Path) -> None:
 
 
 def test_a_path_of_windows_and_python_3_13_is_read(tmp_path: Path) -> None:
-    """A path's class has another module there; protocol 2 writes it as a line of text."""
+    """A path's class has another module there; pickle protocol 2 writes it as a line of text."""
     windows, both = LEARNERS / "windows.pkl", tmp_path / "both.pkl"
     with zipfile.ZipFile(windows) as source, zipfile.ZipFile(both, "w") as changed:
         for part in source.infolist():
@@ -143,7 +142,7 @@ def test_a_path_of_windows_and_python_3_13_is_read(tmp_path: Path) -> None:
 
 
 def of_a_missing_module(kind: type, name: str = "Own", **members: Any) -> Any:
-    """A class of a module that is there while a learner is exported, and not when the file is read."""
+    """Make a class of a module that exists when a learner is exported, but not when the file is read."""
     made = type(name, (kind,), {"__module__": "gone", **members})
     setattr(sys.modules["gone"], name, made)
     return made
@@ -172,7 +171,7 @@ def with_labels(learner: Any) -> None:
             r"the callback gone\.Own \(not installed here\)\. If .* `learner\.remove_cb\(Own\)`",
         ),
         (with_a_transform, r"the learner uses gone\.Own \(not installed here\)"),
-        (with_a_rule, r"a rule of its own, gone\.Own \(not installed here\)"),
+        (with_a_rule, r"a custom rule, gone\.Own \(not installed here\)"),
         (
             lambda it: setattr(it, "loss_func", of_a_missing_module(CrossEntropyLossFlat)()),
             r"The loss is gone\.Own \(not installed here\)",
@@ -202,10 +201,10 @@ def test_missing_code_that_takes_part_in_a_prediction_is_refused(
         export_learner(read_learner(tmp_path / "own.pkl"), {})
 
 
-def test_missing_code_that_takes_no_part_in_a_prediction_stands_in_nobodys_way(
+def test_missing_code_that_takes_no_part_in_a_prediction_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each part alone makes fastai's own `predict` fail, but for the optimizer and the splitter."""
+    """Each part makes fastai's `predict` fail, except the optimizer and the splitter."""
     logger = type("WandbCallback", (Callback,), {"__module__": "fastai.callback.wandb", "before_fit": None})
     for name in ("gone", logger.__module__):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -230,7 +229,7 @@ def test_missing_code_that_takes_no_part_in_a_prediction_stands_in_nobodys_way(
 
 
 class DividingByZero(Metric):  # type: ignore[misc]  # fastai has no types
-    """Has no value without targets."""
+    """A metric that has no value without targets."""
 
     @property
     def value(self) -> float:

@@ -10,7 +10,7 @@ from tests.paths import TOY_LABELLED
 from tests.training.learners import BEGIN, END, FAILED, KINDS, PAGE, outcome_of, read_texts
 
 
-def test_the_table_has_every_kind_and_none_has_failed() -> None:
+def test_the_table_has_every_kind_without_a_failure() -> None:
     table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     names = re.findall(r"^\| (.*?) \|", table, flags=re.MULTILINE)[1:]
     assert names == [kind.name for kind in KINDS]

@@ -1,4 +1,4 @@
-"""What training refuses, since its figures or its answers would be wrong, or its files would be lost."""
+"""Tests of inputs that training refuses, since figures or predictions would be wrong, or files would be lost."""
 
 import gzip
 import json
@@ -24,36 +24,34 @@ from training.stages.transformer import load
 
 @pytest.fixture
 def own_run(toy_run: Path, tmp_path: Path) -> Path:
-    """A copy of the tests' run, to be changed."""
+    """A copy of the tests' run that a test may change."""
     return Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
 
 
 @pytest.fixture
 def other_csv(tmp_path: Path) -> Path:
-    """The tests' tweets in another order: others of them are held out."""
+    """The tests' tweets in another order, so that other tweets are held out."""
     path = tmp_path / "Other.csv"
     pd.read_csv(TOY_TWEETS, dtype=str).iloc[::-1].to_csv(path, index=False)
     return path
 
 
-def test_a_teacher_of_other_tweets_does_not_teach(
-    own_run: Path, other_csv: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_of_other_data_is_refused(own_run: Path, other_csv: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(own_run / "classifier")
     assert run("classifier", "--preset", "tiny", "--data", other_csv, "--run", own_run) == 1
     assert f"The teacher in {own_run / 'teacher'} was trained on another CSV file" in capfd.readouterr().err
 
 
-def test_a_teacher_of_other_labels_does_not_teach(toy_run: Path) -> None:
-    """As many of them: nothing else would tell."""
+def test_a_teacher_of_other_labels_is_refused(toy_run: Path) -> None:
+    """The number of labels is the same, so only their names differ."""
     teacher = toy_run / "run" / "teacher"
     load_teacher(teacher, ["negative", "neutral", "positive"])
     for others in (["negative", "positive", "neutral"], ["bad", "good", "mixed"], ["negative", "positive"]):
-        with pytest.raises(TrainingError, match="answers with the labels negative, neutral, positive"):
+        with pytest.raises(TrainingError, match="has the labels negative, neutral, positive"):
             load_teacher(teacher, others)
 
 
-def test_a_run_is_not_measured_on_other_splits_than_it_held_out(
+def test_a_run_is_not_evaluated_on_splits_of_another_file(
     own_run: Path, other_csv: Path, tmp_path: Path, toy_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
@@ -66,8 +64,8 @@ def test_a_run_is_not_measured_on_other_splits_than_it_held_out(
     assert capfd.readouterr().err == ""
 
 
-def test_a_card_tells_of_the_stages_behind_its_model_alone(own_run: Path, tmp_path: Path) -> None:
-    """Here the language model was trained anew since, and then the encoder was distilled anew."""
+def test_a_card_has_only_the_stages_behind_its_model(own_run: Path, tmp_path: Path) -> None:
+    """First the language model is trained again, then the encoder is distilled again."""
     assert stages_behind(own_run, "distil") == ["general", "language-model", "general-teacher", "distil"]
     (own_run / "general" / "language_model.pth").write_bytes(b"another")
     assert run("export", "--run", own_run, "--to", tmp_path / "model") == 0
@@ -80,10 +78,10 @@ def test_a_card_tells_of_the_stages_behind_its_model_alone(own_run: Path, tmp_pa
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--set", "classifier.epochs=9"], "classifier differs from what the folds would be: epochs was 2, is 9"),
-        (["--set", "teacher.seed=9"], "teacher differs from what the folds would be: seed was 1, is 9"),
-        (["--recipe", "majority", "--start", "nowhere"], "takes no --start, --transformer or --set"),
-        (["--recipe", "tfidf", "--set", "classifier.epochs=9"], "takes no --start, --transformer or --set"),
+        (["--set", "classifier.epochs=9"], "classifier was trained differently: epochs was 2, is 9"),
+        (["--set", "teacher.seed=9"], "teacher was trained differently: seed was 1, is 9"),
+        (["--recipe", "majority", "--start", "nowhere"], "omit --start, --transformer and --set"),
+        (["--recipe", "tfidf", "--set", "classifier.epochs=9"], "omit --start, --transformer and --set"),
     ],
 )
 def test_a_runs_card_has_no_figures_of_another_recipe(
@@ -95,10 +93,10 @@ def test_a_runs_card_has_no_figures_of_another_recipe(
     assert not (toy_run / "run" / "cross-validation").exists()
 
 
-def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
+def test_a_runs_card_has_no_figures_of_folds_with_other_stages(
     toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What the run's classifier did without, the folds would be trained with: stages from before, or from after."""
+    """The folds would use stages that the run's classifier did not use: earlier or later ones."""
     for stage in ("language-model", "general-teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
@@ -115,17 +113,17 @@ def test_a_runs_card_has_no_figures_of_folds_that_began_otherwise(
     assert not (tmp_path / "cross-validation").exists()
 
 
-def test_all_is_not_begun_where_another_beginning_was_trained(
+def test_all_refuses_a_run_with_another_initialization_first(
     toy_run: Path, own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Else the classifier, the last stage, would be refused after hours of the others."""
+    """Otherwise the last stage would be refused after hours of training the others."""
     options = ("all", "--preset", "tiny", "--data", TOY_TWEETS, "--to", tmp_path / "model")
     assert run(*options, "--run", tmp_path / "other", "--start", toy_run / "model") == 0
     monkeypatch.setattr(Stage, "begin", None)
     texts = ("--texts", TOY_TEXTS, "--labelled-texts", TOY_LABELLED)
     for command in ((own_run, "--start", toy_run / "model"), (tmp_path / "other", *texts)):
         assert run(*options, "--run", *command) == 1
-        assert "began otherwise than this one would" in capfd.readouterr().err
+        assert "was initialized from other weights" in capfd.readouterr().err
 
 
 def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,11 +148,11 @@ def test_a_refused_input_does_not_bind_the_stage(tmp_path: Path, capfd: pytest.C
         (["neutral"] * 46, "has one label, neutral"),
         (
             [f"{split}{row % 2}" if split == "train" else split for row, split in enumerate(split_of_rows(46))],
-            "'test', 'validation' stands outside the train split alone",
+            "'test', 'validation' occurs only outside the train split",
         ),
     ],
 )
-def test_labels_that_cannot_be_learned_are_told(tmp_path: Path, labels: list[str], message: str) -> None:
+def test_labels_that_cannot_be_learned_are_reported(tmp_path: Path, labels: list[str], message: str) -> None:
     table = pd.DataFrame({"text": "a tweet", "airline_sentiment": labels})
     table.to_csv(tmp_path / "t.csv", index=False)
     tweets = read_tweets(tmp_path / "t.csv")
@@ -162,7 +160,7 @@ def test_labels_that_cannot_be_learned_are_told(tmp_path: Path, labels: list[str
         labels_of(tweets)
 
 
-def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
+def test_spaces_around_a_label_are_removed(tmp_path: Path) -> None:
     labels = ["neutral", " neutral", "positive ", "positive", "  "] * 9
     pd.DataFrame({"text": "a tweet", "airline_sentiment": labels}).to_csv(tmp_path / "t.csv", index=False)
     tweets = read_tweets(tmp_path / "t.csv")
@@ -180,15 +178,15 @@ def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
         (["all", "--labelled-texts", "few.tsv"], "few.tsv: expected at least 10 lines; found 9"),
         (["general", "--texts", "short.txt"], "Too little text for a language model: 2 documents"),
         (["general", "--run", "short.txt"], "Not a directory: 'short.txt/general'"),
-        (["teacher", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
+        (["teacher", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--notes", "nowhere.md"], "--notes nowhere.md: no such file"),
         (["all", "--transformer", "nowhere"], "expected a transformer's folder"),
-        (["all", "--transformer", "pointer"], "holds no transformer that `transformers` can load"),
+        (["all", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_files_are_told_before_anything_is_trained(
+def test_invalid_files_are_reported_before_training(
     toy_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,16 +222,14 @@ def test_wrong_files_are_told_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("missing", ["language-model", "general-teacher"])
-def test_distillation_wants_the_stages_before_it(
-    own_run: Path, missing: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_distillation_needs_the_earlier_stages(own_run: Path, missing: str, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(own_run / missing)
     options = ("--preset", "tiny", "--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED, "--run", own_run)
     assert run("distil", *options) == 1
     assert f"run `python -m training {missing}` first" in capfd.readouterr().err
 
 
-def test_a_failed_export_leaves_the_model_that_was_there(
+def test_a_failed_export_leaves_the_previous_model(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Path(shutil.copytree(toy_run / "model", tmp_path / "model"))

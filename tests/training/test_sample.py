@@ -1,4 +1,4 @@
-"""The texts on which an archive's precision is measured."""
+"""Tests of the texts on which an archive's precision is measured."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_texts_are_one_column_of_a_table(tmp_path: Path) -> None:
     assert (sample.texts, sample.source, sample.made_up) == (("one", "two"), "a.parquet", False)
 
 
-def test_of_a_long_file_the_same_texts_are_taken_each_time(tmp_path: Path) -> None:
+def test_the_sample_of_a_long_file_is_always_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"{number}\n" for number in range(MAX_TEXTS * 3)))
     first, second = (read_sample(tmp_path / "a.txt", "text").texts for _ in range(2))
     assert first == second
@@ -34,13 +34,13 @@ def test_of_a_long_file_the_same_texts_are_taken_each_time(tmp_path: Path) -> No
         ("a.jsonl", '{"text": "a"}\n{"text": 1}\n', "line 2: A row has a text that is not a string"),
     ],
 )
-def test_what_is_wrong_with_the_texts_is_said(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_texts_are_reported(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(TrainingError, match=message):
         read_sample(tmp_path / name, "text")
 
 
-def test_made_up_texts_have_frequent_words_often() -> None:
+def test_synthetic_texts_have_frequent_words_often() -> None:
     model = exported.read_description(MODEL)
     sample = synthetic_sample(model)
     assert sample == synthetic_sample(model)

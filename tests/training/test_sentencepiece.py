@@ -1,4 +1,4 @@
-"""Learners whose tokenizer is fastai's `SentencePieceTokenizer`: the same pieces, the same predictions."""
+"""Tests of learners with fastai's `SentencePieceTokenizer`: the same tokens and the same predictions."""
 
 import shutil
 import sys
@@ -36,7 +36,7 @@ TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:9]), "ﬁne ①② ＡＢ�
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learner's file and its exported model. SentencePiece's own file is gone: the learner's file has its content."""
+    """A learner's file and its exported model. SentencePiece's file is removed: the learner's file has its content."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     learner = make_learner(block={"tok": SentencePieceTokenizer(vocab_sz=200, cache_dir=folder / "cache")})
     learner.export(folder / "learner.pkl")
@@ -88,7 +88,7 @@ def test_the_archive_has_the_tokenizers_model(folder: Path, classifier: TextClas
     assert np.abs(expected - expected[0]).max() > 100 * TOLERANCE, "the texts are told apart"
 
 
-def test_a_token_is_shown_where_it_is(classifier: TextClassifier) -> None:
+def test_a_tokens_span_is_its_position_in_the_text(classifier: TextClassifier) -> None:
     text = "Late flight, again!"
     prediction = Prediction.from_outputs(classifier.predict([text])[0], classifier.task)
     explanation = classifier.explain(classifier.tokenize(text), prediction)
@@ -103,7 +103,7 @@ def test_a_text_without_spaces_takes_linear_time(classifier: TextClassifier) -> 
     assert len(classifier.tokens("qz" * 10_000)) < 20_010
 
 
-def test_a_models_tokenizer_must_be_whole(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_tokenizer_model_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
     identity = exported.identity(model)
     (model / exported.PIECES_FILE).write_bytes((model / exported.PIECES_FILE).read_bytes()[:-50])
@@ -118,7 +118,7 @@ def test_a_models_tokenizer_must_be_whole(folder: Path, tmp_path: Path, monkeypa
         exported.read(folder / "model")
 
 
-def test_a_model_of_another_tokenizer_in_its_place_has_none(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_tokenizer_replaces_the_tokenizer_model(folder: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
     make_learner().export(tmp_path / "learner.pkl")
     export_files([tmp_path / "learner.pkl"], model)

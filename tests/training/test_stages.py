@@ -1,4 +1,4 @@
-"""Training's stages: what they write, and that they go on where they stopped."""
+"""Tests of the stages of training: their files, and that they continue after an interruption."""
 
 import copy
 import hashlib
@@ -33,7 +33,7 @@ def run(*arguments: object) -> int:
     return cli.main(list(map(str, arguments)))
 
 
-def test_every_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
+def test_each_stage_writes_its_record_and_its_curves(toy_run: Path) -> None:
     for name in STAGES:
         folder = toy_run / "run" / name
         record = record_of(folder)
@@ -69,7 +69,7 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """Let training be interrupted, as by Ctrl-C, after so many epochs in all."""
+    """Interrupt training, as with Ctrl-C, after a number of epochs in all."""
     done = [0]
     original = Stage.epoch_done
 
@@ -105,8 +105,8 @@ def test_every_stage_resumes(
         stage != "general-teacher"
     )
     if stage != "general-teacher":
-        assert f"go on with `python -m training {stage}`" in capfd.readouterr().err
-    monkeypatch.setattr("training.stages.distil.load_teacher", None)  # its answers are kept
+        assert f"Continue it with `python -m training {stage}`" in capfd.readouterr().err
+    monkeypatch.setattr("training.stages.distil.load_teacher", None)  # its outputs are in the checkpoint
     assert run(*command) == 0
     after = record_of(tmp_path / stage)
     assert (len(before["epochs"]), len(after["epochs"])) == (1, 2)
@@ -115,7 +115,7 @@ def test_every_stage_resumes(
 
 
 @pytest.mark.parametrize("epochs", [1, 4, 5])
-def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
+def test_an_interrupted_stage_continues_after_its_last_epoch(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], epochs: int
 ) -> None:
     shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
@@ -125,7 +125,7 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
         assert run(*command) == 130
     told = capfd.readouterr()
     assert "goes on from the last checkpoint" in told.err
-    assert "learns from the labels alone" in told.out
+    assert "learns from the labels only" in told.out
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
@@ -137,10 +137,10 @@ def test_a_stopped_stage_goes_on_after_its_last_whole_epoch(
     assert (tmp_path / "classifier" / "learner.pkl").exists()
 
 
-def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
+def test_a_stage_killed_within_an_epoch_continues_with_the_next_batch(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the weights and the optimizer of the checkpoint, and the batches that an uninterrupted run has."""
+    """It has the weights and the optimizer of the checkpoint, and the batches of an uninterrupted run."""
     command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS)
     monkeypatch.setattr("training.stages.stage.CHECKPOINT_MINUTES", 0)  # a checkpoint after every batch
     trained_on: list[torch.Tensor] = []
@@ -178,9 +178,7 @@ def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
     torch.testing.assert_close(trained_on, whole[3:], atol=0, rtol=0)
 
 
-def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_computed_before_a_kill_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.stages.stage.TEXTS_AT_ONCE", 3)
     monkeypatch.setattr("training.stages.stage.CHECKPOINT_MINUTES", 0)
     texts = [str(number) for number in range(10)]
@@ -207,7 +205,7 @@ def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
 def test_a_stage_killed_after_its_last_epoch_is_finished(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives what an uninterrupted one does."""
+    """It has the result of an uninterrupted stage."""
     command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS)
 
     def killed(_self: Stage, **_results: Any) -> None:
@@ -225,7 +223,7 @@ def test_a_stage_killed_after_its_last_epoch_is_finished(
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_a_stage_killed_before_its_first_checkpoint_is_not_overlooked(
+def test_a_stage_killed_before_its_first_checkpoint_is_unfinished(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
@@ -238,23 +236,23 @@ def test_a_stage_killed_before_its_first_checkpoint_is_not_overlooked(
         patch.setattr(Stage, "fit", killed)
         assert run("teacher", *options) == 130
     assert run("classifier", *options) == 1
-    assert "go on with `python -m training teacher`" in capfd.readouterr().err
+    assert "Continue it with `python -m training teacher`" in capfd.readouterr().err
 
 
-def test_a_finished_stage_is_not_done_again(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_stage_is_skipped(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = record_of(toy_run / "run" / "general")
     assert run("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--run", toy_run / "run") == 0
     assert "already done" in capfd.readouterr().out
     assert record_of(toy_run / "run" / "general") == before
 
 
-def test_other_settings_do_not_mix_into_a_run(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_are_refused_in_a_run(toy_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS, "--run", toy_run / "run")
     assert run(*command, "--set", "general.epochs=7") == 1
     assert "epochs was 1, is 7" in capfd.readouterr().err
 
 
-def test_other_made_up_texts_do_not_mix_into_a_run(
+def test_other_synthetic_texts_are_refused_in_a_run(
     toy_run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", toy_run / "run")
@@ -265,7 +263,7 @@ def test_other_made_up_texts_do_not_mix_into_a_run(
     assert "made_up_texts was" in capfd.readouterr().err
 
 
-def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, tmp_path: Path) -> None:
+def test_a_general_model_in_fastais_format_is_read_from_a_folder(toy_run: Path, tmp_path: Path) -> None:
     general = Path(shutil.copytree(toy_run / "run" / "general", tmp_path / "elsewhere"))
     command = (
         "language-model",
@@ -288,7 +286,7 @@ def test_a_general_model_in_fastais_form_is_taken_from_a_folder(toy_run: Path, t
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fastai's configuration file
 def test_wt103_is_fastais_download(toy_run: Path, fastai_home: Path) -> None:
-    """fastai keeps its downloads in a folder; one that is there already is used without a network."""
+    """A download that is already in fastai's folder is used without a network."""
     from fastai.text.all import URLs
 
     from training.stages.language_model import general_model
@@ -299,8 +297,8 @@ def test_wt103_is_fastais_download(toy_run: Path, fastai_home: Path) -> None:
     assert language_model_files(folder)[0].name == "language_model.pth"
 
 
-def test_the_general_models_weights_are_carried_over(toy_run: Path) -> None:
-    """What both vocabularies have starts from the general model's embedding; here training then moved it a little."""
+def test_fine_tuning_starts_from_the_general_models_weights(toy_run: Path) -> None:
+    """Tokens of both vocabularies start from the general model's embedding, which training changes only a little."""
     from fastai.text.all import load_pickle
 
     run_folder = toy_run / "run"
@@ -326,7 +324,7 @@ def test_vocabularies_merge_own_tokens_first() -> None:
     assert len(merge_vocabularies(counts, ["the", "my"], 1, 11)) == 11
 
 
-def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
+def test_a_new_opinion_word_starts_at_the_mean_of_similar_words() -> None:
     from training.stages.classifier import with_opinions
 
     vocabulary = ["xxunk", "liked", "loved", "the", "awful"]
@@ -337,12 +335,12 @@ def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
     assert len(words) == len(set(words)) == len(wider)
     assert {word for place in OPINIONS for word in WORDS[place] if word.isalpha()} <= set(words)
     assert torch.equal(wider[words.index("admired")], (embeddings[1] + embeddings[2]) / 2)
-    assert torch.equal(wider[words.index("detested")], embeddings.mean(0))  # none of its like is known
+    assert torch.equal(wider[words.index("detested")], embeddings.mean(0))  # no similar word is known
     assert with_opinions(wider, words)[1] == words
 
 
-def test_the_classifier_knows_the_made_up_texts_words(toy_run: Path) -> None:
-    """And no other that its encoder does not know: an unknown word stays one."""
+def test_the_classifier_has_the_words_of_the_synthetic_texts(toy_run: Path) -> None:
+    """It has no other new words: other unknown words stay unknown."""
     from fastai.text.all import load_learner, load_pickle
 
     run_folder = toy_run / "run"
@@ -372,12 +370,12 @@ def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"\xff\xfe", "expected UTF-8"),
-        ("a.txt", b"\n\n", "holds no text"),
+        ("a.txt", b"\n\n", "has no text"),
         ("a.txt.xz", b"plain", "expected UTF-8"),
         ("a.txt.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, "expected UTF-8"),
     ],
 )
-def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TrainingError, match=message):
         list(read_lines(tmp_path / name))
@@ -392,7 +390,7 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
             ["classifier", "--data", str(TOY_TWEETS), "--run", "nowhere"],
             "begin with --start model_store/general, or run `python -m training language-model` first",
         ),
-        (["export", "--run", "nowhere"], "no finished classifier"),
+        (["export", "--run", "nowhere"], "no finished stage classifier"),
         (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
         (["archive", "--model", "nowhere"], "config.json is missing"),
         (
@@ -400,21 +398,24 @@ def test_text_files_that_are_none_are_refused(tmp_path: Path, name: str, content
             "expected UTF-8 lines of `label<TAB>text`, labels negative, neutral, positive",
         ),
         (["all", "--data", str(TOY_TWEETS), *TEXTS, "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
-        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_LABELLED)], "give --texts or --general, too"),
+        (["all", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_LABELLED)], "Give --texts or --general, too"),
         (["all", "--preset", "tiny", "--data", str(TOY_TWEETS), "--start", "nowhere"], "config.json is missing"),
         (["archive", "--to", "model.zip"], "ends in .mar"),
-        (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "should hold one .pth file"),
-        (["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"], "Is the server up"),
+        (["language-model", "--data", str(TOY_TWEETS), "--general", "nowhere"], "expected one .pth file"),
+        (
+            ["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"],
+            "Is the server running",
+        ),
         (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
         (["general", *TEXTS, "--set", "transformer=9"], "expected STAGE.NAME=VALUE"),
-        (["general", *TEXTS, "--set", "general.epochs=many"], "takes a value of type int"),
-        (["general", *TEXTS, "--set", "general.epochs=-1"], "general.epochs takes a number of at least 0"),
-        (["general", *TEXTS, "--set", "general.batch_size=0"], "general.batch_size takes a number of at least 1"),
+        (["general", *TEXTS, "--set", "general.epochs=many"], "expected a value of type int"),
+        (["general", *TEXTS, "--set", "general.epochs=-1"], "expected a number of at least 0"),
+        (["general", *TEXTS, "--set", "general.batch_size=0"], "expected a number of at least 1"),
         (["general", *TEXTS, "--set", "general.learning_rate=nan"], "takes a number of at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_input_is_told_what_is_expected(
+def test_invalid_input_gives_an_error_that_says_what_is_expected(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     if arguments[0] in ("general", "general-teacher", "language-model"):
@@ -430,7 +431,7 @@ def test_settings_change_by_name() -> None:
     assert PRESETS["default"] == Settings()
 
 
-def test_the_embedded_model_is_made_by_the_defaults() -> None:
+def test_the_embedded_model_was_trained_with_the_defaults() -> None:
     stages = json.loads((MODEL / "card.json").read_text())["stages"]
     assert [name.removeprefix("earlier ") for name in stages] == list(STAGES)
     for name, record in stages.items():

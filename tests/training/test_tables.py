@@ -1,4 +1,4 @@
-"""One reader of users' files: every format, and every problem told with the option, the line and a way out."""
+"""Tests of the reader of users' files: each format, and errors with the option, the line and a remedy."""
 
 import gzip
 import json
@@ -54,14 +54,14 @@ def write(folder: Path, name: str, content: bytes) -> Path:
     ],
 )
 @pytest.mark.parametrize("columns", [TEXT, TEXT_AND_LABEL], ids=["text", "text and label"])
-def test_a_files_ending_says_how_its_records_are_read(
+def test_the_ending_of_a_file_gives_its_format(
     name: str, content: bytes, lines: tuple[int], columns: dict[str, str], tmp_path: Path
 ) -> None:
     records = Source("--data", write(tmp_path, name, content), columns).records()
     assert records == [Record(line, row[: len(columns)]) for line, row in zip(lines, ROWS, strict=True)]
 
 
-def test_parquet_has_rows_in_place_of_lines(tmp_path: Path) -> None:
+def test_parquet_has_rows_instead_of_lines(tmp_path: Path) -> None:
     table = pyarrow.table({"label": [1, None], "text": ["one", None]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     source = Source("--data", tmp_path / "a.parquet", TEXT_AND_LABEL)
@@ -69,7 +69,7 @@ def test_parquet_has_rows_in_place_of_lines(tmp_path: Path) -> None:
     assert source.unit == "row"
 
 
-def test_where_one_column_is_wanted_it_need_not_have_that_name(tmp_path: Path) -> None:
+def test_the_only_column_may_have_any_name(tmp_path: Path) -> None:
     strings = b'"late"\n\n{"tweet": "good"}\n'
     assert Source("--texts", write(tmp_path, "a.jsonl", strings), TEXT).records() == [
         Record(1, ("late",)),
@@ -79,7 +79,7 @@ def test_where_one_column_is_wanted_it_need_not_have_that_name(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["a.txt", "texts", "a.TXT.gz"])
-def test_where_one_column_is_wanted_a_text_file_has_one_on_each_line(name: str, tmp_path: Path) -> None:
+def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
     content = b"text\none, two\r\n\n \nthree\tfour"
     path = write(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
     assert [(record.line, *record.values) for record in Source("--texts", path, TEXT).records()] == [
@@ -92,7 +92,7 @@ def test_where_one_column_is_wanted_a_text_file_has_one_on_each_line(name: str, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; the"),
+        ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; text"),
         ("a.parquet.gz", b"", "the ending .parquet.gz is not known"),
         ("a.csv", b"", "has no first line with the names of its columns"),
         (
@@ -103,23 +103,23 @@ def test_where_one_column_is_wanted_a_text_file_has_one_on_each_line(name: str, 
         ),
         ("a.csv", b"text,label,text\n", "has more than one column `text`"),
         ("a.csv", b'text,label\na,b\n"a,b\n', "line 3 has a quote that is not closed"),
-        ("a.csv", b'text,label\n"a"b,c\n', "line 2 has a quote that is not closed, or one within"),
+        ("a.csv", b'text,label\n"a"b,c\n', "line 2 has a quote that is not closed, or a quote within"),
         (
             "a.csv",
             b"text;label\na;b\na;b;c\n",
             "line 3 has 3 fields, where the first line has 2, separated by semicolons",
         ),
-        ("a.csv", b"text,label\ncaf\xe9,bad\n", "line 2 is not UTF-8: byte 0xe9 behind 'caf'. Convert it"),
+        ("a.csv", b"text,label\ncaf\xe9,bad\n", "line 2 is not UTF-8: byte 0xe9 after 'caf'. Convert"),
         ("a.csv", "text,label\n".encode("utf-16"), "is UTF-16"),
         ("a.csv", b"text,label\na\0b,bad\n", "line 2 has a NUL byte"),
         (
             "a.csv",
             b'text,label\na,bad\n"open,bad\nshut,bad\nlast",bad\n',
-            "line 3 has a quote that swallows other rows: line 3, 'open,bad'",
+            "line 3 has a quoted field that contains other rows: line 3, 'open,bad'",
         ),
-        ("a.csv.gz", b"no gzip", "does not unpack"),
-        ("a.csv.gz", gzip.compress(b"text,label\n" * 9)[:-12], "does not unpack"),
-        ("a.csv.xz", b"no xz", "does not unpack"),
+        ("a.csv.gz", b"no gzip", "cannot be decompressed"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" * 9)[:-12], "cannot be decompressed"),
+        ("a.csv.xz", b"no xz", "cannot be decompressed"),
         ("a.jsonl", b'{"text": "a", "label": "b"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'\n"a"\n', "line 2 is str; expected an object in each line"),
         (
@@ -128,11 +128,11 @@ def test_where_one_column_is_wanted_a_text_file_has_one_on_each_line(name: str, 
             "line 1 has no column `label`; it has `text`, `stars`. Name the column: --label-column NAME",
         ),
         ("a.jsonl", b'{"text": "\\ud800", "label": "b"}\n' * 7, "line 1, 2, 3, 4, 5 and 2 more: 7 rows have a NUL"),
-        ("a.jsonl", b'{"text": "a", "label": "\\u0000"}\n', "line 1: A row has a NUL character or half of"),
+        ("a.jsonl", b'{"text": "a", "label": "\\u0000"}\n', "line 1: A row has a NUL character or an unpaired"),
         ("a.parquet", b"PAR1", "does not read as Parquet"),
     ],
 )
-def test_a_problem_is_told_with_its_line_and_a_way_out(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_an_error_names_the_line_and_a_remedy(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, name, content)
     with pytest.raises(TrainingError) as told:
         Source("--data", path, TEXT_AND_LABEL, labels="label").records()
@@ -142,13 +142,13 @@ def test_a_problem_is_told_with_its_line_and_a_way_out(name: str, content: bytes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"", "Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet, or .txt with one text a line; the"),
+        ("a.xlsx", b"", "Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet, or .txt with one text per line; text"),
         ("a.csv", b"review,stars\n", "has no column `text`; it has `review`, `stars`. Name the column: --text-column"),
         ("a.jsonl", b"[1]\n", "line 1 is list; expected an object, or a string, in each line"),
         ("a.txt", b"fine\ncaf\xe9\n", "line 2 is not UTF-8"),
     ],
 )
-def test_where_one_column_is_wanted_nothing_is_said_of_others(
+def test_a_message_for_one_column_does_not_mention_others(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError) as told:
@@ -157,7 +157,7 @@ def test_where_one_column_is_wanted_nothing_is_said_of_others(
     assert "label" not in str(told.value)
 
 
-def test_messages_name_the_option_of_the_command_that_reads(tmp_path: Path) -> None:
+def test_messages_name_the_option_of_the_command(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.csv", write(tmp_path, "a.csv", b"text,label\n\xff,1\n")):
         with pytest.raises(TrainingError) as told:
             read_sample(path, "text")
@@ -168,7 +168,7 @@ def test_messages_name_the_option_of_the_command_that_reads(tmp_path: Path) -> N
         assert str(told.value).startswith(f"--data {path}: ")
 
 
-def test_without_pyarrow_parquet_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(TrainingError, match=r"needs the package pyarrow, which is not installed: .* -m pip install"):
         Source("--texts", write(tmp_path, "a.parquet", b"PAR1"), TEXT).records()
@@ -183,7 +183,7 @@ def test_without_pyarrow_parquet_names_it(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("a.csv.xz", lzma.compress("text\ncaf\xe9\n".encode("utf-16")), "utf8-a.csv", "caf\xe9"),
     ],
 )
-def test_the_command_that_a_message_gives_makes_a_file_that_is_read(
+def test_the_command_in_a_message_makes_a_valid_file(
     name: str, content: bytes, copy: str, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError) as told:

@@ -1,5 +1,4 @@
-"""Multi-label classifiers and regressions: exported as exactly as single-label classifiers, and served as what they
-are."""
+"""Tests of multi-label classifiers and regressions: they are exported exactly, and served with their task."""
 
 import shutil
 from functools import partial
@@ -46,7 +45,7 @@ TEXTS = [*toy_texts()[:8], *texts_of_lengths([1, 2, 72, 73, 145])]
 
 
 def fastais_answer(learner: Any, text: str) -> tuple[torch.Tensor, Any]:
-    """What `learner.predict` computes for one text: its outputs, and its decision."""
+    """Return the outputs and the decision of `learner.predict` for one text."""
     with learner.no_bar(), learner.no_logging():
         outputs, _, decided = learner.get_preds(dl=learner.dls.test_dl([text], num_workers=0), with_decoded=True)
     return outputs[0].as_subclass(torch.Tensor), decided[0]
@@ -88,7 +87,7 @@ def test_any_task_is_exported_exactly(options: dict[str, Any], task: Task, tmp_p
 
 
 @pytest.mark.parametrize("options", [MULTI_LABEL, REGRESSION | {"y_range": (-3, 5)}], ids=["multi-label", "range"])
-def test_the_archive_of_any_task_answers_as_the_exported_model(options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_archive_of_any_task_predicts_as_the_exported_model(options: dict[str, Any], tmp_path: Path) -> None:
     exported.write(export_learner(make_learner(**options), {}), tmp_path)
     expected = TextClassifier.load(tmp_path)
     spread = 1 if expected.task.value_range is None else 5 - -3
@@ -106,19 +105,19 @@ def test_the_losses_of_a_regression_predict_the_value_itself(loss: Any) -> None:
     assert export_learner(make_learner(**REGRESSION, loss_func=loss), {}).config.task == "regression"
 
 
-def test_torchs_own_loss_takes_the_metrics_threshold() -> None:
+def test_torchs_loss_has_the_threshold_of_the_metric() -> None:
     metrics = partial(accuracy_multi, thresh=0.2)
     learner = make_learner(**MULTI_LABEL, loss_func=nn.BCEWithLogitsLoss(), metrics=metrics)
     assert export_learner(learner, {}).config.thresholds == (0.2, 0.2, 0.2)
 
 
-def test_where_nothing_says_a_threshold_fastais_default_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_default_threshold_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     learner = make_learner(**MULTI_LABEL, loss_func=nn.BCEWithLogitsLoss())
     assert export_learner(learner, {}).config.thresholds == (0.5, 0.5, 0.5)
     assert "neither the loss nor a metric of the learner has a threshold" in capfd.readouterr().err
 
 
-def test_a_metric_with_another_threshold_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_with_another_threshold_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     learner = make_learner(**MULTI_LABEL, metrics=[partial(accuracy_multi, thresh=0.2)])
     assert export_learner(learner, {}).config.thresholds == (0.5, 0.5, 0.5)
     assert "a metric of the learner has the threshold 0.2; the exported model has 0.5" in capfd.readouterr().err
@@ -143,13 +142,13 @@ class OwnLoss(nn.Module):
         ({"target": RegressionBlock(n_out=2), "labels": [[1.0, 2.0]]}, "predicts 2 numbers; .* Train a model for each"),
     ],
 )
-def test_a_refusal_leads_to_no_wrong_model(options: dict[str, Any], message: str) -> None:
-    """The loss and the target's block must mean the same. What a refusal advises goes with the target."""
+def test_a_loss_that_does_not_fit_the_target_is_refused(options: dict[str, Any], message: str) -> None:
+    """The loss and the target's block must have the same task. The remedy fits the target."""
     with pytest.raises(TrainingError, match=message):
         export_learner(make_learner(**options), {})
 
 
-def test_what_measures_labels_refuses_other_tasks(tmp_path: Path) -> None:
+def test_evaluation_refuses_other_tasks(tmp_path: Path) -> None:
     learner = make_learner(**REGRESSION)
     learner.export(tmp_path / "learner.pkl")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The transformer that helps in training: words, texts, and that it stays out of what is served."""
+"""Tests of the transformers: word vectors, texts, and that none is served."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from training.stages.teacher import load_teacher
 from training.stages.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
 
 
-def test_words_of_like_meaning_are_near() -> None:
+def test_words_of_similar_meaning_have_similar_vectors() -> None:
     words = ["awful", "horrible", "luggage", "baggage", "thank", "pilot", "delay", "late", "the", "of", "😊"]
     vectors = torch.nn.functional.normalize(word_vectors(words, 8), dim=1)
     near = vectors @ vectors.T - 2 * torch.eye(len(words))
@@ -28,15 +28,15 @@ def test_words_of_like_meaning_are_near() -> None:
     assert words[int(near[2].argmax())] == "baggage"
 
 
-def test_vectors_have_the_size_asked_for_and_one_scale() -> None:
+def test_vectors_have_the_requested_size_and_the_same_scale() -> None:
     words = ["a", "b", "late", "flight", "gate", "thanks", "😊", "hotel"]
     vectors = word_vectors(words, 300)
     assert vectors.shape == (len(words), 300)
     assert vectors[:6].std() == pytest.approx(1, abs=0.1)
-    assert vectors[6].std() == pytest.approx(1, abs=0.2)  # unknown to the transformer, so random
+    assert vectors[6].std() == pytest.approx(1, abs=0.2)  # a random vector, as the transformer does not know the word
 
 
-def test_emoji_are_written_as_their_names() -> None:
+def test_emoji_are_replaced_by_their_names() -> None:
     assert to_plain_text("ok 😡 &amp; http://t.co/x").split() == ["ok", "pouting", "face", "&", "http"]
 
 
@@ -51,7 +51,7 @@ def test_a_texts_features_do_not_depend_on_its_neighbours() -> None:
     assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
 
 
-def test_it_is_not_served() -> None:
+def test_no_transformer_is_served() -> None:
     served = (ROOT / "requirements" / "serve.lock").read_text()
     assert "transformers" not in served
     for packaged in PACKAGED.values():
@@ -69,7 +69,7 @@ def toy_mpnet(folder: Path) -> Path:
 
 
 def install(package: str, file: str, content: bytes, site: Path) -> None:
-    """What pip leaves of a package with one file."""
+    """Write the files that pip installs for a package with one file."""
     (site / file).parent.mkdir(parents=True, exist_ok=True)
     (site / file).write_bytes(content)
     information = site / f"{package.replace('-', '_')}-0.0.1.dist-info"
@@ -78,7 +78,7 @@ def install(package: str, file: str, content: bytes, site: Path) -> None:
     (information / "RECORD").write_text(f"{file},,\n{information.name}/METADATA,,\n")
 
 
-def test_a_transformer_in_parts_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformer_in_parts_is_assembled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = toy_mpnet(tmp_path / "a-transformer")
     whole = Path(shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path, folder.name)).read_bytes()
     packages = tuple(f"a-transformer-part-{part}" for part in range(3))
@@ -102,9 +102,7 @@ def test_a_transformer_in_parts_is_put_together(tmp_path: Path, monkeypatch: pyt
         load("a-transformer")
 
 
-def test_code_that_a_folder_names_on_the_hub_is_refused_without_a_question(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_remote_code_of_a_folder_is_refused_without_a_prompt(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = toy_mpnet(tmp_path / "transformer")
     config = json.loads((folder / "config.json").read_text())
     config |= {
@@ -117,8 +115,8 @@ def test_code_that_a_folder_names_on_the_hub_is_refused_without_a_question(
     assert "Do you wish to run the custom code?" not in capfd.readouterr().out
 
 
-def test_the_teachers_weights_are_the_hubs() -> None:
-    """Of the default teacher."""
+def test_the_teachers_weights_are_those_of_the_hub() -> None:
+    """The test is for the default teacher."""
     try:
         tokenizer, network = load(MPNET)
     except TrainingError as error:
@@ -133,8 +131,8 @@ def test_the_teachers_weights_are_the_hubs() -> None:
     assert near > 0.5 > torch.nn.functional.cosine_similarity(late, thanks, dim=0)
 
 
-def test_a_teacher_begins_with_another_transformer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of another build, with another id for padding."""
+def test_a_teacher_can_be_another_transformer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The transformer has another architecture and another padding id."""
     folder = toy_mpnet(tmp_path / "transformer")
     command = ["teacher", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     assert cli.main([*command, "--transformer", str(folder)]) == 0
@@ -146,7 +144,7 @@ def test_a_teacher_begins_with_another_transformer(tmp_path: Path, capfd: pytest
     assert cli.main([*elsewhere, "--transformer", str(folder)]) == 0
     general = load_teacher(tmp_path / "elsewhere" / "general-teacher", ["negative", "neutral", "positive"])
     assert general.network.config.model_type == "mpnet"
-    shutil.rmtree(folder)  # a trained teacher needs it no more
+    shutil.rmtree(folder)  # a trained teacher does not need it
     teacher = load_teacher(tmp_path / "teacher", ["negative", "neutral", "positive"])
     assert teacher.network.config.model_type == "mpnet"
     together = teacher.predict(["late", "thanks the flight was the flight"])[0]

@@ -1,4 +1,4 @@
-"""Beginning with an exported model: its encoder, exactly, and a card that tells the whole way."""
+"""Tests of initialization from an exported model: its encoder, and the lineage in the card."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from training.stages.record import record_of
 from training.stages.warm_start import saw_labels, start_of, unpack
 
 
-def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
+def test_the_unpacked_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
     found = torch.load(unpack(toy_run / "model", tmp_path) / ENCODER_FILE, weights_only=True)
     trained = load_learner(toy_run / "run" / "classifier" / "learner.pkl").model[0].module.state_dict()
     assert found.keys() == trained.keys()
@@ -27,7 +27,7 @@ def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], value), name
 
 
-def test_a_classifier_begins_with_it_and_its_card_tells_so(
+def test_a_classifier_is_initialized_from_an_exported_model(
     toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     classifier = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
@@ -44,13 +44,13 @@ def test_a_classifier_begins_with_it_and_its_card_tells_so(
     assert "figures would be too good" in capfd.readouterr().err
     other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
     vocabulary = json.loads((other / "vocabulary.json").read_text())
-    for word in ("one", "two", "three"):  # of the same encoder, in folders before and behind this start's
+    for word in ("one", "two", "three"):  # folders of the same encoder, before and after this one in the order of names
         (other / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], f"another{word}"]))
         unpack(other, tmp_path)
     assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path), "other starts leave this one as it was"
 
 
-def test_a_card_tells_of_labels_of_other_tweets_that_were_trained_on_before(toy_run: Path, tmp_path: Path) -> None:
+def test_a_card_warns_of_earlier_training_on_other_labels(toy_run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
     card = json.loads((other / "card.json").read_text())
     card["stages"]["teacher"]["inputs"]["data"] = "0" * 64
@@ -62,8 +62,8 @@ def test_a_card_tells_of_labels_of_other_tweets_that_were_trained_on_before(toy_
         assert ("labels of another file" in (tmp_path / "model" / "README.md").read_text()) == told
 
 
-def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_path: Path) -> None:
-    """So others may begin with it, and be cross-validated."""
+def test_a_distilled_classifier_has_seen_no_label_of_the_data(toy_run: Path, tmp_path: Path) -> None:
+    """Other classifiers that are initialized from it can therefore be cross-validated."""
     assert run("export", "--run", toy_run / "run", "--stage", "distil", "--to", tmp_path / "general") == 0
     stages = json.loads((tmp_path / "general" / "card.json").read_text())["stages"]
     assert list(stages) == ["general", "language-model", "general-teacher", "distil"]
@@ -79,10 +79,10 @@ def test_a_distilled_classifier_saw_no_label_of_the_tweets(toy_run: Path, tmp_pa
     assert inputs[0]["encoder"] == inputs[1]["encoder"]
 
 
-def test_a_distillation_begins_with_an_exported_model(
+def test_a_distillation_is_initialized_from_an_exported_model(
     toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its card tells so, and whether labels of the tweets went into that model."""
+    """The card says so, and whether labels of the data trained that model."""
     tweets = ("--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
     labelled = ("--labelled-texts", TOY_LABELLED)
     assert run("general-teacher", *tweets, *labelled) == 0
@@ -102,13 +102,13 @@ def test_a_distillation_begins_with_an_exported_model(
     assert "figures would be too good" in capfd.readouterr().err
 
 
-def test_the_embedded_general_model_saw_none(tmp_path: Path) -> None:
+def test_the_embedded_general_model_has_seen_no_label(tmp_path: Path) -> None:
     start = unpack(GENERAL, tmp_path)
     assert not saw_labels(start)
     assert sizes_of(start / ENCODER_FILE, prefix="") == {"emb_sz": 300, "n_hid": 600, "n_layers": 2}
 
 
-def test_only_a_card_without_a_classifiers_stage_is_one_that_saw_no_label(toy_run: Path, tmp_path: Path) -> None:
+def test_only_a_card_without_a_classifier_has_seen_no_label(toy_run: Path, tmp_path: Path) -> None:
     start = unpack(toy_run / "model", tmp_path)
     cases: list[tuple[dict[str, object], bool]] = [
         ({}, True),
@@ -121,7 +121,7 @@ def test_only_a_card_without_a_classifiers_stage_is_one_that_saw_no_label(toy_ru
         assert saw_labels(start) == expected
 
 
-def test_a_run_that_began_elsewhere_afterwards_does_not_claim_it(toy_run: Path, tmp_path: Path) -> None:
+def test_a_later_initialization_is_not_attributed_to_the_run(toy_run: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_run / "run" / "language-model", tmp_path / "language-model")
     unpack(toy_run / "model", tmp_path)
     assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path) == 0
@@ -130,7 +130,9 @@ def test_a_run_that_began_elsewhere_afterwards_does_not_claim_it(toy_run: Path, 
     assert list(stages) == ["language-model", "classifier"]
 
 
-def test_what_is_no_exported_model_is_refused(toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_an_exported_model_is_refused(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", tmp_path)
     assert run(*command, "--start", tmp_path / "nothing") == 1
     assert "An exported model has the files" in capfd.readouterr().err
@@ -143,5 +145,5 @@ def test_what_is_no_exported_model_is_refused(toy_run: Path, tmp_path: Path, cap
     (model / "config.json").write_text(json.dumps(config | {"tokenizer": config["tokenizer"] | {"rules": rules}}))
     assert run(*command, "--start", model) == 1
     told = capfd.readouterr().err
-    assert "it splits texts otherwise than a classifier trained here: rules ('fix_html'," in told
+    assert "its tokenizer differs from that of the classifiers trained here: rules ('fix_html'," in told
     assert "language" not in told, "what is alike is not told"

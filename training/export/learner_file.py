@@ -111,6 +111,7 @@ class Missing(metaclass=_Missing):
     """Stand-in for an object whose class or function does not exist here. Any use of it raises TrainingError."""
 
     def __new__(cls, *_arguments: object, **_options: object) -> "Missing":
+        """Make the object, whatever the arguments of its class."""
         return super().__new__(cls)
 
     def __init__(self, *_arguments: object, **_options: object) -> None:
@@ -123,6 +124,7 @@ class Missing(metaclass=_Missing):
         raise _not_here(type(self), name)
 
     def __call__(self, *_arguments: object, **_options: object) -> Any:
+        """Refuse to be called, as the object does not exist here."""
         raise _not_here(type(self), "__call__")
 
 
