@@ -124,7 +124,7 @@ def test_an_interrupted_stage_continues_after_its_last_epoch(
         stop_after(patch, epochs)
         assert run(*command) == 130
     told = capfd.readouterr()
-    assert "goes on from the last checkpoint" in told.err
+    assert "continues from the last checkpoint" in told.err
     assert "learns from the labels only" in told.out
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
