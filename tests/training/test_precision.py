@@ -80,7 +80,7 @@ def test_a_regressions_difference_is_a_share_of_the_range(
 
 
 @pytest.mark.parametrize(
-    ("largest", "clear", "is_made_up", "held"),
+    ("largest", "clear", "is_synthetic", "held"),
     [
         (MAX_DIFFERENCE, 0, False, True),
         (MAX_DIFFERENCE + 0.001, 0, False, False),
@@ -89,9 +89,9 @@ def test_a_regressions_difference_is_a_share_of_the_range(
         (MAX_DIFFERENCE / 2 + 0.001, 0, True, False),
     ],
 )
-def test_an_estimate_counts_double(largest: float, clear: int, is_made_up: bool, held: bool) -> None:
+def test_an_estimate_counts_double(largest: float, clear: int, is_synthetic: bool, held: bool) -> None:
     of = Difference(100, clear, clear, largest, mean=0.001, percentile_99=largest)
-    assert is_close(of, is_made_up) is held
+    assert is_close(of, is_synthetic) is held
 
 
 def test_int8_is_chosen_if_it_is_close(sample: Sample) -> None:
@@ -192,7 +192,7 @@ def test_a_choice_on_real_texts_is_stored_with_the_model(model: Path, capsys: py
     assert archived(model) == first
     printed = capsys.readouterr()
     assert f"Measured earlier on texts of few.txt ({model / PRECISION_FILE})." in printed.out
-    assert "With only 1 texts, the measurement can miss a larger difference." in printed.out
+    assert "With only 1 text, the measurement can miss a larger difference." in printed.out
     assert not printed.err
     assert archived(model, "--texts", TOY_TWEETS)["precision"] == "float32"
     assert archived(model)["precision"] == "float32"
