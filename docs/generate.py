@@ -1,7 +1,8 @@
 """Write the generated parts of the documentation: `python -m docs.generate`.
 
 Each part stands between two comments, `<!-- NAME of SOURCE: begin -->` and `<!-- NAME of SOURCE: end -->`, and is made
-from its source: the limits, the settings, the paths of the API, the targets of make, and the help of each command line.
+from its source: the limits, the settings, the paths of the API, the targets of make, the help of each command line, and
+the table of rooms.
 """
 
 import ast
@@ -24,6 +25,7 @@ import sentiment.cli
 import server.__main__
 import training.cli
 from handler.limits import ENVIRONMENT_PREFIX, Limits
+from tests import rooms
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -116,6 +118,7 @@ def command_help(main: Main, command: str) -> str:
 
 
 API, CONFIGURATION, COMMANDS = (DOCS / "reference" / f"{page}.md" for page in ("api", "configuration", "commands"))
+DESIGN = DOCS / "explanation" / "design.md"
 PARTS: Final = (
     Part(API, "paths", "handler/openapi.yaml", paths),
     Part(CONFIGURATION, "limits", "handler/limits.py", limits),
@@ -124,6 +127,7 @@ PARTS: Final = (
     Part(COMMANDS, "help", "sentiment", partial(command_help, sentiment.cli.main, "sentiment")),
     Part(COMMANDS, "help", "python -m training", partial(command_help, training.cli.main, "training")),
     Part(COMMANDS, "help", "python -m server", partial(command_help, server.__main__.main, "server")),
+    Part(DESIGN, "table", "tests/rooms.py", rooms.table),
 )
 
 

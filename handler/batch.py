@@ -144,7 +144,7 @@ _TOO_LARGE_REPLY = (
 _OVERLOADED = "The server is overloaded. Send the request again in a moment."
 
 P = ParamSpec("P")
-Step = TypeVar("Step")
+T = TypeVar("T")
 
 
 def read(rows: Sequence[Row], limits: Limits, task: TaskName = "single-label") -> list[ReadRequest]:
@@ -268,8 +268,8 @@ class _Budget:
 
 
 def _smallest_first(
-    requests: Sequence[ReadRequest], step: Callable[[TextRequest], Step]
-) -> list[Step | DescriptionRequest | Failure]:
+    requests: Sequence[ReadRequest], step: Callable[[TextRequest], T]
+) -> list[T | DescriptionRequest | Failure]:
     """Apply a step to the text requests of a batch, in ascending order of their characters.
 
     If the batch exceeds a limit, the step therefore refuses the large requests and admits the small ones.
@@ -308,8 +308,8 @@ class _Tokenization:
         explained_texts: list[TokenizedText] = []
         least_token_reads = 0.0
         for text in texts:
-            # The tokenizer's time for one refused request leaves enough time for the other requests of the batch.
-            # The time for many refused requests would not.
+            # The tokens of refused requests take time, too. With one refused request, the time still suffices for the
+            # other requests of the batch; with many, it would not.
             if self.tokens > 2 * self._max_token_reads:
                 raise OverloadedError(_OVERLOADED)
             if kind is Kind.EXPLAIN:
@@ -344,8 +344,8 @@ class _Tokenization:
 def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
     """Compute the work for texts of these lengths in token reads, see `handler.padding.cost`.
 
-    An explained text counts once for its prediction and `length + 1` times for its explanation. The network reads it
-    once less than that.
+    An explained text counts `length + 2` times, although the network reads it only `length + 1` times: once for the
+    prediction and once for each token. The count errs on the safe side.
     """
     token_reads = cost(lengths)
     if kind is Kind.EXPLAIN:
@@ -354,7 +354,7 @@ def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
 
 
 def _predict_all(requests: Sequence[TokenizedRequest], classifier: TextClassifier) -> list[PredictedRequest | Failure]:
-    """Predict all requests together, or one by one if that fails: only the request that causes the error must fail."""
+    """Predict all requests together. If that fails, predict them one by one, so that only the faulty request fails."""
     try:
         return [*_predict(requests, classifier)]
     except Exception as error:
@@ -400,7 +400,7 @@ def _write(result: Result, model: Model) -> Reply:
             return reply.reply(result.predictions, result.form, model)
 
 
-def _attempt(kind: Kind, step: Callable[P, Step], *args: P.args, **kwargs: P.kwargs) -> Step | Failure:
+def _attempt(kind: Kind, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Failure:
     """Apply a step to a request of this kind, and turn an exception into the request's failure."""
     try:
         return step(*args, **kwargs)

@@ -80,7 +80,7 @@ ROOMS = (
     Room(
         "docs",
         "the documentation: tutorial, guides, reference, explanation; `generate.py` writes the generated parts",
-        imports=("handler", "training", "server", "client"),
+        imports=("handler", "training", "server", "client", "tests"),
         uses="all other folders",
     ),
     Room("notebooks", "the tutorial as a Jupyter notebook", uses="the command lines, the HTTP API"),

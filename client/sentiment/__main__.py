@@ -1,4 +1,4 @@
-"""`python -m sentiment`: the same as `sentiment`."""
+"""Run the command line: `python -m sentiment` does the same as `sentiment`."""
 
 import sys
 

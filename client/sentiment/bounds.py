@@ -1,7 +1,7 @@
-"""The time and the bytes that one request may take, whatever the server sends.
+"""Limits on the time and the size of one request, whatever the server sends.
 
-A socket's timeout starts again with every byte that arrives, and `http.client` reads interim replies and trailers
-without an end. So the limits are applied where bytes leave the socket: status line, headers and body count alike.
+A socket's timeout restarts with every byte that arrives, and `http.client` reads any number of interim replies and
+trailers. Therefore the limits are applied where bytes leave the socket: they cover status line, headers and body.
 """
 
 import io
@@ -18,19 +18,19 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 MAX_ANSWER_BYTES = 8 * 2**20
-"""Of a whole answer with its headers. TorchServe's own limit, `max_response_size`, is 6.5 MB."""
+"""Maximum size of a reply with its headers. TorchServe's own limit, `max_response_size`, is 6.5 MB."""
 
 
 class TooSlowError(TimeoutError):
-    """The request's time is up, or it has been ended."""
+    """The request timed out, or it was ended."""
 
 
 class TooLargeError(Exception):
-    """The answer has more than `MAX_ANSWER_BYTES`."""
+    """The reply has more than `MAX_ANSWER_BYTES`."""
 
 
 class Bounds:
-    """The limits of one request. The thread that sends it enters them by `with`; any thread may `end` it."""
+    """The limits of one request. The thread that sends the request enters them by `with`; any thread may `end` it."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
@@ -49,29 +49,29 @@ class Bounds:
         _BOUNDS.reset(self._before)
 
     def watch(self, connected: socket.socket) -> None:
-        """Give the socket the time that is left, and let `end` reach it.
+        """Set the socket's timeout to the remaining time, and let `end` close this socket.
 
         Raises:
-            TooSlowError: no time is left, or the request has been ended.
+            TooSlowError: no time is left, or the request was ended.
         """
         with self._lock:
-            if self._ended:  # before there was a connection
+            if self._ended:  # while the connection was being opened
                 raise TooSlowError
             self._socket = connected
         connected.settimeout(self._seconds_left())
 
     def take(self, count: int) -> None:
-        """Count bytes that arrived.
+        """Count received bytes.
 
         Raises:
-            TooLargeError: they are too many.
+            TooLargeError: the reply has more than `MAX_ANSWER_BYTES`.
         """
         self._bytes_left -= count
         if self._bytes_left < 0:
             raise TooLargeError
 
     def end(self) -> None:
-        """End the request, from another thread: whoever waits for its answer gets an error."""
+        """End the request, from another thread. The thread that waits for the reply gets an error."""
         with self._lock:
             self._ended = True
             if self._socket is not None:
@@ -79,17 +79,17 @@ class Bounds:
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def _seconds_left(self) -> float:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
             raise TooSlowError
-        return left
+        return seconds
 
 
 _BOUNDS: ContextVar[Bounds] = ContextVar("bounds")
 
 
 class _Reader(io.RawIOBase):
-    """The bytes of a socket, within the bounds of the request that reads them."""
+    """The bytes of a socket, within the limits of the request that reads them."""
 
     def __init__(self, raw: io.RawIOBase, connected: socket.socket) -> None:
         self._raw = raw
@@ -111,13 +111,15 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
+    """A reply that is read within the limits of its request."""
+
     def __init__(self, sock: socket.socket, *arguments: Any, **settings: Any) -> None:
         super().__init__(sock, *arguments, **settings)
         self.fp = io.BufferedReader(_Reader(self.fp.detach(), sock))
 
 
 class _Bounded:
-    """What both kinds of connection have."""
+    """Mixin of both kinds of connection."""
 
     response_class = _Response
     sock: socket.socket | None
@@ -128,17 +130,17 @@ class _Bounded:
         _BOUNDS.get().watch(self.sock)
 
     def request(self, *arguments: Any, **settings: Any) -> None:
-        if self.sock is not None:  # kept from an earlier request, with the time that this one had left
+        if self.sock is not None:  # a pooled connection, which still has the timeout of an earlier request
             _BOUNDS.get().watch(self.sock)
         super().request(*arguments, **settings)  # type: ignore[misc]
 
 
 class _Connection(_Bounded, HTTPConnection):  # type: ignore[misc]
-    pass
+    """An HTTP connection with limits."""
 
 
 class _SecureConnection(_Bounded, HTTPSConnection):  # type: ignore[misc]
-    pass
+    """An HTTPS connection with limits."""
 
 
 class _Pool(HTTPConnectionPool):
@@ -150,15 +152,17 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Connections, directly or through an HTTP proxy, whose requests are sent within `Bounds`."""
+    """Adapter of `requests` whose connections, direct or through an HTTP proxy, apply `Bounds`."""
 
     def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
+        """Create the pools of direct connections."""
         super().init_poolmanager(*arguments, **settings)
         _bound(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **settings: Any) -> Any:
+        """The pools of connections through a proxy."""
         manager = super().proxy_manager_for(proxy, **settings)
-        if not proxy.lower().startswith("socks"):  # those have pools of their own
+        if not proxy.lower().startswith("socks"):  # SOCKS has other pool classes
             _bound(manager)
         return manager
 

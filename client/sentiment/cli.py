@@ -1,4 +1,4 @@
-"""The command line: arguments to calls, errors to messages and exit codes."""
+"""The command line `sentiment`: parse the arguments, run the command, and report errors by message and exit code."""
 
 import argparse
 import codecs
@@ -42,43 +42,43 @@ from sentiment.transport import CONNECTIONS
 OK, FAILED, UNREACHABLE, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
 
 MAX_LINE_CHARACTERS = 1_000_000
-"""Of a line of texts. The server takes 20,000 of a text; a file without line ends must not fill the memory."""
+"""Maximum length of a line, so that a file without line breaks cannot fill the memory. The server accepts 20,000."""
 MAX_DRAIN_S = 86_400.0
 MODELS_TIMEOUT_S = 5.0
-"""How long the server may take to say which models it has, where none is named."""
+"""Timeout of the request for the models' names, if the user gives no name."""
 MAX_WORDS = 10
-"""`explain` shows this many tokens of a text: those with the largest weights."""
+"""Number of tokens that `explain` shows: those with the largest weights."""
 MAX_EXPLAINED_LABELS = 4
-"""For so many labels of a text, the most probable ones."""
+"""Number of labels for which `explain` shows weights: the most probable ones."""
 LABEL_WIDTH, MAX_LABEL_WIDTH, WEIGHT_WIDTH = 8, 12, 7
-"""In columns of a terminal."""
+"""Widths of the output's columns, in columns of a terminal."""
 
 T = TypeVar("T")
 
 _EXIT_CODES = """\
 exit codes:
   0    success
-  1    the server refused the request, or something failed
-  2    wrong usage
-  3    the server is not reachable, or overloaded, after all retries
-  4    done, but some texts have errors
+  1    error: the request was refused, or the command failed
+  2    invalid usage
+  3    the server is unreachable or overloaded, after all retries
+  4    completed, but some texts have errors
   130  interrupted (Ctrl-C)
   143  terminated (SIGTERM)
 """
 
 _ENVIRONMENT = """\
-environment variables (an empty one counts as not set):
+environment variables (an empty variable counts as unset):
   SENTIMENT_URL, SENTIMENT_MANAGEMENT_URL, SENTIMENT_MODEL
-                   defaults of --url, --management-url and --model. Without a model's
-                   name, the server's only model is meant, or the one named sentiment
+                   defaults of --url, --management-url and --model. The default model
+                   is the server's only model, or the one named sentiment
   SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN
-                   sent as `Authorization: Bearer` to the two addresses. There is
-                   no option for a token: everybody on the machine can see those
+                   bearer tokens for the two addresses. They have no options,
+                   because other users can see a command's options
   http_proxy, https_proxy, all_proxy, no_proxy
                    proxies, for servers on other machines only
   REQUESTS_CA_BUNDLE
-                   certificates to trust, for https
-  NO_COLOR         no colours
+                   trusted certificates, for https
+  NO_COLOR         disable colours
 """
 
 _EXAMPLES = """\
@@ -94,16 +94,19 @@ examples:
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, which is handled as Ctrl-C is."""
+    """SIGTERM was received. It is handled like Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
+    Args:
+        arguments: the command line's arguments; None for those of the process.
+
     Raises:
-        SystemExit: help was asked for, or the usage is wrong.
+        SystemExit: help was requested, or the usage is invalid.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    previous_handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         _prepare_streams()
         parser = _parser()
@@ -113,13 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (ClientError, OSError, KeyboardInterrupt) as error:
-        message, code = _told(error)
-        with suppress(OSError):  # nobody may be left to read it
+        message, code = _report(error)
+        with suppress(OSError):  # standard error may be closed
             if message:
                 _say(message)
         return code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
         _finish_output()
 
 
@@ -127,8 +130,8 @@ def _terminate(*_: object) -> NoReturn:
     raise _TerminatedError
 
 
-def _told(error: BaseException) -> tuple[str, int]:
-    """An error's message and exit code."""
+def _report(error: BaseException) -> tuple[str, int]:
+    """Message and exit code for an error."""
     match error:
         case UnreachableError() | OverloadedError():
             return f"error: {error}", UNREACHABLE
@@ -136,7 +139,7 @@ def _told(error: BaseException) -> tuple[str, int]:
             return f"error: {error}", FAILED
         case BrokenPipeError():  # `sentiment predict ... | head`
             return "", FAILED
-        case OSError():  # a file's: for connections there are errors of the client's own
+        case OSError():  # from a file; errors of connections are `ClientError`
             file = f"{error.filename}: " if error.filename else ""
             return f"error: {file}{error.strerror or error}", FAILED
         case _TerminatedError():
@@ -145,22 +148,23 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _prepare_streams() -> None:
-    """
+    """Prepare standard output and standard error for any text.
+
     Raises:
         InputError: standard output is closed.
     """
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open
     if sys.stdout is None:
         raise InputError("Standard output is closed.")
-    # What the terminal's encoding lacks is shown by its code; half a surrogate pair no encoding has.
+    # Characters that the terminal's encoding lacks are escaped. No encoding has unpaired surrogates.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _finish_output() -> None:
-    """Write what is left, or drop it: Python's own attempt at its end would print an error."""
+    """Flush the output, or discard it if that fails: otherwise Python prints an error when it exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -172,7 +176,8 @@ def _finish_output() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sentiment",
-        description="Use and operate a text classifier that TorchServe serves.\n`sentiment COMMAND --help` shows more.",
+        description="Use and operate a text classifier that TorchServe serves.\n"
+        "`sentiment COMMAND --help` shows the options of a command.",
         epilog="\n".join([_EXAMPLES, _ENVIRONMENT, _EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -184,40 +189,54 @@ def _parser() -> argparse.ArgumentParser:
     _texts_options(command)
     _inference_options(command)
 
-    command = _add(commands, "explain", _explain, "show which words speak for the predictions", _EXPLAIN_EXAMPLES)
+    command = _add(commands, "explain", _explain, "show the words that the predictions depend on", _EXPLAIN_EXAMPLES)
     _texts_options(command)
     _inference_options(command)
 
-    command = _add(commands, "score", _score, "classify the texts of a file, into a copy of it", _SCORE_EXAMPLES)
+    command = _add(
+        commands,
+        "score",
+        _score,
+        "classify the texts of a file, and write a copy with the predictions",
+        _SCORE_EXAMPLES,
+    )
     command.add_argument(
         "file",
         metavar="FILE",
-        help="*.csv, *.tsv, *.jsonl or *.ndjson, also with .gz, or *.parquet; - is standard input",
+        help="*.csv, *.tsv, *.jsonl or *.ndjson, optionally with .gz, or *.parquet; - for standard input",
     )
-    command.add_argument("--text-column", default="text", metavar="NAME", help="default: %(default)s")
     command.add_argument(
-        "--output", metavar="OUT", help="default: FILE's name with .scored in it, or -, which is standard output"
+        "--text-column", default="text", metavar="NAME", help="column with the texts; default: %(default)s"
+    )
+    command.add_argument(
+        "--output", metavar="OUT", help="file to write; - for standard output; default: FILE's name with .scored added"
     )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     command.add_argument("--scores", action="store_true", help="add a column for the probability of each class")
-    command.add_argument("--prefix", default="", metavar="P", help="of the names of the columns that are added")
+    command.add_argument("--prefix", default="", metavar="P", help="prefix of the names of the added columns")
     command.add_argument(
-        "--format", choices=tables.FORMATS, help="if FILE's name does not say it; of standard input, default: csv"
+        "--format",
+        choices=tables.FORMATS,
+        help="format of FILE, if its name has no known ending; default for standard input: csv",
     )
-    command.add_argument("--delimiter", type=_delimiter, metavar="D", help="of CSV and TSV: one character, or `tab`")
+    command.add_argument(
+        "--delimiter", type=_delimiter, metavar="D", help="delimiter of CSV and TSV: one character, or `tab`"
+    )
     command.add_argument(
         "--no-quotes",
         dest="quotes",
         action="store_false",
-        help="of CSV and TSV: quotes are characters like others, and no cell has a line end or a delimiter in it",
+        help="CSV and TSV: quotes have no special meaning; no cell contains a line break or a delimiter",
     )
-    command.add_argument("--encoding", type=_encoding, metavar="E", help=f"default: {tables.DEFAULT_ENCODING}")
+    command.add_argument(
+        "--encoding", type=_encoding, metavar="E", help=f"encoding of the text; default: {tables.DEFAULT_ENCODING}"
+    )
     command.add_argument(
         "--connections",
-        type=_whole(MAX_CONNECTIONS, "each connection has a thread of this program"),
+        type=_whole(MAX_CONNECTIONS, "each connection needs a thread"),
         metavar="N",
-        help=f"go faster, with N requests of {MAX_TEXTS} texts at a time, at most {MAX_CONNECTIONS}; other requests to "
-        f"the server then wait longer. Default: one request of {TEXTS_BESIDE_LIVE_TRAFFIC} texts at a time",
+        help=f"send N concurrent requests of {MAX_TEXTS} texts each, at most {MAX_CONNECTIONS}: faster, but other "
+        f"requests to the server wait longer. Default: one request of {TEXTS_BESIDE_LIVE_TRAFFIC} texts at a time",
     )
     _inference_options(command)
 
@@ -225,9 +244,14 @@ def _parser() -> argparse.ArgumentParser:
     _url_option(command)
     _management_options(command)
 
-    command = _add(commands, "scale", _scale, "set the number of workers, and wait for them", _SCALE_EXAMPLES)
+    command = _add(
+        commands, "scale", _scale, "set the number of workers, and wait until they are ready", _SCALE_EXAMPLES
+    )
     command.add_argument(
-        "workers", type=_WORKERS, metavar="N", help="one for each core is best; by default at most two for each"
+        "workers",
+        type=_WORKERS,
+        metavar="N",
+        help="number of workers; one for each core is best; without --force at most two for each",
     )
     _force_option(command)
     _version_option(command)
@@ -237,13 +261,16 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "register",
         _register,
-        "register a model, or another version of one",
+        "register a model, or another version of a model",
         _REGISTER_EXAMPLES,
         names=("--name", "--model"),
     )
-    command.add_argument("archive", metavar="FILE.mar", help="an archive in the server's model store")
+    command.add_argument("archive", metavar="FILE.mar", help="archive in the server's model store")
     command.add_argument(
-        "--workers", type=_WORKERS, metavar="N", help="default: as many as the default version, or another model, has"
+        "--workers",
+        type=_WORKERS,
+        metavar="N",
+        help="number of workers; default: as many as the default version or another model has",
     )
     _force_option(command)
     _management_options(command)
@@ -252,26 +279,34 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "unregister",
         _unregister,
-        "remove a version that is not the default, or a model",
+        "remove a version other than the default, or a model",
         _UNREGISTER_EXAMPLES,
     )
-    command.add_argument("version", type=_checked(address.name), metavar="V", help="as `sentiment status` names it")
-    command.add_argument("--force", action="store_true", help="the last version, too; then the model is gone")
+    command.add_argument(
+        "version", type=_checked(address.name), metavar="V", help="name of the version, as `sentiment status` shows it"
+    )
+    command.add_argument("--force", action="store_true", help="allow to remove the last version, and so the model")
     _drain_option(command)
     _management_options(command)
 
-    command = _add(commands, "rollout", _rollout, "replace the default version by a new one", _ROLLOUT_EXAMPLES)
+    command = _add(
+        commands,
+        "rollout",
+        _rollout,
+        "replace the default version by a new one, without losing a request",
+        _ROLLOUT_EXAMPLES,
+    )
     command.add_argument(
-        "archive", metavar="NEW.mar", help="an archive in the server's model store, with a version of its own"
+        "archive", metavar="NEW.mar", help="archive in the server's model store; its version must be new"
     )
     command.add_argument(
         "--max-changed",
         type=_share,
         default=MAX_CHANGED,
         metavar="SHARE",
-        help="largest share of the sample's texts whose label may change (default: %(default)s)",
+        help="maximum share of the sample's texts whose label may change; default: %(default)s",
     )
-    command.add_argument("--keep-old", action="store_true", help="leave the old version registered")
+    command.add_argument("--keep-old", action="store_true", help="keep the old version registered")
     _switch_options(command)
 
     command = _add(commands, "rollback", _rollback, "go back to another version", _ROLLBACK_EXAMPLES)
@@ -279,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         "archive",
         nargs="?",
         metavar="OLD.mar",
-        help="the archive of that version; without it, the versions to choose from are named",
+        help="archive of that version; without it, the command lists the versions to choose from",
     )
     _switch_options(command)
     return parser
@@ -297,19 +332,20 @@ _SCORE_EXAMPLES = """\
   zcat tweets.csv.gz | sentiment score - > labelled.csv
   tail -f tweets.jsonl | sentiment score - --format jsonl | grep negative
 
-The copy has the columns label, score and error after the file's own columns. (A
-model with several labels for a text adds labels, in CSV with ; between them; a
-regression adds value.) If a run is interrupted, the rows that are done stay in
-OUT.journal. The same command continues from there. With - for FILE or OUT
-there is no journal: each row is written as soon as its result is there (Parquet
-at the end).
+The copy has the columns of FILE, followed by label, score and error. A
+multi-label model adds the column labels instead (separated by ; in CSV), a
+regression model the column value. If a run is interrupted, OUT.journal keeps
+the finished rows, and the same command continues from there. With - for FILE
+or OUT, there is no journal: each row is written as soon as its result has
+arrived (Parquet: at the end).
 """
 _EXPLAIN_EXAMPLES = """\
   sentiment explain 'Lovely crew, but two hours late'
 
-Each number says how far the label's probability, or the number of a regression,
-falls without the token: those with + speak for the prediction. Tokens that begin
-with xx are fastai's marks, such as xxmaj before a word with a capital.
+Each number is an occlusion score: the drop in the label's probability, or in the
+number of a regression, without the token. Tokens with + support the prediction.
+Tokens that begin with xx are special tokens of fastai, such as xxmaj before a
+capitalized word.
 """
 _STATUS_EXAMPLES = """\
   sentiment status
@@ -318,8 +354,8 @@ _STATUS_EXAMPLES = """\
 _SCALE_EXAMPLES = """\
   sentiment scale 4
 
-If N is lower than before, TorchServe ends workers at once. Requests that they
-hold are answered with status 500.
+If N is lower than before, TorchServe ends workers at once. The requests that they
+process are answered with status 500.
 """
 _REGISTER_EXAMPLES = """\
   sentiment register sentiment-2.mar --workers 1
@@ -327,30 +363,30 @@ _REGISTER_EXAMPLES = """\
   sentiment register reviews.mar --name reviews
   sentiment predict --model reviews 'A fine film'
 
-A new model gets the batch settings of another one. If a version from this archive
-is registered already, it is not registered again. With --workers it is scaled.
+A new model gets the batch settings of another model. If a version from this
+archive is already registered, it is only scaled to --workers.
 """
 _UNREGISTER_EXAMPLES = """\
   sentiment unregister 2.0
   sentiment unregister 1.0 --model reviews --force
 
-The version is removed when no request waits for it. Requests that name this
-version are then answered with status 404.
+The version is removed when its queue is empty. After that, requests that name
+this version are answered with status 404.
 """
 _ROLLOUT_EXAMPLES = """\
   sentiment rollout sentiment-2.mar
 
-The new version is registered, warmed and compared with the old one on a sample.
-Then it becomes the default. The old version is removed when no request waits
-for it. No request is lost. If any step before the switch fails, the old version
-stays the default. If the command is killed, run it again: it finishes.
+The new version is registered, warmed, and compared with the old one on a sample.
+Then it becomes the default. The old version is removed when its queue is empty.
+No request is lost. If any step before the switch fails, the old version stays
+the default. If the command is killed, run it again to finish the rollout.
 """
 _ROLLBACK_EXAMPLES = """\
   sentiment rollback sentiment.mar
   sentiment rollback
 
-The second one changes nothing: it names the versions to choose from. The server
-does not know which one was the default before.
+The second command changes nothing: it lists the versions to choose from, because
+the server does not know the previous default.
 """
 
 
@@ -358,14 +394,14 @@ def _add(
     commands: Any,
     name: str,
     function: Callable[[argparse.Namespace], int],
-    what: str,
+    summary: str,
     examples: str,
     names: Sequence[str] = ("--model",),
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=f"examples:\n{examples}\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -377,7 +413,7 @@ def _add(
         metavar="NAME",
         type=_checked(address.name),
         default=model,
-        help=f"of the model; default: {model or 'the only one'}".replace("%", "%%"),
+        help=f"name of the model; default: {model or 'the only one'}".replace("%", "%%"),
     )
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return command
@@ -393,9 +429,9 @@ def _texts_options(command: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="TEXT",
-        help="without any, or with -: one text per line of standard input",
+        help="text to classify; without any, or with -: one text per line of standard input",
     )
-    texts.add_argument("--file", type=Path, help="a file with one text per line")
+    texts.add_argument("--file", type=Path, help="file with one text per line")
 
 
 def _url_option(command: argparse.ArgumentParser) -> None:
@@ -424,8 +460,8 @@ def _switch_options(command: argparse.ArgumentParser) -> None:
         "--sample",
         type=Path,
         metavar="FILE",
-        help="texts to warm and to compare with, one per line, best such as the model is asked; default: 30 texts "
-        "to an airline",
+        help="file with one text per line, to warm the version and to compare predictions; use texts like those of "
+        "your users; default: 30 tweets to an airline",
     )
     _drain_option(command)
     _url_option(command)
@@ -437,8 +473,8 @@ def _drain_option(command: argparse.ArgumentParser) -> None:
         "--drain",
         type=_seconds,
         metavar="SECONDS",
-        help="time between the last waiting request and the removal, for the requests that workers still hold; "
-        "default: the version's response timeout, the longest time that a worker may hold one",
+        help="time between the last queued request and the removal, for the requests that workers still process; "
+        "default: the version's response timeout, the maximum time for which a worker may process a request",
     )
 
 
@@ -448,22 +484,22 @@ def _pod_options(parser: argparse.ArgumentParser) -> None:
         "--every-pod",
         action="store_true",
         help="run status, scale, register, unregister, rollout or rollback on every pod, through kubectl port-forward; "
-        "with --json it prints an object for each pod",
+        "with --json, print one object for each pod",
     )
-    group.add_argument("--namespace", help=f"of the pods; default: {pods.NAMESPACE}")
-    group.add_argument("--selector", help=f"the pods' labels; default: {pods.SELECTOR}")
-    group.add_argument("--context", help="of kubectl's configuration; default: the current one")
+    group.add_argument("--namespace", help=f"namespace of the pods; default: {pods.NAMESPACE}")
+    group.add_argument("--selector", help=f"label selector of the pods; default: {pods.SELECTOR}")
+    group.add_argument("--context", help="context of kubectl's configuration; default: the current one")
 
 
 def _check_pod_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.every_pod and "management_url" not in options:
-        parser.error("--every-pod goes with status, scale, register, unregister, rollout and rollback")
+        parser.error("--every-pod applies to status, scale, register, unregister, rollout and rollback")
     if not options.every_pod and (options.namespace or options.selector or options.context):
-        parser.error("--namespace, --selector and --context need --every-pod")
+        parser.error("--namespace, --selector and --context require --every-pod")
 
 
 def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
-    """An argument's type, from a function that raises `InputError`."""
+    """Type of an argument, from a function that raises `InputError`."""
 
     def checked(value: str) -> T:
         try:
@@ -475,7 +511,7 @@ def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def _whole(most: int, why: str) -> Callable[[str], int]:
-    """The type of a whole number from 1 to `most`."""
+    """Type of an argument that is an integer from 1 to `most`."""
 
     def whole(value: str) -> int:
         number = int(value) if value.isascii() and value.isdecimal() and len(value) <= len(str(most)) else 0
@@ -486,21 +522,23 @@ def _whole(most: int, why: str) -> Callable[[str], int]:
     return whole
 
 
-_WORKERS = _whole(MAX_WORKERS, "one worker for each core is best, and many more need more servers")
+_WORKERS = _whole(MAX_WORKERS, "one worker for each core is best; for many more, start more servers")
 
 
 def _force_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force",
         action="store_true",
-        help=f"let there be more workers than the server has cores and memory for; at most {MAX_WORKERS}",
+        help=f"allow more workers than the server's cores and memory suffice for; at most {MAX_WORKERS}",
     )
 
 
 def _delimiter(value: str) -> str:
     character = {"tab": "\t", "\\t": "\t"}.get(value, value)
     if len(character) != 1 or character in '"\r\n' or not is_unicode(character):
-        raise argparse.ArgumentTypeError(f"{value!r} is not one character, such as ; or |, and not `tab`")
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not a delimiter: expected one character, such as ; or |, or `tab`"
+        )
     return character
 
 
@@ -509,7 +547,7 @@ def _encoding(value: str) -> str:
         "".encode(value)
         return codecs.lookup(value).name
     except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(f"{value!r} is not an encoding of text, such as cp1252 or utf-16") from None
+        raise argparse.ArgumentTypeError(f"{value!r} is not a text encoding, such as cp1252 or utf-16") from None
 
 
 def _share(value: str) -> float:
@@ -517,7 +555,7 @@ def _share(value: str) -> float:
 
 
 def _seconds(value: str) -> float:
-    return _number(value, MAX_DRAIN_S, f"a number of seconds from 0 to {MAX_DRAIN_S:.0f}, a day")
+    return _number(value, MAX_DRAIN_S, f"a number of seconds from 0 to {MAX_DRAIN_S:.0f} (one day)")
 
 
 def _number(value: str, most: float, expected: str) -> float:
@@ -566,20 +604,20 @@ def _print_answer(text: str, answer: Prediction | Explanation | RefusedError, as
 
 
 def _shown(prediction: Prediction) -> str:
-    """What is predicted, and how probable it is: `negative  0.9776`, `late 0.8112, rude 0.5432` or `3.14`."""
+    """The prediction as text: `negative  0.9776`, `late 0.8112, rude 0.5432` or `3.14`."""
     if prediction.labels:
         scores = {label: prediction.scores.get(label, 0.0) for label in prediction.labels}
         return ", ".join(f"{label} {score:.4f}" for label, score in sorted(scores.items(), key=lambda item: -item[1]))
     if prediction.score is None:
         return f"{prediction.predicted:<{LABEL_WIDTH}}"
-    # As wide as the longest label that there is: one column for all texts.
+    # As wide as the longest label of the model, so that the columns of all texts are aligned.
     width = max(LABEL_WIDTH, min(MAX_LABEL_WIDTH, max(map(columns, map(one_line, prediction.scores)), default=0)))
     padding = " " * (width - columns(one_line(prediction.predicted)))
     return f"{prediction.predicted}{padding}  {prediction.score:.4f}"
 
 
 def _line(label: str, start: str, text: str) -> str:
-    """What is predicted, then the text. On a terminal both fit into its width; what is predicted may have half."""
+    """A line with a prediction and its text, truncated to a terminal's width: the prediction to half of it."""
     width = line_width()
     start, shown = one_line(start), one_line(text)
     if width is None:
@@ -589,7 +627,7 @@ def _line(label: str, start: str, text: str) -> str:
 
 
 def _print_tokens(text: str, explanation: Explanation) -> None:
-    """A line for each token, with a column for each label if there can be several."""
+    """Print a line for each token; for multi-label models, with a column for each label."""
     labels = explanation.labels()
     shown = labels[:MAX_EXPLAINED_LABELS]
     heads = [cut(one_line(label), MAX_LABEL_WIDTH) for label in shown] or [""]
@@ -600,31 +638,31 @@ def _print_tokens(text: str, explanation: Explanation) -> None:
     for token in explanation.strongest(MAX_WORDS):
         weights = [(token.weights or {}).get(label, 0.0) for label in shown] or [token.weight]
         cells = [f"{weight:+.4f}".rjust(width) for weight, width in zip(weights, widths, strict=True)]
-        stands_for = text[token.start : token.end]
-        beside = "" if stands_for.lower() == token.token.lower() else f"  ({stands_for or 'no word'})"
-        print("  ".join(["", *cells, one_line(token.token + beside)]))
+        span = text[token.start : token.end]
+        note = "" if span.lower() == token.token.lower() else f"  ({span or 'no word'})"
+        print("  ".join(["", *cells, one_line(token.token + note)]))
 
 
 @contextmanager
 def _texts(options: argparse.Namespace) -> Iterator[tuple[Iterable[str], int]]:
-    """The texts to classify, and how many of them to send in one request."""
+    """The texts to classify, and the maximum number of texts in one request."""
     if options.file is not None:
         with _lines(options.file) as lines:
             yield lines, MAX_TEXTS
     elif options.text in ([], ["-"]):
         if sys.stdin is None:
-            raise InputError("Standard input is closed. Name a text, or a file by --file.")
+            raise InputError("Standard input is closed. Give a text as an argument, or a file with --file.")
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(**_TEXTS_FORMAT)
         if sys.stdin.isatty():
-            _say("Type a text and press Enter. Ctrl-D ends.")
+            _say("Type a text and press Enter. Ctrl-D ends the input.")
         yield _texts_of(sys.stdin, "standard input"), 1 if sys.stdin.isatty() else MAX_TEXTS
     else:
         yield options.text, MAX_TEXTS
 
 
 _TEXTS_FORMAT: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-"""UTF-8, with or without a byte-order mark. A text that is not UTF-8 gets the server's error, in its own line."""
+"""UTF-8, with or without a byte-order mark. For a text that is not UTF-8, the server's error is printed in its line."""
 
 
 @contextmanager
@@ -657,8 +695,8 @@ def _score(options: argparse.Namespace) -> int:
     from_stdin = options.file == "-"
     name = "standard input" if from_stdin else options.file
     path = Path(options.file)
-    if not from_stdin and not path.name:  # `.` and `/` have none
-        raise InputError(f"{path} is a folder. Expected the name of a file.")
+    if not from_stdin and not path.name:  # `.` and `/`
+        raise InputError(f"{path} is a folder. Expected a file name.")
     kind = options.format or ("csv" if from_stdin else None)
     source = tables.Source(
         path,
@@ -673,14 +711,14 @@ def _score(options: argparse.Namespace) -> int:
     started = time.monotonic()
     with (
         _inference(options, options.version, options.connections or 1) as client,
-        # Rows and a bar on one terminal would be in each other's way.
+        # No progress bar if the rows are printed to the same terminal.
         tqdm(unit=" rows", disable=not sys.stderr.isatty() or (output is None and sys.stdout.isatty())) as bar,
     ):
 
         def progress(done: int, rows: int | None) -> None:
             bar.total = rows
             if not bar.n:
-                bar.initial = done  # what an earlier run has done does not count for the rate
+                bar.initial = done  # rows of an earlier run must not count for the rate
             bar.update(done - bar.n)
 
         run = Run(
@@ -710,10 +748,13 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _score_streams(run: Run, stdin: IO[bytes] | None, output: Path | None, *, overwrite: bool) -> Summary:
-    """
+    """Score from standard input, to standard output, or both.
+
     Args:
-        stdin: None: the source is a file.
-        output: None: standard output.
+        run: the settings of the run.
+        stdin: standard input; None to read the source's file.
+        output: the file to write; None for standard output.
+        overwrite: replace the output if it exists.
     """
     kind, stdout = run.source.format.kind, sys.stdout.buffer
     if kind not in tables.TEXT_TABLES:
@@ -731,23 +772,24 @@ def _score_streams(run: Run, stdin: IO[bytes] | None, output: Path | None, *, ov
 
 
 def _binary_stdin() -> IO[bytes]:
-    """
+    """Standard input as an unbuffered binary file.
+
     Raises:
         InputError: standard input is closed.
     """
     if sys.stdin is None:
-        raise InputError("Standard input is closed. Name a file.")
+        raise InputError("Standard input is closed. Give the name of a file.")
     if sys.stdin.isatty():
-        _say("Type or paste a table. Ctrl-D ends.")
-    # Without the buffer: who reads from that waits until it is full, and holds a lock that the program's end needs.
+        _say("Type or paste a table. Ctrl-D ends the input.")
+    # Unbuffered: a read from the buffer waits until it is full, and holds a lock that Python needs to exit.
     return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _management(options) as managed, _inference(options, None) as asked:
-        found = status(asked, managed)
-    print(json.dumps(found.to_json()) if options.json else found)
-    return OK if found.reachable else UNREACHABLE
+    with _management(options) as management_client, _inference(options, None) as client:
+        state = status(client, management_client)
+    print(json.dumps(state.to_json()) if options.json else state)
+    return OK if state.reachable else UNREACHABLE
 
 
 def _scale(options: argparse.Namespace) -> int:
@@ -756,7 +798,7 @@ def _scale(options: argparse.Namespace) -> int:
         if options.workers > version.settings.workers and not options.force:
             client.check_workers(options.workers, version.name)
         client.scale(options.workers, version.name)
-        _tell_version(client, version.name, options.json)
+        _print_version(client, version.name, options.json)
     return OK
 
 
@@ -771,16 +813,16 @@ def _register(options: argparse.Namespace) -> int:
         if options.workers and not options.force:
             client.check_workers(options.workers, registered.name if registered else None)
         if registered:
-            # Not sent to the server: it would unpack the archive before it refuses it.
+            # Do not ask the server to register: it would unpack the archive before it refuses it.
             version = registered.name
-            _say(f"Version {version} is registered from {options.archive} already.")
+            _say(f"Version {version} is already registered from {options.archive}.")
             client.scale(options.workers or registered.settings.workers, version)
         else:
             settings = replace(default.settings, workers=options.workers or default.settings.workers)
             with old_stays(client, default, options.archive, _say):
                 version = client.register(options.archive, settings)
                 client.wait_until_ready(version)
-        _tell_version(client, version, options.json)
+        _print_version(client, version, options.json)
     return OK
 
 
@@ -795,16 +837,16 @@ def _register_model(client: ManagementClient, options: argparse.Namespace) -> No
         client.wait_until_ready(version)
     except BaseException:
         try:
-            if (left := client.added(options.archive, set())) is not None:
-                client.unregister(left)
-                _say(f"Removed version {left} of {client.model}.")
+            if (added := client.added(options.archive, set())) is not None:
+                client.unregister(added)
+                _say(f"Removed version {added} of {client.model}.")
         except ClientError as error:
-            _say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
+            _say(f"Cleanup failed: {error}. `sentiment status` shows the present state.")
         raise
-    _tell_version(client, version, options.json)
+    _print_version(client, version, options.json)
     if not options.json:
-        print(one_line(f"Ask it: sentiment predict --model {shlex.quote(client.model)} 'A text'"))
-        print("If the server is restarted, it serves only the models that it is started with.")
+        print(one_line(f"To try it: sentiment predict --model {shlex.quote(client.model)} 'A text'"))
+        print("After a restart, the server serves only the models of its configuration or command line.")
 
 
 def _unregister(options: argparse.Namespace) -> int:
@@ -812,12 +854,12 @@ def _unregister(options: argparse.Namespace) -> int:
         version = client.version(options.version)
         if len(client.versions()) == 1 and not options.force:
             raise RolloutError(
-                f"Version {version.name} is the only one of {client.model}. --force removes it, and with it the model."
+                f"Version {version.name} is the only version of {client.model}. To remove the model, use --force."
             )
         if version.default and len(client.versions()) > 1:
             raise RolloutError(
-                f"Version {version.name} is the default. Make another one the default first, by `sentiment "
-                f"rollback OLD.mar` or `rollout`."
+                f"Version {version.name} is the default. First make another version the default, with `sentiment "
+                "rollback OLD.mar` or `sentiment rollout NEW.mar`."
             )
         removed = remove(client, version, options.drain, _say)
     if options.json:
@@ -825,7 +867,7 @@ def _unregister(options: argparse.Namespace) -> int:
     return OK if removed else FAILED
 
 
-def _tell_version(client: ManagementClient, name: str, as_json: bool) -> None:
+def _print_version(client: ManagementClient, name: str, as_json: bool) -> None:
     version = client.version(name)
     if as_json:
         print(json.dumps({"version": name, "default": version.default, "workers": version.settings.workers}))
@@ -845,24 +887,24 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]) -> int:
-    say = _say if options.json else _tell
+    say = _say if options.json else _print_line
     sample: Sequence[str] = TEXTS
     if options.sample is not None:
         with _lines(options.sample) as lines:
             sample = [line for line in lines if line.strip()]
         if not sample:
-            raise InputError(f"{options.sample} has no text.")
+            raise InputError(f"{options.sample} contains no text.")
 
     with _management(options) as client:
         outcome = switched(Switch(client, partial(_inference, options), sample, options.drain, say))
-    back = None
+    undo = None
     if outcome.old is not None:
-        back = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
-        back += f" {shlex.quote(str(outcome.old_archive))}{of_model(client.model)}"
-        say(f"Back to version {outcome.old}: {back}")
+        undo = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
+        undo += f" {shlex.quote(str(outcome.old_archive))}{of_model(client.model)}"
+        say(f"To go back to version {outcome.old}: {undo}")
     say("If the server is restarted, it serves the version that its config.properties names.")
     if options.json:
-        print(json.dumps(asdict(outcome) | {"rollback": back}))
+        print(json.dumps(asdict(outcome) | {"rollback": undo}))
     return OK
 
 
@@ -887,9 +929,11 @@ def _inference(options: argparse.Namespace, version: str | None, connections: in
 
 
 def _management(options: argparse.Namespace, new: str | None = None) -> ManagementClient:
-    """
+    """A management client for the options' model, or for the server's only model.
+
     Args:
-        new: the archive of a model that need not be registered.
+        options: the command line's options.
+        new: the archive to register; it gives the name of a new model.
     """
     token = _token("SENTIMENT_MANAGEMENT_TOKEN")
     if options.model is None:
@@ -901,17 +945,17 @@ def _management(options: argparse.Namespace, new: str | None = None) -> Manageme
 
 
 def _only_model(client: InferenceClient | ManagementClient, new: str | None = None) -> str:
-    """The model that is meant where none is named: the only one, or that with the name `sentiment`.
+    """The default model: the server's only model, or the model named `sentiment`.
 
     Raises:
-        InputError: there are several others.
+        InputError: there are several models, and none is named `sentiment`.
     """
     try:
         names = client.models()
     except NotAuthorizedError:
         raise
     except ClientError:
-        # TorchServe without the door lacks this address. If there is no server, the command itself waits for it.
+        # TorchServe without the door lacks this path. If there is no server, the command itself retries.
         return inference.MODEL
     if inference.MODEL in names:
         return inference.MODEL
@@ -919,11 +963,11 @@ def _only_model(client: InferenceClient | ManagementClient, new: str | None = No
         return address.name(archive_name(new)) if new else inference.MODEL
     if len(names) > 1 and new:
         raise InputError(
-            f"The server has the models {', '.join(names)}. Name one by --name, for another version of it, or name a "
-            "new model so."
+            f"The server has the models {', '.join(names)}. Use --name with one of them to register another version, "
+            "or with the name of a new model."
         )
     if len(names) > 1:
-        raise InputError(f"The server has the models {', '.join(names)}. Name one by --model or SENTIMENT_MODEL.")
+        raise InputError(f"The server has the models {', '.join(names)}. Choose one with --model or SENTIMENT_MODEL.")
     return names[0]
 
 
@@ -934,7 +978,7 @@ def _token(variable: str) -> str | None:
         raise InputError(f"{variable}: {error}") from None
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     print(one_line(line), flush=True)
 
 

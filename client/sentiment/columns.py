@@ -1,4 +1,4 @@
-"""The columns that results add to a file. Which ones there are depends on the kind of the model that answered."""
+"""The columns that the results add to a table. They depend on the kind of the model."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -13,20 +13,23 @@ Cell = str | float | list[str] | None
 
 @dataclass(frozen=True)
 class Column:
+    """One column of the results."""
+
     name: str
     kind: Kind
-    of: Callable[[Prediction], Cell] | None
-    """From a prediction to what is in the column; None for the column of errors."""
+    value: Callable[[Prediction], Cell] | None
+    """The function from a prediction to the column's cell; None for the column of errors."""
 
     def cell(self, result: Result) -> Cell:
-        if self.of is None:
+        """The cell for a result; None if it is empty."""
+        if self.value is None:
             return result.error
-        return None if result.prediction is None else self.of(result.prediction)
+        return None if result.prediction is None else self.value(result.prediction)
 
 
 @dataclass(frozen=True)
 class Added:
-    """The columns that a file gets, and what is in them as a whole."""
+    """The columns that results add to a table, and a summary of the results."""
 
     columns: tuple[Column, ...]
     rows: int
@@ -34,18 +37,22 @@ class Added:
     model_versions: tuple[str, ...]
 
     def cells(self, result: Result) -> list[Cell]:
+        """The cells of one row, in the columns' order."""
         return [column.cell(result) for column in self.columns]
 
 
 def added(results: Iterable[Result], prefix: str = "") -> Added:
-    """The columns for these results: `label` and `score`, `labels` or `value`, by the kind of the model; then, where
-    the results have them, `score_NAME` for each class; then `error`.
+    """The columns for these results.
+
+    By the kind of the model: `label` and `score`, `labels`, or `value`. Then one column `score_NAME` for each class, if
+    the results contain scores. The last column is `error`.
 
     Args:
-        prefix: of each column's name.
+        results: the results of all rows.
+        prefix: prefix of each column's name.
     """
     rows = errors = 0
-    found: set[str] = set()
+    kinds: set[str] = set()
     classes: dict[str, None] = {}
     versions: set[str] = set()
     for result in results:
@@ -54,23 +61,24 @@ def added(results: Iterable[Result], prefix: str = "") -> Added:
         prediction = result.prediction
         if prediction is None:
             continue
-        found.add(prediction.kind)
+        kinds.add(prediction.kind)
         classes |= dict.fromkeys(prediction.scores)
         versions |= {prediction.model_version} if prediction.model_version is not None else set()
-    columns = [column for column in _COLUMNS if column.name in found or (column.name == "score" and "label" in found)]
-    if not found:
-        columns = [column for column in _COLUMNS if column.name in ("label", "score")]
-    columns += [Column(f"score_{name}", "number", _score_of(name)) for name in classes]
+    names = kinds or {"label"}
+    if "label" in names:
+        names.add("score")
+    columns = [column for column in _COLUMNS if column.name in names]
+    columns += [Column(f"score_{name}", "number", _class_score(name)) for name in classes]
     columns.append(Column("error", "text", None))
-    named = tuple(replace(column, name=prefix + column.name) for column in columns)
-    return Added(named, rows, errors, tuple(sorted(versions)))
+    prefixed = tuple(replace(column, name=prefix + column.name) for column in columns)
+    return Added(prefixed, rows, errors, tuple(sorted(versions)))
 
 
 def _labels(prediction: Prediction) -> Cell:
     return None if prediction.labels is None else list(prediction.labels)
 
 
-def _score_of(name: str) -> Callable[[Prediction], Cell]:
+def _class_score(name: str) -> Callable[[Prediction], Cell]:
     return lambda prediction: prediction.scores.get(name)
 
 

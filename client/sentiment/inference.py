@@ -1,4 +1,4 @@
-"""Predictions of one text, or of many."""
+"""Predictions and explanations for texts, through the inference API."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,23 +31,23 @@ URL = "http://127.0.0.1:8080"
 MODEL = "sentiment"
 
 MAX_TEXTS = 64
-"""Texts in one request. The server accepts 1,000; but it batches requests, and spreads them over its workers."""
+"""Maximum number of texts in one request. The server accepts 1,000, but smaller requests share its workers better."""
 MAX_CONNECTIONS = 256
-"""Each has a thread here. The server's queue of a model holds fewer requests."""
+"""Maximum number of connections, each with a thread. The server's queue for a model holds fewer requests."""
 MAX_CHARACTERS = 50_000
-"""Characters of all texts in one request. The server accepts 200,000, and 20,000 in one text."""
+"""Maximum number of characters in one request. The server accepts 200,000, of which 20,000 in one text."""
 
 _ABOUT_A_TEXT = {
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.INSUFFICIENT_STORAGE,  # TorchServe's answer where a worker died with the request
-    HTTPStatus.GATEWAY_TIMEOUT,  # a load balancer's, where a worker hangs with the request
+    HTTPStatus.INSUFFICIENT_STORAGE,  # TorchServe, if a worker died with the request
+    HTTPStatus.GATEWAY_TIMEOUT,  # a load balancer, if a worker hangs with the request
 }
-"""Statuses of a request that one of its texts alone may have caused."""
+"""Statuses that a single text of a request may have caused."""
 
 NO_LABEL = "no label"
-"""What a person is shown where no label is over its threshold."""
+"""Text for a prediction without any label over its threshold."""
 
 _NO_MODEL = "ModelNotFoundException"
 
@@ -57,35 +57,35 @@ _LOST = "InternalServerException"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's prediction for one text. The kind of the model decides which fields it has; the others are None."""
+    """A model's prediction for one text. The fields depend on the kind of the model; the others are None."""
 
     label: str | None = None
-    """The most probable label, of a model that gives each text one label."""
+    """The most probable label; of single-label models."""
 
     score: float | None = None
-    """The label's probability."""
+    """Probability of the label."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
-    """The probability of every label; empty for a regression."""
+    """Probability of every label; empty for regression models."""
 
     model_version: str | None = None
-    """The version that answered; None if the reply does not name it."""
+    """The version of the model that answered; None if the reply does not name it."""
 
     labels: tuple[str, ...] | None = None
-    """The labels over their thresholds, of a model that gives a text any number of labels."""
+    """The labels over their thresholds; of multi-label models."""
 
     value: float | None = None
-    """The number that a regression predicts."""
+    """The predicted number; of regression models."""
 
     @property
     def kind(self) -> Kind:
-        """The kind of the model, by the field that only its predictions have."""
+        """The kind of the model, named after the field that only its predictions have."""
         if self.value is not None:
             return "value"
         return "label" if self.labels is None else "labels"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that it has, as the server's reply has them, and the version."""
+        """The prediction as a JSON object: the fields of the server's reply, and the version."""
         version = self.model_version
         if self.value is not None:
             return {"value": self.value, "model_version": version}
@@ -95,7 +95,7 @@ class Prediction:
 
     @property
     def predicted(self) -> str:
-        """The label, the labels or the number, for people."""
+        """The label, the labels or the number, as text for users."""
         if self.value is not None:
             return f"{self.value:.6g}"
         return (self.label or "") if self.labels is None else ", ".join(self.labels) or NO_LABEL
@@ -103,44 +103,51 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text, and how much it speaks for the prediction."""
+    """A token of a text with its occlusion scores."""
 
     token: str
     weight: float
-    """How far the label's probability, or the number of a regression, falls without the token. If there are several
-    labels, the sum for all of them."""
+    """Occlusion score: the drop in the label's probability, or in the number of a regression, without this token. For
+    multi-label models, the sum over the labels."""
 
     start: int
     end: int
-    """Where it stands in the text, in characters."""
+    """Offsets of the token's start and end in the text, in characters."""
 
     weights: Mapping[str, float] | None = None
-    """The weight for each label, if there can be several."""
+    """The occlusion score for each label; of multi-label models."""
 
     def to_json(self) -> dict[str, Any]:
+        """The token as a JSON object."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Explanation:
+    """A prediction and the occlusion scores of its text's tokens."""
+
     prediction: Prediction
     tokens: tuple[Token, ...]
 
-    def strongest(self, most: int) -> list[Token]:
-        """The tokens with the largest weights for or against the prediction, the largest first."""
-        return sorted(self.tokens, key=lambda token: -abs(token.weight))[:most]
+    def strongest(self, count: int) -> list[Token]:
+        """The `count` tokens with the largest absolute weights, in descending order."""
+        return sorted(self.tokens, key=lambda token: -abs(token.weight))[:count]
 
     def labels(self) -> list[str]:
-        """The labels that the tokens have weights for, the most probable first; none if a token has one weight."""
-        found = {label: None for token in self.tokens for label in token.weights or {}}
-        return sorted(found, key=lambda label: -self.prediction.scores.get(label, 0.0))
+        """The labels for which the tokens have weights, by descending probability; empty for single-label models."""
+        labels = {label: None for token in self.tokens for label in token.weights or {}}
+        return sorted(labels, key=lambda label: -self.prediction.scores.get(label, 0.0))
 
     def to_json(self) -> dict[str, Any]:
+        """The explanation as a JSON object."""
         return self.prediction.to_json() | {"tokens": [token.to_json() for token in self.tokens]}
 
 
 class InferenceClient(Client):
-    """A model behind TorchServe's inference API. Safe to use from several threads."""
+    """Client of TorchServe's inference API, for one model. It can be shared by threads.
+
+    Its methods raise a `ClientError` if a request fails; `Transport.send` lists the subclasses.
+    """
 
     def __init__(
         self,
@@ -155,17 +162,21 @@ class InferenceClient(Client):
         retries: int = RETRIES,
         backoff_s: float = BACKOFF_S,
     ) -> None:
-        """
+        """Check the settings. No request is sent.
+
         Args:
-            version: of the model; the server's default if None.
+            url: the inference address.
+            model: the model's name.
+            version: the model's version; None for the server's default.
             token: sent as `Authorization: Bearer`.
-            connections: at once, at most; from 1 to `MAX_CONNECTIONS`.
-            read_timeout_s: for a whole request and its whole answer.
-            retries: after a 502, a 503 or a failed connection.
-            backoff_s: before the first of them; doubled before each further one.
+            connections: maximum number of concurrent requests, from 1 to `MAX_CONNECTIONS`.
+            connect_timeout_s: timeout for opening a connection, in seconds.
+            read_timeout_s: timeout for a request with its whole reply, in seconds.
+            retries: maximum number of retries after a 502, a 503 or a failed connection.
+            backoff_s: pause before the first retry, in seconds; doubled before each further one.
 
         Raises:
-            InputError: the address, the model's name, the version, the token or the number of connections cannot be.
+            InputError: the address, the model's name, the version, the token or the number of connections is invalid.
         """
         if not 1 <= connections <= MAX_CONNECTIONS:
             raise InputError(f"Expected 1 to {MAX_CONNECTIONS} connections, not {connections}.")
@@ -184,7 +195,7 @@ class InferenceClient(Client):
         )
 
     def health(self) -> str:
-        """TorchServe's own status: `Healthy`, or the reason why it is not.
+        """The status that TorchServe reports: `Healthy`, or the problem.
 
         Raises:
             ClientError: see `Transport.send`.
@@ -193,10 +204,10 @@ class InferenceClient(Client):
         return words(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
 
     def models(self) -> list[str]:
-        """The names of the models that the server has.
+        """Names of the server's models.
 
         Raises:
-            ClientError: see `Transport.send`. A server without the door does not have this address: 404.
+            ClientError: see `Transport.send`. A server without the door lacks this path: status 404.
         """
         names = fields.field(self._transport.send("GET", "/v2/models").value, "models", list)
         if not all(isinstance(name, str) and is_unicode(name) for name in names):
@@ -204,22 +215,23 @@ class InferenceClient(Client):
         return names
 
     def _ask(self, verb: str, body: object) -> Answer:
-        """
+        """Send a request about texts to the model.
+
         Raises:
-            RefusedError: the server did not take it. If it does not have the model, the error says which it has.
+            RefusedError: the server refused the request. If the model is missing, the error names the server's models.
         """
         try:
             return self._transport.send("POST", f"/{verb}/{self._path}", body=body)
         except RefusedError as error:
             if error.type != _NO_MODEL:
                 raise
-            has = "Name the server's model by --model."  # without the door, this address does not say which there are
+            hint = "Choose the server's model with --model."  # without the door, the models' names are unknown
             with suppress(ClientError):
-                has = f"The server has {', '.join(self.models()) or 'none'}. Name one by --model."
-            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {has}") from None
+                hint = f"The server has {', '.join(self.models()) or 'none'}. Choose one with --model."
+            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {hint}") from None
 
     def explain(self, text: str) -> Explanation:
-        """A text's prediction, and how much each of its tokens speaks for it.
+        """Predict a text, and compute the occlusion score of each token.
 
         Raises:
             ClientError: see `Transport.send`.
@@ -229,22 +241,25 @@ class InferenceClient(Client):
         return Explanation(_prediction(answer.value, answer), tuple(map(_token, tokens)))
 
     def explain_or_error(self, text: str) -> Explanation | RefusedError:
-        """`explain`, with a refusal that is about the text returned, not raised."""
+        """`explain`, but an error that the text caused is returned, not raised."""
         return _or_refusal(lambda: self.explain(text))
 
     def predict(self, text: str) -> Prediction:
-        """
+        """Predict one text.
+
         Raises:
             ClientError: see `Transport.send`.
         """
         return self._predict([text])[0]
 
     def predict_many(self, texts: Iterable[str]) -> list[Prediction]:
-        """Predictions in the texts' order. Long lists become several requests, sent over all connections. If it is
-        interrupted (`KeyboardInterrupt`), the client is closed.
+        """Predict many texts; returns the predictions in the texts' order.
+
+        Long lists are split into several concurrent requests. If the call is interrupted (`KeyboardInterrupt`), the
+        client is closed.
 
         Raises:
-            RefusedError: the server did not take a text; `predict_each` tells which.
+            RefusedError: the server refused a text; `predict_each` shows which one.
             ClientError: see `Transport.send`.
         """
         with ThreadPoolExecutor(self.connections) as pool:
@@ -252,33 +267,36 @@ class InferenceClient(Client):
                 return [prediction for part in pool.map(self._predict, split(texts)) for prediction in part]
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.close()  # or whoever interrupts this waits for all answers that are under way
+                self.close()  # otherwise the interruption waits for all pending requests
                 raise
 
     def predict_each(self, texts: Sequence[str]) -> list[Prediction | RefusedError]:
-        """Ask for the texts that `split` gave, in one request. If it is refused because of a text, ask for each half.
+        """Predict texts in one request. If the server refuses the request because of a text, bisect it.
+
+        Args:
+            texts: a part of the texts, as `split` returns it.
 
         Returns:
-            For each text its prediction, or the error with which the server refused it.
+            For each text, its prediction, or the error with which the server refused it.
 
         Raises:
-            ClientError: the request failed for another reason than its texts; see `Transport.send`.
+            ClientError: the request failed, and not because of its texts; see `Transport.send`.
         """
         result = self._attempt(texts)
         if isinstance(result, RefusedError) and len(texts) > 1:
             middle = len(texts) // 2
             return self.predict_each(texts[:middle]) + self.predict_each(texts[middle:])
         if isinstance(result, RefusedError) and (result.type == _LOST or result.status == HTTPStatus.GATEWAY_TIMEOUT):
-            # A text that was lost with its worker need not have been what ended it.
+            # The worker that was lost with this text may have died for another reason.
             result = self._attempt(texts)
         return [result] if isinstance(result, RefusedError) else list(result)
 
     def _attempt(self, texts: Sequence[str]) -> list[Prediction] | RefusedError:
-        """Ask once. A refusal that one of the texts may have caused is returned, not raised."""
+        """Send one request. A refusal that one of the texts may have caused is returned, not raised."""
         return _or_refusal(lambda: self._predict(texts))
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
-        # A text alone is sent as one: its error then speaks of "the text", not of "item 0".
+        # A single text is sent as an object: an error then names "the text", not "item 0".
         body = {"text": texts[0]} if len(texts) == 1 else list(texts)
         answer = self._ask("predictions", body)
         values = [answer.value] if len(texts) == 1 else answer.value
@@ -300,8 +318,15 @@ def _or_refusal(ask: Callable[[], Result]) -> Result | RefusedError:
 def split(
     texts: Iterable[str], max_texts: int = MAX_TEXTS, max_characters: int = MAX_CHARACTERS
 ) -> Iterator[list[str]]:
-    """Divide texts into requests, in order, with at most so many texts and characters each. A longer text has a request
-    of its own."""
+    """Divide texts into requests, in order.
+
+    A text with more than `max_characters` gets a request of its own.
+
+    Args:
+        texts: the texts.
+        max_texts: maximum number of texts in one request.
+        max_characters: maximum number of characters in one request.
+    """
     part: list[str] = []
     characters = 0
     for text in texts:
@@ -310,7 +335,7 @@ def split(
             part, characters = [], 0
         part.append(text)
         characters += len(text)
-        # At once, not with the next text: whoever types texts waits for the answer.
+        # A full part is yielded before the next text is read: a user may be typing it.
         if len(part) == max_texts:
             yield part
             part, characters = [], 0
@@ -327,12 +352,12 @@ def _prediction(value: Any, answer: Answer) -> Prediction:
         if not is_unicode(name):
             raise UnexpectedAnswerError(f"A label is not Unicode: {shown(name)}.")
         scores[name] = probability(score, "a label's score")
-    found = Prediction(scores=scores, model_version=version)
+    prediction = Prediction(scores=scores, model_version=version)
     if "labels" in value:
         labels = fields.field(value, "labels", list)
-        return replace(found, labels=tuple(unicode(label, "a label") for label in labels))
+        return replace(prediction, labels=tuple(unicode(label, "a label") for label in labels))
     label = unicode(fields.field(value, "label", str), "'label'")
-    return replace(found, label=label, score=probability(value.get("score"), "the score"))
+    return replace(prediction, label=label, score=probability(value.get("score"), "the score"))
 
 
 def _token(value: Any) -> Token:
@@ -342,5 +367,5 @@ def _token(value: Any) -> Token:
     if "weights" not in value:
         return Token(token, weight, start, end)
     weights = fields.field(value, "weights", dict)
-    by_label = {unicode(label, "a label"): number(found, "a label's weight") for label, found in weights.items()}
+    by_label = {unicode(label, "a label"): number(score, "a label's weight") for label, score in weights.items()}
     return Token(token, weight, start, end, by_label)

@@ -1,8 +1,8 @@
-"""The results so far of a long run, on disk. A later run continues from them, however the first one ended.
+"""Journal of a scoring run: the results so far, on disk. A later run continues from them if the first is interrupted.
 
-JSON lines: a header, which says what the results are of, then an object for each row, in the rows' order: the fields of
-its prediction, or `error`. Lines are only ever appended, so after a crash all but the last are whole. A journal without
-results is worth nothing: it is removed when its run ends, and replaced if one is found.
+The format is JSON lines. The first line is a header that identifies the run. Then comes one object for each row, in the
+rows' order, with the fields of the row's prediction or with `error`. Lines are only appended, so a crash can damage the
+last line alone. A journal without results is removed when its run ends, and replaced by the next run.
 """
 
 import fcntl
@@ -19,25 +19,30 @@ from sentiment.inference import Prediction
 
 @dataclass(frozen=True)
 class Result:
-    """Of one row: a prediction, or an error."""
+    """The result of one row: a prediction or an error."""
 
     prediction: Prediction | None
     error: str | None
 
 
 class Journal:
-    """Held by one process at a time."""
+    """A journal file, locked by one process at a time."""
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        """Open the journal, or begin it.
+        """Open the journal, or create it.
+
+        Args:
+            path: the journal's file.
+            header: what identifies the run: input, server and options.
 
         Raises:
-            InputError: another process holds it, it has results of another run, or it is not a journal.
+            InputError: another process holds the lock, the journal belongs to another run, or the file is not a
+                journal.
         """
         self.path = path
         self.rows = 0
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a regular file; this run needs a file of that name for its results.")
+            raise InputError(f"{path} is not a regular file. The run stores its results in a file of this name.")
         self._file = path.open("a+b")
         try:
             self._lock()
@@ -52,18 +57,20 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Before it is closed: while it is locked, no other run has begun to write to it.
+        # The file is removed before it is closed: while it is locked, no other run can write to it.
         if error is not None and not self.rows and self.path.exists():
             self.path.unlink()
         self._file.close()
 
     def append(self, results: Iterable[Result]) -> None:
+        """Write the results of the next rows."""
         lines = [_line(result) for result in results]
         self._write("".join(lines))
         self.rows += len(lines)
 
     def results(self) -> Iterator[Result]:
-        """
+        """All results, in the rows' order.
+
         Raises:
             InputError: a line is not a result.
         """
@@ -73,17 +80,18 @@ class Journal:
                 yield self._result(line, number)
 
     def remove(self) -> None:
+        """Delete the file."""
         self.path.unlink()
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # That run may have ended, and removed its journal, since this one opened it.
-            held = self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+            # Between opening and locking, another run may have ended and removed this file.
+            locked = self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
         except BlockingIOError:
-            held = False
-        if not held:
-            raise InputError(f"{self.path} is being written by another run. Let it end, or stop it.")
+            locked = False
+        if not locked:
+            raise InputError(f"{self.path} is locked by another run. Wait until that run ends, or stop it.")
 
     def _result(self, line: bytes, number: int) -> Result:
         try:
@@ -93,10 +101,10 @@ class Journal:
             labels = values.get("labels")
             prediction = Prediction(**values | {"labels": None if labels is None else tuple(labels)})
             if prediction == Prediction():
-                raise ValueError("nothing is predicted")
+                raise ValueError("the prediction is empty")
             return Result(prediction, None)
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise InputError(f"{self.path}, line {number}, is not a result. Delete that file to begin anew.") from None
+            raise InputError(f"{self.path}, line {number}, is not a result. Delete this file to start again.") from None
 
     def _read(self, header: Mapping[str, object]) -> None:
         self._file.seek(0)
@@ -108,20 +116,20 @@ class Journal:
             first = first or line
             end += len(line)
             self.rows = number
-        found = _header(first)
+        existing = _header(first)
         torn = not first and (not line or line.startswith(b"{"))
-        if not torn and (found is None or not found.keys() & header.keys()):
-            raise InputError(f"{self.path} is not a journal of this program. Rename it, or name another output.")
+        if not torn and (existing is None or not existing.keys() & header.keys()):
+            raise InputError(f"{self.path} is not a journal of this program. Rename it, or choose another output.")
         self._file.truncate(end)
         if not self.rows:
             self._file.truncate(0)
             self._write(json.dumps(header) + "\n")
-        elif found is not None and found != header:
-            changed = [name for name, value in header.items() if found.get(name) != value]
-            changes = "; ".join(f"{name} was {found.get(name)}, is {header[name]}" for name in changed)
+        elif existing is not None and existing != header:
+            changed = [name for name, value in header.items() if existing.get(name) != value]
+            changes = "; ".join(f"{name} was {existing.get(name)}, is {header[name]}" for name in changed)
             raise InputError(
                 f"{self.path} has {self.rows:,} results of another run ({changes}). Run that command again, or delete "
-                "that file to begin anew."
+                "this file to start again."
             )
 
     def _write(self, text: str) -> None:
@@ -137,7 +145,7 @@ def _line(result: Result) -> str:
 
 
 def _header(line: bytes) -> dict[str, object] | None:
-    """A journal's first line; None if it is not one."""
+    """The header in a journal's first line; None if the line is not a header."""
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):
@@ -146,6 +154,6 @@ def _header(line: bytes) -> dict[str, object] | None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content on the disk, not only on its way there."""
+    """Write a file's buffered content to the disk (fsync)."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

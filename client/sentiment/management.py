@@ -1,8 +1,8 @@
 """A model's versions and their workers, through TorchServe's management API.
 
-TorchServe's documentation describes the API in `management_api.md`. It leaves out two facts. A worker that still loads
-has the status `UNLOADING`. And `synchronous=true`, the default when a version is registered, blocks a thread of the
-server for seconds, with every request that shares it. So this client sends `false`, and polls.
+TorchServe's documentation describes the API in `management_api.md`, except for two facts. A worker that is loading has
+the status `UNLOADING`. A registration with `synchronous=true`, the default, blocks a thread of the server for seconds,
+and with it all requests on this thread. Therefore this client sends `synchronous=false`, and polls.
 """
 
 import re
@@ -34,19 +34,19 @@ READ_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 CHANGE_TIMEOUT_S = 5.0
-"""How long a change whose request got no answer, or status 500, may still take effect."""
+"""How long a change may take to take effect, if its request failed or was answered with status 500."""
 MAX_WORKERS = 1024
-"""Of a version. TorchServe starts as many processes as it is asked for, and counts in 32 bits."""
+"""Maximum number of workers of a version. TorchServe itself has no limit, and overflows at 32 bits."""
 WORKERS_PER_CORE = 2
-"""What `scale` takes for the most that is of use: each worker computes on one core."""
+"""Useful maximum of workers for each core: each worker computes on one core."""
 MAX_WORKERS_OF_UNKNOWN = 128
-"""The same for a server that does not say how many cores it has."""
+"""Useful maximum of workers of a server that does not report its cores."""
 SPARED_BYTES = 951_000_000
-"""The most memory that Java, HAProxy and the server take beside the workers, as the server itself reckons."""
+"""Memory for Java, HAProxy and the server beside the workers: the server reserves the same amount."""
 PAGE_MODELS = 100
 MAX_DIGITS = 19
 LOAD_RETRIES = 2
-"""How often TorchServe may restart a worker before this client takes its version for one that does not load."""
+"""Number of worker restarts by TorchServe after which a version counts as one that does not load."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a server's workers may use, as one of them reports it."""
+    """The resources of a server's workers, as reported by a worker."""
 
     cores: int
     memory_bytes: int
     worker_bytes: int
-    """Resident memory of a worker of the model that reports it."""
+    """Resident memory of the worker that reports it."""
 
     def most_workers(self, taken_bytes: int) -> int:
-        """The number of workers of a version beyond which more are of no use, or do not fit into the memory.
+        """Maximum number of workers of a version that are useful and fit into the memory.
 
         Args:
-            taken_bytes: the memory of the workers of other versions and models.
+            taken_bytes: memory of the workers of other versions and models.
         """
         fit = (self.memory_bytes - SPARED_BYTES - taken_bytes) // max(self.worker_bytes, 1)
         return max(1, min(self.cores * WORKERS_PER_CORE, fit))
@@ -83,26 +83,25 @@ class Version:
     """One version of the model."""
 
     name: str
-    """`1.0`"""
+    """The version's name, such as `1.0`."""
 
     archive: str
-    """The file in the server's model store from which it was registered."""
+    """The file in the server's model store that the version was registered from."""
 
     default: bool
     settings: Settings
     pending_requests: int
-    """Requests that wait for a worker. TorchServe does not report those that workers hold."""
+    """Number of requests in the queue. TorchServe does not report the requests that workers process."""
 
     worker_states: tuple[str, ...]
     worker_pids: frozenset[int]
     first_worker: int | None
-    """The lowest number of a worker; None without workers. TorchServe counts the workers of all versions together, and
-    a worker that is started anew keeps its number: so these numbers have the order in which versions were registered.
-    """
+    """The lowest number of a worker; None without workers. TorchServe numbers the workers of all versions in one
+    sequence, and a restarted worker keeps its number. Therefore these numbers show the order of the registrations."""
 
     @property
     def ready(self) -> bool:
-        """Whether it has workers, and all of them are ready."""
+        """Whether the version has workers, and all of them are ready."""
         return len(self.worker_states) == self.settings.workers > 0 and set(self.worker_states) == {"READY"}
 
     def older_than(self, other: "Version") -> bool:
@@ -110,12 +109,15 @@ class Version:
         return None not in (self.first_worker, other.first_worker) and self.first_worker < other.first_worker  # type: ignore[operator]
 
     def workers(self) -> str:
-        """`2 READY, 1 UNLOADING`"""
+        """The workers by state, such as `2 READY, 1 UNLOADING`."""
         return ", ".join(f"{n} {state}" for state, n in sorted(Counter(self.worker_states).items())) or "none"
 
 
 class ManagementClient(Client):
-    """One model, as TorchServe's management API shows it. Its methods raise what `Transport.send` raises."""
+    """Client of TorchServe's management API, for one model. It can be shared by threads.
+
+    Its methods raise a `ClientError` if a request fails; `Transport.send` lists the subclasses.
+    """
 
     def __init__(
         self,
@@ -132,10 +134,10 @@ class ManagementClient(Client):
         super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s, retries=retries))
 
     def versions(self) -> list[Version]:
-        """All registered versions, 2.0 before 10.0. Exactly one of them is the default.
+        """All registered versions, in numeric order (2.0 before 10.0). Exactly one of them is the default.
 
         Raises:
-            RefusedError: with status 404, there is no such model. The error says which there are.
+            RefusedError: status 404: the model is not registered. The error names the registered models.
         """
         try:
             return self._versions(self._path)
@@ -143,22 +145,22 @@ class ManagementClient(Client):
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
             registered = ", ".join(self.models()) or "none"
-            message = f"There is no model {self.model}. Registered: {registered}. Name one by --model."
+            message = f"There is no model {self.model}. Registered: {registered}. Choose one with --model."
             raise RefusedError(error.status, error.type, message) from None
 
     def _versions(self, path: str) -> list[Version]:
         default = field(self._list(path)[0], "modelVersion", str)
-        found = [_version(value, default) for value in self._list(f"{path}/all")]
-        if [version.name for version in found].count(default) != 1:
-            raise UnexpectedAnswerError(f"The default version {default} is not one of those that are registered.")
-        return sorted(found, key=lambda version: _by_numbers(version.name))
+        versions = [_version(value, default) for value in self._list(f"{path}/all")]
+        if [version.name for version in versions].count(default) != 1:
+            raise UnexpectedAnswerError(f"The default version {default} is not among the registered versions.")
+        return sorted(versions, key=lambda version: _by_numbers(version.name))
 
     def is_registered(self) -> bool:
-        """Whether the server has this model, in any version."""
+        """Whether any version of the model is registered."""
         return self.model in self.models()
 
     def models(self) -> list[str]:
-        """The names of all models that are registered, in the order of the alphabet."""
+        """Names of all registered models, in alphabetical order."""
         names: list[str] = []
         start: str | None = "0"
         while start is not None:
@@ -168,7 +170,7 @@ class ManagementClient(Client):
                 unicode(field(model, "modelName", str), "a model's name") for model in field(page, "models", list)
             ]
             following = page.get("nextPageToken")
-            # A token that does not lead on would never end.
+            # A token that does not increase would make this loop endless.
             start = (
                 following
                 if isinstance(following, str) and following.isdecimal() and int(following) > int(start)
@@ -177,12 +179,14 @@ class ManagementClient(Client):
         return sorted(names)
 
     def default(self) -> Version:
+        """The default version."""
         return next(version for version in self.versions() if version.default)
 
     def version(self, name: str) -> Version:
-        """
+        """One version, by its name.
+
         Raises:
-            RefusedError: with status 404, there is no such version.
+            RefusedError: status 404: the version is not registered.
         """
         for version in self.versions():
             if version.name == name:
@@ -190,7 +194,7 @@ class ManagementClient(Client):
         raise RefusedError(HTTPStatus.NOT_FOUND, "ModelVersionNotFoundException", f"No version {name} of {self.model}.")
 
     def card(self) -> Mapping[str, Any]:
-        """The default version's card: the model's origin and its metrics. A worker answers this request."""
+        """The card of the default version: the model's origin and its metrics. A worker must be ready to answer."""
         return self._card(self.model)
 
     def _card(self, model: str) -> Mapping[str, Any]:
@@ -199,37 +203,39 @@ class ManagementClient(Client):
         return card if isinstance(card, dict) else {}
 
     def _machine(self, model: str, versions: Sequence[Version]) -> Machine | None:
-        """What the workers may use; None if no worker of the model is ready to say it, or if they do not know.
+        """The resources that a worker of the model reports; None if no worker is ready, or if it reports none.
 
-        Workers know it from the server, which counts it; they do not if TorchServe was started by itself, or if their
-        archive is older than this information.
+        Workers get the figures from `python -m server`. They report none if TorchServe was started without it, or if
+        the archive was built by an older release.
         """
         if not any(version.default and "READY" in version.worker_states for version in versions):
             return None
         try:
-            said = self._card(model).get("machine")
-            return Machine(*(field(said, name, int) for name in ("cores", "memory_bytes", "worker_bytes")))
+            machine = self._card(model).get("machine")
+            return Machine(*(field(machine, name, int) for name in ("cores", "memory_bytes", "worker_bytes")))
         except (UnexpectedAnswerError, RefusedError, UnreachableError):
             return None
 
     def check_workers(self, workers: int, version: str | None = None) -> None:
-        """
+        """Check that a number of workers is useful on the server's machine, and fits into its memory.
+
         Args:
-            version: which is to have so many workers; None for one that is not registered yet.
+            workers: number of workers of the version.
+            version: the version to scale; None for a version that is not registered yet.
 
         Raises:
-            InputError: so many workers are of no use on the server's machine, or do not fit into its memory beside the
-                workers of all other versions and models.
+            InputError: the number is too large for the server's cores, or for its memory beside the workers of all
+                other versions and models.
         """
         registered: dict[str, list[Version]] = {}
         for model in self.models():
-            with suppress(RefusedError):  # it may be unregistered meanwhile
+            with suppress(RefusedError):  # the model may be unregistered at the same time
                 registered[model] = self._versions(f"/models/{quoted(model)}")
         machines = {model: self._machine(model, versions) for model, versions in registered.items()}
         known = [machine for machine in machines.values() if machine is not None]
-        # A worker of a new model may take as much as the largest of the others.
+        # Estimate the memory of a new model's worker by the largest worker of another model.
         machine = machines.get(self.model) or max(known, key=lambda machine: machine.worker_bytes, default=None)
-        most, has = MAX_WORKERS_OF_UNKNOWN, ""
+        most, resources = MAX_WORKERS_OF_UNKNOWN, ""
         if machine is not None:
             worker_bytes = {model: (own or machine).worker_bytes for model, own in machines.items()}
             others = {
@@ -240,26 +246,27 @@ class ManagementClient(Client):
             }
             taken_bytes = sum(count * worker_bytes[model] for (model, _), count in others.items())
             most = machine.most_workers(taken_bytes)
-            has = (
-                f" The server has {machine.cores} cores and {machine.memory_bytes / 2**30:.1f} GiB, and a worker takes "
-                f"{machine.worker_bytes / 2**20:.0f} MiB."
+            resources = (
+                f" The server has {machine.cores} cores and {machine.memory_bytes / 2**30:.1f} GiB of memory; a worker "
+                f"takes {machine.worker_bytes / 2**20:.0f} MiB."
             )
             if taken_bytes:
                 named = ", ".join(f"{model} {name}: {count}" for (model, name), count in others.items() if count)
-                has += f" The workers of other versions ({named}) take {taken_bytes / 2**20:.0f} MiB."
+                resources += f" The workers of other versions ({named}) take {taken_bytes / 2**20:.0f} MiB."
         if workers > most:
             raise InputError(
-                f"{workers} workers are more than {most}, the most that are of use here: one for each core is "
-                f"best.{has} --force starts them all the same."
+                f"{workers} workers are too many: the useful maximum here is {most}, and one for each core is best."
+                f"{resources} Use --force to start them anyway."
             )
 
     def scale(self, workers: int, version: str) -> None:
         """Set a version's number of workers, and wait until they are ready.
 
-        If the number decreases, TorchServe ends workers at once. Requests that they hold are answered 500.
+        If the number decreases, TorchServe ends workers at once. The requests that they process are answered with
+        status 500.
 
         Raises:
-            InputError: more than `MAX_WORKERS`.
+            InputError: the number is not from 1 to `MAX_WORKERS`.
             NotReadyError: see `wait_until_ready`.
         """
         parameters: dict[str, str | int] = {
@@ -272,23 +279,29 @@ class ManagementClient(Client):
         self.wait_until_ready(version)
 
     def settings_for_a_new_model(self) -> Settings:
-        """The settings for a model that the server does not have yet: those of the default version of another model,
-        which the server's configuration names, if there is one."""
+        """The settings for a model that is not registered yet.
+
+        They are the settings of the default version of another model, if there is one.
+        """
         for name in sorted(self.models(), key=lambda name: name != MODEL):
-            with suppress(RefusedError):  # it may be unregistered meanwhile
+            with suppress(RefusedError):  # the model may be unregistered at the same time
                 versions = self._versions(f"/models/{quoted(name)}")
                 return next(version.settings for version in versions if version.default)
         return Settings()
 
     def register(self, archive: str, settings: Settings) -> str:
-        """Register an archive of the server's model store; returns its version, whose workers are then started.
+        """Register an archive of the server's model store; returns its version, whose workers are starting.
 
-        The model need not exist: then this is its first version, and its default.
+        The first version of a model becomes its default.
+
+        Args:
+            archive: the archive's file name in the model store.
+            settings: the version's settings.
 
         Raises:
-            InputError: `archive` is not Unicode, or there are too many workers.
-            RefusedError: the server lets nobody register; no such archive; its version is registered already, with
-                status 409.
+            InputError: the archive's name is invalid, or the number of workers is not from 1 to `MAX_WORKERS`.
+            RefusedError: the server's registration is disabled; the archive is missing or broken; or its version is
+                already registered (status 409).
         """
         if not archive or not is_unicode(archive):
             raise InputError(f"{archive!r} cannot be an archive's name.")
@@ -306,61 +319,64 @@ class ManagementClient(Client):
             with self._unless(lambda: self.added(archive, before) is not None):
                 self._transport.send("POST", "/models", parameters=parameters, repeat=False)
         except RefusedError as error:
-            way_out = _WAYS_OUT.get(error.status, "")
+            hint = _HINTS.get(error.status, "")
             if error.status == HTTPStatus.CONFLICT:
                 name = shlex.quote(archive_name(archive))
-                way_out += (
-                    f" If {archive} is another model, give it a name of its own: "
+                hint += (
+                    f" If {archive} is another model, register it under another name: "
                     f"`sentiment register {shlex.quote(archive)} --name {name}`."
                 )
-            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {way_out}".strip()) from error
+            raise RefusedError(error.status, error.type, f"{error.message.rstrip('.')}. {hint}".strip()) from error
         added = self.added(archive, before)
         if added is None:
-            raise UnexpectedAnswerError(f"The server took {archive}, but has no new version of {self.model}.")
+            raise UnexpectedAnswerError(f"The server accepted {archive}, but has no new version of {self.model}.")
         return added
 
     def added(self, archive: str, before: Set[str]) -> str | None:
-        """The version that was registered from `archive` and is not among `before`; None if there is none yet."""
+        """The new version from `archive`, which is not among `before`; None if there is none yet."""
         if not self.is_registered():
             return None
         return next((new.name for new in self.versions() if new.archive == archive and new.name not in before), None)
 
     def wait_until_ready(self, version: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return when all workers of a version are ready.
+        """Wait until all workers of a version are ready.
 
         Raises:
-            NotReadyError: workers end while they load, or are not all ready in time.
+            NotReadyError: the workers end while they load, or not all of them are ready after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         pids: set[int] = set()
         while not (described := self.version(version)).ready:
             pids |= described.worker_pids
             if len(pids) > described.settings.workers + LOAD_RETRIES:
-                raise NotReadyError(f"Version {version} does not load: its workers end. The server's log says why.")
+                raise NotReadyError(f"Version {version} does not load: its workers end. See the server's log.")
             if time.monotonic() > deadline:
                 raise NotReadyError(f"Version {version} is not ready after {timeout_s:g} s: {described.workers()}.")
             time.sleep(POLL_S)
 
     def set_default(self, version: str) -> None:
-        """Let a version answer `/predictions/NAME`. The version before still answers the requests that wait for it."""
+        """Make a version the default, which answers `/predictions/NAME`. The old one answers its queued requests."""
         with self._unless(lambda: self.default().name == version):
             self._transport.send("PUT", f"{self._version_path(version)}/set-default", repeat=False)
 
     def unregister(self, version: str) -> None:
-        """Remove a version at once. Requests that wait for it, or that its workers hold, are lost.
+        """Remove a version at once. Its queued requests and those that its workers process are lost.
 
         Raises:
-            RefusedError: with status 403, it is the default.
+            RefusedError: status 403: the version is the default.
         """
-        with self._unless(lambda: not self.is_registered() or version not in {left.name for left in self.versions()}):
+        with self._unless(lambda: not self.is_registered() or version not in {other.name for other in self.versions()}):
             self._transport.send("DELETE", self._version_path(version), repeat=False)
 
     @contextmanager
     def _unless(self, done: Callable[[], bool]) -> Iterator[None]:
-        """Let a change's request fail if the change itself takes effect.
+        """Ignore the failure of a change's request if the change takes effect.
 
-        A port-forward or a load balancer may drop the connection while the server goes on, and TorchServe answers
-        500 where only the end of a worker failed. What the server then has decides.
+        A port-forward or a load balancer may drop the connection while the server continues, and TorchServe answers
+        with status 500 if only the end of a worker failed. Therefore the server's state decides.
+
+        Args:
+            done: whether the change has taken effect.
         """
         try:
             yield
@@ -379,27 +395,27 @@ class ManagementClient(Client):
     def _list(self, path: str) -> list[Any]:
         value = self._transport.send("GET", path).value
         if not isinstance(value, list) or not value:
-            raise UnexpectedAnswerError(f"Expected descriptions of {self.model}, not {shown(value)}.")
+            raise UnexpectedAnswerError(f"Expected a list of versions of {self.model}, not {shown(value)}.")
         return value
 
 
-_WAYS_OUT: Mapping[int, str] = {
-    HTTPStatus.NOT_FOUND: "Archives are named as they are in the server's model store.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "Registering is off: set enable_model_api=true in the server's config.properties, "
-    "and start it anew.",
-    HTTPStatus.CONFLICT: "An archive's version is set by `python -m training archive --version`; a file that is no "
-    "archive counts as 1.0.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "The archive may be broken; the server's log says more.",
+_HINTS: Mapping[int, str] = {
+    HTTPStatus.NOT_FOUND: "Use the archive's file name in the server's model store.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "Registration is disabled. Set enable_model_api=true in the server's "
+    "config.properties, and restart the server.",
+    HTTPStatus.CONFLICT: "Set an archive's version with `python -m training archive --version`. A file that is not an "
+    "archive counts as version 1.0.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The archive may be broken. See the server's log.",
 }
 
 
 def archive_name(archive: str) -> str:
-    """The name of the model in an archive, if nobody gives it another."""
+    """Default name of the model in an archive."""
     return PurePosixPath(archive).name.removesuffix(".mar")
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """A key to sort versions by, with digits as numbers. A version may have any name."""
+    """Sort key of a version's name, with digits as numbers. The name may be any text."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -407,11 +423,11 @@ def whole_workers(number: int) -> int:
     """A version's number of workers.
 
     Raises:
-        InputError: it is not from 1 to `MAX_WORKERS`.
+        InputError: the number is not from 1 to `MAX_WORKERS`.
     """
     if not 1 <= number <= MAX_WORKERS:
         raise InputError(
-            f"{number} is not from 1 to {MAX_WORKERS} workers. One for each core is best; for more than {MAX_WORKERS}, "
+            f"{number} workers: expected 1 to {MAX_WORKERS}. One for each core is best. For more than {MAX_WORKERS}, "
             "start more servers."
         )
     return number

@@ -1,7 +1,7 @@
-"""A management command on every pod of a deployment, one after the other.
+"""Run a management command on every pod of a deployment, one pod after the other.
 
-The management API listens on each pod's loopback alone. `kubectl port-forward` leads to it: kubectl picks free local
-ports, and this module reads them from what kubectl prints, so no other program's port is taken for a pod's.
+The management API listens only on each pod's loopback interface, which `kubectl port-forward` reaches. Kubectl chooses
+free local ports, and this module reads them from its output, so that they never belong to another program.
 """
 
 import contextlib
@@ -24,32 +24,32 @@ from sentiment.terminal import one_line
 NAMESPACE = "sentiment"
 SELECTOR = "app.kubernetes.io/name=sentiment"
 INFERENCE_PORT, MANAGEMENT_PORT = 8080, 8081
-"""The ports of `config.properties`, in every pod."""
+"""Ports of every pod, from `config.properties`."""
 
 LIST_TIMEOUT_S = 60.0
 FORWARD_TIMEOUT_S = 30.0
-"""How long kubectl may take to list pods, and to start a port-forward."""
+"""Timeouts for kubectl to list the pods, and to start a port-forward."""
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.05
 
 _FORWARDED = re.compile(r"^Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)$", re.MULTILINE)
 _LOG_PREFIX = re.compile(r"^[IWEF]\d{4} \S+ +\d+ \S+\] ")
-"""Level, date, time, thread and place in the source, before a line of kubectl's log."""
+"""Prefix of a line of kubectl's log: level, date, time, thread and source line."""
 
 Command = Callable[[str, str], int]
-"""A command, given the URLs of a pod's inference and management APIs; returns its exit code, 0 for success."""
+"""A command that takes the URLs of a pod's inference and management APIs, and returns its exit code (0: success)."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Where the pods are."""
+    """A deployment, as kubectl selects its pods."""
 
     namespace: str = NAMESPACE
     selector: str = SELECTOR
     context: str | None = None
-    """Of kubectl's configuration; None: the current one."""
+    """Context of kubectl's configuration; None for the current one."""
 
     def kubectl(self, *arguments: str) -> list[str]:
         """The command line of kubectl with these arguments.
@@ -66,9 +66,11 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Pod:
+    """State of a pod."""
+
     name: str
     ending: bool
-    """Whether it is being deleted, or its containers have ended for good."""
+    """Whether the pod is being deleted, or its containers have ended without a restart."""
 
     ready: bool
 
@@ -79,6 +81,9 @@ def on_every_pod(deployment: Deployment, command: Command, say: Say, *, as_json:
     Pods that are ending are skipped. Pods that are not ready are skipped too, but count as failed.
 
     Args:
+        deployment: the deployment.
+        command: the command to run.
+        say: shows a message to the user.
         as_json: print one JSON object per pod: its name, whether the command succeeded, the JSON that the command
             printed, and the error.
 
@@ -145,7 +150,7 @@ def _run(deployment: Deployment, pod: str, command: Command) -> int:
 
 @contextlib.contextmanager
 def _interrupted_by_hangup() -> Iterator[None]:
-    """Treat SIGHUP, of a terminal that is closed, as Ctrl-C, so that the port-forward is ended; not under `nohup`."""
+    """Handle SIGHUP (a closed terminal) as Ctrl-C, so that the port-forward ends; but not under `nohup`."""
     before = signal.getsignal(signal.SIGHUP)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -186,20 +191,20 @@ def _pod(item: dict[str, Any]) -> Pod:
 
 @contextlib.contextmanager
 def _forward(deployment: Deployment, pod: str) -> Iterator[tuple[str, str]]:
-    """The URLs of a pod's inference and management APIs, for as long as the `with` lasts.
+    """Forward to a pod; the context's value is the URLs of its inference and management APIs.
 
     Raises:
-        PodError: kubectl does not forward, or stopped while the command ran.
+        PodError: kubectl cannot forward, or stopped while the command ran.
     """
     ports = (INFERENCE_PORT, MANAGEMENT_PORT)
     command = deployment.kubectl(
         "port-forward", "--address", "127.0.0.1", f"pod/{pod}", *(f":{port}" for port in ports)
     )
     with tempfile.TemporaryDirectory() as folder:
-        # Files and not pipes, which would fill: kubectl prints a line for each connection.
+        # Files, not pipes, which would block when they are full: kubectl prints a line for each connection.
         output, errors = Path(folder, "output"), Path(folder, "errors")
         with output.open("wb") as stdout, errors.open("wb") as stderr:
-            # In a session of its own: after Ctrl-C the command still needs the pod, to put things back.
+            # In a session of its own, without Ctrl-C: an interrupted command still needs the pod, to clean up.
             forward = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
             )
@@ -216,7 +221,7 @@ def _forward(deployment: Deployment, pod: str) -> Iterator[tuple[str, str]]:
 
 
 def _local_ports(forward: subprocess.Popen[bytes], output: Path, errors: Path) -> dict[int, int]:
-    """Each of the pod's ports to the local port that leads to it, once kubectl has printed both."""
+    """Local port by pod port, as soon as kubectl has printed both."""
     deadline = time.monotonic() + FORWARD_TIMEOUT_S
     while time.monotonic() < deadline:
         if forward.poll() is not None:
@@ -229,9 +234,9 @@ def _local_ports(forward: subprocess.Popen[bytes], output: Path, errors: Path) -
 
 
 def _stopped(forward: subprocess.Popen[bytes], errors: Path) -> str:
-    """What kubectl said if it no longer forwards. Its port may belong to another program by then."""
+    """Why kubectl stopped; empty if it still forwards. Its local port may belong to another program after the stop."""
     try:
-        forward.wait(POLL_S)  # it closes its ports first, and ends a moment later
+        forward.wait(POLL_S)  # kubectl closes its ports a moment before it ends
     except subprocess.TimeoutExpired:
         return ""
     return f" kubectl port-forward stopped: {_reason(errors.read_text())}"
@@ -247,7 +252,7 @@ def _end(forward: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(errors: str) -> str:
-    """What kubectl wrote to standard error: its message, and the last line of its log in brackets."""
+    """The last message that kubectl wrote to standard error, and the last line of its log in brackets."""
     lines = [one_line(line).strip() for line in errors.splitlines()]
     messages = [line for line in lines if line and not _LOG_PREFIX.match(line)]
     logged = [f"({_LOG_PREFIX.sub('', line)})" for line in lines if _LOG_PREFIX.match(line)]

@@ -1,11 +1,11 @@
-"""Replace the default version without a lost request, and go back.
+"""Rolling update of the default version without losing a request, and its rollback.
 
-The new version is registered beside the old one, waited for, warmed and compared; only then it becomes the default. The
-old version is removed when no request can wait for it any more. If any step before fails, the old version stays the
-default.
+A rollout registers the new version beside the old one, waits for its workers, warms it, and compares both versions.
+Then it makes the new version the default, drains the old version, and removes it. If any step before the switch fails,
+the old version stays the default.
 
-A rollout that was killed is finished by the same command. It takes over the version that is registered from the same
-archive, or, if that is the default already, removes the old version.
+If a rollout is killed, the same command finishes it: it adopts the version that is registered from the same archive.
+If this version is already the default, it removes the old version.
 """
 
 import shlex
@@ -22,20 +22,20 @@ from sentiment.inference import MODEL, InferenceClient, Kind, Prediction
 from sentiment.management import POLL_S, ManagementClient, Version
 
 MAX_CHANGED = 0.2
-MAX_CHANGES_TOLD = 30
-MAX_LABELS_TOLD = 10
+MAX_CHANGES_SHOWN = 30
+MAX_LABELS_SHOWN = 10
 ROUNDING = 1e-3
-"""Numbers of a regression that differ by no larger share of themselves are the same."""
+"""Relative difference up to which two numbers of a regression count as equal."""
 QUEUE_TIMEOUT_S = 120.0
-"""How long a removal waits for the version's queue to become empty."""
+"""Timeout of the wait for a version's queue to be empty, before its removal."""
 REGISTRATION_S = 5.0
-"""How long after an interrupted registration its version may still appear."""
+"""How long a version may take to appear after its registration was interrupted."""
 
 _KINDS: Mapping[Kind, str] = {"label": "one label for each text", "labels": "any number of labels", "value": "a number"}
 
 Say = Callable[[str], None]
 Ask = Callable[[str], InferenceClient]
-"""From a version's name to a client that asks this version."""
+"""Function from a version's name to a client of this version."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,43 @@ class Comparison:
     new_kind: Kind
 
     changes: tuple[Change, ...]
-    """The texts whose label differs, whose labels differ, or whose numbers differ by more than `tolerance`."""
+    """The texts whose label or labels differ, or whose numbers differ by more than `tolerance`."""
 
     tolerance: float | None
-    """Of two regressions: the standard deviation of the old version's numbers. None for labels."""
+    """For two regressions, the standard deviation of the old version's numbers; None for labels."""
 
     only_old: tuple[str, ...]
     only_new: tuple[str, ...]
-    """Labels that the other version does not have."""
+    """Labels that the other version lacks."""
 
     largest_difference: float | None
-    """The largest difference between the two probabilities of a label that both versions have, over all texts; of two
-    regressions, between the two numbers. None if there is nothing to compare."""
+    """Maximum difference, over all texts, between the probabilities of a label that both versions have; for two
+    regressions, between the numbers. None if the versions share no label."""
 
     old_median_ms: float
     new_median_ms: float
 
     def changed(self) -> str:
-        """What has changed, in words: `of the labels changed`."""
+        """The kind of change, in words, such as `of the labels changed`."""
         if self.old_kind != self.new_kind:
             return "of the predictions are of another kind"
         if self.tolerance is not None:
-            return f"of the numbers changed by more than {self.tolerance:.4g}, their standard deviation before"
+            return f"of the numbers changed by more than {self.tolerance:.4g}, the old version's standard deviation"
         return "of the texts have other labels" if self.old_kind == "labels" else "of the labels changed"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The default version now, the one before, and whether that is still registered."""
+    """Result of a rollout or rollback: the new default version, and the version that it replaced."""
 
     new: str
     old: str | None
-    """None: the new version was the default already, and which one it replaced is not known."""
+    """The replaced version; None if it is unknown, because the new version was already the default."""
 
     old_archive: str | None
     old_kept: bool
+    """Whether the replaced version is still registered."""
+
     comparison: Comparison | None
 
 
@@ -102,23 +104,26 @@ class Switch:
     ask: Ask
     sample: Sequence[str]
     drain_s: float | None
-    """The time in seconds between the last waiting request and the removal of the old version. Its workers may still
-    hold requests then, which TorchServe does not report. None: the version's response timeout, after which TorchServe
-    itself takes a worker for hung."""
+    """Time between the last queued request and the removal of the old version, in seconds. Its workers may still
+    process requests, which TorchServe does not report. None for the version's response timeout, after which TorchServe
+    ends a worker as hung."""
 
     say: Say
 
     def rollout(self, archive: str, max_changed: float = MAX_CHANGED, keep_old: bool = False) -> Outcome:
-        """Make the version in `archive`, of the server's model store, the default.
+        """Register the version in `archive`, and make it the default.
+
+        If the rollout fails, the old version stays the default, unless another program changed it.
 
         Args:
-            max_changed: more than this share of the sample's labels changed is a failure.
+            archive: the archive's file name in the server's model store.
+            max_changed: maximum share of the sample's labels that may change; if more change, the rollout fails.
             keep_old: leave the old version registered.
 
         Raises:
-            RolloutError: too many labels changed; another version than the new one answered, or became the default.
+            RolloutError: too many labels changed; or another version than the new one answered, or became the default.
             NotReadyError: the new version does not load.
-            ClientError: see `Transport.send`. In every case the default is as it was, if nobody else changed it.
+            ClientError: a request failed; see `Transport.send`.
         """
         versions = self.management.versions()
         old = next(version for version in versions if version.default)
@@ -140,22 +145,23 @@ class Switch:
         if adopted is not None:
             new = adopted.name
             with old_stays(self.management, old, archive, self.say, adopted=new):
-                self.say(f"To roll out another version from a file of this name, run {self._unregister(new)} first.")
+                self.say(f"To roll out a replaced file of this name, run {self._unregister(new)} first.")
                 self._adopt(adopted, old)
                 comparison = self._switch(old, new, max_changed)
         old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
         return Outcome(new, old.name, old.archive, old_kept, comparison)
 
     def rollback(self, archive: str | None = None) -> Outcome:
-        """Make another version the default, and remove the present one.
+        """Make another version the default, and remove the present default.
 
         Args:
-            archive: of the other version, registered if need be.
+            archive: the archive of the other version, which is registered if necessary; None to get an error that
+                names the versions to choose from.
 
         Raises:
-            RolloutError: no archive is named; the error names the versions to choose from. Or several versions are
-                registered from it; or another became the default meanwhile.
-            ClientError: as `rollout`.
+            RolloutError: no archive is given; several versions are registered from it; or another version became the
+                default during the rollback.
+            ClientError: as for `rollout`.
         """
         versions = self.management.versions()
         present = next(version for version in versions if version.default)
@@ -166,7 +172,7 @@ class Switch:
         if len(targets) > 1:
             names = " and ".join(version.name for version in targets)
             removals = " or ".join(self._unregister(version.name) for version in targets)
-            raise RolloutError(f"Versions {names} are registered from {archive}. Remove those not meant: {removals}.")
+            raise RolloutError(f"Versions {names} are registered from {archive}. Remove all but one: {removals}.")
         if not targets and others and present.archive == archive:
             return self._finish(present, others, keep_old=True)
         adopted = targets[0] if targets else None
@@ -189,7 +195,7 @@ class Switch:
         return Outcome(target, present.name, present.archive, old_kept, None)
 
     def compare(self, old: str, new: str) -> Comparison:
-        """Ask both versions for each text of the sample. They take turns, so that both meet the same load."""
+        """Compare the predictions of both versions. The requests alternate, so that both have the same load."""
         pairs: list[tuple[Prediction, Prediction]] = []
         times_s: dict[str, list[float]] = {old: [], new: []}
         with self.ask(old) as old_client, self.ask(new) as new_client:
@@ -199,7 +205,7 @@ class Switch:
                 pairs.append((first, second))
         values = [first.value for first, second in pairs if first.value is not None and second.value is not None]
         tolerance = pstdev(values) if len(values) == len(pairs) else None
-        differences = [found for first, second in pairs if (found := _difference(first, second)) is not None]
+        differences = [value for first, second in pairs if (value := _difference(first, second)) is not None]
         old_labels = {label: None for first, _ in pairs for label in first.scores}
         new_labels = {label: None for _, second in pairs for label in second.scores}
         return Comparison(
@@ -220,31 +226,31 @@ class Switch:
         )
 
     def _switch(self, old: Version, new: str, max_changed: float) -> Comparison:
-        """Warm a version, compare it with the default, and make it the default."""
+        """Warm a version, compare it with the default version, and make it the default."""
         self._warm(new)
         comparison = self.compare(old.name, new)
         self._report(comparison, old.name, new)
         changed = len(comparison.changes) / comparison.texts
         if changed > max_changed:
-            most = f"at most {max_changed:.0%} may (--max-changed)"
-            raise RolloutError(f"{changed:.0%} {comparison.changed()}; {most}.")
+            limit = f"the maximum is {max_changed:.0%} (--max-changed)"
+            raise RolloutError(f"{changed:.0%} {comparison.changed()}; {limit}.")
         self._set_default(new, instead_of=old.name)
         return comparison
 
     def _register(self, archive: str, like: Version) -> str:
-        """Register an archive with the settings of the version `like`; returns its version when its workers answer."""
+        """Register an archive with the settings of `like`; returns its version as soon as its workers are ready."""
         new = self.management.register(archive, like.settings)
         self.say(f"Registered {archive} as version {new}; waiting for {like.settings.workers} workers ...")
         self.management.wait_until_ready(new)
         return new
 
     def _conflicting(self, error: RefusedError, archive: str, old: Version) -> Version:
-        """The version that stands in the way of a registration and came from the same archive.
+        """The version that conflicts with a registration, if it was registered from the same archive.
 
-        The same command may have been run before, a moment ago too, or another rollout goes on.
+        The same command may have been run before, or another rollout is in progress.
 
         Raises:
-            RefusedError: `error`, which has another reason, or names a version from another archive.
+            RefusedError: `error`, if it has another reason, or if the conflicting version is from another archive.
         """
         if error.status != HTTPStatus.CONFLICT:
             raise error
@@ -257,23 +263,24 @@ class Switch:
         raise error
 
     def _adopt(self, version: Version, like: Version) -> None:
-        """Take over a version that is registered already. It gets at least as many workers as `like` has."""
-        self.say(f"Version {version.name} is registered from {version.archive} already; waiting for its workers ...")
+        """Use a version that is already registered, with at least as many workers as `like` has."""
+        self.say(f"Version {version.name} is already registered from {version.archive}; waiting for its workers ...")
         self.management.scale(max(like.settings.workers, version.settings.workers), version.name)
 
     def _finish(self, new: Version, others: Sequence[Version], keep_old: bool) -> Outcome:
-        """End a rollout that had switched already: remove the version that `new` replaced.
+        """Finish a rollout that has already switched: remove the version that `new` replaced.
 
-        That is the only other version, if it was started before. Any other version may be wanted: it is only named.
+        If there is exactly one other version, and it is older, then it is the replaced version. Otherwise the user must
+        decide, and the other versions are only listed.
         """
-        self.say(f"Version {new.name} ({new.archive}) is the default already.")
+        self.say(f"Version {new.name} ({new.archive}) is already the default.")
         self.management.wait_until_ready(new.name)
         if len(others) == 1 and others[0].older_than(new):
             [old] = others
             old_kept = keep_old or not remove(self.management, old, self.drain_s, self.say)
             return Outcome(new.name, old.name, old.archive, old_kept, None)
         for other in others:
-            self.say(f"Version {other.name} stays registered; {self._unregister(other.name)} removes it.")
+            self.say(f"Version {other.name} stays registered. To remove it: {self._unregister(other.name)}.")
         return Outcome(new.name, None, None, bool(others), None)
 
     def _unregister(self, version: str) -> str:
@@ -284,8 +291,8 @@ class Switch:
             predictions = client.predict_many(self.sample)
         answered = {prediction.model_version for prediction in predictions} - {None, version}
         if answered:
-            raise RolloutError(f"Version {version} was asked, and {', '.join(map(str, answered))} answered.")
-        self.say(f"Warmed it with {len(self.sample)} texts.")
+            raise RolloutError(f"Requests to version {version} were answered by {', '.join(map(str, answered))}.")
+        self.say(f"Warmed version {version} with {len(self.sample)} texts.")
 
     def _report(self, comparison: Comparison, old: str, new: str) -> None:
         medians = f"median {comparison.old_median_ms:.1f} ms before, {comparison.new_median_ms:.1f} ms now."
@@ -293,10 +300,10 @@ class Switch:
             before, now = _KINDS[comparison.old_kind], _KINDS[comparison.new_kind]
             self.say(f"Compared: version {old} predicts {before}, version {new} {now}; {medians}")
             return
-        for change in comparison.changes[:MAX_CHANGES_TOLD]:
+        for change in comparison.changes[:MAX_CHANGES_SHOWN]:
             self.say(f"  {change.old} -> {change.new}: {change.text}")
-        if len(comparison.changes) > MAX_CHANGES_TOLD:
-            self.say(f"  ... and {len(comparison.changes) - MAX_CHANGES_TOLD:,} more")
+        if len(comparison.changes) > MAX_CHANGES_SHOWN:
+            self.say(f"  ... and {len(comparison.changes) - MAX_CHANGES_SHOWN:,} more")
         for name, labels in ((old, comparison.only_old), (new, comparison.only_new)):
             if labels:
                 self.say(
@@ -304,18 +311,21 @@ class Switch:
                 )
         largest = ""
         if comparison.largest_difference is not None:
-            of_a_score = "" if comparison.tolerance is not None else " of a score"
-            largest = f", the largest difference{of_a_score} is {comparison.largest_difference:.4f}"
+            quantity = "" if comparison.tolerance is not None else " of a score"
+            largest = f", the largest difference{quantity} is {comparison.largest_difference:.4f}"
         changed = comparison.changed().removeprefix("of the ")
         self.say(f"Compared: {len(comparison.changes)} of {comparison.texts} {changed}{largest}; {medians}")
 
     def _choices(self, present: Version, others: Sequence[Version]) -> str:
-        """Why no version is gone back to where none is named. A version may have been the default, or registered to be
-        looked at, or refused by a rollout: the server does not tell these apart."""
+        """The error for a rollback without an archive.
+
+        The client cannot choose: the server does not report which version was the default before. A version may also
+        have been registered for a test, or been rejected by a rollout.
+        """
         if not others:
             return (
-                f"No version is registered beside {present.name} ({present.archive}). Name the archive to go back to, "
-                "as it is named in the server's model store."
+                f"Version {present.name} ({present.archive}) is the only registered version. Name the archive of the "
+                "version to restore, by its file name in the server's model store."
             )
         choices = ", ".join(
             f"`sentiment rollback {shlex.quote(version.archive)}{of_model(self.management.model)}` (version "
@@ -323,25 +333,25 @@ class Switch:
             for version in others
         )
         return (
-            f"Version {present.name} is the default. The server does not know which one was before. Choose: {choices}."
+            f"Version {present.name} is the default. The server does not know the previous default. Choose: {choices}."
         )
 
     def _set_default(self, version: str, instead_of: str) -> None:
         default = self.management.default().name
         if default == version:
-            self.say(f"Version {version} is the default: another rollout of it has switched.")
+            self.say(f"Version {version} is already the default: another rollout has switched to it.")
             return
         if default != instead_of:
-            raise RolloutError(f"Version {default} has become the default meanwhile: another rollout is going on.")
+            raise RolloutError(f"Another rollout is in progress: version {default} has become the default.")
         self.management.set_default(version)
         self.say(f"Version {version} is the default.")
 
 
 def left_by_a_registration(versions: Sequence[Version], archive: str) -> Version | None:
-    """The version that an earlier registration of `archive` left, so that it need not be asked for again.
+    """The version from an earlier registration of `archive` that can be used without registering it again.
 
-    That version is newer than the default, and the only one from a file of this name. In every other case the file may
-    have been replaced, and the server has to say which version is in it now: None.
+    This version is newer than the default, and the only one from a file of this name. In all other cases the file may
+    have been replaced by another version, and only a registration shows which version it contains: None.
     """
     default = next(version for version in versions if version.default)
     named = [version for version in versions if version.archive == archive]
@@ -353,11 +363,14 @@ def left_by_a_registration(versions: Sequence[Version], archive: str) -> Version
 def remove(management: ManagementClient, old: Version, drain_s: float | None, say: Say) -> bool:
     """Drain and remove a version.
 
-    Returns:
-        Whether it is removed. If not, `say` was called with the reason.
-
     Args:
-        drain_s: see `Switch`.
+        management: the client of the server.
+        old: the version.
+        drain_s: time between the last queued request and the removal; see `Switch`.
+        say: shows a message to the user.
+
+    Returns:
+        Whether the version is removed. If it is not, `say` was called with the reason.
     """
     version = old.name
     drain_s = old.settings.response_timeout_s if drain_s is None else drain_s
@@ -366,18 +379,18 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
         deadline = time.monotonic() + QUEUE_TIMEOUT_S
         while pending := management.version(version).pending_requests:
             if time.monotonic() > deadline:
-                say(f"{stays}: {pending} requests still wait for it after {QUEUE_TIMEOUT_S:g} s.")
+                say(f"{stays}: {pending} requests are still in its queue after {QUEUE_TIMEOUT_S:g} s.")
                 return False
             time.sleep(POLL_S)
-        say(f"Nothing waits for version {version}; {drain_s:g} s for what its workers still hold ...")
+        say(f"The queue of version {version} is empty; waiting {drain_s:g} s for the requests in its workers ...")
         time.sleep(drain_s)
         management.unregister(version)
     except KeyboardInterrupt:
-        say(f"{stays}: interrupted. {_unregister(version, management.model)} removes it.")
+        say(f"{stays}: interrupted. To remove it: {_unregister(version, management.model)}.")
         raise
     except RefusedError as error:
         if error.status == HTTPStatus.NOT_FOUND:
-            say(f"Version {version} has been removed meanwhile.")
+            say(f"Version {version} was removed by another program.")
             return True
         say(f"{stays}: {error}")
         return False
@@ -392,13 +405,17 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
 def old_stays(
     management: ManagementClient, old: Version, archive: str, say: Say, adopted: str | None = None
 ) -> Iterator[None]:
-    """If anything fails, have the old version as the default, and remove the version that came from `archive`.
+    """If the body of the `with` fails, restore the old version as the default, and remove the version from `archive`.
 
-    A registration that is refused because its version is registered already (409) has changed nothing, and may be gone
-    on from: nothing is undone or said.
+    A registration that fails because its version is already registered (status 409) has changed nothing, and the caller
+    may continue with this version: then nothing is undone.
 
     Args:
-        adopted: the version from `archive` that was registered before. It stays registered.
+        management: the client of the server.
+        old: the default version before.
+        archive: the archive that is being registered.
+        say: shows a message to the user.
+        adopted: the version from `archive` that was registered before, and stays registered; None if there is none.
     """
     before = {version.name for version in management.versions()}
     try:
@@ -415,22 +432,22 @@ def old_stays(
                     management.unregister(new)
                     say(f"Removed version {new}.")
                 else:
-                    say(f"Version {new} stays registered; {_unregister(new, management.model)} removes it.")
+                    say(f"Version {new} stays registered. To remove it: {_unregister(new, management.model)}.")
             _tell_default(management.versions(), old, say)
         except ClientError as error:
-            say(f"Could not put everything back: {error}. `sentiment status` shows what is there.")
+            say(f"Cleanup failed: {error}. `sentiment status` shows the present state.")
         raise
 
 
 def _tell_default(versions: Sequence[Version], old: Version, say: Say) -> None:
     default = next(version.name for version in versions if version.default)
-    say(f"Version {default} is the default{', as before' if default == old.name else ''}.")
+    say(f"Version {default} is {'still ' if default == old.name else ''}the default.")
 
 
 def _added(management: ManagementClient, archive: str, before: Set[str], problem: BaseException) -> str | None:
-    """The version that a failed rollout registered; None if it registered none."""
+    """The version that a failed rollout registered; None if there is none."""
     added = management.added(archive, before)
-    # An interrupted registration may still go on.
+    # The server may still be processing an interrupted registration.
     answered = isinstance(problem, ClientError) and not isinstance(problem, UnreachableError)
     deadline = time.monotonic() + REGISTRATION_S
     while added is None and not answered and time.monotonic() < deadline:
@@ -440,24 +457,24 @@ def _added(management: ManagementClient, archive: str, before: Set[str], problem
 
 
 def _unregister(version: str, model: str) -> str:
-    """The command that removes a version. The version's name is the server's: quoted, it can be pasted into a shell."""
+    """The command that removes a version, quoted for a shell: the version's name comes from the server."""
     return f"`sentiment unregister {shlex.quote(version)}{of_model(model)}`"
 
 
 def of_model(model: str) -> str:
-    """The option that names a model, for commands that can be pasted into a shell; empty for the default."""
+    """The option `--model` for commands that are shown to the user, quoted for a shell; empty for the default model."""
     return "" if model == MODEL else f" --model {shlex.quote(model)}"
 
 
 def _has_changed(old: Prediction, new: Prediction, tolerance: float | None) -> bool:
     if tolerance is not None and old.value is not None and new.value is not None:
-        # Where all numbers are alike, their deviation is 0, and rounding is no change.
+        # If all numbers are equal, the standard deviation is 0, and a rounding difference must not count.
         return abs(new.value - old.value) > tolerance and not isclose(new.value, old.value, rel_tol=ROUNDING)
     return (old.kind, old.label, set(old.labels or ())) != (new.kind, new.label, set(new.labels or ()))
 
 
 def _difference(old: Prediction, new: Prediction) -> float | None:
-    """None if there is nothing that both have."""
+    """The difference between two predictions of a text; None if they share no label."""
     if old.value is not None and new.value is not None:
         return abs(new.value - old.value)
     return max(
@@ -466,8 +483,8 @@ def _difference(old: Prediction, new: Prediction) -> float | None:
 
 
 def _few(labels: Sequence[str]) -> str:
-    more = len(labels) - MAX_LABELS_TOLD
-    return ", ".join(labels[:MAX_LABELS_TOLD]) + (f" and {more} more" if more > 0 else "")
+    more = len(labels) - MAX_LABELS_SHOWN
+    return ", ".join(labels[:MAX_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _timed(client: InferenceClient, text: str, times_s: list[float]) -> Prediction:

@@ -1,4 +1,4 @@
-"""Made-up tweets to warm a new version up with, and to compare it with the old one by."""
+"""Synthetic tweets: the default sample to warm a new version, and to compare it with the old one."""
 
 TEXTS = (
     "Thank you for the great flight!",

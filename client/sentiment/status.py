@@ -1,4 +1,4 @@
-"""The data of `sentiment status`: the state of both addresses, the versions with their workers, the model's card."""
+"""State of a server, for `sentiment status`: both addresses, the versions with their workers, the model's card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,16 @@ COMMIT_DIGITS = 12
 
 @dataclass(frozen=True)
 class Status:
+    """State of a server, and of one of its models."""
+
     inference: str
-    """`Healthy`, or why the address does not answer."""
+    """State of the inference address: `Healthy`, or the error."""
 
     management: str
-    """The same."""
+    """State of the management address: `Healthy`, or the error."""
 
     models: tuple[str, ...]
-    """The names of all models that are registered."""
+    """Names of all registered models."""
 
     versions: tuple[Version, ...]
     card: Mapping[str, Any]
@@ -31,9 +33,11 @@ class Status:
 
     @property
     def reachable(self) -> bool:
+        """Whether both addresses are healthy."""
         return self.inference == self.management == "Healthy"
 
     def to_json(self) -> dict[str, Any]:
+        """The state as the JSON object that `sentiment status --json` prints."""
         return {
             "inference": self.inference,
             "management": self.management,
@@ -64,16 +68,16 @@ class Status:
                 rows.append([version.name, default, version.workers(), queue, batch, version.archive])
             parts.append(table(rows))
         if self.card:
-            parts.append("\n".join(cut(f"{name:<12}{what}", WIDTH) for name, what in facts(self.card)))
+            parts.append("\n".join(cut(f"{name:<12}{value}", WIDTH) for name, value in facts(self.card)))
         return "\n\n".join(parts)
 
 
 def status(inference: InferenceClient, management: ManagementClient) -> Status:
-    """Ask both addresses. An address that does not answer is part of the status, not an error.
+    """Query both addresses. An address that does not answer is reported in the status, not raised.
 
     Raises:
-        NotAuthorizedError: an address wants a token, or another one.
-        RefusedError: with status 404, there is no such model.
+        NotAuthorizedError: an address requires a token, or rejects the given one.
+        RefusedError: status 404: the model is not registered.
     """
     models: list[str] = []
     versions: list[Version] = []
@@ -87,7 +91,7 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
     try:
         models = management.models()
         versions = management.versions()
-        seen = "Healthy"
+        management_state = "Healthy"
         if any(version.default and "READY" in version.worker_states for version in versions):
             card = management.card()
     except NotAuthorizedError:
@@ -95,22 +99,22 @@ def status(inference: InferenceClient, management: ManagementClient) -> Status:
     except ClientError as error:
         if isinstance(error, RefusedError) and error.status == HTTPStatus.NOT_FOUND:
             raise
-        seen = str(error)
-    return Status(health, seen, tuple(models), tuple(versions), card)
+        management_state = str(error)
+    return Status(health, management_state, tuple(models), tuple(versions), card)
 
 
 def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A card's key facts as pairs of name and text: model, accuracy, export, commit, command, precision."""
+    """Key facts of a card, as pairs of name and text: model, accuracy, export, commit, command, precision."""
     exported = _part(card, "exported")
-    found = [("model", str(card.get("notes", "")).partition("\n\n")[0].replace("\n", " "))]
+    pairs = [("model", str(card.get("notes", "")).partition("\n\n")[0].replace("\n", " "))]
     for split, figures in _part(card, "metrics").items():
         if split != "train":
-            found.append(("accuracy", _accuracy(split, figures)))
-    found.append(("exported", str(exported.get("at", ""))))
-    found.append(("commit", str(exported.get("commit") or "")[:COMMIT_DIGITS]))
-    found.append(("command", str(exported.get("command", ""))))
-    found.append(("precision", _precision(_part(card, "archive"))))
-    return [(name, one_line(what)) for name, what in found if what]
+            pairs.append(("accuracy", _accuracy(split, figures)))
+    pairs.append(("exported", str(exported.get("at", ""))))
+    pairs.append(("commit", str(exported.get("commit") or "")[:COMMIT_DIGITS]))
+    pairs.append(("command", str(exported.get("command", ""))))
+    pairs.append(("precision", _precision(_part(card, "archive"))))
+    return [(name, one_line(value)) for name, value in pairs if value]
 
 
 def _part(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -119,7 +123,7 @@ def _part(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _precision(archive: Mapping[str, Any]) -> str:
-    """The archive's precision, with its measured difference from float32 where the card has one."""
+    """Precision of the archive, with its difference from float32 if the card contains one."""
     precision = str(archive.get("precision", ""))
     difference, texts = _part(_part(archive, "differences"), precision), _part(archive, "texts")
     try:
@@ -132,7 +136,7 @@ def _precision(archive: Mapping[str, Any]) -> str:
 
 
 def _accuracy(split: str, figures: object) -> str:
-    """A split's figures; empty where the card has others."""
+    """Accuracy and macro-F1 of a split; empty if the card lacks these figures."""
     try:
         accuracy = probability(field(figures, "accuracy", float), "accuracy")
         macro_f1 = probability(field(figures, "macro_f1", float), "macro_f1")

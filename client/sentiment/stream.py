@@ -1,6 +1,6 @@
-"""Classify the texts of a stream: each row is written as soon as its result and those of all rows before it are there.
+"""Classify the texts of a stream: each row is written once its result and the results of all earlier rows have arrived.
 
-There is no journal. Few rows are in memory at a time, so the stream may be without an end.
+There is no journal. Only a few rows are in memory at a time, so the stream may be endless.
 """
 
 import threading
@@ -19,10 +19,10 @@ from sentiment.score import REQUESTS_AHEAD, Run, Summary, result_of
 from sentiment.tables import TextTable, check_added
 
 PROBE = "a text"
-"""Asked where no row has a prediction yet: the kind of the model decides which columns there are."""
+"""Text to classify if no row has a prediction yet: the columns depend on the kind of the model."""
 
 Row = tuple[Any, str]
-"""What a table makes of a row, and the text in it."""
+"""A row in its table's own form, and the row's text."""
 
 Answers = list[Prediction | RefusedError]
 
@@ -38,13 +38,17 @@ def score_stream(
     """Write the rows of a table with the columns of `sentiment.columns`, while they are read.
 
     Args:
-        rows: how many there are, if that is known.
-        output: opens what is written to, when the first results are there.
+        run: the settings of the run.
+        table: the input.
+        rows: the number of rows; None if unknown.
+        output: opens the output; called when the first results have arrived.
+        compress: whether to compress the output by gzip.
 
     Raises:
-        InputError: the input does not have its format. All rows before are written.
-        ClientError: a request failed for another reason than its text. All rows before are written.
-        OSError: the input cannot be read, or the output not be written; `BrokenPipeError` if its reader has gone.
+        InputError: the input is not valid in its format. All rows before the error are written.
+        ClientError: a request failed, and not because of its texts. All rows before the error are written.
+        OSError: the input cannot be read, or the output cannot be written; `BrokenPipeError` if the reader of the
+            output closed it.
     """
     done = errors = 0
     versions: set[str] = set()
@@ -56,23 +60,23 @@ def score_stream(
                 copy = copy or _Copy(run, table, _columns(run, results), opened, output, compress=compress)
                 copy.write([row for row, _ in part], results)
                 done += len(part)
-                of_part = added(results)
-                errors += of_part.errors
-                versions |= set(of_part.model_versions)
+                part_summary = added(results)
+                errors += part_summary.errors
+                versions |= set(part_summary.model_versions)
                 run.progress(done, rows)
-            if copy is None:  # there are no rows
+            if copy is None:  # the input has no rows
                 _Copy(run, table, added([], run.prefix), opened, output, compress=compress)
         except BrokenPipeError:
             raise
         except BaseException:
             if done:
-                run.say(f"{done:,} rows are done, and written.")
+                run.say(f"{done:,} rows are done and written.")
             raise
     return Summary(done, errors, tuple(sorted(versions)))
 
 
 class _Copy:
-    """The output, from its header on."""
+    """The output: its header is written at once, its rows by `write`."""
 
     def __init__(
         self,
@@ -92,20 +96,21 @@ class _Copy:
         self._write = table.writer(opened.enter_context(table.encoded(self._file, compress=compress)), columns)
 
     def write(self, rows: Sequence[Any], results: Sequence[Result]) -> None:
-        """
+        """Write rows with their results.
+
         Raises:
-            ClientError: the results do not fit into the columns.
+            ClientError: the results need a column that the header lacks.
         """
         predicted = [result for result in results if result.prediction is not None]
         needed = [column.name for column in added(predicted, self._prefix).columns] if predicted else []
         if missing := [name for name in needed if name not in self._names]:
             raise ClientError(
-                f"The server has another kind of model now, or one with other labels: its results need the column "
-                f"{missing[0]!r}, and the header is written. Begin anew with the rows that are left."
+                f"The server's model changed during the run. The new model's results need the column {missing[0]!r}, "
+                "which the header lacks. Start another run with the remaining rows."
             )
         for row, result in zip(rows, results, strict=True):
             self._write(row, result)
-        if not self._compress:  # gzip's blocks are better not cut short
+        if not self._compress:  # flushing would make the compression worse
             self._file.flush()
 
 
@@ -118,14 +123,19 @@ def _columns(run: Run, results: Sequence[Result]) -> Added:
 def answered(
     client: InferenceClient, rows: Iterator[Row], max_texts: int
 ) -> Generator[tuple[list[Row], Answers], None, None]:
-    """Rows with their answers, in order.
+    """Rows with their answers, in the rows' order.
 
-    A row that arrives while a connection is free is asked for at once. Rows that arrive while all are busy share the
-    next request. So neither a slow input nor a slow server holds back results that are there.
+    If a connection is free, a row is sent at once. Otherwise, the rows that arrive share the next request. Therefore
+    neither a slow input nor a slow server delays results that have arrived.
+
+    Args:
+        client: sends the texts.
+        rows: the input.
+        max_texts: maximum number of texts in one request.
 
     Raises:
         ClientError: see `InferenceClient.predict_each`; the client is closed.
-        Exception: what `rows` raises, after the rows before it.
+        Exception: the exceptions that `rows` raises, after the answers for all earlier rows.
     """
     waiting = _Waiting(max_texts * client.connections * REQUESTS_AHEAD)
     room = threading.Semaphore(client.connections * REQUESTS_AHEAD)
@@ -136,7 +146,7 @@ def answered(
         while True:
             future: Future[Answers] = Future()
             room.acquire()
-            with taking:  # so that parts are in order
+            with taking:  # keeps the parts in order
                 part = waiting.take(max_texts)
                 asked.put((part, future))
             if not part:
@@ -146,7 +156,7 @@ def answered(
             except BaseException as error:
                 future.set_exception(error)
 
-    # Daemons: whoever reads a stream may wait for it for ever, and must not hold up the end of the program.
+    # Daemon threads: a thread that waits for a stream without end must not keep the program from ending.
     for work in (lambda: waiting.fill(rows), *[ask] * client.connections):
         threading.Thread(target=work, daemon=True).start()
     try:
@@ -159,7 +169,7 @@ def answered(
         if waiting.error is not None:
             raise waiting.error
     except BaseException:
-        client.close()  # or requests that nobody waits for would go on
+        client.close()  # cancels requests whose answers are not needed any more
         raise
     finally:
         waiting.close()
@@ -167,7 +177,7 @@ def answered(
 
 
 class _Waiting:
-    """Rows that have been read, and not yet been asked for."""
+    """Rows that have been read and not yet been sent."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -177,7 +187,7 @@ class _Waiting:
         self.error: BaseException | None = None
 
     def fill(self, rows: Iterator[Row]) -> None:
-        """Read rows to their end. An error is kept."""
+        """Read all rows. An exception is stored in `error`."""
         try:
             for row in rows:
                 with self._changed:
@@ -191,13 +201,13 @@ class _Waiting:
         self.close()
 
     def close(self) -> None:
-        """No row comes after those that are here."""
+        """Mark the end: no more rows follow."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def take(self, most: int) -> list[Row]:
-        """The rows that are here, as many as fit into a request; none, if there are no more."""
+        """The next rows, as many as fit into one request. Waits for the first; no rows mean the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._rows or self._ended)
             part: list[Row] = []

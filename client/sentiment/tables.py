@@ -1,7 +1,7 @@
-"""Tables with a text in each row: CSV, TSV, JSON lines, Parquet. They are read row by row, so they may be of any size.
-All but Parquet can be read from a stream, too.
+"""Tables with a text in each row: CSV, TSV, JSON lines and Parquet.
 
-A table's copy has the same rows and columns, and the columns of the results after them (`sentiment.columns`).
+Tables are read row by row, so their size is not limited. All formats but Parquet can also be read from a stream. The
+copy of a table has the same rows and columns, followed by the columns of the results (`sentiment.columns`).
 """
 
 import codecs
@@ -28,7 +28,7 @@ DEFAULT_ENCODING = "utf-8"
 MAX_CELL_CHARACTERS = 2**31 - 1
 PARQUET_BATCH_ROWS = 8192
 LABEL_SEPARATOR = ";"
-"""Between the labels of one text in a CSV file, as fastai's `ColReader(label_delim=";")` reads them."""
+"""Separator of the labels of one text in a CSV file, for fastai's `ColReader(label_delim=";")`."""
 
 _GZIP_LEVEL = 6
 _GZIP_START = b"\x1f\x8b"
@@ -50,19 +50,19 @@ FORMATS = tuple(_SHOWN)
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is read. Its copy is written in the same way."""
+    """Format of a file and of its copy."""
 
     kind: str
-    """One of `FORMATS`."""
+    """Name of the format: one of `FORMATS`."""
 
     delimiter: str
-    """Of CSV and TSV."""
+    """Delimiter of CSV and TSV."""
 
     encoding: str
-    """Of all but Parquet."""
+    """Encoding of all formats but Parquet."""
 
     quotes: bool = True
-    """Whether quotes stand around a cell of CSV and TSV that has a delimiter or a line end in it."""
+    """Whether cells of CSV and TSV may be quoted, and so contain delimiters and line breaks."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +71,32 @@ class Source:
 
     path: Path
     name: str
-    """For messages: the path, or `standard input`."""
+    """Name for messages: the path, or `standard input`."""
 
     format: Format
     text_column: str
     stream: IO[bytes] | None = None
-    """Read instead of the path, and only once."""
+    """Stream to read instead of the path. It can be read once."""
 
 
 class Table(Protocol):
+    """A table with a text in each row."""
+
     names: Sequence[str]
-    """Of its columns; those of JSON lines are known after `check`."""
+    """Names of the columns. For JSON lines, `check` collects them."""
 
     def check(self) -> int:
-        """Read everything once; returns the number of rows.
+        """Read the whole file; returns the number of rows.
 
         Raises:
-            InputError: the file has an error that would stop a run later.
+            InputError: the file is not valid in its format.
         """
 
     def texts(self) -> Iterator[str]:
-        """The text of each row; the empty text for a row without one."""
+        """The text of each row; the empty string for a row without a text."""
 
     def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
-        """Write a copy with the columns that are added, and a result for each row."""
+        """Write a copy with the added columns, and with the result of each row."""
 
 
 def format_of(
@@ -104,43 +106,53 @@ def format_of(
     encoding: str | None = None,
     quotes: bool = True,
 ) -> Format:
-    """The format that a file's name and the options say.
+    """The format of a file, from its name and the options.
+
+    Args:
+        name: the file's name, or `standard input`.
+        kind: one of `FORMATS`; None for the format of the file's ending.
+        delimiter: the delimiter of CSV or TSV; None for the format's default.
+        encoding: the text's encoding; None for UTF-8.
+        quotes: whether cells of CSV and TSV may be quoted.
 
     Raises:
-        InputError: neither says one, or an option does not go with the format.
+        InputError: the format is unknown, or an option does not apply to it.
     """
     kind = kind or _kind(name)
     if kind is None:
         raise InputError(
-            f"{name} is none of {', '.join(_ENDINGS)}, by its name; all but .parquet may have .gz after it. "
-            "Name its format by --format, or classify a file with one text per line by `sentiment predict --file`."
+            f"The format of {name} is unknown. Expected the ending {', '.join(_ENDINGS)}; all but .parquet may be "
+            "followed by .gz. Set the format with --format. For a file with one text per line, use `sentiment predict "
+            "--file`."
         )
     if kind == "parquet" and _ending(name).endswith(".gz"):
-        raise InputError(f"{name}: a Parquet file is compressed within. Decompress it first: gunzip.")
+        raise InputError(f"{name}: Parquet compressed by gzip is not supported. Decompress the file first: gunzip.")
     if kind == "parquet" and encoding is not None:
-        raise InputError(f"--encoding goes with CSV, TSV and JSON lines; {name} is Parquet.")
+        raise InputError(f"--encoding applies to CSV, TSV and JSON lines; {name} is Parquet.")
     if delimiter is not None and kind not in ("csv", "tsv"):
-        raise InputError(f"--delimiter goes with CSV and TSV; {name} is {_SHOWN[kind]}.")
+        raise InputError(f"--delimiter applies to CSV and TSV; {name} is {_SHOWN[kind]}.")
     if not quotes and kind not in ("csv", "tsv"):
-        raise InputError(f"--no-quotes goes with CSV and TSV; {name} is {_SHOWN[kind]}.")
+        raise InputError(f"--no-quotes applies to CSV and TSV; {name} is {_SHOWN[kind]}.")
     return Format(kind, delimiter or ("\t" if kind == "tsv" else ","), encoding or DEFAULT_ENCODING, quotes)
 
 
 def check_copy(source: Source, name: str) -> bool:
-    """Check the name of a copy, which has the format of the file; returns whether it is compressed by gzip.
+    """Check the name of a copy, which is written in the input's format; returns whether to compress it by gzip.
 
     Raises:
-        InputError: its ending says another format.
+        InputError: the name has the ending of another format.
     """
     kind, own = _kind(name), _kind(source.name) or source.format.kind
     compressed = _ending(name).endswith(".gz")
     if (kind is not None and kind != own) or (compressed and own == "parquet"):
-        raise InputError(f"The output has the input's format, {_SHOWN[own]}: {name} is the name of another.")
+        raise InputError(
+            f"The output is written in the input's format, {_SHOWN[own]}, but {name} has the ending of another format."
+        )
     return compressed
 
 
 def copy_name(name: str) -> str:
-    """The name of the copy of a file: `tweets.csv.gz` becomes `tweets.scored.csv.gz`."""
+    """Default name of the copy of a file: `tweets.csv.gz` becomes `tweets.scored.csv.gz`."""
     ending = _ending(name)
     return f"{name[: len(name) - len(ending)]}.scored{name[len(name) - len(ending) :]}"
 
@@ -150,26 +162,27 @@ def _kind(name: str) -> str | None:
 
 
 def _ending(name: str) -> str:
-    """A file name's ending in lower case, with the one before it if it is `.gz`."""
+    """Ending of a file's name in lower case: the last suffix, or the last two if the last is `.gz`."""
     path = Path(name.lower())
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
 def open_table(source: Source) -> Table:
-    """
+    """Open a table.
+
     Raises:
-        InputError: no such file, it is not regular, or no package to read it.
+        InputError: the file is missing or not a regular file, or the package to read it is not installed.
     """
     if not source.path.exists():
         raise InputError(f"No file at {source.name}.")
-    if not source.path.is_file():  # it is read more than once, so a pipe will not do either
-        raise InputError(f"{source.name} is not a regular file. `-` reads standard input.")
+    if not source.path.is_file():  # a pipe can be read once, and tables are read twice
+        raise InputError(f"{source.name} is not a regular file. Use - to read standard input.")
     table: Table = TEXT_TABLES.get(source.format.kind, ParquetTable)(source)
     return table
 
 
 class TextTable:
-    """A table that is read as text: CSV and JSON lines. If its source is a stream, it is read once."""
+    """A table in a text format: CSV, TSV or JSON lines. If its source is a stream, it can be read once."""
 
     names: Sequence[str] = ()
 
@@ -181,26 +194,28 @@ class TextTable:
         self._bytes: _Decodable | None = None
 
     def check(self) -> int:
-        """See `Table`."""
+        """Read the whole file; see `Table.check`."""
         raise NotImplementedError
 
     def rows(self) -> Iterator[tuple[Any, str]]:
-        """Each row, and the text in it; the empty text for a row without one.
+        """Each row with its text; the empty string for a row without a text.
 
         Raises:
-            InputError: the next row cannot be read.
+            InputError: the next row is not valid.
         """
         raise NotImplementedError
 
     def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
-        """Write the header of a copy, if the format has one; returns the function that writes a row with its result."""
+        """Write the header of a copy, if the format has one; returns a function that writes a row with its result."""
         raise NotImplementedError
 
     def texts(self) -> Iterator[str]:
+        """The text of each row; see `Table.texts`."""
         for _, text in self.rows():
             yield text
 
     def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
+        """Write a copy; see `Table.write`."""
         with destination.open("wb") as file, self.encoded(file, compress=compress) as copy:
             write = self.writer(copy, added)
             for (row, _), result in zip(self.rows(), results, strict=True):
@@ -208,22 +223,22 @@ class TextTable:
 
     @contextmanager
     def encoded(self, file: IO[bytes], *, compress: bool) -> Iterator["Encoded"]:
-        """A file for the copy, in the encoding of what has been read. It stays open.
+        """Encoder of the copy, in the input's encoding. The file stays open.
 
         Raises:
-            InputError: the encoding lacks a character of the results.
+            InputError: the encoding cannot represent a character of the results.
         """
         encoding = self._encoding
         if encoding == "utf-8-sig" and not (self._bytes and self._bytes.start == _UTF_8_MARK):
             encoding = "utf-8"
-        # Without a time and a name in it, so that the same results are the same bytes.
+        # No time and no name in the header, so that the same results give the same bytes.
         packed = gzip.GzipFile("", "wb", _GZIP_LEVEL, file, 0) if compress else None
         try:
             yield Encoded(packed or file, encoding)
         except UnicodeEncodeError as error:
             character = error.object[error.start]
             raise InputError(
-                f"The results have the character {character!r}, which {encoding} does not have. "
+                f"The results contain the character {character!r}, which {encoding} cannot represent. "
                 f"Convert {self._source.name} to UTF-8 first: iconv."
             ) from error
         finally:
@@ -232,22 +247,22 @@ class TextTable:
 
     @contextmanager
     def _open(self, newline: str) -> Iterator[TextIO]:
-        """The text. Bytes that cannot be decoded are an error that names their line."""
+        """Open the text. If bytes cannot be decoded, the error names their line."""
         stream = self._source.stream
         with self._source.path.open("rb") if stream is None else nullcontext(stream) as file:
             raw = _Raw(file)
-            packed: Any = raw  # of what `gzip` asks of a file, reading does
+            packed: Any = raw  # `gzip` only calls `read`
             read = gzip.GzipFile(fileobj=packed, mode="rb").read1 if raw.start == _GZIP_START else raw.read
             self._bytes = _Decodable(read, self._source, self._encoding)
             buffer: Any = self._bytes
             try:
                 yield io.TextIOWrapper(buffer, self._encoding, newline=newline)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise InputError(f"{self._source.name} is not whole gzip: {error}.") from error
+                raise InputError(f"{self._source.name} is not complete gzip: {error}.") from error
 
 
 class CsvTable(TextTable):
-    """With a header, as RFC 4180 has it, and any delimiter. A blank line is no row."""
+    """CSV with a header, by RFC 4180, with any delimiter. Blank lines are skipped."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -258,9 +273,11 @@ class CsvTable(TextTable):
         self._line_end = "\n"
 
     def check(self) -> int:
+        """Read the whole file; see `Table.check`."""
         return sum(1 for _ in self.rows())
 
     def rows(self) -> Iterator[tuple[Any, str]]:
+        """Each row as a list of cells, with its text."""
         column = self._source.text_column
         with self._open(newline="") as file:
             start = file.readline()
@@ -275,6 +292,7 @@ class CsvTable(TextTable):
                 yield row, row[index]
 
     def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
+        """Write the header; see `TextTable.writer`."""
         writer = csv.writer(_LineEnds(copy, self._line_end), **self._dialect, lineterminator="\r\n")
         writer.writerow([*self.names, *(self._cell(column.name) for column in added.columns)])
 
@@ -284,7 +302,11 @@ class CsvTable(TextTable):
         return write
 
     def _cells(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        """The header, then the rows, all of the header's length."""
+        """The header, then the rows, each with as many cells as the header.
+
+        Raises:
+            InputError: a row has another number of cells, or the file is not valid CSV.
+        """
         reader = csv.reader(lines, strict=True, **self._dialect)
         header: list[str] | None = None
         line = 1
@@ -293,15 +315,17 @@ class CsvTable(TextTable):
                 if row:
                     header = header or row
                     if len(row) != len(header):
-                        what = f"has {len(row)} cells where the header has {len(header)}"
-                        raise InputError(f"{self._source.name}, line {line}, {what}.")
+                        counts = f"{len(row)} cells, but the header has {len(header)}"
+                        raise InputError(f"{self._source.name}, line {line}, has {counts}.")
                     yield row
                 line = reader.line_num + 1
         except csv.Error as error:
             kind = _SHOWN[self._source.format.kind]
             reason = str(error).replace("\t", "\\t")
             hint = (
-                " If quotes are characters like others in this file: --no-quotes." if self._source.format.quotes else ""
+                " If quotes have no special meaning in this file, use --no-quotes."
+                if self._source.format.quotes
+                else ""
             )
             until = f", read until line {reader.line_num}" if reader.line_num > line else ""
             raise InputError(
@@ -309,21 +333,21 @@ class CsvTable(TextTable):
             ) from error
 
     def _cell(self, cell: Cell) -> Cell:
-        """A cell of the results, as the file can hold it.
+        """A cell of the results, as a value for CSV.
 
         Raises:
-            InputError: a label has the character in it that stands between labels.
+            InputError: a label contains the separator of labels.
         """
         if isinstance(cell, list):
             for label in cell:
                 if LABEL_SEPARATOR in label:
                     raise InputError(
-                        f"The label {label!r} has a {LABEL_SEPARATOR!r}, which stands between the labels of a CSV "
-                        "file. Score JSON lines or Parquet instead."
+                        f"The label {label!r} contains {LABEL_SEPARATOR!r}, which separates labels in CSV. Use JSON "
+                        "lines or Parquet instead."
                     )
             cell = LABEL_SEPARATOR.join(cell)
         if isinstance(cell, str) and not self._source.format.quotes:
-            # Without quotes, a cell cannot have these characters.
+            # An unquoted cell cannot contain these characters.
             return cell.translate(dict.fromkeys(map(ord, f"\r\n{self._source.format.delimiter}"), " "))
         return cell
 
@@ -331,14 +355,14 @@ class CsvTable(TextTable):
         for delimiter, shown in _OTHER_DELIMITERS.items():
             if self._source.text_column in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []):
                 return (
-                    f"{self._source.name} has no column {self._source.text_column!r} as it is read. "
-                    f"With --delimiter {shown} it has one."
+                    f"{self._source.name} has no column {self._source.text_column!r} with this delimiter. "
+                    f"With --delimiter {shown}, it has one."
                 )
         return None
 
 
 class _LineEnds:
-    """Rows with the input's line ends. The writer itself has CRLF: then it quotes cells with either of the two."""
+    """Writer of rows with the input's line ends. The CSV writer has CRLF, so that it quotes cells with CR or LF."""
 
     def __init__(self, file: "Encoded", end: str) -> None:
         self._file = file
@@ -349,12 +373,13 @@ class _LineEnds:
 
 
 class JsonLinesTable(TextTable):
-    """An object a line. A blank line is no row. The copy has each line as it was, its end apart.
+    """JSON lines: one object on each line. Blank lines are skipped. The copy has each line unchanged, except its end.
 
-    Of a stream, the first object must have the column of texts: whether another one has it, nobody knows yet.
+    In a stream, the first object must contain the column of texts, because later objects are not known yet.
     """
 
     def check(self) -> int:
+        """Read the whole file; see `Table.check`."""
         names: dict[str, None] = {}
         rows = 0
         for (_, row), _ in self.rows():
@@ -366,6 +391,7 @@ class JsonLinesTable(TextTable):
         return rows
 
     def rows(self) -> Iterator[tuple[Any, str]]:
+        """Each row as its line and its object, with its text."""
         column = self._source.text_column
         first = self._source.stream is not None
         with self._open(newline="\n") as file:
@@ -387,6 +413,7 @@ class JsonLinesTable(TextTable):
                 raise InputError(f"{self._source.name}, line {number}, is not {expected}: {error}.") from error
 
     def writer(self, copy: "Encoded", added: Added) -> Callable[[Any, Result], None]:
+        """A function that writes a row with its result; JSON lines have no header."""
         names = [column.name for column in added.columns]
 
         def write(read: tuple[str, dict[str, Any]], result: Result) -> None:
@@ -399,42 +426,43 @@ class JsonLinesTable(TextTable):
 
 
 class Encoded:
-    """Text, written to a file of bytes."""
+    """Text file on top of a binary file."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile, encoding: str) -> None:
         self._file = file
         self._encode = codecs.getincrementalencoder(encoding)().encode
 
     def write(self, text: str) -> int:
+        """Encode and write a text; returns its length."""
         self._file.write(self._encode(text))
         return len(text)
 
 
 class _Raw:
-    """The bytes of a file or a stream, whose start has been looked at."""
+    """Bytes of a file or a stream, with its start available before the first read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.start = b""
         while len(self.start) < len(_GZIP_START) and (block := self._next(len(_GZIP_START) - len(self.start))):
             self.start += block
-        self._left = self.start
+        self._unread = self.start
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes. Of a stream: what is there; more is not waited for."""
-        if self._left:
-            block, self._left = self._left[:size], self._left[size:]
+        """At most `size` bytes. From a stream: the available bytes, without waiting for more."""
+        if self._unread:
+            block, self._unread = self._unread[:size], self._unread[size:]
             return block
         return self._next(size)
 
     def _next(self, size: int) -> bytes:
-        while (block := self._file.read(size)) is None:  # another program has set the stream to non-blocking
+        while (block := self._file.read(size)) is None:  # the stream is non-blocking: another program has set it so
             select.select([self._file], [], [])
         return block
 
 
 class _Decodable(io.BufferedIOBase):
-    """Bytes that an encoding can decode, up to an error that names the line."""
+    """Bytes that are valid in an encoding. At the first invalid byte, reading raises an error that names its line."""
 
     def __init__(self, read: Callable[[int], bytes], source: Source, encoding: str) -> None:
         self._read = read
@@ -444,15 +472,17 @@ class _Decodable(io.BufferedIOBase):
         self._line = 1
         self._error: InputError | None = None
         self.start = b""
-        """The first three bytes: byte-order marks are not longer."""
+        """The first three bytes, the length of the longest byte-order mark."""
 
     def readable(self) -> bool:
+        """Whether the file can be read: True."""
         return True
 
     def read1(self, size: int = -1) -> bytes:
-        """
+        """The next bytes.
+
         Raises:
-            InputError: the next bytes cannot be decoded.
+            InputError: the next bytes are not valid in the encoding.
         """
         if self._error is not None:
             raise self._error
@@ -464,14 +494,14 @@ class _Decodable(io.BufferedIOBase):
         except UnicodeError as error:
             self._decoder = _decoder(self._encoding)
             self._decoder.setstate(before)
-            block = block[: self._good(block)]
-            self._error = self._told(error)
+            block = block[: self._valid_bytes(block)]
+            self._error = self._decoding_error(error)
             if not block:
                 raise self._error from error
         return block
 
-    def _good(self, block: bytes) -> int:
-        """How many bytes are before those that cannot be decoded."""
+    def _valid_bytes(self, block: bytes) -> int:
+        """Number of bytes before the first invalid one."""
         for index in range(len(block)):
             try:
                 self._line += self._decoder.decode(block[index : index + 1]).count("\n")
@@ -479,22 +509,22 @@ class _Decodable(io.BufferedIOBase):
                 return index
         return len(block)
 
-    def _told(self, error: UnicodeError) -> InputError:
+    def _decoding_error(self, error: UnicodeError) -> InputError:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-        way_out = "Name its encoding, for example --encoding cp1252 for a file of Windows programs."
+        hint = "Set the file's encoding, for example --encoding cp1252 for a file from a Windows program."
         if self.start.startswith(_UTF_16_MARKS) and self._encoding != "utf-16":
-            way_out = "It begins as UTF-16 does: --encoding utf-16."
+            hint = "The file starts like UTF-16: use --encoding utf-16."
         name, encoding = self._source.name, self._source.format.encoding.upper()
-        return InputError(f"{name}, line {self._line}, is not {encoding}: {reason}. {way_out}")
+        return InputError(f"{name}, line {self._line}, is not {encoding}: {reason}. {hint}")
 
 
 def _decoder(encoding: str) -> io.IncrementalNewlineDecoder:
-    """With each kind of line end as a line feed."""
+    """Decoder that translates each kind of line end to a line feed."""
     return io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
 
 
 class ParquetTable:
-    """With a column of strings. The copy has the same schema, and the fields of the results."""
+    """Parquet with a column of strings. The copy has the same schema, followed by the fields of the results."""
 
     def __init__(self, source: Source) -> None:
         try:
@@ -515,6 +545,7 @@ class ParquetTable:
         self.names: Sequence[str] = self._schema.names
 
     def check(self) -> int:
+        """Check the column of texts; see `Table.check`."""
         check_text_column(self._source, self.names)
         kind = self._schema.field(self._source.text_column).type
         value = kind.value_type if self._arrow.types.is_dictionary(kind) else kind
@@ -525,13 +556,15 @@ class ParquetTable:
             return int(file.metadata.num_rows)
 
     def texts(self) -> Iterator[str]:
+        """The text of each row; see `Table.texts`."""
         with self._reading(), self._open() as file:
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[self._source.text_column]):
                 for text in batch.column(0).to_pylist():
                     yield text or ""
 
     def write(self, destination: Path, added: Added, results: Iterator[Result], *, compress: bool) -> None:
-        del compress  # Parquet compresses by itself
+        """Write a copy; see `Table.write`."""
+        del compress  # Parquet has its own compression
         string = self._arrow.string()
         types = {"text": string, "number": self._arrow.float64(), "texts": self._arrow.list_(string)}
         kinds = [types[column.kind] for column in added.columns]
@@ -551,13 +584,13 @@ class ParquetTable:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Parquet's metadata may be whole, and its pages not."""
+        """Convert errors in the file's pages, which can be damaged although the metadata is valid."""
         try:
             yield
         except (self._arrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the content's
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the content
                 raise
-            raise InputError(f"{self._source.name} cannot be read to its end: {error}.") from error
+            raise InputError(f"{self._source.name} is damaged: {error}.") from error
 
 
 TEXT_TABLES: Mapping[str, Callable[[Source], TextTable]] = {
@@ -568,25 +601,27 @@ TEXT_TABLES: Mapping[str, Callable[[Source], TextTable]] = {
 
 
 def check_text_column(source: Source, names: Sequence[str]) -> None:
-    """
+    """Check the column of texts.
+
     Raises:
-        InputError: the column of texts is missing, or there is more than one.
+        InputError: there is no such column, or more than one.
     """
     column = source.text_column
     if column not in names:
         has = ", ".join(names) or "none"
-        raise InputError(f"{source.name} has no column {column!r}; it has {has}. Name one by --text-column.")
+        raise InputError(f"{source.name} has no column {column!r}; it has {has}. Choose one with --text-column.")
     if list(names).count(column) > 1:
-        raise InputError(f"{source.name} has more than one column {column!r}. Rename or drop the others first.")
+        raise InputError(f"{source.name} has more than one column {column!r}. Rename or remove the others first.")
 
 
 def check_added(source: Source, names: Sequence[str], added: Added) -> None:
-    """
+    """Check the names of the added columns.
+
     Raises:
-        InputError: a column of the results is in the file already.
+        InputError: the file already has a column of the results.
     """
     if taken := [column.name for column in added.columns if column.name in names]:
         raise InputError(
-            f"{source.name} has a column {taken[0]!r} already, which the results need. Name the results' columns "
-            "otherwise, for example by --prefix predicted_"
+            f"{source.name} already has a column {taken[0]!r}, a name that the results need. Add a prefix to the "
+            "results' columns, for example --prefix predicted_"
         )

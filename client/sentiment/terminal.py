@@ -1,4 +1,4 @@
-"""Lines for people: colours, widths and tables. Nothing of what a server says reaches the terminal unescaped."""
+"""Text for terminals: colours, widths, tables, and escaping of control characters in what a server sends."""
 
 import os
 import shutil
@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 WIDTH = 80
-"""The width in columns of tables, and of a terminal that does not tell its own."""
+"""Width of tables, and of a terminal that does not report its own, in columns."""
 
 _COLOURS = {"positive": "32", "negative": "31", "error": "1;31"}
 
 
 def coloured(text: str, name: str) -> str:
-    """The text in the colour of a label or of `error`. It stays as it is if the output is not a terminal, or if
-    NO_COLOR is set (https://no-color.org)."""
+    """The text in the colour of a label or of `error`.
+
+    The text is unchanged if standard output is not a terminal, or if NO_COLOR is set (https://no-color.org).
+    """
     colour = _COLOURS.get(name)
     if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -24,12 +26,12 @@ def coloured(text: str, name: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with a space in the place of each line end, control character and unprintable character."""
+    """The text with each line break, control character and unprintable character replaced by a space."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def cut(text: str, width: int) -> str:
-    """The start of a text that fits into so many columns."""
+    """The text, truncated to `width` columns of a terminal."""
     ends = list(accumulate(map(_columns, text)))
     if not ends or ends[-1] <= width:
         return text
@@ -37,17 +39,17 @@ def cut(text: str, width: int) -> str:
 
 
 def columns(text: str) -> int:
-    """The width of a text on a terminal."""
+    """Width of a text on a terminal, in columns."""
     return sum(map(_columns, text))
 
 
 def line_width() -> int | None:
-    """The terminal's width in columns; None if the output is not a terminal: then lines are not cut."""
+    """Width of the terminal in columns; None if standard output is not a terminal, whose lines are not truncated."""
     return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else None
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, lines cut to 80 and free of control characters. The first row is the header."""
+    """Rows as aligned columns, truncated to 80 and without control characters. The first row is the header."""
     rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""Requests to one of TorchServe's addresses: pooled connections, time limits, and a retry where a retry can help."""
+"""HTTP requests to one of TorchServe's addresses, with pooled connections, timeouts and retries."""
 
 import json
 import math
@@ -33,40 +33,42 @@ from sentiment.errors import (
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 40.0
-"""For a whole request and its whole answer. Longer than the server's own 30 s (`responseTimeout`), so that the server's
-answer comes first."""
+"""Timeout for a request with its whole reply. The server's own timeout (`responseTimeout`, 30 s) is shorter, so that
+its reply arrives first."""
 RETRIES = 6
 BACKOFF_S = 0.1
-"""Before the first retry; doubled before each further one: 6 s in all."""
+"""Pause before the first retry; doubled before each further one: 6 s in total."""
 LONGEST_PAUSE_S = 30.0
-"""A server that asks for a longer pause (`Retry-After`) is not waited for."""
+"""Maximum pause before a retry. If the server asks for a longer one (`Retry-After`), the request fails."""
 
 VERSION_HEADER = "X-Model-Version"
 INVALID_KEY = "InvalidKeyException"
-"""What TorchServe, with status 400, calls a token that is missing, wrong or expired."""
+"""TorchServe's error type, with status 400, for a token that is missing, wrong or expired."""
 
 MAX_WORDS_CHARACTERS = 1_000
-"""Of what is kept of an error's message, its type, or a version's name."""
+"""Maximum length of an error's message, of its type, and of a version's name; the rest is cut off."""
 
 _BLOCK_BYTES = 65_536
 _FAILURES = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError, TooLargeError)
-"""What requests, urllib3 and the layers below them raise where a request has no answer. ValueError is what some broken
-answers give: a chunk of negative length."""
+"""Exceptions of requests, urllib3 and the layers below for a request without a valid reply. Some invalid replies raise
+ValueError, such as a chunk of negative length."""
 _NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError, UnicodeError)
 
 
 @dataclass(frozen=True)
 class Answer:
+    """A successful reply."""
+
     value: Any
     """The body's JSON. All its numbers are finite."""
 
     model_version: str | None
-    """Of the model that answered; None where nothing says so."""
+    """The version of the model that answered; None if the reply does not name it."""
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """A whole HTTP answer."""
+    """A complete HTTP reply."""
 
     request: str
     """`GET http://127.0.0.1:8080/ping`"""
@@ -78,23 +80,24 @@ class _Reply:
 
     @property
     def start(self) -> str:
-        """The start of the body in one line, for messages."""
+        """The start of the body as one line, for messages."""
         return " ".join(self.body[:500].decode(errors="replace").split())[:200]
 
     def json(self) -> Any:
-        """
+        """The body's JSON.
+
         Raises:
-            ValueError: the body is not JSON, or has a number that is not finite.
-            RecursionError: it is nested too deep.
+            ValueError: the body is not JSON, or contains a number that is not finite.
+            RecursionError: the JSON is nested too deeply.
         """
         return json.loads(self.body, parse_float=_finite, parse_constant=_finite)
 
 
 class Transport:
-    """Safe to use from several threads.
+    """Connections to one address. It can be shared by threads.
 
-    A server on this machine is never asked through a proxy; for others the environment's proxy is used (`http_proxy`,
-    `https_proxy`, `all_proxy`, `no_proxy`), and `REQUESTS_CA_BUNDLE`. `~/.netrc` is not read.
+    Requests to other machines use the environment's proxy (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`) and
+    `REQUESTS_CA_BUNDLE`. Requests to this machine never use a proxy. `~/.netrc` is not read.
     """
 
     def __init__(
@@ -108,9 +111,10 @@ class Transport:
         retries: int = RETRIES,
         backoff_s: float = BACKOFF_S,
     ) -> None:
-        """
+        """Check the settings. No request is sent. `InferenceClient` documents the arguments.
+
         Raises:
-            InputError: `url` is not an address, or `token` has characters that no token has.
+            InputError: `url` is not a valid address, or `token` contains invalid characters.
         """
         self.url = address.address(url)
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
@@ -120,25 +124,25 @@ class Transport:
         self._session.trust_env = False
         self._session.mount("http://", BoundedAdapter(pool_maxsize=connections, pool_block=True))
         self._session.mount("https://", BoundedAdapter(pool_maxsize=connections, pool_block=True))
-        # Uncompressed, so that the bytes that arrive are the bytes that are kept.
+        # No compression: a small compressed reply could fill the memory when it is decompressed.
         self._session.headers["Accept-Encoding"] = "identity"
         if checked := address.token(token):
             self._session.headers["Authorization"] = f"Bearer {checked}"
         self._peer = self.url
         if proxy := address.proxy(self.url):
             self._session.proxies = {"http": proxy, "https": proxy}
-            self._peer = f"{self.url}, asked through the proxy {proxy.rpartition('@')[2]},"
+            self._peer = f"{self.url} (through the proxy {proxy.rpartition('@')[2]})"
         if self.url.startswith("https"):
             self._session.verify = address.certificates()
         self._closed = Event()
-        self._under_way: set[Bounds] = set()
+        self._pending: set[Bounds] = set()
         self._lock = Lock()
 
     def close(self) -> None:
-        """Close all connections. Requests that other threads have under way, or send later, end with an error."""
+        """Close all connections. Pending and later requests of other threads end with an error."""
         self._closed.set()
         with self._lock:
-            for bounds in self._under_way:
+            for bounds in self._pending:
                 bounds.end()
         self._session.close()
 
@@ -151,17 +155,22 @@ class Transport:
         parameters: Mapping[str, str | int] | None = None,
         repeat: bool = True,
     ) -> Answer:
-        """Send one request. It is sent again on 503, and when the connection fails, a load balancer's too (502); never
-        when its time is up.
+        """Send one request, with retries.
+
+        A request is retried after status 503, after status 502 (from a load balancer), and if the connection fails. It
+        is not retried after a timeout.
 
         Args:
-            body: sent as JSON.
-            repeat: False for a request that must not happen twice.
+            method: the HTTP method.
+            path: the path and the query, appended to the address.
+            body: the body, sent as JSON; None for no body.
+            parameters: parameters of the query.
+            repeat: False for a request that must not be retried.
 
         Raises:
             UnreachableError, OverloadedError, NotAuthorizedError, RefusedError, UnexpectedAnswerError: see
                 `sentiment.errors`.
-            InputError: the address cannot be asked at all.
+            InputError: the address is invalid.
         """
         for attempt in count():
             problem: ClientError
@@ -175,7 +184,7 @@ class Transport:
             else:
                 asked_s = _retry_after_s(reply)
                 if reply.status == HTTPStatus.BAD_GATEWAY:
-                    problem = UnreachableError(f"{self._peer} has lost its server: {_refusal(reply)}")
+                    problem = UnreachableError(f"{self._peer} lost the connection to its server: {_refusal(reply)}")
                 elif reply.status == HTTPStatus.SERVICE_UNAVAILABLE:
                     problem = OverloadedError(f"{self._peer} is overloaded: {_refusal(reply)}", asked_s)
                 else:
@@ -188,9 +197,9 @@ class Transport:
     def _send_once(self, method: str, path: str, body: object, parameters: Mapping[str, str | int] | None) -> _Reply:
         bounds = Bounds(self._timeouts_s[1])
         with self._lock:
-            if self._closed.is_set():  # `close` has ended the requests that were under way, and would miss this one
+            if self._closed.is_set():  # `close` has ended the pending requests, and would miss this one
                 raise self._after_close()
-            self._under_way.add(bounds)
+            self._pending.add(bounds)
         try:
             with (
                 bounds,
@@ -207,26 +216,26 @@ class Transport:
                 content = b"".join(response.raw.stream(_BLOCK_BYTES, decode_content=False))
         finally:
             with self._lock:
-                self._under_way.discard(bounds)
+                self._pending.discard(bounds)
         request = f"{method} {response.url}"
         return _Reply(request, response.status_code, response.reason or "", response.headers, content)
 
     def _after_close(self) -> UnreachableError:
-        return UnreachableError(f"{self._peer} was asked over a transport that has been closed.")
+        return UnreachableError(f"Request to {self._peer} after its client was closed.")
 
     def _problem(self, error: Exception) -> tuple[ClientError, bool]:
-        """What to raise for a failure, and whether asking again may help."""
+        """The error to raise for a failure, and whether a retry may help."""
         causes = list(_causes(error))
         if self._closed.is_set():
             return self._after_close(), False
         if any(isinstance(cause, _NO_ADDRESS) for cause in causes):
-            return InputError(f"{self._peer} cannot be asked: {_reason(error)}"), False
+            return InputError(f"{self._peer} is not a valid address: {_reason(error)}"), False
         if why := _broken(causes):
             return UnexpectedAnswerError(f"{self._peer} {why}"), False
-        # No connection in time is not an answer that comes too late.
+        # A timeout while connecting may be retried; a timeout of the reply may not.
         connected = not any(isinstance(cause, ConnectTimeoutError) for cause in causes)
         if connected and any(isinstance(cause, TimeoutError | ReadTimeoutError) for cause in causes):
-            late = f"timed out, no whole answer after {self._timeouts_s[1]:g} s"
+            late = f"timed out, no complete reply after {self._timeouts_s[1]:g} s"
             return UnreachableError(f"{self._peer} does not answer: {late}"), False
         may_pass = not isinstance(error, requests.exceptions.SSLError)
         return UnreachableError(f"{self._peer} does not answer: {_reason(error)}"), may_pass
@@ -237,7 +246,7 @@ ClientType = TypeVar("ClientType", bound="Client")
 
 
 class Client:
-    """What asks over a transport, and closes it at the end of a `with`."""
+    """Base class of the clients: a context manager that closes its transport."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -251,11 +260,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close all connections. Pending requests of other threads end with an error."""
         self._transport.close()
 
 
 def shown(value: object) -> str:
-    """The start of any JSON, for messages: neither its length nor its depth matters."""
+    """The start of any JSON value, for messages, whatever its length and depth."""
     return _REPR.repr(value)
 
 
@@ -264,29 +274,29 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 
 def words(value: object) -> str:
-    """What a server says, as Unicode that every file and every terminal's encoding can hold, and not too much of it."""
+    """Text from the server, or the start of another JSON value: cut to a maximum length, and encodable as UTF-8."""
     text = value if isinstance(value, str) else shown(value)
     return text[:MAX_WORDS_CHARACTERS].encode(errors="replace").decode()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors within it: requests and urllib3 each put their own around the first."""
-    left: list[object] = [error]
+    """An error and the errors inside it: requests and urllib3 each wrap the original error in their own."""
+    candidates: list[object] = [error]
     seen: set[int] = set()
-    while left:
-        cause = left.pop()
+    while candidates:
+        cause = candidates.pop()
         if isinstance(cause, BaseException) and id(cause) not in seen:
             seen.add(id(cause))
             yield cause
-            left += [*cause.args, getattr(cause, "reason", None), cause.__cause__]
+            candidates += [*cause.args, getattr(cause, "reason", None), cause.__cause__]
 
 
 def _broken(causes: Sequence[BaseException]) -> str | None:
-    """Why what the server sends is no answer to be read; None if that is not what failed."""
+    """Why the reply cannot be read; None if the request failed for another reason."""
     for cause in causes:
         if isinstance(cause, TooLargeError):
-            return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, which no answer of TorchServe has."
-        if isinstance(cause, ssl.SSLError):  # a certificate that is not trusted is a ValueError, too
+            return f"sent more than {MAX_ANSWER_BYTES // 2**20} MiB, more than any reply of TorchServe."
+        if isinstance(cause, ssl.SSLError):  # an untrusted certificate is a ValueError, too
             return None
         dropped = isinstance(cause, RemoteDisconnected | IncompleteRead) and not isinstance(cause, InvalidChunkLength)
         if isinstance(cause, HTTPException | ValueError) and not dropped:
@@ -295,7 +305,7 @@ def _broken(causes: Sequence[BaseException]) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """urllib3's own words, without the pool and the path around them."""
+    """The reason in an error of urllib3, without the pool and the path that it quotes."""
     for inner in _causes(error):
         if isinstance(inner, ssl.SSLError):
             return str(inner)
@@ -309,7 +319,7 @@ def _answer(reply: _Reply) -> Answer:
     if reply.status >= HTTPStatus.BAD_REQUEST:
         refusal = _refusal(reply)
         if refusal.type == INVALID_KEY or refusal.status == HTTPStatus.UNAUTHORIZED:
-            raise NotAuthorizedError(f"{reply.request} wants another token: {refusal}")
+            raise NotAuthorizedError(f"{reply.request} rejects the token: {refusal}")
         raise refusal
     try:
         value = reply.json()
@@ -317,10 +327,10 @@ def _answer(reply: _Reply) -> Answer:
         value = None
     if value is None or reply.status >= HTTPStatus.MULTIPLE_CHOICES:
         encoding = reply.headers.get("Content-Encoding")
-        start = f"{encoding} data, which was not asked for" if encoding else repr(reply.start[:100])
+        start = f"{encoding} data, which was not requested" if encoding else repr(reply.start[:100])
         raise UnexpectedAnswerError(
-            f"{reply.request} was answered {reply.status} without the JSON that was expected: {start}. "
-            "Is this a TorchServe's address?"
+            f"{reply.request}: expected JSON, got status {reply.status} with {start}. "
+            "Check that this is TorchServe's address."
         )
     version = reply.headers.get(VERSION_HEADER)
     return Answer(value, None if version is None else words(version))
@@ -331,14 +341,14 @@ def _refusal(reply: _Reply) -> RefusedError:
         error = reply.json()
         return RefusedError(reply.status, words(error["type"]), words(error["message"]))
     except (ValueError, KeyError, TypeError, RecursionError):
-        # TorchServe itself refuses a body over `max_request_size` without a body of its own.
+        # TorchServe refuses a body over `max_request_size` with an empty reply.
         return RefusedError(reply.status, words(reply.reason or str(reply.status)), reply.start)
 
 
 def _finite(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is not a number that JSON has")
+        raise ValueError(f"{number} is not a finite number")
     return value
 
 

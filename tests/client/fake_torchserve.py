@@ -1,4 +1,4 @@
-"""TorchServe's two APIs, as far as rollouts need them, without a model: failures come when they are told to."""
+"""A simulation of TorchServe's two APIs without a model: the parts that rollouts need, with failures on demand."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,33 +22,33 @@ class Registered:
     polls_until_ready: int = 0
     pending: int = 0
     started: int = 0
-    """Its place in the order in which versions were registered; 0: when the server was started."""
+    """Position in the order of the registrations; 0 for a version from the server's start."""
 
 
 @dataclass
 class FakeTorchServe:
-    """One model, `sentiment`, version 1.0. Requests are kept as `GET /models`, without what is behind the `?`."""
+    """A server with the model `sentiment`, version 1.0. It logs requests without their queries, as `GET /models`."""
 
     versions: dict[str, Registered] = field(default_factory=lambda: {"1.0": Registered("sentiment.mar", 2)})
     default: str = "1.0"
     polls_until_ready: int = 2
-    """How often a registered version is described before its workers answer; -1: they end, again and again."""
+    """Number of polls after which a new version's workers are ready; -1 if the workers end again and again."""
 
     others: tuple[str, ...] = ()
-    """Names of other models. Each has three workers."""
+    """Names of other models, each with three workers."""
 
     machine: dict[str, Any] = field(default_factory=dict)
-    """The card's part that says what the workers may use, if they know it: `{"machine": {...}}`."""
+    """The part of the card with the workers' resources, `{"machine": {...}}`; empty if they report none."""
 
     machine_of_others: dict[str, Any] = field(default_factory=dict)
-    """The same part of the cards of other models."""
+    """The same part of the other models' cards."""
 
     label: Callable[[str, str], str] = lambda version, text: "negative"
     answer: Callable[[str, list[str]], list[Any]] | None = None
-    """From a version and texts to predictions, in the place of `label`."""
+    """Function from a version and texts to predictions; replaces `label`."""
 
     before: Callable[[str], Reply | None] = lambda line: None
-    """Asked before each request; what it gives is the answer."""
+    """Function that is called before each request. If it returns a reply, this reply is sent."""
 
     log: list[str] = field(default_factory=list)
     pid: int = 100
@@ -60,7 +60,7 @@ class FakeTorchServe:
         parameters = dict(parse_qsl(parts.query))
         return self.before(line) or self._answer(request, parts.path.strip("/").split("/"), parameters)
 
-    def _answer(  # noqa: PLR0911, PLR0912  # one for each request there is
+    def _answer(  # noqa: PLR0911, PLR0912  # one for each kind of request
         self, request: Request, path: list[str], parameters: dict[str, str]
     ) -> Reply:
         match request.method, *path:
@@ -161,7 +161,7 @@ def _description(name: str, version: Registered, status: str, pid: int) -> dict[
             {"status": status, "pid": pid + index, "id": str(9000 + 100 * version.started + index)}
             for index in range(version.workers)
         ],
-        "loadedAtStartup": True,  # of every version, if the server was started with any of the model
+        "loadedAtStartup": True,  # TorchServe reports it for the model, not for the version
     }
 
 
@@ -171,6 +171,6 @@ def _json(value: object) -> Reply:
 
 @contextmanager
 def serving(fake: FakeTorchServe) -> Iterator[Scripted]:
-    """Both APIs, at one address."""
+    """Serve both APIs at one address."""
     with scripted(fake) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A server of plain sockets, which sends whatever bytes a test wants it to, HTTP or not."""
+"""A server of plain sockets that sends any bytes, whether they are HTTP or not."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 Behave = Callable[[socket.socket], None]
-"""What is done with a connection when a whole request has arrived; an `OSError` ends it: the client has gone."""
+"""Function that handles a connection after a complete request; an `OSError`, when the client has closed it, ends it."""
 
 BLOCK = b"x" * 65_536
 
@@ -21,7 +21,7 @@ class Raw:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed, in the end
+        with suppress(OSError):  # the test has closed the socket
             while True:
                 connection, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -66,7 +66,7 @@ def raw(behave: Behave) -> Iterator[Raw]:
 
 
 def sending(start: bytes, again: bytes = b"", pause_s: float = 0) -> Behave:
-    """Bytes, then others again and again without an end; without those the connection is closed."""
+    """Send `start`, then `again` without end; if `again` is empty, close the connection."""
 
     def behave(connection: socket.socket) -> None:
         connection.sendall(start)

@@ -1,4 +1,4 @@
-"""A small real HTTP server in a thread, which answers as it is told and keeps what it was asked."""
+"""A small HTTP server in a thread that sends scripted replies and stores its requests."""
 
 import json
 import threading
@@ -30,13 +30,13 @@ class Reply:
     body: bytes = b"{}"
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0
-    """Before anything is sent."""
+    """Delay before the reply, in seconds."""
 
     body_delay_s: float = 0
-    """Between the headers and the body."""
+    """Delay between the headers and the body, in seconds."""
 
     drop: bool = False
-    """Close the connection instead."""
+    """Whether to close the connection instead of replying."""
 
 
 Answer = Callable[[Request], Reply]
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.flush()
         time.sleep(reply.body_delay_s)
-        with suppress(OSError):  # a client that was interrupted has gone
+        with suppress(OSError):  # an interrupted client has closed the connection
             self.wfile.write(reply.body)
 
     do_GET = do_POST = do_PUT = do_DELETE = _any  # noqa: N815  # http.server's names
@@ -100,9 +100,9 @@ def scripted(answer: Answer) -> Iterator[Scripted]:
 
 
 def in_turn(*replies: Reply) -> Answer:
-    """The replies one after the other, the last one from then on."""
-    left = list(replies)
-    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+    """The replies in turn; after the last reply, it is repeated."""
+    remaining = list(replies)
+    return lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
 
 def error(status: int, kind: str, message: str = "So it is.", **headers: str) -> Reply:
@@ -111,18 +111,18 @@ def error(status: int, kind: str, message: str = "So it is.", **headers: str) ->
 
 
 def prediction(text: str) -> dict[str, Any]:
-    """A made-up prediction, which depends on the whole text."""
+    """A synthetic prediction that depends on the whole text."""
     score = 0.5 + sum(map(ord, text)) % 49 / 100
     label = "negative" if len(text) % 2 else "positive"
     return {"label": label, "score": score, "scores": {label: score, "other": round(1 - score, 2)}}
 
 
 def model(request: Request) -> Reply:
-    """As the real server answers predictions: a blank, too long or broken text spoils its request."""
+    """Answer like the real server: a blank, too long or invalid text fails the whole request."""
     if request.method == "GET":
         return error(404, "ResourceNotFoundException")
-    asked = request.json
-    texts = asked if isinstance(asked, list) else [asked["text"]]
+    content = request.json
+    texts = content if isinstance(content, list) else [content["text"]]
     for text in texts:
         if not text.strip():
             return error(400, "BlankTextError", "The text is empty or blank.")
@@ -131,5 +131,5 @@ def model(request: Request) -> Reply:
         if any("\ud800" <= character <= "\udfff" for character in text):
             return error(400, "NotUtf8Error", "The text has half of a surrogate pair.")
     predictions = [prediction(text) for text in texts]
-    body = json.dumps(predictions if isinstance(asked, list) else predictions[0]).encode()
+    body = json.dumps(predictions if isinstance(content, list) else predictions[0]).encode()
     return Reply(200, body, {"X-Model-Version": "1.0"})

@@ -1,4 +1,4 @@
-"""The command line: exit codes, what goes to which stream, JSON for programs."""
+"""The command line: exit codes, output streams, JSON."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 Out = pytest.CaptureFixture[str]
 
 
-def test_a_line_for_each_text(answering: Scripted, capsys: Out) -> None:
+def test_predict_prints_a_line_for_each_text(answering: Scripted, capsys: Out) -> None:
     assert main(["predict", "late", "so\nlate"]) == 0
     first, second = (prediction(text) for text in ("late", "so\nlate"))
     assert capsys.readouterr().out.splitlines() == [
@@ -78,7 +78,9 @@ def test_a_line_for_each_text(answering: Scripted, capsys: Out) -> None:
     ]
 
 
-def test_standard_input_has_a_text_a_line(answering: Scripted, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_reads_one_text_per_line_of_standard_input(
+    answering: Scripted, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
     type_in(monkeypatch, "late ✈\r\n\nGr\xfc\xdfe\n".encode("latin-1", "replace") + "✈\n".encode())
     assert main(["predict", "--json"]) == 4
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -89,7 +91,7 @@ def test_standard_input_has_a_text_a_line(answering: Scripted, capsys: Out, monk
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])
-def test_a_dash_is_standard_input_too(
+def test_a_dash_stands_for_standard_input(
     answering: Scripted, capsys: Out, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     type_in(monkeypatch, b"late\n")
@@ -97,7 +99,7 @@ def test_a_dash_is_standard_input_too(
     assert capsys.readouterr().out.endswith("  late\n")
 
 
-def test_a_file_of_texts(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
+def test_predict_reads_a_file_with_one_text_per_line(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(f"flight {number}" for number in range(200)))
     assert main(["predict", "--file", str(tmp_path / "texts.txt")]) == 0
     assert [line.partition("  flight ")[2] for line in capsys.readouterr().out.splitlines()] == list(
@@ -105,7 +107,7 @@ def test_a_file_of_texts(answering: Scripted, capsys: Out, tmp_path: Path) -> No
     )
 
 
-def test_a_refused_text_is_told_in_its_line(answering: Scripted, capsys: Out) -> None:
+def test_the_error_of_a_refused_text_is_in_its_line(answering: Scripted, capsys: Out) -> None:
     assert main(["predict", "late", " "]) == 4
     late, blank = capsys.readouterr().out.splitlines()
     assert late.startswith("positive")
@@ -121,7 +123,7 @@ def test_the_token_the_model_and_the_version_are_sent(answering: Scripted, monke
     assert request.headers["Authorization"] == "Bearer KEY"
 
 
-def test_flags_come_before_the_environment(answering: Scripted, nobody: str) -> None:
+def test_options_override_the_environment(answering: Scripted, nobody: str) -> None:
     assert main(["predict", "late", "--url", answering.url, "--model", "mine"]) == 0
     assert answering.requests[0].path == "/predictions/mine"
 
@@ -131,20 +133,20 @@ def test_flags_come_before_the_environment(answering: Scripted, nobody: str) -> 
     [["predict", "late"], ["status"], ["scale", "2"], ["register", "a.mar"], ["rollout", "a.mar"], ["rollback"]],
     ids=" ".join,
 )
-def test_a_server_that_is_not_there_is_3(nobody: str, capsys: Out, arguments: list[str]) -> None:
+def test_an_unreachable_server_gives_exit_code_3(nobody: str, capsys: Out, arguments: list[str]) -> None:
     assert main(arguments) == 3
     output = capsys.readouterr()
     assert f"{nobody} does not answer" in output.out + output.err
 
 
-def test_an_overloaded_server_is_3(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+def test_an_overloaded_server_gives_exit_code_3(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     with scripted(lambda _: error(503, "OverloadedError")) as server:
         assert main(["predict", "late", "--url", server.url, "--model", "mine"]) == 3
         assert len(server.requests) == RETRIES + 1
     assert "OverloadedError" in capsys.readouterr().err
 
 
-def test_a_refusal_is_1(fake: FakeTorchServe, capsys: Out) -> None:
+def test_a_refusal_gives_exit_code_1(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["predict", "late", "--version", "7.0"]) == 1
     assert capsys.readouterr().err.startswith("error: ModelVersionNotFoundException")
 
@@ -164,7 +166,7 @@ def test_a_refusal_is_1(fake: FakeTorchServe, capsys: Out) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_2(arguments: list[str], capsys: Out) -> None:
+def test_invalid_usage_gives_exit_code_2(arguments: list[str], capsys: Out) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -188,16 +190,16 @@ def test_a_file_is_scored(answering: Scripted, capsys: Out, tmp_path: Path) -> N
     source.write_text("id,tweet\n1,late\n2, \n")
     assert main(["score", str(source), "--text-column", "tweet", "--json"]) == 4
     output = capsys.readouterr()
-    told = json.loads(output.out)
-    assert told.pop("seconds") >= 0
+    report = json.loads(output.out)
+    assert report.pop("seconds") >= 0
     scored = tmp_path / "tweets.scored.csv"
-    assert told == {"output": str(scored), "rows": 2, "errors": 1, "model_versions": ["1.0"]}
+    assert report == {"output": str(scored), "rows": 2, "errors": 1, "model_versions": ["1.0"]}
     assert output.err == "", "no progress bar where there is no terminal"
     with scored.open(newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["positive", ""]
 
 
-def test_a_scored_file_without_errors_is_0_and_an_output_that_exists_is_1(
+def test_a_file_without_errors_gives_exit_code_0_and_an_existing_output_1(
     answering: Scripted, capsys: Out, tmp_path: Path
 ) -> None:
     source, output = tmp_path / "tweets.jsonl", tmp_path / "labels.jsonl"
@@ -209,7 +211,7 @@ def test_a_scored_file_without_errors_is_0_and_an_output_that_exists_is_1(
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_an_output_that_cannot_be_written_is_1(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_gives_exit_code_1(answering: Scripted, capsys: Out, tmp_path: Path) -> None:
     source = tmp_path / "tweets.csv"
     source.write_text("text\nlate\n")
     assert main(["score", str(source), "--output", str(tmp_path / "missing" / "out.csv")]) == 1
@@ -217,7 +219,7 @@ def test_an_output_that_cannot_be_written_is_1(answering: Scripted, capsys: Out,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_and_not_a_traceback(
+def test_a_full_disk_is_an_error_without_a_traceback(
     answering: Scripted, capsys: Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -228,13 +230,13 @@ def test_a_full_disk_is_told_and_not_a_traceback(
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_a_server_that_is_not_there_when_a_file_is_scored_is_3_and_leaves_no_journal(
+def test_score_without_a_server_gives_exit_code_3_and_leaves_no_journal(
     answering: Scripted, nobody: str, capsys: Out, tmp_path: Path
 ) -> None:
     source = tmp_path / "tweets.csv"
     source.write_text("text\nlate\n")
     assert main(["score", str(source)]) == 3
-    assert "None of 1 rows is done" in capsys.readouterr().err
+    assert "0 of 1 rows are done" in capsys.readouterr().err
     assert not (tmp_path / "tweets.scored.csv.journal").exists(), "a journal of nothing stands in nobody's way"
 
 
@@ -249,21 +251,21 @@ def test_status(fake: FakeTorchServe, capsys: Out) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_status_for_programs(fake: FakeTorchServe, capsys: Out) -> None:
+def test_status_as_json(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["status", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["inference"], told["management"]) == ("Healthy", "Healthy")
-    [version] = told["versions"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["inference"], report["management"]) == ("Healthy", "Healthy")
+    [version] = report["versions"]
     assert (version["version"], version["default"], version["ready"], version["workers"]) == (
         "1.0",
         True,
         True,
         ["READY"] * 2,
     )
-    assert told["card"]["exported"] == {"commit": "c" * 40}
+    assert report["card"]["exported"] == {"commit": "c" * 40}
 
 
-def test_status_tells_what_it_can_where_only_one_address_answers(
+def test_status_shows_what_is_available_if_only_one_address_answers(
     fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [port] = free_ports(1)
@@ -273,12 +275,12 @@ def test_status_tells_what_it_can_where_only_one_address_answers(
     assert "does not answer" in second
 
 
-def test_status_of_a_model_that_is_not_there_names_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
+def test_status_of_a_missing_model_names_the_registered_models(fake: FakeTorchServe, capsys: Out) -> None:
     fake.others = ("reviews",)
     for command in (["status"], ["scale", "2"], ["rollout", "a.mar"], ["unregister", "1.0"]):
         assert main([*command, "--model", "x"]) == 1
         output = capsys.readouterr()
-        assert "There is no model x. Registered: reviews, sentiment. Name one by --model." in output.err
+        assert "There is no model x. Registered: reviews, sentiment. Choose one with --model." in output.err
         assert "does not answer" not in output.out + output.err
 
 
@@ -290,7 +292,7 @@ def test_status_names_the_other_models(fake: FakeTorchServe, capsys: Out) -> Non
     assert json.loads(capsys.readouterr().out)["models"] == ["reviews", "sentiment"]
 
 
-def test_the_only_model_of_a_server_need_not_be_named(capsys: Out) -> None:
+def test_the_only_model_of_a_server_is_the_default(capsys: Out) -> None:
     names = ["reviews"]
 
     def answer(request: Request) -> Reply:
@@ -304,34 +306,37 @@ def test_the_only_model_of_a_server_need_not_be_named(capsys: Out) -> None:
         assert server.requests[-1].path == "/predictions/sentiment"
         names[:] = ["films", "reviews"]
         assert main(["predict", "late", "--url", server.url]) == 1
-    assert "The server has the models films, reviews. Name one by --model" in capsys.readouterr().err
+    assert "The server has the models films, reviews. Choose one with --model" in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_name_its_models_is_asked_for_one_by_name(capsys: Out) -> None:
-    """TorchServe without the door."""
+def test_without_a_list_of_models_the_default_name_is_used(capsys: Out) -> None:
+    """TorchServe without the door does not list its models."""
     with scripted(lambda _: error(404, "ModelNotFoundException", "Model not found: sentiment")) as server:
         assert main(["predict", "late", "--url", server.url]) == 1
-    assert capsys.readouterr().err.endswith("Model not found: sentiment. Name the server's model by --model.\n")
+    assert capsys.readouterr().err.endswith("Model not found: sentiment. Choose the server's model with --model.\n")
 
 
-def test_an_archive_for_a_server_with_several_models_needs_a_name(capsys: Out) -> None:
+def test_register_requires_a_name_if_the_server_has_several_models(capsys: Out) -> None:
     listed = {"models": [{"modelName": name, "modelUrl": f"{name}.mar"} for name in ("films", "reviews")]}
     with scripted(lambda _: Reply(200, json.dumps(listed).encode())) as server:
         assert main(["register", "hotels.mar", "--management-url", server.url]) == 1
-    assert "The server has the models films, reviews. Name one by --name, for another" in capsys.readouterr().err
+    assert (
+        "The server has the models films, reviews. Use --name with one of them to register another"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_model_that_is_not_there_is_told_with_those_that_are(fake: FakeTorchServe, capsys: Out) -> None:
+def test_the_error_for_a_missing_model_names_the_servers_models(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["predict", "late", "--model", "reviews"]) == 1
-    assert capsys.readouterr().err.endswith("The server has sentiment. Name one by --model.\n")
+    assert capsys.readouterr().err.endswith("The server has sentiment. Choose one with --model.\n")
 
 
-def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, capsys: Out) -> None:
+def test_more_workers_than_the_machine_can_use_require_force(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
     fake.machine = {"machine": {"cores": 4, "memory_bytes": SPARED_BYTES + 6 * 2**28, "worker_bytes": 2**28}}
     assert main(["scale", "7"]) == 1
-    told = "7 workers are more than 6, the most that are of use here"
-    assert told in capsys.readouterr().err, "by the memory"
+    report = "7 workers are too many: the useful maximum here is 6"
+    assert report in capsys.readouterr().err, "by the memory"
     assert main(["register", "sentiment-2.mar", "--workers", "5"]) == 1
     assert "5 workers are more than 4" in capsys.readouterr().err, "two of version 1.0 are there"
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
@@ -344,7 +349,7 @@ def test_more_workers_than_the_machine_is_for_need_force(fake: FakeTorchServe, c
     assert fake.versions["1.0"].workers == 9
 
 
-def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorchServe, capsys: Out) -> None:
+def test_the_workers_of_other_versions_and_models_count_towards_the_memory(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
     machine = {"cores": 8, "memory_bytes": SPARED_BYTES + 8 * 2**28, "worker_bytes": 2**28}
     fake.machine = {"machine": machine}
@@ -354,14 +359,14 @@ def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorc
     fake.others = ("reviews",)
     assert main(["scale", "4"]) == 1
     error = capsys.readouterr().err
-    assert "4 workers are more than 3, the most that are of use here" in error
+    assert "4 workers are too many: the useful maximum here is 3" in error
     assert " The workers of other versions (reviews 1.0: 3, sentiment 2.0: 2) take 1280 MiB." in error
     fake.machine_of_others = {"machine": machine | {"worker_bytes": 2**27}}
     assert main(["scale", "5"]) == 1
     assert "5 workers are more than 4" in capsys.readouterr().err, "a worker of reviews takes half as much"
     assert main(["scale", "4"]) == 0
     assert main(["register", "films.mar", "--name", "films", "--workers", "3"]) == 1
-    assert "3 workers are more than 1, the most that are of use here" in capsys.readouterr().err
+    assert "3 workers are too many: the useful maximum here is 1" in capsys.readouterr().err
     assert "POST /models" not in fake.log
 
 
@@ -370,12 +375,12 @@ def test_the_workers_of_other_versions_and_models_take_memory_too(fake: FakeTorc
     [{}, *({"machine": each} for each in (None, 5, {"cores": "2"}, {"cores": 2, "memory_bytes": 2**30}))],
     ids=repr,
 )
-def test_a_server_that_does_not_know_its_machine_has_a_bound_all_the_same(
+def test_the_number_of_workers_is_limited_for_a_server_that_reports_no_machine(
     fake: FakeTorchServe, capsys: Out, machine: dict[str, object]
 ) -> None:
     fake.machine = machine
     assert main(["scale", str(MAX_WORKERS_OF_UNKNOWN + 1)]) == 1
-    assert "--force starts them all the same" in capsys.readouterr().err
+    assert "Use --force to start them anyway" in capsys.readouterr().err
     assert main(["scale", "12"]) == 0
 
 
@@ -449,7 +454,7 @@ def test_explain(capsys: Out) -> None:
     ],
     ids=["labels", "no label", "many labels", "number", "long label"],
 )
-def test_an_explanation_is_shown_as_the_kind_of_the_model_has_it(
+def test_an_explanation_has_the_form_of_its_kind_of_model(
     capsys: Out, predicted: dict[str, Any], weights: dict[str, float] | None, printed: list[str]
 ) -> None:
     token: dict[str, Any] = {"token": "late", "weight": 0.75, "start": 0, "end": 4}
@@ -459,7 +464,7 @@ def test_an_explanation_is_shown_as_the_kind_of_the_model_has_it(
     assert capsys.readouterr().out.splitlines() == printed
 
 
-def test_a_line_fits_the_terminal_however_many_labels_a_text_has(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_fits_the_terminal_for_any_number_of_labels(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     labels = [f"label {number}" for number in range(20)]
@@ -487,13 +492,13 @@ def test_register(fake: FakeTorchServe, capsys: Out) -> None:
     assert "model store" in capsys.readouterr().err
 
 
-def test_what_is_registered_already_is_not_registered_again(fake: FakeTorchServe, capsys: Out) -> None:
-    """The server unpacks an archive, and keeps what it unpacked, before it answers 409."""
+def test_a_registered_archive_is_not_registered_again(fake: FakeTorchServe, capsys: Out) -> None:
+    """A repeated registration fills the disk: the server unpacks the archive before it answers 409."""
     fake.versions["2.0"] = Registered("sentiment-2.mar", 1, polls_until_ready=2)
     assert main(["register", "sentiment-2.mar"]) == 0
     output = capsys.readouterr()
     assert output.out == "Version 2.0 of sentiment (sentiment-2.mar) has 1 READY.\n"
-    assert "is registered from sentiment-2.mar already" in output.err
+    assert "is already registered from sentiment-2.mar" in output.err
     assert main(["register", "sentiment-2.mar", "--workers", "3"]) == 0
     assert fake.versions["2.0"].workers == 3
     assert "POST /models" not in fake.log
@@ -508,14 +513,16 @@ def test_unregister(fake: FakeTorchServe, capsys: Out) -> None:
     assert output.err.endswith("Removed version 2.0.\n")
     assert main(["unregister", "2.0"]) == 1
     assert main(["unregister", "1.0"]) == 1
-    assert "Version 1.0 is the only one of sentiment. --force removes it" in capsys.readouterr().err
+    assert "Version 1.0 is the only version of sentiment. To remove the model, use --force." in capsys.readouterr().err
     assert main(["register", "sentiment-2.mar"]) == 0
     assert main(["unregister", "1.0", "--force"]) == 1
     assert "Version 1.0 is the default" in capsys.readouterr().err
     assert list(fake.versions) == ["1.0", "2.0"]
 
 
-def test_a_version_that_stays_is_1(fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_is_not_removed_gives_exit_code_1(
+    fake: FakeTorchServe, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sentiment.rollout.QUEUE_TIMEOUT_S", 0)
     fake.versions["2.0"] = Registered("sentiment-2.mar", 1, pending=99)
     assert main(["unregister", "2.0", "--json"]) == 1
@@ -525,35 +532,37 @@ def test_a_version_that_stays_is_1(fake: FakeTorchServe, capsys: Out, monkeypatc
     assert list(fake.versions) == ["1.0", "2.0"]
 
 
-def test_what_does_not_load_does_not_stay_registered(fake: FakeTorchServe, capsys: Out) -> None:
+def test_a_version_that_does_not_load_is_unregistered(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = -1
     assert main(["register", "sentiment-2.mar"]) == 1
     assert "does not load" in capsys.readouterr().err
     assert list(fake.versions) == ["1.0"]
 
 
-def test_a_rollout_says_each_step_and_the_way_back(fake: FakeTorchServe, capsys: Out) -> None:
+def test_a_rollout_prints_each_step_and_the_command_to_go_back(fake: FakeTorchServe, capsys: Out) -> None:
     assert main(["rollout", "sentiment-2.mar", "--drain", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     starts = ["The default is version 1.0", "Registered", "Warmed", "Compared", "Version 2.0 is the default"]
     for start, line in zip(starts, lines, strict=False):
         assert line.startswith(start)
-    assert "Back to version 1.0: sentiment rollback sentiment.mar" in lines
+    assert "To go back to version 1.0: sentiment rollback sentiment.mar" in lines
     assert main(["rollback", "sentiment.mar", "--drain", "0"]) == 0
     assert list(fake.versions) == ["1.0"]
 
 
-def test_a_rollout_for_programs_has_one_object_and_steps_beside_it(fake: FakeTorchServe, capsys: Out) -> None:
+def test_a_rollout_with_json_prints_one_object_and_its_steps_to_standard_error(
+    fake: FakeTorchServe, capsys: Out
+) -> None:
     assert main(["rollout", "sentiment-2.mar", "--drain", "0", "--keep-old", "--json"]) == 0
     output = capsys.readouterr()
-    told = json.loads(output.out)
-    assert (told["new"], told["old"], told["old_kept"]) == ("2.0", "1.0", True)
-    assert told["rollback"] == "sentiment rollback sentiment.mar"
-    assert told["comparison"]["changes"] == []
-    assert "Warmed it" in output.err
+    report = json.loads(output.out)
+    assert (report["new"], report["old"], report["old_kept"]) == ("2.0", "1.0", True)
+    assert report["rollback"] == "sentiment rollback sentiment.mar"
+    assert report["comparison"]["changes"] == []
+    assert "Warmed version 2.0 with" in output.err
 
 
-def test_a_refused_rollout_is_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path) -> None:
+def test_a_failed_rollout_gives_exit_code_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path) -> None:
     fake.label = lambda version, _: version
     sample = tmp_path / "sample.txt"
     sample.write_text("late\n\nearly\n")
@@ -565,7 +574,9 @@ def test_a_refused_rollout_is_1(fake: FakeTorchServe, capsys: Out, tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [None, "\n \n"], ids=["missing", "without a text"])
-def test_a_sample_that_is_none_is_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path, content: str | None) -> None:
+def test_an_empty_sample_gives_exit_code_1(
+    fake: FakeTorchServe, capsys: Out, tmp_path: Path, content: str | None
+) -> None:
     sample = tmp_path / "sample.txt"
     if content is not None:
         sample.write_text(content)
@@ -574,7 +585,7 @@ def test_a_sample_that_is_none_is_1(fake: FakeTorchServe, capsys: Out, tmp_path:
     assert "POST /models" not in fake.log
 
 
-def test_a_reader_that_goes_away_is_no_traceback(answering: Scripted, tmp_path: Path) -> None:
+def test_a_closed_output_causes_no_traceback(answering: Scripted, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("late\n" * 20_000)
     command = [sys.executable, "-m", "sentiment", "predict", "--file", str(texts), "--url", answering.url]
@@ -587,7 +598,7 @@ def test_a_reader_that_goes_away_is_no_traceback(answering: Scripted, tmp_path: 
         assert process.wait(60) == 1
 
 
-def test_the_client_knows_no_other_folder() -> None:
+def test_the_client_imports_no_other_folder() -> None:
     program = (
         "import sys, sentiment.cli, sentiment.tables; "
         "print([n for n in sys.modules if n.split('.')[0] in ('handler', 'training', 'server', 'pyarrow')])"

@@ -1,4 +1,4 @@
-"""Whatever a person types or pipes: an exit code of the table, one line that says what was wrong, never a traceback."""
+"""Any input gives a documented exit code and one line with the error, without a traceback."""
 
 import os
 import random
@@ -87,7 +87,7 @@ def run(
     stdout: int | IO[Any] | None = subprocess.PIPE,
     environment: dict[str, str] | None = None,
 ) -> tuple[int, str]:
-    """The command line in a process of its own; returns its exit code and what it wrote to standard error."""
+    """Run the command line as a process; returns its exit code and its standard error."""
     result = subprocess.run(
         [sys.executable, "-m", "sentiment", *arguments],
         env={"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url} | (environment or {}),
@@ -118,7 +118,7 @@ def check(code: int, errors: str) -> None:
         {name: st.sampled_from(ODD[:12]).filter(str.isascii) for name in ("SENTIMENT_MODEL", "SENTIMENT_TOKEN")}
     ),
 )
-def test_any_arguments_end_with_an_exit_code_and_a_line(
+def test_any_arguments_give_an_exit_code_and_a_message(
     start: list[str],
     command: str,
     rest: list[str],
@@ -141,7 +141,7 @@ def test_any_arguments_end_with_an_exit_code_and_a_line(
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder, and addresses that nothing listens at."""
+    """An empty working directory, and addresses without a server."""
     [port] = free_ports(1)
     for name in ("SENTIMENT_URL", "SENTIMENT_MANAGEMENT_URL"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
@@ -157,22 +157,22 @@ def call(arguments: list[str]) -> int:
         return int(ended.code or 0)
 
 
-def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_file_is_an_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(here / "pipe.csv")
     (here / "folder.csv").mkdir()
     (here / "binary.csv").write_bytes(bytes(range(256)))
     (here / "text.csv").write_text("text\nlate\n")
     (here / "plain").write_text("text\nlate\n")
-    for arguments, told in [
+    for arguments, message in [
         (["score", "."], ". is a folder"),
-        (["score", ".."], ".. is none of .csv, .tsv"),
+        (["score", ".."], "The format of .. is unknown. Expected the ending .csv, .tsv"),
         (["score", "/"], "/ is a folder"),
         (["score", ""], ". is a folder"),
         (["score", "folder.csv"], "folder.csv is not a regular file"),
         (["score", "pipe.csv"], "pipe.csv is not a regular file"),
         (["score", "missing.csv"], "No file at missing.csv"),
-        (["score", "plain"], "plain is none of"),
-        (["score", "/dev/null"], "/dev/null is none of"),
+        (["score", "plain"], "The format of plain is unknown"),
+        (["score", "/dev/null"], "The format of /dev/null is unknown"),
         (["score", "binary.csv"], "binary.csv has no column 'text'"),
         (["score", "text.csv/x.csv"], "No file at text.csv/x.csv"),
         (["score", "x" * 300 + ".csv"], "File name too long"),
@@ -181,16 +181,16 @@ def test_what_is_no_file_is_told(here: Path, capsys: pytest.CaptureFixture[str])
         (["score", "text.csv", "--output", "folder.csv"], "folder.csv is a folder"),
         (["score", "text.csv", "--output", "."], ". is a folder"),
         (["score", "text.csv", "--output", ""], ". is a folder"),
-        (["score", "text.csv", "--output", "text.csv"], "text.csv exists already"),
-        (["score", "text.csv", "--output", "text.csv", "--overwrite"], "text.csv exists already"),
+        (["score", "text.csv", "--output", "text.csv"], "text.csv already exists"),
+        (["score", "text.csv", "--output", "text.csv", "--overwrite"], "text.csv already exists"),
         (["predict", "--file", "."], "error: .: Is a directory"),
         (["predict", "--file", "missing"], "error: missing: No such file or directory"),
         (["predict", "--file", "/dev/zero"], "/dev/zero has a line of more than 1,000,000 characters"),
-        (["rollout", "a.mar", "--sample", "/dev/null"], "/dev/null has no text"),
+        (["rollout", "a.mar", "--sample", "/dev/null"], "/dev/null contains no text"),
         (["rollout", "a.mar", "--sample", "."], "error: .: Is a directory"),
     ]:
         code, errors = call(arguments), capsys.readouterr().err
-        assert (code, told in errors) == (1, True), (arguments, errors)
+        assert (code, message in errors) == (1, True), (arguments, errors)
     assert not list(here.glob("*.journal"))
 
 
@@ -220,7 +220,7 @@ LINES |= st.just(b'{"n": ' + b"9" * 5_000 + b"}") | CELLS
     between=st.sampled_from([b"\n", b",", b""]),
     end=st.sampled_from([b"", b"\n", b"\x10\x00\x00\x00PAR1"]),
 )
-def test_a_file_of_any_bytes_is_scored_or_told(
+def test_a_file_of_any_bytes_is_scored_or_refused(
     answering: Scripted,
     suffix: str,
     start: bytes,
@@ -240,19 +240,19 @@ def test_a_file_of_any_bytes_is_scored_or_told(
     assert written == {f"a.{suffix}"} | ({f"a.scored.{suffix}"} if code != 1 else set())
 
 
-def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, told in [
+def test_invalid_usage_is_explained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in [
         (["scale", "4294967297"], f"from 1 to {MAX_WORKERS}"),
         (["scale", "9" * 5_000], f"from 1 to {MAX_WORKERS}"),
         (["scale", "1.5"], f"from 1 to {MAX_WORKERS}"),
         (["register", "a.mar", "--workers", "1025"], f"from 1 to {MAX_WORKERS}"),
         (["score", "a.csv", "--connections", "1000000"], f"from 1 to {MAX_CONNECTIONS}"),
-        (["score", "a.csv", "--delimiter", ""], "'' is not one character"),
-        (["score", "a.csv", "--delimiter", ";;"], "';;' is not one character"),
-        (["score", "a.csv", "--delimiter", '"'], "is not one character"),
-        (["score", "a.csv", "--encoding", "utf-9"], "'utf-9' is not an encoding of text"),
-        (["score", "a.csv", "--encoding", "hex"], "'hex' is not an encoding of text"),
-        (["score", "a.csv", "--encoding", "\udcff"], "is not an encoding of text"),
+        (["score", "a.csv", "--delimiter", ""], "'' is not a delimiter"),
+        (["score", "a.csv", "--delimiter", ";;"], "';;' is not a delimiter"),
+        (["score", "a.csv", "--delimiter", '"'], "is not a delimiter"),
+        (["score", "a.csv", "--encoding", "utf-9"], "'utf-9' is not a text encoding"),
+        (["score", "a.csv", "--encoding", "hex"], "'hex' is not a text encoding"),
+        (["score", "a.csv", "--encoding", "\udcff"], "is not a text encoding"),
         (["score", "a.csv", "--format", "xlsx"], "invalid choice: 'xlsx'"),
         (["rollout", "a.mar", "--max-changed", "nan"], "'nan' is not a number from 0 to 1"),
         (["rollout", "a.mar", "--max-changed", "x"], "'x' is not a number from 0 to 1"),
@@ -260,7 +260,7 @@ def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["rollout", "a.mar", "--drain", "1e308"], "from 0 to 86400"),
         (["status", "--url", "ftp://x"], "Expected http://HOST:PORT"),
         (["status", "--url", "http://[::1"], "Expected http://HOST:PORT"),
-        (["status", "--url", "http://user:SECRET@x"], "no user name and no password"),
+        (["status", "--url", "http://user:SECRET@x"], "contains a user name or a password"),
         (["predict", "late", "--model", ".."], "cannot be the name of a model"),
         (["predict", "late", "--version", "a/b"], "cannot be the name of a model or a version"),
         (["unregister", ""], "cannot be the name of a model or a version"),
@@ -268,33 +268,33 @@ def test_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "--url", "http://\udcff"], "Expected http://HOST:PORT"),
     ]:
         code, errors = call(arguments), capsys.readouterr().err
-        assert (code, told in errors, "SECRET" in errors) == (2, True, False), (arguments, errors)
+        assert (code, message in errors, "SECRET" in errors) == (2, True, False), (arguments, errors)
 
 
-def test_an_archive_that_is_no_text_is_told() -> None:
+def test_an_archives_name_that_is_not_unicode_is_refused() -> None:
     with serving(FakeTorchServe()) as server:
         for archive in (b"\xff.mar", b""):
             code, errors = run(["register", archive], url=server.url)
             assert (code, "cannot be an archive's name" in errors) == (1, True), errors
 
 
-def test_empty_variables_count_as_not_set(answering: Scripted) -> None:
+def test_empty_variables_count_as_unset(answering: Scripted) -> None:
     variables = {"SENTIMENT_MODEL": "", "SENTIMENT_TOKEN": " \n", "SENTIMENT_MANAGEMENT_URL": ""}
     assert run(["predict", "late"], url=answering.url, environment=variables) == (0, "")
     assert answering.requests[-1].path == "/predictions/sentiment"
 
 
-def test_help_shows_whatever_is_in_the_environment() -> None:
+def test_help_works_with_any_environment() -> None:
     variables = {"SENTIMENT_URL": "http://%s\udcff", "SENTIMENT_MODEL": "%(default)s \udcff", "LC_ALL": "C"}
     assert run(["predict", "--help"], environment=variables) == (0, "")
 
 
-def test_a_text_that_is_not_unicode_is_told_in_its_line(answering: Scripted) -> None:
+def test_the_error_of_a_text_that_is_not_unicode_is_in_its_line(answering: Scripted) -> None:
     assert run([b"predict", b"Gr\xfc\xdfe"], url=answering.url)[0] == 4
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(answering: Scripted, tmp_path: Path) -> None:
-    """Standard input and a file are read alike, line ends and all."""
+def test_a_byte_order_mark_is_not_part_of_a_text(answering: Scripted, tmp_path: Path) -> None:
+    """Standard input and a file are read in the same way, with the same line ends."""
     content = b"\xef\xbb\xbflate again\na\rb\r\nlast"
     (tmp_path / "texts.txt").write_bytes(content)
     asked: list[object] = []
@@ -309,7 +309,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(answering: Scripted, tmp_path: P
 @pytest.mark.parametrize(
     "arguments", [["predict", "late"], ["predict", "--help"], ["predict", "late", "--json"]], ids=" ".join
 )
-def test_an_output_on_a_full_disk_is_no_traceback(answering: Scripted, arguments: list[str]) -> None:
+def test_an_output_on_a_full_disk_causes_no_traceback(answering: Scripted, arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         code, errors = run([*arguments], url=answering.url, stdout=full)
     if "--help" not in arguments:
@@ -318,7 +318,7 @@ def test_an_output_on_a_full_disk_is_no_traceback(answering: Scripted, arguments
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 @pytest.mark.parametrize("arguments", ["predict", "predict late", "score {}", "fly"])
-def test_closed_streams_are_no_traceback(answering: Scripted, closed: str, arguments: str, tmp_path: Path) -> None:
+def test_closed_streams_cause_no_traceback(answering: Scripted, closed: str, arguments: str, tmp_path: Path) -> None:
     source = tmp_path / "tweets.csv"
     source.write_text("text\nlate\n")
     command = f"exec {sys.executable} -m sentiment {arguments.format(source)} {closed}"
@@ -351,7 +351,7 @@ def started(arguments: list[str], url: str, **settings: Any) -> Iterator[subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A script's background job ignores it.
+        # In a background job of a script, SIGINT is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         **settings,
     )
@@ -363,13 +363,13 @@ def started(arguments: list[str], url: str, **settings: Any) -> Iterator[subproc
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "told"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
+    ("number", "code", "message"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
 )
 @pytest.mark.parametrize("command", ["predict", "score", "rollout"])
 def test_a_signal_ends_a_command_at_once_and_cleanly(
-    command: str, number: signal.Signals, code: int, told: str, tmp_path: Path
+    command: str, number: signal.Signals, code: int, message: str, tmp_path: Path
 ) -> None:
-    """While requests are under way to a server that does not answer them: nobody waits for those."""
+    """The command does not wait for pending requests to a server that does not answer."""
     hanging = threading.Event()
     fake = FakeTorchServe()
 
@@ -394,12 +394,12 @@ def test_a_signal_ends_a_command_at_once_and_cleanly(
         output, errors = process.communicate(timeout=15)  # far below the 30 s
     assert process.returncode == code, errors
     check(process.returncode, errors)
-    assert errors.endswith(f"{told}\n")
+    assert errors.endswith(f"{message}\n")
     if command == "score":
-        assert "8 of 6,400 rows are done, and kept in" in errors
+        assert "8 of 6,400 rows are done and stored in" in errors
         assert not (tmp_path / "tweets.scored.csv").exists()
     if command == "rollout":
-        assert "Version 1.0 is the default, as before." in output
+        assert "Version 1.0 is still the default." in output
         assert list(fake.versions) == ["1.0"]
 
 
@@ -410,7 +410,7 @@ def wait_for_a_row(journal: Path) -> None:
         time.sleep(0.02)
 
 
-def test_errors_that_nobody_reads_are_no_traceback(answering: Scripted) -> None:
+def test_a_closed_standard_error_causes_no_traceback(answering: Scripted) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(

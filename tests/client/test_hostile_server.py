@@ -1,4 +1,4 @@
-"""Servers that are broken or mean harm: each costs the client bounded time and memory, and ends in one clear line."""
+"""Broken and malicious servers: each costs the client a limited time and memory, and ends in one line of error."""
 
 import gzip
 import json
@@ -31,15 +31,15 @@ from tests.paths import CLIENT
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 LIMIT_S = 0.6
-"""The client's time limit here: shorter than what any of the servers takes, if it ends at all."""
+"""Timeout of the client in these tests: shorter than the replies of all servers here."""
 
 SLOW = 0.05
 MEMORY_BYTES = 700 * 2**20
-"""Of address space for the whole program, of which Python with its packages maps about 200 MB."""
+"""Limit of the program's address space, of which Python with its packages maps about 200 MB."""
 
 
 def ask(behave: Behave, **settings: Any) -> ClientError:
-    """The error that comes of one request."""
+    """The error of one request."""
     with raw(behave) as server:
         transport = Transport(server.url, retries=0, **({"read_timeout_s": 20.0} | settings))
         with pytest.raises(ClientError) as caught:
@@ -70,7 +70,7 @@ def ask(behave: Behave, **settings: Any) -> ClientError:
         "JSON",
     ],
 )
-def test_an_endless_answer_is_refused_and_never_kept(behave: Behave, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_reply_is_refused_and_not_stored(behave: Behave, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "MAX_ANSWER_BYTES", 2**20)  # tracing memory makes everything slow
     tracemalloc.start()
     try:
@@ -108,11 +108,11 @@ def test_an_endless_answer_is_refused_and_never_kept(behave: Behave, monkeypatch
         "interim replies",
     ],
 )
-def test_an_answer_that_drips_has_one_deadline(behave: Behave) -> None:
-    """A socket's timeout alone starts anew with each byte."""
+def test_a_slow_reply_has_one_deadline(behave: Behave) -> None:
+    """A socket's timeout alone restarts with each byte."""
     problem = ask(behave, read_timeout_s=LIMIT_S)
     assert isinstance(problem, UnreachableError)
-    assert "no whole answer after 0.6 s" in str(problem)
+    assert "no complete reply after 0.6 s" in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_an_answer_that_drips_has_one_deadline(behave: Behave) -> None:
     ],
     ids=lambda value: repr(value[:60]) if isinstance(value, bytes) else value.__name__,
 )
-def test_what_is_no_answer_is_told(content: bytes, kind: type[ClientError]) -> None:
+def test_an_invalid_reply_is_an_error(content: bytes, kind: type[ClientError]) -> None:
     assert isinstance(ask(sending(content)), kind)
 
 
-def test_compressed_data_is_not_unpacked() -> None:
-    """It was not asked for, and a megabyte of it can be a gigabyte."""
+def test_compressed_data_is_not_decompressed() -> None:
+    """The client did not request compression, and a megabyte can decompress to a gigabyte."""
     body = gzip.compress(b" " * 50_000_000)
     head = OK + f"Content-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     tracemalloc.start()
@@ -169,11 +169,11 @@ def test_compressed_data_is_not_unpacked() -> None:
     finally:
         tracemalloc.stop()
     assert isinstance(problem, UnexpectedAnswerError)
-    assert "gzip data, which was not asked for" in str(problem)
+    assert "gzip data, which was not requested" in str(problem)
     assert peak < bounds.MAX_ANSWER_BYTES
 
 
-def test_the_command_line_survives_an_endless_answer_in_little_memory() -> None:
+def test_the_command_line_survives_an_endless_reply_with_little_memory() -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
@@ -189,11 +189,11 @@ def test_the_command_line_survives_an_endless_answer_in_little_memory() -> None:
             check=False,
         )
     assert result.returncode == 1
-    assert result.stderr == f"error: {server.url} sent more than 8 MiB, which no answer of TorchServe has.\n"
+    assert result.stderr == f"error: {server.url} sent more than 8 MiB, more than any reply of TorchServe.\n"
 
 
-def test_connections_are_kept() -> None:
-    """Reading within bounds costs no connection for each request."""
+def test_connections_are_reused() -> None:
+    """The limits do not prevent the reuse of connections."""
     ports = set()
 
     def answer(connection: socket.socket) -> None:
@@ -211,8 +211,8 @@ def test_connections_are_kept() -> None:
     assert len(ports) == 1
 
 
-def test_a_deadline_that_has_passed_does_not_shorten_the_next_request() -> None:
-    """A kept connection has the timeout that its last request left."""
+def test_an_expired_deadline_does_not_shorten_the_next_request() -> None:
+    """A pooled connection still has the timeout of its last request."""
     with scripted(lambda _: Reply(delay_s=0.4)) as server:
         transport = Transport(server.url, retries=0, read_timeout_s=0.7)
         for _ in range(3):
@@ -228,8 +228,8 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def told() -> Iterator[tuple[Scripted, list[object]]]:
-    """A server that answers everything with the last value of a list."""
+def scripted_values() -> Iterator[tuple[Scripted, list[object]]]:
+    """A server that answers every request with the last value of a list."""
     values: list[object] = [None]
     with scripted(lambda _: Reply(200, json.dumps(values[-1]).encode())) as server:
         yield server, values
@@ -241,25 +241,25 @@ KINDS |= st.fixed_dictionaries({"value": JSON | st.floats() | st.just(10**400)})
 
 
 @given(value=KINDS | JSON, texts=st.integers(1, 2))
-def test_a_prediction_has_the_types_of_the_api_or_is_none(
-    told: tuple[Scripted, list[object]], value: object, texts: int
+def test_a_prediction_has_the_types_of_the_api_or_is_an_error(
+    scripted_values: tuple[Scripted, list[object]], value: object, texts: int
 ) -> None:
-    server, values = told
+    server, values = scripted_values
     values.append([value] * texts if texts > 1 else value)
     with InferenceClient(server.url, retries=0) as client:
         try:
             predictions = client.predict_many(["late"] * texts)
         except UnexpectedAnswerError:
             return
-    for found in predictions:
-        assert isinstance(found, Prediction)
-        check_kind(found)
-        assert all(name.encode() is not None and 0 <= value <= 1 for name, value in found.scores.items())
+    for prediction in predictions:
+        assert isinstance(prediction, Prediction)
+        check_kind(prediction)
+        assert all(name.encode() is not None and 0 <= value <= 1 for name, value in prediction.scores.items())
 
 
-def check_kind(found: Prediction) -> None:
-    """Each of the three kinds of prediction has its own fields, and only these."""
-    match found.label, found.score, found.labels, found.value:
+def check_kind(prediction: Prediction) -> None:
+    """Check that a prediction has the fields of its kind, and no others."""
+    match prediction.label, prediction.score, prediction.labels, prediction.value:
         case str() as label, float() as score, None, None:
             assert 0 <= score <= 1
             assert label.encode() is not None
@@ -268,9 +268,9 @@ def check_kind(found: Prediction) -> None:
         case None, None, None, float() as value:
             assert math.isfinite(value)
         case _:
-            pytest.fail(repr(found))
-    assert isinstance(found.predicted, str)
-    json.dumps(found.to_json())
+            pytest.fail(repr(prediction))
+    assert isinstance(prediction.predicted, str)
+    json.dumps(prediction.to_json())
 
 
 DESCRIBED = {
@@ -287,27 +287,27 @@ DESCRIBED = {
 
 
 @given(st.data())
-def test_a_status_is_shown_whatever_a_description_holds(
-    told: tuple[Scripted, list[object]], data: st.DataObject
+def test_the_status_can_be_shown_for_any_description(
+    scripted_values: tuple[Scripted, list[object]], data: st.DataObject
 ) -> None:
-    server, values = told
+    server, values = scripted_values
     described: dict[str, Any] = json.loads(json.dumps(DESCRIBED))
     places = [described, described["jobQueueStatus"], described["workers"][0], described["customizedMetadata"]]
     places += [described["customizedMetadata"]["metrics"], described["customizedMetadata"]["metrics"]["test"]]
     place = data.draw(st.sampled_from(places))
     place[data.draw(st.sampled_from([*place, "exported", "archive"]))] = data.draw(JSON)
     values.append([described])
-    with InferenceClient(server.url, retries=0) as asked, ManagementClient(server.url) as managed:
-        found = status(asked, managed)
-    assert all(line.isprintable() for line in str(found).split("\n"))
-    json.loads(json.dumps(found.to_json(), allow_nan=False))
+    with InferenceClient(server.url, retries=0) as client, ManagementClient(server.url) as management:
+        state = status(client, management)
+    assert all(line.isprintable() for line in str(state).split("\n"))
+    json.loads(json.dumps(state.to_json(), allow_nan=False))
 
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp\u2028\r\n\ud800x"
 
 
 def answer_evil(request: Request) -> Reply:
-    """Every string that a server says, made to steer a terminal."""
+    """A reply in which every string contains control characters of terminals."""
     if request.path == "/refused/predictions/sentiment":
         return error(400, f"Some{EVIL}Error", EVIL)
     if request.path == "/failing/predictions/sentiment":
@@ -321,7 +321,7 @@ def answer_evil(request: Request) -> Reply:
 
 
 def steers(text: str) -> list[str]:
-    """What in an output would steer a terminal, or change the order of what it shows."""
+    """The characters of an output that would control a terminal, or change the order of its text."""
     return [
         character
         for character in text
@@ -333,7 +333,7 @@ def steers(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "command", [["predict", "late"], ["predict", "late", "--json"], ["score"], ["score", "--json"]], ids=" ".join
 )
-def test_no_prediction_and_no_refusal_steers_a_terminal(
+def test_no_prediction_and_no_refusal_controls_a_terminal(
     path: str, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "tweets.csv").write_text("text\nlate\n")
@@ -361,7 +361,9 @@ def test_no_prediction_and_no_refusal_steers_a_terminal(
     ],
     ids=" ".join,
 )
-def test_no_description_steers_a_terminal(command: list[str], failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_description_controls_a_terminal(
+    command: list[str], failing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def before(line: str) -> Reply | None:
         fails = failing and (line.endswith(failing) or line.startswith(failing))
         return error(400, EVIL, EVIL) if fails else None
@@ -379,8 +381,8 @@ def test_no_description_steers_a_terminal(command: list[str], failing: str, caps
     assert (steers(output.out), steers(output.err)) == ([], [])
 
 
-def test_a_csv_and_a_parquet_hold_whatever_a_server_says(tmp_path: Path) -> None:
-    """Half a surrogate pair, in a message, is no text that a file can hold."""
+def test_csv_and_parquet_can_hold_any_reply(tmp_path: Path) -> None:
+    """A message with an unpaired surrogate cannot be encoded in a file."""
     import pandas as pd
 
     frame = pd.DataFrame({"text": ["late", "early"]})

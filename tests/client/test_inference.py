@@ -1,4 +1,4 @@
-"""Predictions of the client, against a real HTTP server that answers as the model does."""
+"""Predictions, against an HTTP server that answers like the model."""
 
 import json
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def test_split_defaults_lie_within_the_servers_limits() -> None:
             assert sum(map(len, part)) <= 200_000
 
 
-def test_split_gives_a_full_part_before_it_asks_for_more() -> None:
-    """Whoever types a text a line gets an answer to each."""
+def test_split_yields_a_full_part_before_it_reads_the_next_text() -> None:
+    """A user who types one text per line gets each answer at once."""
     taken: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -58,13 +58,13 @@ def test_one_prediction() -> None:
         assert server.requests[0].path == "/predictions/sentiment"
 
 
-def test_a_named_version_is_asked_for() -> None:
+def test_a_request_names_the_model_and_the_version() -> None:
     with scripted(model) as server, InferenceClient(server.url, "my model", "2.0") as client:
         client.predict("late")
         assert server.requests[0].path == "/predictions/my%20model/2.0"
 
 
-def test_many_predictions_keep_their_order_over_all_connections() -> None:
+def test_many_predictions_keep_their_order_across_connections() -> None:
     texts = [f"flight {number}" + "!" * (number % 7) for number in range(1_000)]
     with scripted(model) as server, InferenceClient(server.url, connections=4) as client:
         assert client.predict_many(texts) == list(map(expected, texts))
@@ -72,7 +72,7 @@ def test_many_predictions_keep_their_order_over_all_connections() -> None:
         assert sum(len(request.json) for request in server.requests) == 1_000
 
 
-def test_a_refused_text_fails_many() -> None:
+def test_a_refused_text_fails_predict_many() -> None:
     with (
         scripted(model) as server,
         InferenceClient(server.url) as client,
@@ -94,8 +94,8 @@ def test_each_text_gets_its_prediction_or_its_own_error(texts: list[str]) -> Non
             assert answer == expected(text)
 
 
-def test_what_is_lost_with_a_worker_is_sent_again_in_halves() -> None:
-    """TorchServe answers 507 where a worker died with the request."""
+def test_a_request_that_was_lost_with_its_worker_is_sent_again_in_halves() -> None:
+    """TorchServe answers 507 if a worker died with the request."""
     lost = iter([error(507, "InternalServerException"), error(507, "InternalServerException")])
     texts = [f"flight {number}" for number in range(8)]
     with scripted(lambda request: next(lost, None) or model(request)) as server, InferenceClient(server.url) as client:
@@ -103,14 +103,14 @@ def test_what_is_lost_with_a_worker_is_sent_again_in_halves() -> None:
 
 
 @pytest.mark.parametrize("failure", [error(507, "InternalServerException"), Reply(504)], ids=["507", "504"])
-def test_a_text_that_is_lost_alone_is_sent_once_more(failure: Reply) -> None:
-    """A load balancer may give up on a worker that hangs before TorchServe does."""
+def test_a_text_that_was_lost_with_its_worker_is_sent_once_more(failure: Reply) -> None:
+    """A load balancer may time out on a hung worker before TorchServe does."""
     lost = iter([failure])
     with scripted(lambda request: next(lost, None) or model(request)) as server, InferenceClient(server.url) as client:
         assert client.predict_each(["late"]) == [expected("late")]
 
 
-def test_a_text_that_ends_every_worker_is_told_as_that_texts_error() -> None:
+def test_a_text_that_ends_every_worker_gets_an_error() -> None:
     def answer(request: Request) -> Reply:
         return error(507, "InternalServerException") if b"end" in request.body else model(request)
 
@@ -121,7 +121,7 @@ def test_a_text_that_ends_every_worker_is_told_as_that_texts_error() -> None:
     assert second.type == "InternalServerException"
 
 
-def test_an_error_that_is_not_about_a_text_is_not_blamed_on_texts() -> None:
+def test_an_error_that_no_text_caused_is_raised() -> None:
     with (
         scripted(lambda _: error(404, "ModelNotFoundException")) as server,
         InferenceClient(server.url) as client,
@@ -136,7 +136,7 @@ def test_an_error_that_is_not_about_a_text_is_not_blamed_on_texts() -> None:
     [[], [1], {"label": "x"}, [{"label": "x"}] * 2, "text", [{"label": "x", "score": "y", "scores": {}}] * 2],
     ids=str,
 )
-def test_an_answer_of_another_shape_is_told(value: object) -> None:
+def test_a_reply_of_another_shape_is_an_error(value: object) -> None:
     with (
         scripted(lambda _: Reply(body=json.dumps(value).encode())) as server,
         InferenceClient(server.url) as client,
@@ -145,7 +145,7 @@ def test_an_answer_of_another_shape_is_told(value: object) -> None:
         client.predict_many(["late", "early"])
 
 
-def test_health_is_torchserves_own_word() -> None:
+def test_health_is_the_status_of_torchserve() -> None:
     def ping(request: Request) -> Reply:
         assert (request.method, request.path) == ("GET", "/ping")
         return Reply(body=b'{"status": "Healthy"}')

@@ -1,4 +1,4 @@
-"""Versions and workers, against an HTTP server that answers as TorchServe does."""
+"""Versions and workers, against an HTTP server that answers like TorchServe."""
 
 import re
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ def client(fake: FakeTorchServe) -> Iterator[ManagementClient]:
         yield opened
 
 
-def test_versions_come_in_order_and_one_is_the_default(fake: FakeTorchServe, client: ManagementClient) -> None:
-    """By their numbers, whatever else they are made of."""
+def test_versions_are_sorted_and_one_is_the_default(fake: FakeTorchServe, client: ManagementClient) -> None:
+    """The sort order is numeric, also for names that contain other characters."""
     names = ("rc-10", "10.0", "9.5", "rc-9", "1.0", "9.5.1")
     fake.versions = {name: Registered(f"{name}.mar", 1) for name in names}
     fake.default = "9.5"
@@ -37,7 +37,7 @@ def test_versions_come_in_order_and_one_is_the_default(fake: FakeTorchServe, cli
     assert client.default().settings == Settings(1, 16, 1, 120)
 
 
-def test_a_registered_version_gets_the_settings_and_is_named(fake: FakeTorchServe, client: ManagementClient) -> None:
+def test_register_applies_the_settings_and_returns_the_version(fake: FakeTorchServe, client: ManagementClient) -> None:
     assert client.register("sentiment-2.mar", SETTINGS) == "2.0"
     registered = fake.versions["2.0"]
     assert (registered.workers, registered.batch_size) == (2, 16)
@@ -48,21 +48,21 @@ def test_a_registered_version_gets_the_settings_and_is_named(fake: FakeTorchServ
 
 
 @pytest.mark.parametrize(
-    ("status", "way_out"),
+    ("status", "hint"),
     [(405, "enable_model_api=true"), (409, "--version"), (404, "model store"), (500, "may be broken")],
 )
-def test_a_refused_registration_tells_the_way_out(
-    fake: FakeTorchServe, client: ManagementClient, status: int, way_out: str
+def test_a_refused_registration_explains_what_to_do(
+    fake: FakeTorchServe, client: ManagementClient, status: int, hint: str
 ) -> None:
     fake.before = lambda line: error(status, "SomeError", "No.") if line == "POST /models" else None
-    with pytest.raises(RefusedError, match=way_out) as caught:
+    with pytest.raises(RefusedError, match=hint) as caught:
         client.register("sentiment-2.mar", SETTINGS)
     assert caught.value.status == status
     assert str(caught.value).startswith("SomeError: No.")
     assert fake.log.count("POST /models") == 1
 
 
-def test_workers_that_end_while_they_load_are_told_before_the_time_is_up(
+def test_workers_that_end_while_they_load_are_reported_before_the_timeout(
     fake: FakeTorchServe, client: ManagementClient
 ) -> None:
     fake.polls_until_ready = -1
@@ -71,7 +71,9 @@ def test_workers_that_end_while_they_load_are_told_before_the_time_is_up(
         client.wait_until_ready("2.0", timeout_s=60)
 
 
-def test_workers_that_never_answer_are_told_when_the_time_is_up(fake: FakeTorchServe, client: ManagementClient) -> None:
+def test_workers_that_never_become_ready_are_reported_at_the_timeout(
+    fake: FakeTorchServe, client: ManagementClient
+) -> None:
     fake.polls_until_ready = 1_000
     client.register("sentiment-2.mar", SETTINGS)
     with pytest.raises(NotReadyError, match=r"not ready after 0.3 s: 2 UNLOADING"):
@@ -84,7 +86,7 @@ def test_scaling_waits_for_the_workers(fake: FakeTorchServe, client: ManagementC
     assert client.version("1.0").worker_states == ("READY",) * 4
 
 
-def test_what_changes_something_is_never_sent_twice(
+def test_requests_that_change_something_are_not_retried(
     fake: FakeTorchServe, client: ManagementClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sentiment.management.CHANGE_TIMEOUT_S", 0.1)
@@ -106,8 +108,8 @@ def test_the_card_is_read(client: ManagementClient) -> None:
     assert client.card()["exported"] == {"commit": "c" * 40}
 
 
-def test_a_change_that_takes_effect_later_is_waited_for(fake: FakeTorchServe, client: ManagementClient) -> None:
-    """The connection breaks at once, and the server is still at work."""
+def test_a_change_that_takes_effect_later_succeeds(fake: FakeTorchServe, client: ManagementClient) -> None:
+    """The connection breaks while the server is still working."""
     fake.versions["2.0"] = Registered("other.mar", 1)
     polls = 0
 
@@ -125,7 +127,7 @@ def test_a_change_that_takes_effect_later_is_waited_for(fake: FakeTorchServe, cl
     assert polls == 4
 
 
-def test_no_such_version(client: ManagementClient) -> None:
+def test_a_missing_version_is_an_error(client: ManagementClient) -> None:
     with pytest.raises(RefusedError, match=r"No version 7.0 of sentiment"):
         client.version("7.0")
 
@@ -134,7 +136,7 @@ def test_no_such_version(client: ManagementClient) -> None:
     "body",
     [b"{}", b"[]", b"[1]", b'[{"modelVersion": "1.0"}]', b'[{"modelVersion": ["1.0"]}]', b'"1.0"', b"{", b"[[]]"],
 )
-def test_descriptions_of_another_shape_are_told(body: bytes) -> None:
+def test_a_description_of_another_shape_is_an_error(body: bytes) -> None:
     with (
         scripted(lambda _: Reply(body=body)) as server,
         ManagementClient(server.url) as client,
@@ -143,7 +145,7 @@ def test_descriptions_of_another_shape_are_told(body: bytes) -> None:
         client.versions()
 
 
-def test_the_settings_of_a_first_model_are_those_of_the_configuration() -> None:
+def test_the_first_model_gets_the_settings_of_the_configuration() -> None:
     text = (ROOT / "config.properties").read_text()
     settings = Settings()
     for name, value in [
@@ -155,7 +157,7 @@ def test_the_settings_of_a_first_model_are_those_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("archive", "said"),
+    ("archive", "text"),
     [
         ({"precision": "float32"}, "float32"),
         (
@@ -169,5 +171,5 @@ def test_the_settings_of_a_first_model_are_those_of_the_configuration() -> None:
         ({"precision": "int8", "texts": [], "differences": {"int8": {"largest": "?"}}}, "int8"),
     ],
 )
-def test_a_cards_precision_has_its_measured_difference(archive: dict[str, Any], said: str) -> None:
-    assert ("precision", said) in facts({"archive": archive})
+def test_the_precision_is_shown_with_its_measured_difference(archive: dict[str, Any], text: str) -> None:
+    assert ("precision", text) in facts({"archive": archive})

@@ -138,7 +138,7 @@ def test_the_wheel_has_type_hints_and_one_top_level_name(empty_environment: Path
     assert top_level.read_text() == "sentiment\n"
 
 
-def test_parquet_without_its_extra_is_one_error_that_names_the_package(empty_environment: Path) -> None:
+def test_parquet_without_pyarrow_is_an_error_that_names_the_package(empty_environment: Path) -> None:
     table = empty_environment / "tweets.parquet"
     table.write_bytes(b"PAR1")
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""`sentiment --every-pod`: the real kubectl, a stand-in for Kubernetes' API server, and servers as pods."""
+"""`sentiment --every-pod`, with the real kubectl, a simulated Kubernetes API server, and servers in place of pods."""
 
 import contextlib
 import json
@@ -55,12 +55,12 @@ def add(api: ApiServer) -> Iterator[Add]:
 
 
 def _forwards(pid: int | None = None) -> list[psutil.Process]:
-    """The processes of kubectl that a process, by default this one, has started and not waited for."""
+    """The kubectl processes that a process has started and not reaped; by default, those of this process."""
     return [child for child in psutil.Process(pid).children() if "kubectl" in child.name()]
 
 
 def _ended(process: psutil.Process) -> bool:
-    """Whether a process with all its threads has ended and only waits to be waited for."""
+    """Whether a process is a zombie: all its threads have ended, and its parent has not reaped it."""
     with contextlib.suppress(psutil.ZombieProcess):
         return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 1
     return True
@@ -82,7 +82,7 @@ def test_a_command_runs_on_every_pod(add: Add, capsys: Out) -> None:
     assert [fake.versions["1.0"].workers for fake in (first, second)] == [3, 3]
 
 
-def test_json_has_an_object_for_each_pod(add: Add, capsys: Out) -> None:
+def test_json_output_has_an_object_for_each_pod(add: Add, capsys: Out) -> None:
     add("sentiment-a")
     add("sentiment-b", forward=Forward.REFUSED)
     assert main(["--every-pod", "status", "--json"]) == 1
@@ -104,7 +104,7 @@ def test_pods_that_are_ending_are_skipped(add: Add, capsys: Out) -> None:
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Running"])
-def test_a_pod_that_is_not_ready_is_no_success(add: Add, capsys: Out, phase: str) -> None:
+def test_a_pod_that_is_not_ready_counts_as_failed(add: Add, capsys: Out, phase: str) -> None:
     starting = add("sentiment-a", phase=phase, ready=False)
     add("sentiment-b")
     assert main(["--every-pod", "scale", "3"]) == 1
@@ -114,7 +114,7 @@ def test_a_pod_that_is_not_ready_is_no_success(add: Add, capsys: Out, phase: str
     assert starting.versions["1.0"].workers == 2
 
 
-def test_a_forward_that_fails_is_told_and_the_others_go_on(add: Add, capsys: Out) -> None:
+def test_a_failed_forward_does_not_stop_the_other_pods(add: Add, capsys: Out) -> None:
     refused, other = add("sentiment-a", forward=Forward.REFUSED), add("sentiment-b")
     assert main(["--every-pod", "scale", "3"]) == 1
     output = capsys.readouterr()
@@ -125,8 +125,8 @@ def test_a_forward_that_fails_is_told_and_the_others_go_on(add: Add, capsys: Out
     assert (refused.versions["1.0"].workers, other.versions["1.0"].workers) == (2, 3)
 
 
-def test_nobody_else_is_asked_where_a_forward_fails(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of the user's own, at the addresses that commands have by default."""
+def test_no_other_program_is_asked_if_a_forward_fails(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has another server at the default addresses."""
     add("sentiment-a", forward=Forward.REFUSED)
     own = FakeTorchServe()
     with serving(own) as server:
@@ -136,7 +136,7 @@ def test_nobody_else_is_asked_where_a_forward_fails(add: Add, capsys: Out, monke
         assert server.requests == []
 
 
-def test_a_forward_that_breaks_is_told(add: Add, capsys: Out) -> None:
+def test_a_forward_that_stops_is_reported(add: Add, capsys: Out) -> None:
     add("sentiment-a", forward=Forward.BREAKS)
     add("sentiment-b")
     assert main(["--every-pod", "scale", "3"]) == 1
@@ -147,8 +147,8 @@ def test_a_forward_that_breaks_is_told(add: Add, capsys: Out) -> None:
     assert output.err.endswith("error: not done on sentiment-a; done on sentiment-b.\n")
 
 
-def test_a_command_that_outlives_its_forward_has_failed(api: ApiServer, add: Add, capsys: Out) -> None:
-    """Another program may have taken the local port, and answered."""
+def test_a_command_whose_forward_stops_counts_as_failed(api: ApiServer, add: Add, capsys: Out) -> None:
+    """Another program may have taken the local port and answered."""
     add("sentiment-a")
 
     def answered_by_another_program(*_: str) -> int:
@@ -157,21 +157,21 @@ def test_a_command_that_outlives_its_forward_has_failed(api: ApiServer, add: Add
             time.sleep(0.01)
         return 0
 
-    said: list[str] = []
-    assert not pods.on_every_pod(pods.Deployment(), answered_by_another_program, said.append, as_json=False)
-    stopped, summary = said
+    messages: list[str] = []
+    assert not pods.on_every_pod(pods.Deployment(), answered_by_another_program, messages.append, as_json=False)
+    stopped, summary = messages
     assert stopped.startswith("error: kubectl port-forward stopped: error: lost connection to pod")
     assert summary == "error: not done on sentiment-a; done on no pod."
 
 
-def test_a_forward_that_never_comes_is_not_waited_for(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_does_not_start_times_out(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pods, "FORWARD_TIMEOUT_S", 1.0)
     add("sentiment-a", forward=Forward.SILENT)
     assert main(["--every-pod", "status"]) == 1
     assert "error: kubectl port-forward was not ready within 1 s: it gave no reason." in capsys.readouterr().err
 
 
-def test_a_pod_whose_server_is_not_there_fails(api: ApiServer, add: Add, capsys: Out) -> None:
+def test_a_pod_without_a_server_counts_as_failed(api: ApiServer, add: Add, capsys: Out) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -181,7 +181,9 @@ def test_a_pod_whose_server_is_not_there_fails(api: ApiServer, add: Add, capsys:
     assert "Connection refused" in output.err, output.err
 
 
-def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_lists_the_pods_that_are_done(
+    add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("sentiment-a", "sentiment-b", "sentiment-c"):
         add(name)
     run: list[str] = []
@@ -192,10 +194,10 @@ def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, mo
             raise KeyboardInterrupt
         return 0
 
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        pods.on_every_pod(pods.Deployment(), second_is_interrupted, said.append, as_json=False)
-    assert said == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
+        pods.on_every_pod(pods.Deployment(), second_is_interrupted, messages.append, as_json=False)
+    assert messages == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_an_interrupted_command_says_where_it_was_done(add: Add, capsys: Out, mo
         (signal.SIGTERM, "Terminated.", 143),
     ],
 )
-def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
+def test_no_forward_survives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
     add("sentiment-a", forward=Forward.SILENT)
     command = [sys.executable, "-m", "sentiment", "--every-pod", "status"]
     with subprocess.Popen(command, cwd=CLIENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -219,7 +221,7 @@ def test_no_forward_outlives_a_signal(api: ApiServer, add: Add, number: int, mes
     assert not any(forward.is_running() for forward in forwards)
 
 
-def test_under_nohup_a_closed_terminal_ends_nothing(api: ApiServer, add: Add) -> None:
+def test_nohup_protects_from_a_closed_terminal(api: ApiServer, add: Add) -> None:
     add("sentiment-a")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -233,7 +235,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(api: ApiServer, add: Add) ->
         signal.signal(signal.SIGHUP, before)
 
 
-def test_no_pods(api: ApiServer, add: Add, capsys: Out) -> None:
+def test_a_selector_without_pods_is_an_error(api: ApiServer, add: Add, capsys: Out) -> None:
     assert main(["--every-pod", "status"]) == 1
     message = "No pod has the label app.kubernetes.io/name=sentiment in the namespace sentiment."
     assert capsys.readouterr().err == f"error: {message}\n"
@@ -247,7 +249,7 @@ def test_no_pods(api: ApiServer, add: Add, capsys: Out) -> None:
     )
 
 
-def test_permission_denied(api: ApiServer, capsys: Out) -> None:
+def test_a_denied_permission_is_an_error(api: ApiServer, capsys: Out) -> None:
     api.may_list = False
     assert main(["--every-pod", "status"]) == 1
     assert capsys.readouterr().err == (
@@ -256,14 +258,14 @@ def test_permission_denied(api: ApiServer, capsys: Out) -> None:
     )
 
 
-def test_a_context_that_is_not_there(api: ApiServer, capsys: Out) -> None:
+def test_a_missing_context_is_an_error(api: ApiServer, capsys: Out) -> None:
     assert main(["--every-pod", "--context", "other", "status"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: kubectl get pods failed: ")
     assert "other" in error
 
 
-def test_no_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Out) -> None:
+def test_a_missing_kubectl_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Out) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["--every-pod", "status"]) == 1
     assert capsys.readouterr().err.startswith("error: kubectl is not on the PATH. Install it: ")
@@ -272,14 +274,14 @@ def test_no_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Out
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--every-pod", "predict", "late"], "--every-pod goes with status, scale, "),
-        (["--every-pod", "score", "tweets.csv"], "--every-pod goes with status, scale, "),
-        (["--namespace", "other", "scale", "2"], "need --every-pod"),
-        (["--selector", "a=b", "status"], "need --every-pod"),
-        (["--context", "other", "status"], "need --every-pod"),
+        (["--every-pod", "predict", "late"], "--every-pod applies to status, scale, "),
+        (["--every-pod", "score", "tweets.csv"], "--every-pod applies to status, scale, "),
+        (["--namespace", "other", "scale", "2"], "require --every-pod"),
+        (["--selector", "a=b", "status"], "require --every-pod"),
+        (["--context", "other", "status"], "require --every-pod"),
     ],
 )
-def test_wrong_usage(arguments: list[str], problem: str, capsys: Out) -> None:
+def test_options_for_pods_are_checked(arguments: list[str], problem: str, capsys: Out) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert problem in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Rollouts and rollbacks, against an HTTP server that answers as TorchServe does, and fails when told to."""
+"""Rollouts and rollbacks, against a simulation of TorchServe with failures on demand."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ SAMPLE = [f"flight {number}" for number in range(10)]
 
 
 class Acting(list[str]):
-    """Lines that are said, and what is done when one begins so."""
+    """A list of messages that calls `act` when a message begins with `beginning`."""
 
     def __init__(self, beginning: str, act: Callable[[], None]) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ def ctrl_c() -> None:
     raise KeyboardInterrupt
 
 
-def switched(fake: FakeTorchServe, do: Callable[[Switch], Outcome], said: list[str] | None = None) -> Outcome:
-    lines = said if said is not None else []
+def switched(fake: FakeTorchServe, do: Callable[[Switch], Outcome], messages: list[str] | None = None) -> Outcome:
+    lines = messages if messages is not None else []
     with serving(fake) as server, ManagementClient(server.url) as management:
 
         def ask(version: str) -> InferenceClient:
@@ -50,23 +50,23 @@ def switched(fake: FakeTorchServe, do: Callable[[Switch], Outcome], said: list[s
         return do(Switch(management, ask, SAMPLE, 0.01, lines.append))
 
 
-def rollout(fake: FakeTorchServe, said: list[str] | None = None, **settings: float) -> Outcome:
-    return switched(fake, lambda switch: switch.rollout("sentiment-2.mar", **settings), said)  # type: ignore[arg-type]
+def rollout(fake: FakeTorchServe, messages: list[str] | None = None, **settings: float) -> Outcome:
+    return switched(fake, lambda switch: switch.rollout("sentiment-2.mar", **settings), messages)  # type: ignore[arg-type]
 
 
-def test_a_rollout_ends_with_the_new_version_alone() -> None:
+def test_a_rollout_leaves_only_the_new_version() -> None:
     fake = FakeTorchServe()
-    said: list[str] = []
-    outcome = rollout(fake, said)
+    messages: list[str] = []
+    outcome = rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
     assert (outcome.new, outcome.old, outcome.old_archive, outcome.old_kept) == ("2.0", "1.0", "sentiment.mar", False)
     assert fake.versions["2.0"].workers == 2
     changes = [line for line in fake.log if not line.startswith(("GET", "POST /predictions"))]
     assert changes == ["POST /models", "PUT /models/sentiment/2.0/set-default", "DELETE /models/sentiment/1.0"]
-    assert said[-1] == "Removed version 1.0."
+    assert messages[-1] == "Removed version 1.0."
 
 
-def test_the_new_version_is_ready_and_warm_before_it_is_the_default() -> None:
+def test_the_new_version_is_ready_and_warmed_before_it_becomes_the_default() -> None:
     fake = FakeTorchServe(polls_until_ready=4)
     seen: list[tuple[int, int]] = []
 
@@ -98,25 +98,25 @@ def test_the_old_version_stays_until_its_queue_is_empty() -> None:
     assert fake.log[fake.log.index("PUT /models/sentiment/2.0/set-default") :].count("GET /models/sentiment/all") >= 5
 
 
-def test_the_old_version_is_left_as_long_as_its_workers_may_hold_a_request() -> None:
+def test_the_old_version_stays_while_its_workers_may_process_a_request() -> None:
     fake = FakeTorchServe()
     fake.versions["1.0"].response_timeout = 1
-    said: list[str] = []
-    switched(fake, lambda switch: replace(switch, drain_s=None).rollout("sentiment-2.mar"), said)
-    assert "Nothing waits for version 1.0; 1 s for what its workers still hold ..." in said
+    messages: list[str] = []
+    switched(fake, lambda switch: replace(switch, drain_s=None).rollout("sentiment-2.mar"), messages)
+    assert "The queue of version 1.0 is empty; waiting 1 s for the requests in its workers ..." in messages
 
 
-def test_a_queue_that_never_empties_keeps_the_old_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_is_never_empty_keeps_the_old_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_module, "QUEUE_TIMEOUT_S", 0.2)
     fake = FakeTorchServe()
     fake.versions["1.0"].pending = 10_000
-    said: list[str] = []
-    assert rollout(fake, said).old_kept
+    messages: list[str] = []
+    assert rollout(fake, messages).old_kept
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
-    assert "still wait for it" in said[-1]
+    assert "are still in its queue" in messages[-1]
 
 
-def test_keep_old() -> None:
+def test_keep_old_leaves_the_old_version_registered() -> None:
     fake = FakeTorchServe()
     assert switched(fake, lambda switch: switch.rollout("sentiment-2.mar", keep_old=True)).old_kept
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
@@ -126,17 +126,17 @@ def changed_in(count: int) -> Callable[[str, str], str]:
     return lambda version, text: "positive" if version == "2.0" and text in SAMPLE[:count] else "negative"
 
 
-def test_labels_that_change_are_counted_and_named() -> None:
+def test_changed_labels_are_counted_and_listed() -> None:
     fake = FakeTorchServe(label=changed_in(2))
-    said: list[str] = []
-    comparison = rollout(fake, said).comparison
+    messages: list[str] = []
+    comparison = rollout(fake, messages).comparison
     assert comparison is not None
     assert [(change.text, change.old, change.new) for change in comparison.changes] == [
         (text, "negative", "positive") for text in SAMPLE[:2]
     ]
     assert comparison.largest_difference == 0.75
     assert comparison.old_median_ms > 0 < comparison.new_median_ms
-    assert "  negative -> positive: flight 0" in said
+    assert "  negative -> positive: flight 0" in messages
 
 
 def failing(line_end: str, reply: Reply) -> Callable[[str], Reply | None]:
@@ -144,7 +144,7 @@ def failing(line_end: str, reply: Reply) -> Callable[[str], Reply | None]:
 
 
 @pytest.mark.parametrize(
-    ("fake", "kind", "told"),
+    ("fake", "kind", "message"),
     [
         (FakeTorchServe(label=changed_in(3)), RolloutError, "30% of the labels changed"),
         (FakeTorchServe(polls_until_ready=-1), NotReadyError, "does not load"),
@@ -155,24 +155,26 @@ def failing(line_end: str, reply: Reply) -> Callable[[str], Reply | None]:
     ],
     ids=["labels changed", "does not load", "refused", "fails when warmed", "old one gone", "not made the default"],
 )
-def test_a_failure_leaves_the_old_version_as_it_was(fake: FakeTorchServe, kind: type[ClientError], told: str) -> None:
-    said: list[str] = []
+def test_a_failed_rollout_leaves_the_old_version_unchanged(
+    fake: FakeTorchServe, kind: type[ClientError], message: str
+) -> None:
+    messages: list[str] = []
     before = fake.before
-    # The removal of the new version has the same path as what fails, so let it pass.
+    # Let the removal of the new version pass: it has the same path as the failing request.
     fake.before = lambda line: None if line.startswith("DELETE") else before(line)
-    with pytest.raises(kind, match=told):
-        rollout(fake, said)
+    with pytest.raises(kind, match=message):
+        rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
-    assert said[-1] == "Version 1.0 is the default, as before."
+    assert messages[-1] == "Version 1.0 is still the default."
 
 
-def test_a_share_of_one_lets_everything_pass() -> None:
+def test_a_maximum_share_of_1_accepts_all_changes() -> None:
     fake = FakeTorchServe(label=changed_in(10))
     rollout(fake, max_changed=1.0)
     assert fake.default == "2.0"
 
 
-def test_another_version_that_answers_is_a_failure() -> None:
+def test_an_answer_of_another_version_fails_the_rollout() -> None:
     fake = FakeTorchServe()
 
     def before(line: str) -> Reply | None:
@@ -180,13 +182,13 @@ def test_another_version_that_answers_is_a_failure() -> None:
         return Reply(200, body, {"X-Model-Version": "1.0"}) if line == "POST /predictions/sentiment/2.0" else None
 
     fake.before = before
-    with pytest.raises(RolloutError, match=r"Version 2.0 was asked, and 1.0 answered"):
+    with pytest.raises(RolloutError, match=r"Requests to version 2\.0 were answered by 1\.0"):
         rollout(fake)
     assert list(fake.versions) == ["1.0"]
 
 
-def test_of_two_rollouts_at_once_one_gives_way() -> None:
-    """Another makes its version the default and removes the old one while this one still compares."""
+def test_the_later_of_two_concurrent_rollouts_stops() -> None:
+    """The other rollout makes its version the default and removes the old one, while this one compares."""
     fake = FakeTorchServe()
 
     def overtake() -> None:
@@ -194,15 +196,15 @@ def test_of_two_rollouts_at_once_one_gives_way() -> None:
         fake.default = "3.0"
         del fake.versions["1.0"]
 
-    said = Acting("Compared", overtake)
-    with pytest.raises(RolloutError, match=r"Version 3\.0 has become the default meanwhile"):
-        rollout(fake, said)
+    messages = Acting("Compared", overtake)
+    with pytest.raises(RolloutError, match=r"Another rollout is in progress: version 3\.0 has become"):
+        rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("3.0", ["3.0"])
-    assert said[-1] == "Version 3.0 is the default."
+    assert messages[-1] == "Version 3.0 is the default."
 
 
-def test_two_rollouts_of_one_archive_go_on_with_one_version() -> None:
-    """The second asks for it while the first registers it, and is answered 409."""
+def test_two_rollouts_of_one_archive_share_one_version() -> None:
+    """The second requests the registration while the first registers the version, and gets status 409."""
     fake = FakeTorchServe()
 
     def overtake(line: str) -> None:
@@ -210,15 +212,15 @@ def test_two_rollouts_of_one_archive_go_on_with_one_version() -> None:
             fake.versions["2.0"] = Registered("sentiment-2.mar", 1, started=1)
 
     fake.before = overtake
-    said: list[str] = []
-    rollout(fake, said)
+    messages: list[str] = []
+    rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
     assert fake.versions["2.0"].workers == 2
-    assert any("Version 2.0 is registered from sentiment-2.mar already" in line for line in said)
-    assert not any("as before" in line for line in said), "nothing has failed"
+    assert any("Version 2.0 is already registered from sentiment-2.mar" in line for line in messages)
+    assert not any("still the default" in line for line in messages), "nothing has failed"
 
 
-def test_the_second_of_two_rollouts_of_one_archive_finds_it_switched_and_the_old_one_gone() -> None:
+def test_the_second_rollout_of_an_archive_succeeds_after_the_first_has_finished() -> None:
     fake = FakeTorchServe(versions=both("1.0").versions)
 
     def overtake() -> None:
@@ -230,7 +232,7 @@ def test_the_second_of_two_rollouts_of_one_archive_finds_it_switched_and_the_old
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
 
 
-def test_a_version_of_another_archive_in_the_way_is_told() -> None:
+def test_a_conflict_with_a_version_of_another_archive_is_an_error() -> None:
     fake = FakeTorchServe(versions={"1.0": Registered("sentiment.mar", 1), "2.0": Registered("other.mar", 1)})
     with pytest.raises(RefusedError, match=r"2\.0 is already registered"):
         rollout(fake)
@@ -238,7 +240,7 @@ def test_a_version_of_another_archive_in_the_way_is_told() -> None:
 
 
 @pytest.mark.parametrize("lines", range(1, 7))
-def test_a_rollout_that_is_killed_after_any_of_its_lines_is_finished_by_the_same_command(lines: int) -> None:
+def test_a_rollout_killed_after_any_line_is_finished_by_the_same_command(lines: int) -> None:
     fake = FakeTorchServe()
     with serving(fake) as server:
         assert len(killed_after(lines, server.url, "rollout", "sentiment-2.mar", "--drain", "0.2")) == lines
@@ -247,13 +249,13 @@ def test_a_rollout_that_is_killed_after_any_of_its_lines_is_finished_by_the_same
         assert finished.returncode == 0, finished.stdout + finished.stderr
         assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"]), finished.stdout
         assert fake.versions["2.0"].workers == 2
-        if lines > 1:  # then it is registered
+        if lines > 1:  # the version was registered
             assert (asked, fake.log.count("POST /models")) == (1, 1)
 
 
 @pytest.mark.parametrize("lines", [1, 3])
-def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int) -> None:
-    """The same command never goes forward again to the version that it went back from."""
+def test_a_killed_rollback_is_finished_by_the_same_command_or_explains_how(lines: int) -> None:
+    """The same command must never return to the version that it rolled back from."""
     fake = both()
     with serving(fake) as server:
         killed_after(lines, server.url, "rollback", "sentiment.mar", "--drain", "0.5")
@@ -268,13 +270,13 @@ def test_a_rollback_that_is_killed_is_finished_or_says_how(lines: int) -> None:
 
 
 def killed_after(lines: int, url: str, *arguments: str) -> list[str]:
-    """The command line, killed when it has said so many lines; returns them."""
+    """Kill the command line after `lines` lines of output; returns the lines."""
     command = [sys.executable, "-m", "sentiment", *arguments]
     with subprocess.Popen(command, cwd=CLIENT, env=addresses(url), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
+        messages = [line for _, line in zip(range(lines), process.stdout, strict=False)]
         process.kill()
-    return said
+    return messages
 
 
 def finish(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -285,57 +287,57 @@ def addresses(url: str) -> dict[str, str]:
     return {"SENTIMENT_URL": url, "SENTIMENT_MANAGEMENT_URL": url}
 
 
-def test_a_finished_rollout_leaves_versions_that_may_be_wanted() -> None:
-    """Version 3.0 was registered after version 2.0 became the default, to be looked at."""
+def test_a_finished_rollout_leaves_other_versions_registered() -> None:
+    """Version 3.0 was registered after version 2.0 became the default, for a test."""
     fake = both()
     fake.versions["3.0"] = Registered("sentiment-3.mar", 1, started=5)
-    said: list[str] = []
-    assert rollout(fake, said).old is None
+    messages: list[str] = []
+    assert rollout(fake, messages).old is None
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0", "3.0"])
-    assert "Version 3.0 stays registered; `sentiment unregister 3.0` removes it." in said
+    assert "Version 3.0 stays registered. To remove it: `sentiment unregister 3.0`." in messages
     del fake.versions["1.0"]
     assert rollout(fake).old is None
     assert list(fake.versions) == ["2.0", "3.0"]
 
 
-def test_a_rollout_of_what_is_served_already_changes_nothing() -> None:
+def test_a_rollout_of_the_default_version_changes_nothing() -> None:
     fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0")
-    said: list[str] = []
-    outcome = rollout(fake, said)
+    messages: list[str] = []
+    outcome = rollout(fake, messages)
     assert (outcome.new, outcome.old) == ("2.0", None)
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
-    assert said[-1] == "Version 2.0 (sentiment-2.mar) is the default already."
+    assert messages[-1] == "Version 2.0 (sentiment-2.mar) is already the default."
 
 
 def test_a_file_that_was_replaced_by_another_version_is_registered() -> None:
-    """Version 1.0 came from a file of this name, too, and has been kept."""
+    """Version 1.0 was registered from a file of the same name, and was kept."""
     versions = {"1.0": Registered("sentiment-2.mar", 1), "1.1": Registered("sentiment-2.mar", 1, started=1)}
     fake = FakeTorchServe(versions=versions, default="1.1")
     rollout(fake, keep_old=True)
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "1.1", "2.0"])
 
 
-def test_a_version_that_is_older_than_the_default_is_not_taken_for_what_a_killed_rollout_left() -> None:
-    """It was kept, and the file has been replaced since by one of version 2.0."""
+def test_an_older_version_is_not_mistaken_for_one_of_a_killed_rollout() -> None:
+    """The old version was kept, and its file was replaced by one of version 2.0."""
     versions = {"1.0": Registered("sentiment-2.mar", 1), "1.1": Registered("other.mar", 1, started=1)}
     fake = FakeTorchServe(versions=versions, default="1.1")
     rollout(fake, keep_old=True)
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "1.1", "2.0"])
 
 
-def test_a_rollout_to_a_version_that_was_kept_goes_back_to_it() -> None:
+def test_a_rollout_to_a_kept_version_makes_it_the_default() -> None:
     fake = both()
     switched(fake, lambda switch: switch.rollout("sentiment.mar"))
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
 
 
-def test_a_version_that_was_registered_before_stays_if_its_rollout_fails() -> None:
+def test_a_version_that_was_registered_before_a_failed_rollout_stays() -> None:
     fake = FakeTorchServe(versions=both("1.0").versions, label=changed_in(3))
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RolloutError):
-        rollout(fake, said)
+        rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", "2.0"])
-    assert "Version 2.0 stays registered; `sentiment unregister 2.0` removes it." in said
+    assert "Version 2.0 stays registered. To remove it: `sentiment unregister 2.0`." in messages
     assert "POST /models" not in fake.log
 
 
@@ -343,8 +345,8 @@ def test_a_version_that_was_registered_before_stays_if_its_rollout_fails() -> No
     "change", ["POST /models", "PUT /models/sentiment/2.0/set-default", "DELETE /models/sentiment/1.0"]
 )
 @pytest.mark.parametrize("failure", [Reply(drop=True), error(500, "InternalServerException")], ids=["dropped", "500"])
-def test_a_change_that_takes_effect_without_an_answer_is_gone_on_from(change: str, failure: Reply) -> None:
-    """A port-forward ends, or TorchServe answers 500, and the server has done what it was asked for."""
+def test_a_rollout_continues_after_a_change_whose_reply_was_lost(change: str, failure: Reply) -> None:
+    """A port-forward ends, or TorchServe answers 500, although the server has made the change."""
     fake = FakeTorchServe()
     done = False
 
@@ -368,17 +370,17 @@ def test_a_change_that_takes_effect_without_an_answer_is_gone_on_from(change: st
 
 
 @pytest.mark.parametrize("step", ["Registered", "Warmed", "Compared"])
-def test_ctrl_c_before_the_switch_leaves_the_old_version_as_it_was(step: str) -> None:
+def test_ctrl_c_before_the_switch_leaves_the_old_version_unchanged(step: str) -> None:
     fake = FakeTorchServe()
-    said = Acting(step, ctrl_c)
+    messages = Acting(step, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        rollout(fake, said)
+        rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
-    assert "Removed version 2.0." in said
+    assert "Removed version 2.0." in messages
 
 
-def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server goes on unpacking the archive; the version appears a little later."""
+def test_ctrl_c_during_the_registration_removes_the_new_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server continues to unpack the archive; the version appears later."""
     fake = FakeTorchServe()
     polls = 0
 
@@ -396,29 +398,29 @@ def test_ctrl_c_while_the_registration_is_answered_finds_what_comes_of_it(monkey
     assert list(fake.versions) == ["1.0"]
 
 
-def test_ctrl_c_after_the_switch_keeps_both_and_the_same_command_finishes() -> None:
+def test_ctrl_c_after_the_switch_keeps_both_versions_and_the_same_command_finishes() -> None:
     fake = FakeTorchServe()
-    said = Acting("Nothing waits", ctrl_c)
+    messages = Acting("The queue of version", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        rollout(fake, said)
+        rollout(fake, messages)
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
-    assert said[-1].startswith("Version 1.0 stays registered: interrupted.")
+    assert messages[-1].startswith("Version 1.0 stays registered: interrupted.")
     rollout(fake)
     assert (fake.default, list(fake.versions)) == ("2.0", ["2.0"])
 
 
-def test_a_failed_clean_up_is_told() -> None:
+def test_a_failed_cleanup_is_reported() -> None:
     fake = FakeTorchServe(label=changed_in(10))
     fake.before = failing("DELETE /models/sentiment/2.0", error(408, "RequestTimeoutException"))
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RolloutError):
-        rollout(fake, said)
-    assert "Could not put everything back: RequestTimeoutException" in said[-1]
+        rollout(fake, messages)
+    assert "Cleanup failed: RequestTimeoutException" in messages[-1]
     assert fake.default == "1.0"
 
 
-def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
-    """One of them may have been refused by a rollout, and may have been registered at the start: 2.0 is here."""
+def test_a_rollback_without_an_archive_lists_the_versions_to_choose_from() -> None:
+    """A version may have been rejected by a rollout, or registered at the server's start, as 2.0 here."""
     versions = {"1.0": Registered("sentiment.mar", 1), "2.0": Registered("sentiment-2.mar", 1)}
     fake = FakeTorchServe(versions=versions, label=changed_in(10))
     with pytest.raises(RolloutError, match="labels changed"):
@@ -432,7 +434,7 @@ def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
         return str(caught.value)
 
     assert back() == (
-        "Version 1.0 is the default. The server does not know which one was before. Choose: "
+        "Version 1.0 is the default. The server does not know the previous default. Choose: "
         "`sentiment rollback sentiment-2.mar` (version 2.0)."
     )
     fake.label = lambda version, text: "negative"
@@ -441,10 +443,10 @@ def test_a_rollback_without_a_name_names_the_versions_to_choose_from() -> None:
     fake.versions["1.1"] = Registered("new one.mar", 1, started=9)
     assert "`sentiment rollback 'new one.mar'` (version 1.1), `sentiment rollback sentiment-2.mar`" in back()
     fake.versions = {"3.0": fake.versions["3.0"]}
-    assert "No version is registered beside 3.0 (sentiment-3.mar). Name the archive to go back to" in back()
+    assert "Version 3.0 (sentiment-3.mar) is the only registered version. Name the archive" in back()
 
 
-def test_a_rollback_to_a_file_that_two_versions_came_from_is_told() -> None:
+def test_a_rollback_to_an_archive_of_two_versions_is_an_error() -> None:
     fake = both()
     fake.versions["1.1"] = Registered("sentiment.mar", 1, started=2)
     with pytest.raises(
@@ -455,7 +457,7 @@ def test_a_rollback_to_a_file_that_two_versions_came_from_is_told() -> None:
 
 
 def of_kinds(old: Callable[[int], Any], new: Callable[[int], Any]) -> FakeTorchServe:
-    """Both versions, each with its prediction for the sample's text of a number."""
+    """A server with two versions, each with a function from the index of a sample's text to its prediction."""
 
     def answer(version: str, texts: list[str]) -> Any:
         return [(new if version == "2.0" else old)(SAMPLE.index(text)) for text in texts]
@@ -477,7 +479,7 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said", "refused"),
+    ("old", "new", "messages", "refused"),
     [
         (*MORE_LABELS, ["Only version 2.0 has the label: mixed.", "Compared: 2 of 10 labels changed, the lar"], None),
         (
@@ -487,7 +489,7 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
                 "Only version 2.0 has these labels: 0, 1.",
                 "Compared: 10",
             ],
-            "100% of the labels changed; at most 20% may (--max-changed).",
+            "100% of the labels changed; the maximum is 20% (--max-changed).",
         ),
         (
             lambda n: several("late", "rude"),
@@ -502,19 +504,19 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
             lambda n: several("late"),
             lambda n: several("late", "rude"),
             ["Compared: 10 of 10 texts have other labels, the largest difference of a score is 0.5000; median "],
-            "100% of the texts have other labels; at most 20% may (--max-changed).",
+            "100% of the texts have other labels; the maximum is 20% (--max-changed).",
         ),
         (
             lambda n: {"value": n % 2},
             lambda n: {"value": n % 2 + 0.4},
-            ["Compared: 0 of 10 numbers changed by more than 0.5, their standard deviation before, the largest diff"],
+            ["Compared: 0 of 10 numbers changed by more than 0.5, the old version's standard deviation, the larg"],
             None,
         ),
         (
             lambda n: {"value": n % 2},
             lambda n: {"value": 3},
             ["  1 -> 3: flight 1", "Compared: 10 of 10 numbers changed by more than 0.5"],
-            "100% of the numbers changed by more than 0.5, their standard deviation before; at most 20% may (--max-ch",
+            "100% of the numbers changed by more than 0.5, the old version's standard deviation; the maximum is 20%",
         ),
         (
             lambda n: {"value": 5},
@@ -526,13 +528,13 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
             lambda n: single("good"),
             lambda n: {"value": 3},
             ["Compared: version 1.0 predicts one label for each text, version 2.0 a number; median"],
-            "100% of the predictions are of another kind; at most 20% may (--max-changed).",
+            "100% of the predictions are of another kind; the maximum is 20% (--max-changed).",
         ),
     ],
     ids=["more labels", "other labels", "order", "multi-label", "regression", "shifted", "all alike", "another kind"],
 )
-def test_what_changed_is_told_as_the_kind_of_the_model_has_it(
-    old: Callable[[int], Any], new: Callable[[int], Any], said: list[str], refused: str | None
+def test_the_comparison_is_reported_by_the_kind_of_the_model(
+    old: Callable[[int], Any], new: Callable[[int], Any], messages: list[str], refused: str | None
 ) -> None:
     fake, lines = of_kinds(old, new), list[str]()
     if refused is None:
@@ -541,7 +543,7 @@ def test_what_changed_is_told_as_the_kind_of_the_model_has_it(
         with pytest.raises(RolloutError) as caught:
             rollout(fake, lines)
         assert str(caught.value).startswith(refused)
-    for start in said:
+    for start in messages:
         assert [line for line in lines if line.startswith(start)], (start, lines)
     assert fake.default == ("2.0" if refused is None else "1.0")
 
@@ -560,27 +562,27 @@ def test_a_rollback_registers_the_archive_again() -> None:
 @pytest.mark.parametrize(
     "others", [{}, {"3.0": Registered("sentiment-3.mar", 1, started=5)}], ids=["alone", "beside 3.0"]
 )
-def test_a_rollback_that_has_succeeded_succeeds_again(others: dict[str, Registered]) -> None:
-    """It may have been killed after its last step."""
+def test_a_repeated_rollback_succeeds(others: dict[str, Registered]) -> None:
+    """The first rollback may have been killed after its last step."""
     fake = both()
-    said: list[str] = []
+    messages: list[str] = []
     switched(fake, lambda switch: switch.rollback("sentiment.mar"))
     fake.versions |= others
-    outcome = switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
+    outcome = switched(fake, lambda switch: switch.rollback("sentiment.mar"), messages)
     assert (outcome.new, outcome.old, outcome.old_kept) == ("1.0", None, bool(others))
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0", *others])
-    assert said[0] == "Version 1.0 (sentiment.mar) is the default already."
+    assert messages[0] == "Version 1.0 (sentiment.mar) is already the default."
 
 
 def test_a_rollback_to_a_file_that_was_replaced_by_another_version_registers_it() -> None:
-    """The default came from a file of this name, too."""
+    """The default was registered from a file of the same name, too."""
     fake = FakeTorchServe(versions={"1.1": Registered("sentiment.mar", 1)}, default="1.1")
     switched(fake, lambda switch: switch.rollback("sentiment.mar"))
     assert (fake.default, list(fake.versions)) == ("1.0", ["1.0"])
 
 
-def test_two_rollbacks_to_one_archive_go_on_with_one_version() -> None:
-    """The second asks for it while the first registers it, and is answered 409."""
+def test_two_rollbacks_to_one_archive_share_one_version() -> None:
+    """The second requests the registration while the first registers the version, and gets status 409."""
     fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0")
 
     def overtake(line: str) -> None:
@@ -596,22 +598,22 @@ def test_two_rollbacks_to_one_archive_go_on_with_one_version() -> None:
 def test_a_rollback_to_a_version_of_another_archive_is_refused() -> None:
     fake = FakeTorchServe(versions={"1.0": Registered("other.mar", 1), "2.0": Registered("sentiment-2.mar", 1)})
     fake.default = "2.0"
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RefusedError, match=r"1\.0 is already registered"):
-        switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"), messages)
     assert (fake.default, list(fake.versions)) == ("2.0", ["1.0", "2.0"])
-    assert said == ["Version 2.0 is the default, as before."]
+    assert messages == ["Version 2.0 is still the default."]
 
 
-def test_ctrl_c_after_the_switch_of_a_rollback_names_the_command_that_finishes_it() -> None:
+def test_ctrl_c_after_the_switch_of_a_rollback_shows_the_command_to_finish() -> None:
     fake = both()
-    said = Acting("Nothing waits", ctrl_c)
+    messages = Acting("The queue of version", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        switched(fake, lambda switch: switch.rollback("sentiment.mar"), said)
-    assert said[-1] == "Version 2.0 stays registered: interrupted. `sentiment unregister 2.0` removes it."
+        switched(fake, lambda switch: switch.rollback("sentiment.mar"), messages)
+    assert messages[-1] == "Version 2.0 stays registered: interrupted. To remove it: `sentiment unregister 2.0`."
 
 
-def test_a_rollback_to_an_archive_that_is_registered_takes_that() -> None:
+def test_a_rollback_uses_a_version_that_is_already_registered() -> None:
     fake = both()
     outcome = switched(fake, lambda switch: switch.rollback("sentiment.mar"))
     assert "POST /models" not in fake.log
@@ -622,7 +624,7 @@ def test_a_rollback_to_an_archive_that_is_registered_takes_that() -> None:
     assert warmed < fake.log.index("PUT /models/sentiment/1.0/set-default")
 
 
-def test_a_rollback_to_what_does_not_load_leaves_the_present_version() -> None:
+def test_a_failed_rollback_leaves_the_present_version_unchanged() -> None:
     fake = FakeTorchServe(versions={"2.0": Registered("sentiment-2.mar", 2)}, default="2.0", polls_until_ready=-1)
     with pytest.raises(NotReadyError):
         switched(fake, lambda switch: switch.rollback("sentiment.mar"))

@@ -1,4 +1,4 @@
-"""Whole files: every row once, in order, its own columns as they were, whatever happens in between."""
+"""Scoring of files: each row once, in order, with its own columns unchanged, also after interruptions."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def answering() -> Iterator[Scripted]:
 
 
 class Killed(BaseException):
-    """Stands for whatever ends a program."""
+    """Simulates any end of the program."""
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
     server: Scripted,
     overwrite: bool = False,
     kill_after: int | None = None,
-    said: list[str] | None = None,
+    messages: list[str] | None = None,
     name: str = "there",
     *,
     kind: str | None = None,
@@ -65,8 +65,7 @@ def run(
     ending: str = "",
     **settings: Any,
 ) -> Summary:
-    """Score a file as the command line does, two connections, three texts a request; `kill_after` so many pieces of
-    progress it ends."""
+    """Score a file with two connections and three texts in a request; stop after `kill_after` calls of `progress`."""
     pieces = 0
 
     def progress(done: int, rows: int | None) -> None:
@@ -83,7 +82,7 @@ def run(
             client,
             name,
             progress,
-            (said if said is not None else []).append,
+            (messages if messages is not None else []).append,
             scores=scores,
             prefix=prefix,
             max_texts=TEXTS_PER_REQUEST,
@@ -92,7 +91,7 @@ def run(
 
 
 def expected(text: str) -> tuple[str, float, str]:
-    """Label, score and the error's type that the server in the tests gives."""
+    """Label, score and error type that the tests' server returns for a text."""
     if not text.strip():
         return "", 0, "BlankTextError"
     if len(text) > 200:
@@ -111,10 +110,10 @@ def read_csv(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True))
 
 
-def check(found: list[tuple[str, str, str, str]], texts: list[str], own: list[str]) -> None:
-    """Rows (own column, label, score, error) against the input's."""
-    assert [row[0] for row in found] == own
-    for text, (_, label, value, problem) in zip(texts, found, strict=True):
+def check(scored: list[tuple[str, str, str, str]], texts: list[str], own: list[str]) -> None:
+    """Compare rows (own column, label, score, error) with the input."""
+    assert [row[0] for row in scored] == own
+    for text, (_, label, value, problem) in zip(texts, scored, strict=True):
         wanted = expected(text)
         assert (label, problem.partition(":")[0]) == (wanted[0], wanted[2]), text
         assert float(value or 0) == wanted[1], text
@@ -132,32 +131,32 @@ def fresh(folder: Path, suffix: str) -> Path:
 
 
 @given(rows=ROWS, end=st.sampled_from(["\n", "\r\n"]))
-def test_csv_rows_come_out_as_they_were(
+def test_csv_rows_are_copied_unchanged(
     answering: Scripted, folder: Path, rows: list[tuple[str, str]], end: str
 ) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, rows, end)
     summary = run(source, answering)
-    header, *found = read_csv(folder / "out.csv")
+    header, *scored = read_csv(folder / "out.csv")
     assert header == ["id", "text", "label", "score", "error"]
-    assert [(row[0], row[1]) for row in found] == rows
-    check([(row[0], row[2], row[3], row[4]) for row in found], [text for _, text in rows], [own for own, _ in rows])
+    assert [(row[0], row[1]) for row in scored] == rows
+    check([(row[0], row[2], row[3], row[4]) for row in scored], [text for _, text in rows], [own for own, _ in rows])
     assert summary.rows == len(rows)
-    assert summary.errors == sum(bool(row[4]) for row in found)
+    assert summary.errors == sum(bool(row[4]) for row in scored)
     assert (folder / "out.csv").read_bytes().startswith(f"id,text,label,score,error{end}".encode())
     assert sorted(path.name for path in folder.iterdir()) == ["in.csv", "out.csv"]
 
 
 @given(rows=ROWS)
-def test_json_lines_come_out_as_they_were(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
+def test_json_lines_are_copied_unchanged(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
     source = fresh(folder, ".jsonl")
     source.write_text("".join(json.dumps({"id": own, "text": text}) + "\n" for own, text in rows))
     run(source, answering)
     lines = (folder / "out.jsonl").read_text("utf-8").split("\n")[:-1]
-    found = [json.loads(line) for line in lines]
-    assert [(row["id"], row["text"]) for row in found] == rows
+    scored = [json.loads(line) for line in lines]
+    assert [(row["id"], row["text"]) for row in scored] == rows
     check(
-        [(row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in found],
+        [(row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in scored],
         [text for _, text in rows],
         [own for own, _ in rows],
     )
@@ -174,7 +173,7 @@ def test_json_lines_keep_every_character_of_a_line(answering: Scripted, folder: 
 
 
 @given(rows=ROWS)
-def test_parquet_rows_come_out_as_they_were(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
+def test_parquet_rows_are_copied_unchanged(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -186,22 +185,24 @@ def test_parquet_rows_come_out_as_they_were(answering: Scripted, folder: Path, r
     table = pa.table([[own for own, _ in rows], [text or None for _, text in rows], list(range(len(rows)))], schema)
     pq.write_table(table, source, row_group_size=5)
     run(source, answering)
-    found = pq.read_table(folder / "out.parquet")
-    assert found.select([0, 1, 2]).equals(table, check_metadata=True)
-    assert found.schema.names[3:] == ["label", "score", "error"]
-    result = [(row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in found.to_pylist()]
+    table_read = pq.read_table(folder / "out.parquet")
+    assert table_read.select([0, 1, 2]).equals(table, check_metadata=True)
+    assert table_read.schema.names[3:] == ["label", "score", "error"]
+    result = [
+        (row["id"], row["label"] or "", str(row["score"] or ""), row["error"] or "") for row in table_read.to_pylist()
+    ]
     check(result, [text for _, text in rows], [own for own, _ in rows])
 
 
-def test_parquet_of_pandas_is_read_by_pandas(answering: Scripted, folder: Path) -> None:
+def test_a_scored_parquet_file_of_pandas_is_read_by_pandas(answering: Scripted, folder: Path) -> None:
     import pandas as pd
 
     source = fresh(folder, ".parquet")
     pd.DataFrame({"text": pd.Categorical(["late", "early", "late"])}, index=[7, 8, 9]).to_parquet(source)
     run(source, answering)
-    found = pd.read_parquet(folder / "out.parquet")
-    assert list(found.index) == [7, 8, 9]
-    assert list(found["label"]) == [prediction(text)["label"] for text in ("late", "early", "late")]
+    scored = pd.read_parquet(folder / "out.parquet")
+    assert list(scored.index) == [7, 8, 9]
+    assert list(scored["label"]) == [prediction(text)["label"] for text in ("late", "early", "late")]
 
 
 MANY = [(str(number), " " if number % 9 == 4 else f"flight {number},\n" * (1 + number % 3)) for number in range(40)]
@@ -216,10 +217,10 @@ def undisturbed(answering: Scripted, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @given(kills=st.lists(st.tuples(st.integers(1, 16), st.integers(0, 60)), max_size=3))
-def test_a_run_that_was_killed_anywhere_ends_with_the_same_file(
+def test_a_run_killed_at_any_point_continues_and_writes_the_same_file(
     answering: Scripted, folder: Path, undisturbed: bytes, kills: list[tuple[int, int]]
 ) -> None:
-    """Killed while results come in, and while a line of the journal is half written."""
+    """The run is killed between results, and while it writes a line of the journal."""
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     journal = folder / "out.csv.journal"
@@ -228,7 +229,7 @@ def test_a_run_that_was_killed_anywhere_ends_with_the_same_file(
             run(source, answering, kill_after=after)
             break
         except Killed:
-            if journal.exists():  # there is none if no row was done
+            if journal.exists():  # without results, there is no journal
                 content = journal.read_bytes()
                 journal.write_bytes(content[: max(len(content) - torn, 0)])
     else:
@@ -238,7 +239,7 @@ def test_a_run_that_was_killed_anywhere_ends_with_the_same_file(
 
 
 @pytest.mark.parametrize("stage", ["write", "sync", "replace", "remove"])
-def test_a_run_that_was_killed_at_its_end_ends_with_the_same_file(
+def test_a_run_killed_at_its_end_continues_and_writes_the_same_file(
     answering: Scripted, folder: Path, undisturbed: bytes, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = fresh(folder, ".csv")
@@ -263,16 +264,16 @@ def test_a_run_that_was_killed_at_its_end_ends_with_the_same_file(
     assert len(answering.requests) == requests, "all results were there"
 
 
-def test_going_on_asks_for_nothing_that_is_there(answering: Scripted, folder: Path) -> None:
+def test_a_continued_run_sends_no_text_twice(answering: Scripted, folder: Path) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(Killed):
-        run(source, answering, kill_after=4, said=said)
-    assert said[-1].startswith("9 of 40 rows are done")
+        run(source, answering, kill_after=4, messages=messages)
+    assert messages[-1].startswith("9 of 40 rows are done")
     answering.requests.clear()
-    run(source, answering, said=said)
-    assert said[-1] == "Continuing after 9 of 40 rows."
+    run(source, answering, messages=messages)
+    assert messages[-1] == "Continuing after 9 of 40 rows."
     asked = {text for request in answering.requests for text in texts_of(request)}
     assert asked == {text for _, text in MANY[9:]}
 
@@ -295,21 +296,21 @@ def ends_after(requests: int, last: Reply) -> Answer:
     ],
     ids=["gone", "overloaded", "no such model"],
 )
-def test_a_server_that_goes_keeps_what_is_done(
+def test_the_results_are_kept_if_the_server_stops(
     folder: Path, undisturbed: bytes, answering: Scripted, last: Reply, kind: type[ClientError]
 ) -> None:
     source = fresh(folder, ".csv")
-    write_csv(source, MANY[:4] + MANY[5:13])  # without a blank text, so that there is a request for three
-    said: list[str] = []
+    write_csv(source, MANY[:4] + MANY[5:13])  # no blank text, so that one request has three texts
+    messages: list[str] = []
     with scripted(ends_after(2, last)) as server, pytest.raises(kind):
-        run(source, server, said=said)
-    assert "rows are done, and kept in" in said[-1]
+        run(source, server, messages=messages)
+    assert "rows are done and stored in" in messages[-1]
     assert not (folder / "out.csv").exists()
     summary = run(source, answering)
     assert (summary.rows, summary.errors, summary.model_versions) == (12, 0, ("1.0",))
 
 
-def test_an_internal_error_hurts_its_own_text_alone(folder: Path) -> None:
+def test_an_internal_error_affects_only_its_text(folder: Path) -> None:
     def defect(request: Request) -> Reply:
         return error(500, "InternalError") if "flight 3" in texts_of(request) else model(request)
 
@@ -321,7 +322,7 @@ def test_an_internal_error_hurts_its_own_text_alone(folder: Path) -> None:
     assert read_csv(folder / "out.csv")[4][2:] == ["", "", "InternalError: So it is."]
 
 
-def test_two_versions_are_told(folder: Path) -> None:
+def test_a_change_of_the_version_during_a_run_is_reported(folder: Path) -> None:
     def versions(request: Request) -> Reply:
         reply = model(request)
         version = "2.0" if "flight 7" in texts_of(request) else "1.0"
@@ -338,26 +339,26 @@ def change_input(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "told"),
+    ("change", "settings", "message"),
     [
         (change_input, {}, "bytes was"),
         (lambda _: None, {"name": "elsewhere"}, "server was there, is elsewhere"),
     ],
     ids=["another input", "another server"],
 )
-def test_results_of_another_run_are_not_gone_on_with(
-    answering: Scripted, folder: Path, change: Callable[[Path], None], settings: dict[str, Any], told: str
+def test_the_journal_of_another_run_is_refused(
+    answering: Scripted, folder: Path, change: Callable[[Path], None], settings: dict[str, Any], message: str
 ) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     with pytest.raises(Killed):
         run(source, answering, kill_after=4)
     change(source)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         run(source, answering, **settings)
 
 
-def test_an_input_that_changes_meanwhile_is_told(folder: Path) -> None:
+def test_an_input_that_changes_during_the_run_is_an_error(folder: Path) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY[:2])
 
@@ -365,20 +366,20 @@ def test_an_input_that_changes_meanwhile_is_told(folder: Path) -> None:
         write_csv(source, [("0", "another"), ("1", "text")])
         return model(request)
 
-    with scripted(changing) as server, pytest.raises(InputError, match="has changed meanwhile"):
+    with scripted(changing) as server, pytest.raises(InputError, match="changed during the run"):
         run(source, server)
     assert not (folder / "out.csv").exists()
 
 
-def test_two_runs_at_once_are_not_let(answering: Scripted, folder: Path) -> None:
+def test_two_concurrent_runs_with_one_output_are_refused(answering: Scripted, folder: Path) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     with Journal(folder / "out.csv.journal", {}), pytest.raises(InputError, match="another run"):
         run(source, answering)
 
 
-def test_a_run_that_never_succeeded_stands_in_nobodys_way(answering: Scripted, folder: Path) -> None:
-    """Neither what it leaves, nor what an older version of this program left, hinders a run of other settings."""
+def test_a_journal_without_results_does_not_block_another_run(answering: Scripted, folder: Path) -> None:
+    """Neither its journal nor one of an older release blocks a run with other settings."""
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     with scripted(lambda _: error(404, "ModelNotFoundException")) as server, pytest.raises(RefusedError):
@@ -395,7 +396,7 @@ def test_a_run_that_never_succeeded_stands_in_nobodys_way(answering: Scripted, f
     [b"notes\n", b"notes", b"[1]\n[2]\n", b'{"text": "late"}\n', b"\x00\xff\n", b"[" * 100_000 + b"\n"],
     ids=repr,
 )
-def test_a_file_of_somebodys_own_is_not_taken_for_a_journal(answering: Scripted, folder: Path, content: bytes) -> None:
+def test_another_file_is_not_mistaken_for_a_journal(answering: Scripted, folder: Path, content: bytes) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     (folder / "out.csv.journal").write_bytes(content)
@@ -405,7 +406,7 @@ def test_a_file_of_somebodys_own_is_not_taken_for_a_journal(answering: Scripted,
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"\xff\n", b"5\n"])
-def test_a_broken_line_of_a_journal_is_told(answering: Scripted, folder: Path, line: bytes) -> None:
+def test_an_invalid_line_of_a_journal_is_an_error(answering: Scripted, folder: Path, line: bytes) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     with pytest.raises(Killed):
@@ -417,7 +418,7 @@ def test_a_broken_line_of_a_journal_is_told(answering: Scripted, folder: Path, l
         run(source, answering)
 
 
-def test_a_folder_in_the_place_of_the_journal_or_the_output_is_told(answering: Scripted, tmp_path: Path) -> None:
+def test_a_folder_named_like_the_journal_or_the_output_is_an_error(answering: Scripted, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     write_csv(source, MANY)
     (tmp_path / "out.csv.journal").mkdir()
@@ -429,7 +430,7 @@ def test_a_folder_in_the_place_of_the_journal_or_the_output_is_told(answering: S
         run(source, answering, overwrite=True)
 
 
-def test_a_run_whose_output_cannot_be_written_keeps_its_journal_alone(
+def test_a_run_that_cannot_write_its_output_keeps_only_the_journal(
     answering: Scripted, folder: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = fresh(folder, ".csv")
@@ -447,8 +448,8 @@ def test_a_run_whose_output_cannot_be_written_keeps_its_journal_alone(
     assert (folder / "out.csv").read_bytes() == undisturbed
 
 
-def test_parquet_with_broken_pages_is_told(answering: Scripted, folder: Path) -> None:
-    """Its metadata, at its end, is whole."""
+def test_parquet_with_damaged_pages_is_an_error(answering: Scripted, folder: Path) -> None:
+    """The metadata at the end of the file is valid."""
     import pandas as pd
 
     source = fresh(folder, ".parquet")
@@ -460,7 +461,7 @@ def test_parquet_with_broken_pages_is_told(answering: Scripted, folder: Path) ->
         run(source, answering)
 
 
-def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> None:
+def test_an_existing_output_is_not_overwritten(answering: Scripted, folder: Path) -> None:
     source = fresh(folder, ".csv")
     write_csv(source, MANY)
     (folder / "out.csv").write_text("mine")
@@ -472,11 +473,11 @@ def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("in.txt", b"late", "none of .csv, .tsv, .tab, .jsonl, .ndjson, .parquet"),
+        ("in.txt", b"late", "Expected the ending .csv, .tsv, .tab, .jsonl, .ndjson, .parquet"),
         ("in.csv", b"", "no column 'text'; it has none"),
-        ("in.csv", b"id,tweet\n1,late\n", "no column 'text'; it has id, tweet. Name one by --text-column"),
+        ("in.csv", b"id,tweet\n1,late\n", "no column 'text'; it has id, tweet. Choose one with --text-column"),
         ("in.csv", b"id,text\n1,late\n2\n", "line 3, has 1 cells where the header has 2"),
         ("in.csv", b'text\n"late\n', "line 2, is not valid CSV"),
         ("in.csv", b"text\nGr\xfc\xdfe\n", "is not UTF-8"),
@@ -489,19 +490,19 @@ def test_an_output_that_exists_is_kept(answering: Scripted, folder: Path) -> Non
     ],
     ids=str,
 )
-def test_an_input_that_would_stop_a_run_stops_it_before(
-    answering: Scripted, folder: Path, name: str, content: bytes, told: str
+def test_an_invalid_input_is_refused_before_the_first_request(
+    answering: Scripted, folder: Path, name: str, content: bytes, message: str
 ) -> None:
     source = fresh(folder, Path(name).suffix)
     source.write_bytes(content)
     answering.requests.clear()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         run(source, answering)
     assert answering.requests == []
     assert [path.name for path in folder.iterdir()] == [source.name]
 
 
-def test_a_byte_order_mark_and_a_long_cell_stay(answering: Scripted, folder: Path) -> None:
+def test_a_byte_order_mark_and_a_long_cell_are_copied(answering: Scripted, folder: Path) -> None:
     source = fresh(folder, ".csv")
     source.write_bytes(b"\xef\xbb\xbftext,note\nlate," + b"n" * 300_000 + b"\n")
     run(source, answering)
@@ -510,7 +511,7 @@ def test_a_byte_order_mark_and_a_long_cell_stay(answering: Scripted, folder: Pat
 
 
 def test_memory_does_not_grow_with_the_file(answering: Scripted, folder: Path) -> None:
-    """No more requests are ahead of what is written down than the connections allow."""
+    """The number of requests ahead of the journal is limited by the connections."""
     source = fresh(folder, ".csv")
     write_csv(source, [(str(number), f"flight {number}") for number in range(300)])
     taken = 0

@@ -1,5 +1,4 @@
-"""Files as people have them: other delimiters, encodings and endings, compressed, through standard streams; the columns
-of each kind of model."""
+"""Formats of files: delimiters, encodings, endings, compression and streams; and the columns of each kind of model."""
 
 import csv
 import gzip
@@ -106,7 +105,7 @@ LINES = '{"text": "zu spät"}\n{"text": "früh"}\n'
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_is_read_and_its_copy_written_as_people_have_them(
+def test_common_variants_of_files_are_read_and_copied(
     answering: Scripted, here: Path, name: str, content: bytes, options: list[str], copy: str, expected: bytes | None
 ) -> None:
     (here / name).write_bytes(content)
@@ -126,7 +125,7 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "options", "told"),
+    ("name", "content", "options", "message"),
     [
         ("a.csv", TABLE.encode(), [], "no column 'text' as it is read. With --delimiter ';' it has one."),
         ("a.csv", TABLE.replace(";", "\t").encode(), [], "With --delimiter tab it has one."),
@@ -147,14 +146,19 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
             [],
             "line 2, is not valid TSV: '\\t' expected after '\"'. If quotes are ch",
         ),
-        ("a.csv.gz", gzip.compress(TABLE.encode() * 99, mtime=0)[:-20], ["--delimiter", ";"], "is not whole gzip"),
+        ("a.csv.gz", gzip.compress(TABLE.encode() * 99, mtime=0)[:-20], ["--delimiter", ";"], "is not complete gzip"),
         ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9, mtime=0)[:-9], [], "line 2, is not UTF-8"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": 5}\n', [], "line 3, is not a JSON object with a string in 'text'"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": "\xfc"}\n', [], "line 3, is not UTF-8"),
         ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter goes with CSV and TSV; a.jsonl is JSON lines."),
         ("a.parquet", b"PAR1", ["--encoding", "utf-8"], "--encoding goes with CSV, TSV and JSON lines"),
         ("a.parquet.gz", b"PAR1", [], "a Parquet file is compressed within"),
-        ("a.xlsx", b"PK", [], "a.xlsx is none of .csv, .tsv, .tab, .jsonl, .ndjson, .parquet, by its name"),
+        (
+            "a.xlsx",
+            b"PK",
+            [],
+            "The format of a.xlsx is unknown. Expected the ending .csv, .tsv, .tab, .jsonl, .ndjson, .parquet",
+        ),
         (
             "a.csv",
             b"text\nlate\n",
@@ -165,12 +169,12 @@ def test_a_file_is_read_and_its_copy_written_as_people_have_them(
     ],
     ids=str,
 )
-def test_what_stands_in_the_way_is_told_with_its_line_and_the_way_out(
-    answering: Scripted, here: Path, capsys: Out, name: str, content: bytes, options: list[str], told: str
+def test_an_invalid_file_is_reported_with_its_line_and_what_to_do(
+    answering: Scripted, here: Path, capsys: Out, name: str, content: bytes, options: list[str], message: str
 ) -> None:
     (here / name).write_bytes(content)
     assert main(["score", name, *options]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert answering.requests == []
     assert [path.name for path in here.iterdir()] == [name]
 
@@ -216,9 +220,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_each_kind_of_model_has_its_columns_and_with_scores_one_for_each_class(
-    kind: str, ending: str, here: Path
-) -> None:
+def test_the_columns_depend_on_the_kind_of_model_and_on_scores(kind: str, ending: str, here: Path) -> None:
     import pandas as pd
 
     write: dict[str, Callable[[pd.DataFrame, str], object]] = {
@@ -262,7 +264,7 @@ def test_each_kind_of_prediction_is_printed(kind: str, capsys: Out) -> None:
     assert printed == {"text": "late", "model_version": None, **CELLS[kind][0]}
 
 
-def test_a_label_with_the_separator_in_it_is_told_for_csv(
+def test_a_label_that_contains_the_separator_is_refused_for_csv(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     (here / "a.csv").write_text("text\nlate\n")
@@ -272,7 +274,7 @@ def test_a_label_with_the_separator_in_it_is_told_for_csv(
     assert "The label 'a;b' has a ';'" in capsys.readouterr().err
 
 
-def test_a_label_that_the_encoding_lacks_is_told(here: Path, capsys: Out) -> None:
+def test_a_label_that_the_encoding_cannot_represent_is_an_error(here: Path, capsys: Out) -> None:
     (here / "a.csv").write_text("text\nlate\n")
     answer = server_of(lambda _: {"label": "✈", "score": 1, "scores": {"✈": 1}})
     with scripted(answer) as server:
@@ -281,8 +283,8 @@ def test_a_label_that_the_encoding_lacks_is_told(here: Path, capsys: Out) -> Non
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_a_file_with_labels_of_its_own_keeps_them(answering: Scripted, here: Path, capsys: Out, name: str) -> None:
-    """A column `label` stands in the way of a label, and not of a number; what is done so far is not lost."""
+def test_a_file_with_its_own_label_column_keeps_it(answering: Scripted, here: Path, capsys: Out, name: str) -> None:
+    """A column `label` conflicts with labels, not with numbers; the results so far are kept."""
     (here / name).write_text('{"text": "late", "label": "x"}\n' if "json" in name else "text,label\nlate,x\n")
     assert main(["score", name]) == 1
     assert f"{name} has a column 'label' already" in capsys.readouterr().err
@@ -295,7 +297,7 @@ def test_a_file_with_labels_of_its_own_keeps_them(answering: Scripted, here: Pat
         assert main(["score", name, "--overwrite", "--url", server.url]) == 0
 
 
-def test_parquet_without_its_package_names_the_command_that_installs_it(
+def test_parquet_without_pyarrow_shows_the_command_to_install_it(
     here: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "a.parquet").write_bytes(b"PAR1")
@@ -341,7 +343,7 @@ def test_a_file_is_scored_to_standard_output_and_standard_input_to_a_file(
 
 
 def test_by_default_one_small_request_is_sent_at_a_time(here: Path, capsys: Out) -> None:
-    """So that another client's request waits for one of them at most."""
+    """Another client's request then waits for one small request at most."""
     (here / "a.csv").write_text("text\n" + "".join(f"flight {number}\n" for number in range(3 * MAX_TEXTS)))
     lock = threading.Lock()
     now: list[int] = []
@@ -366,7 +368,7 @@ def test_by_default_one_small_request_is_sent_at_a_time(here: Path, capsys: Out)
         assert max(sizes) == MAX_TEXTS
 
 
-def test_the_journal_of_an_older_program_does_not_stand_in_the_way_unless_it_has_results(
+def test_the_journal_of_an_older_release_blocks_a_run_only_if_it_has_results(
     answering: Scripted, here: Path, capsys: Out
 ) -> None:
     (here / "a.csv").write_text("text\nlate\n")
@@ -381,9 +383,9 @@ def test_the_journal_of_an_older_program_does_not_stand_in_the_way_unless_it_has
         assert [row["text"] for row in csv.DictReader(file)] == ["late"]
 
 
-def test_on_a_terminal_it_is_said_what_is_waited_for(answering: Scripted) -> None:
+def test_a_terminal_shows_that_input_is_expected(answering: Scripted) -> None:
     controller, terminal = pty.openpty()
-    for command, told in [
+    for command, message in [
         ("predict", b"Type a text and press Enter. Ctrl-D ends."),
         ("explain", b"Type a text"),
         ("score", b"Type or paste a table. Ctrl-D ends."),
@@ -398,7 +400,7 @@ def test_on_a_terminal_it_is_said_what_is_waited_for(answering: Scripted) -> Non
         )
         with process:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith(told)
+            assert process.stderr.readline().startswith(message)
             os.write(controller, b"text\n\x04")
             assert process.wait(30) in (0, 1)
     os.close(controller)

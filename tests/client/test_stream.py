@@ -1,4 +1,4 @@
-"""Standard input to standard output: results come while rows still arrive."""
+"""Scoring of streams: results are written while rows still arrive."""
 
 import csv
 import gzip
@@ -36,7 +36,7 @@ def answering() -> Iterator[Scripted]:
 
 @contextmanager
 def piped(server: Scripted, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
-    """`sentiment score -`, its standard input and its standard output."""
+    """Run `sentiment score -`; yields the process, its standard input and its standard output."""
     command = [sys.executable, "-m", "sentiment", "score", "-", *options]
     settings = {"SENTIMENT_URL": server.url, "SENTIMENT_MODEL": "mine"}
     pipe = subprocess.PIPE
@@ -54,13 +54,13 @@ def cells(*texts: str) -> list[list[str]]:
 
 
 def packed(sync: bool) -> Callable[[bytes], bytes]:
-    """Compresses what a program writes, piece by piece."""
+    """A compressor of a program's output, in parts."""
     packer = zlib.compressobj(wbits=31)
     return lambda content: packer.compress(content) + packer.flush(zlib.Z_SYNC_FLUSH) if sync else content
 
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "utf-16"])
-def test_a_result_comes_while_the_next_row_is_not_there_yet(answering: Scripted, kind: str) -> None:
+def test_a_result_is_written_before_the_next_row_arrives(answering: Scripted, kind: str) -> None:
     written = packed(sync=kind == "gzip")
     encoding = "utf-16-le" if kind == "utf-16" else "utf-8"
 
@@ -82,14 +82,14 @@ def test_a_result_comes_while_the_next_row_is_not_there_yet(answering: Scripted,
         assert lines.read() == ""
         code = process.wait(30)
         assert process.stderr is not None
-        told = process.stderr.read()
-    if kind == "gzip":  # its end was not written
-        assert (code, b"3 rows are done, and written.\n" in told, b"is not whole gzip" in told) == (1, True, True)
+        errors = process.stderr.read()
+    if kind == "gzip":  # the end of the compressed data is missing
+        assert (code, b"3 rows are done and written.\n" in errors, b"is not complete gzip" in errors) == (1, True, True)
     else:
-        assert (code, told.startswith(b"standard output: 3 rows, 0 with errors")) == (0, True)
+        assert (code, errors.startswith(b"standard output: 3 rows, 0 with errors")) == (0, True)
 
 
-def test_an_interrupted_stream_has_written_what_is_done(answering: Scripted, tmp_path: Path) -> None:
+def test_an_interrupted_stream_has_written_its_results(answering: Scripted, tmp_path: Path) -> None:
     output = tmp_path / "labels.jsonl"
     with piped(answering, "--format", "jsonl", "--output", str(output)) as (process, stdin, _):
         stdin.write(b'{"text": "late"}\n')
@@ -99,11 +99,11 @@ def test_an_interrupted_stream_has_written_what_is_done(answering: Scripted, tmp
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == b"1 rows are done, and written.\nInterrupted.\n"
+        assert process.stderr.read() == b"1 rows are done and written.\nInterrupted.\n"
     assert json.loads(output.read_bytes())["label"] == prediction("late")["label"]
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(answering: Scripted) -> None:
+def test_a_closed_output_ends_the_stream_silently(answering: Scripted) -> None:
     with piped(answering) as (process, stdin, stdout):
         stdin.write(b"text\nlate\n")
         stdin.flush()
@@ -122,13 +122,13 @@ def score(server: Scripted, monkeypatch: pytest.MonkeyPatch, content: bytes, *op
 
 
 @pytest.mark.parametrize(
-    ("content", "options", "written", "told"),
+    ("content", "options", "written", "message"),
     [
         (b"text,n\nlate,1\n\nlate\n", [], 2, "line 4, has 1 cells where the header has 2"),
         (b"text\nlate\n\nGr\xfc\xdfe\n", [], 2, "line 4, is not UTF-8: invalid start byte. Name its encoding"),
         (b"text\nlate\n" + b"late\n" * 9_999 + b"\xff\n", [], 10_001, "line 10002, is not UTF-8"),
         (b'text\nlate\n"open\n' + b"late\n" * 9, [], 2, "line 3, is not valid CSV: unexpected end of data"),
-        (gzip.compress(b"text\nlate\n")[:-4], [], 2, "is not whole gzip"),
+        (gzip.compress(b"text\nlate\n")[:-4], [], 2, "is not complete gzip"),
         (b'{"text": "late"}\n\n{"text": 5}\n', ["--format", "jsonl"], 1, "line 3, is not a JSON object"),
         (b'{"text": "late"}\n{"text": "", "error": 1}\n', ["--format", "jsonl"], 1, "has a column 'error' already"),
         (b"text;n\nlate;1\n", [], 0, "With --delimiter ';' it has one."),
@@ -139,19 +139,19 @@ def score(server: Scripted, monkeypatch: pytest.MonkeyPatch, content: bytes, *op
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_error_names_its_line_and_comes_after_the_rows_before_it(
+def test_an_error_names_its_line_and_follows_all_earlier_rows(
     answering: Scripted,
     monkeypatch: pytest.MonkeyPatch,
     capsysbinary: Out,
     content: bytes,
     options: list[str],
     written: int,
-    told: str,
+    message: str,
 ) -> None:
     assert score(answering, monkeypatch, content, *options, "--connections", "4") == 1
     output = capsysbinary.readouterr()
     assert output.out.count(b"\n") == written
-    assert told in output.err.decode()
+    assert message in output.err.decode()
 
 
 TEXTS = st.sampled_from(["late", "early, late", 'half "', "two\nlines", " ", "late " * 60, "✈"])
@@ -159,7 +159,7 @@ TEXTS = st.sampled_from(["late", "early, late", 'half "', "two\nlines", " ", "la
 
 @settings(max_examples=20)
 @given(texts=st.lists(TEXTS, max_size=30), connections=st.integers(1, 3), end=st.sampled_from(["\n", "\r\n"]))
-def test_a_stream_is_scored_as_a_file_is(
+def test_a_stream_is_scored_like_a_file(
     answering: Scripted, tmp_path_factory: pytest.TempPathFactory, texts: list[str], connections: int, end: str
 ) -> None:
     folder = tmp_path_factory.mktemp("stream")
@@ -176,11 +176,11 @@ def test_a_stream_is_scored_as_a_file_is(
     with (folder / "stream.csv").open(newline="") as first, (folder / "file.csv").open(newline="") as second:
         rows, expected = list(csv.DictReader(first)), list(csv.DictReader(second))
     assert codes[0] == codes[1] == (4 if any(row["error"] for row in expected) else 0)
-    # A stream's header is written when the first result is there, so it need not name the classes in the same order.
+    # A stream's header is written with the first result, so the order of its classes may differ.
     assert rows == [{name: row.get(name, "") for name in rows[0]} for row in expected]
 
 
-def test_rows_are_few_in_memory_and_in_order_however_slow_a_request_is() -> None:
+def test_few_rows_are_in_memory_and_in_order_for_slow_requests() -> None:
     taken = 0
 
     def rows() -> Iterator[tuple[Any, str]]:
@@ -204,7 +204,7 @@ def test_rows_are_few_in_memory_and_in_order_however_slow_a_request_is() -> None
     assert max(ahead) <= 2 * connections * REQUESTS_AHEAD * TEXTS_BESIDE_LIVE_TRAFFIC + 1
 
 
-def test_a_request_that_fails_ends_it_after_the_rows_before() -> None:
+def test_a_failed_request_ends_the_stream_after_all_earlier_rows() -> None:
     def answer(request: Request) -> Reply:
         texts = request.json if isinstance(request.json, list) else [request.json["text"]]
         return error(404, "ModelNotFoundException") if "flight 9" in texts else model(request)
@@ -221,7 +221,7 @@ def multi_label(text: str) -> dict[str, Any]:
     return {"labels": ["rude"], "scores": {"rude": 0.75, "late": 0.25}}
 
 
-def test_the_columns_fit_the_model_though_the_first_rows_have_no_prediction(
+def test_the_columns_fit_the_model_if_the_first_rows_have_no_prediction(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: Out
 ) -> None:
     asked: list[str] = []
@@ -242,7 +242,7 @@ def test_the_columns_fit_the_model_though_the_first_rows_have_no_prediction(
     assert row.startswith(b" ,,,,BlankTextError: ")
 
 
-def test_another_model_under_way_is_told(monkeypatch: pytest.MonkeyPatch, capsysbinary: Out) -> None:
+def test_a_change_of_the_model_during_a_stream_is_an_error(monkeypatch: pytest.MonkeyPatch, capsysbinary: Out) -> None:
     def answer(request: Request) -> Reply:
         texts = request.json if isinstance(request.json, list) else [request.json["text"]]
         found = [{"value": 1.5} if "late" in text else prediction(text) for text in texts]

@@ -1,4 +1,4 @@
-"""Lines for people."""
+"""Text for terminals."""
 
 import sys
 
@@ -16,20 +16,20 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_colours_are_for_terminals_alone(terminal: pytest.MonkeyPatch) -> None:
+def test_colours_are_used_only_on_terminals(terminal: pytest.MonkeyPatch) -> None:
     assert coloured("late", "negative") == "\x1b[31mlate\x1b[0m"
     assert coloured("late", "another label") == "late"
     terminal.setattr(sys.stdout, "isatty", lambda: False)
     assert coloured("late", "negative") == "late"
 
 
-def test_no_color_is_heeded(terminal: pytest.MonkeyPatch) -> None:
+def test_the_variable_no_color_is_respected(terminal: pytest.MonkeyPatch) -> None:
     terminal.setenv("NO_COLOR", "1")
     assert coloured("late", "negative") == "late"
 
 
 @given(st.text())
-def test_one_line_is_one_line_and_steers_no_terminal(text: str) -> None:
+def test_one_line_removes_line_breaks_and_control_characters(text: str) -> None:
     shown = one_line(text)
     assert len(shown) == len(text)
     assert shown.isprintable()
@@ -47,11 +47,11 @@ def test_one_line_is_one_line_and_steers_no_terminal(text: str) -> None:
         ("e\u0301e\u0301e\u0301", 3, "e\u0301e\u0301e\u0301"),
     ],
 )
-def test_what_does_not_fit_is_cut(text: str, columns: int, shown: str) -> None:
+def test_text_that_does_not_fit_is_truncated(text: str, columns: int, shown: str) -> None:
     assert cut(text, columns) == shown
 
 
-def test_tables_are_80_columns_wide_at_most() -> None:
+def test_tables_have_at_most_80_columns() -> None:
     lines = table([["version", "archive"], ["1.0", "a" * 100]]).splitlines()
     assert lines[0] == "version  archive"
     assert len(lines[1]) == 80

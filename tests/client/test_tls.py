@@ -1,4 +1,4 @@
-"""The client over https, to a server with a certificate of its own."""
+"""HTTPS, to a server with a self-signed certificate."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from tests.client.scripted import Answer, Reply, scripted
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 and its key, in one file."""
+    """File with a certificate for 127.0.0.1 and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         if os.environ.get("CI") == "true":
@@ -43,7 +43,9 @@ def secure(answer: Answer, certificate: Path) -> Iterator[str]:
         yield server.url.replace("http://", "https://")
 
 
-def test_a_certificate_that_the_environment_trusts(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_the_environment_trusts_is_accepted(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     with secure(lambda _: Reply(body=b"[1]"), certificate) as url:
         transport = Transport(url, retries=0)
@@ -51,7 +53,7 @@ def test_a_certificate_that_the_environment_trusts(certificate: Path, monkeypatc
         transport.close()
 
 
-def test_bounds_hold_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limits_apply_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     monkeypatch.setattr(bounds, "MAX_ANSWER_BYTES", 2**20)
     with (
@@ -61,12 +63,12 @@ def test_bounds_hold_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch
         Transport(url, retries=0).send("GET", "/ping")
     with (
         secure(lambda _: Reply(body_delay_s=2), certificate) as url,
-        pytest.raises(UnreachableError, match=r"no whole answer after 0\.5 s"),
+        pytest.raises(UnreachableError, match=r"no complete reply after 0\.5 s"),
     ):
         Transport(url, retries=0, read_timeout_s=0.5).send("GET", "/ping")
 
 
-def test_a_certificate_that_nobody_trusts_is_told_at_once(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_certificate_fails_without_a_retry(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     with (
         secure(lambda _: Reply(), certificate) as url,

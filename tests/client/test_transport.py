@@ -24,12 +24,12 @@ from tests.e2e.server_process import free_ports
 RETRIES = 3
 OVERLOADED = error(503, "ServiceUnavailableException")
 LOST = Reply(502, b"<html>")
-"""A load balancer's answer where its own connection was dropped."""
+"""The reply of a load balancer whose connection to the server was dropped."""
 DROPPED = Reply(drop=True)
 
 
 def ask(script: Script, repeat: bool = True, **settings: float) -> tuple[Answer | ClientError, int]:
-    """What comes of one request, and how many the server saw."""
+    """Send one request; returns its answer or error, and the number of requests that the server received."""
     with scripted(script) as server:
         transport = Transport(server.url, retries=RETRIES, **({"backoff_s": 0.001} | settings))  # type: ignore[arg-type]
         try:
@@ -43,7 +43,7 @@ def ask(script: Script, repeat: bool = True, **settings: float) -> tuple[Answer 
 
 
 @pytest.mark.parametrize("failure", [OVERLOADED, LOST, DROPPED], ids=["503", "502", "dropped connection"])
-def test_what_may_pass_is_asked_again(failure: Reply) -> None:
+def test_temporary_failures_are_retried(failure: Reply) -> None:
     answer, requests = ask(in_turn(failure, failure, Reply(body=b'{"label": "x"}')))
     assert isinstance(answer, Answer), answer
     assert (answer.value, requests) == ({"label": "x"}, 3)
@@ -54,21 +54,21 @@ def test_what_may_pass_is_asked_again(failure: Reply) -> None:
     [(OVERLOADED, OverloadedError), (LOST, UnreachableError), (DROPPED, UnreachableError)],
     ids=["503", "502", "dropped connection"],
 )
-def test_retries_end(failure: Reply, kind: type[ClientError]) -> None:
+def test_the_number_of_retries_is_limited(failure: Reply, kind: type[ClientError]) -> None:
     problem, requests = ask(lambda _: failure)
     assert isinstance(problem, kind)
     assert requests == RETRIES + 1
 
 
 @pytest.mark.parametrize("failure", [OVERLOADED, LOST, DROPPED], ids=["503", "502", "dropped connection"])
-def test_what_must_not_happen_twice_is_asked_once(failure: Reply) -> None:
+def test_a_request_that_must_not_be_repeated_is_sent_once(failure: Reply) -> None:
     problem, requests = ask(lambda _: failure, repeat=False)
     assert isinstance(problem, ClientError)
     assert requests == 1
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 500, 507])
-def test_a_refusal_is_never_asked_again_and_tells_the_servers_words(status: int) -> None:
+def test_a_refusal_is_not_retried_and_quotes_the_server(status: int) -> None:
     problem, requests = ask(lambda _: error(status, "SomeError", "Because."))
     assert isinstance(problem, RefusedError)
     assert (problem.status, problem.type, problem.message, requests) == (status, "SomeError", "Because.", 1)
@@ -76,28 +76,28 @@ def test_a_refusal_is_never_asked_again_and_tells_the_servers_words(status: int)
 
 
 @pytest.mark.parametrize("failure", [error(400, "InvalidKeyException"), error(401, "Unauthorized")])
-def test_a_wrong_token_is_an_error_of_its_own(failure: Reply) -> None:
-    """Or `score` would take TorchServe's 400 for the fault of a text, and of every text."""
-    with scripted(lambda _request: failure) as server, pytest.raises(NotAuthorizedError, match="another token"):
+def test_a_wrong_token_is_a_not_authorized_error(failure: Reply) -> None:
+    """Otherwise `score` would take TorchServe's status 400 for an error of the texts."""
+    with scripted(lambda _request: failure) as server, pytest.raises(NotAuthorizedError, match="rejects the token"):
         InferenceClient(server.url).predict_each(["one", "two"])
     assert len(server.requests) == 1
 
 
-def test_a_refusal_without_a_body() -> None:
+def test_a_refusal_without_a_body_has_the_reason_phrase() -> None:
     problem, _ = ask(lambda _: Reply(413, b""))
     assert isinstance(problem, RefusedError)
     assert (problem.status, problem.type) == (413, "Request Entity Too Large")
 
 
 @pytest.mark.parametrize("slow", [Reply(delay_s=0.6), Reply(body_delay_s=0.6)], ids=["no answer", "half an answer"])
-def test_a_read_timeout_is_never_asked_again(slow: Reply) -> None:
+def test_a_read_timeout_is_not_retried(slow: Reply) -> None:
     problem, requests = ask(lambda _: slow, read_timeout_s=0.2)
     assert isinstance(problem, UnreachableError)
     assert "timed out" in str(problem)
     assert requests == 1
 
 
-def test_retry_after_is_waited_for() -> None:
+def test_retry_after_is_respected() -> None:
     started = time.monotonic()
     answer, requests = ask(in_turn(error(503, "OverloadedError", **{"Retry-After": "1"}), Reply()))
     assert isinstance(answer, Answer)
@@ -105,19 +105,19 @@ def test_retry_after_is_waited_for() -> None:
     assert time.monotonic() - started >= 1
 
 
-def test_a_retry_after_of_minutes_is_not_waited_for_but_told() -> None:
+def test_a_long_retry_after_is_reported_without_waiting() -> None:
     problem, requests = ask(lambda _: error(503, "OverloadedError", **{"Retry-After": "600"}))
     assert isinstance(problem, OverloadedError)
     assert (problem.retry_after_s, requests) == (600, 1)
 
 
-def test_a_retry_after_that_is_none_is_not_heeded() -> None:
+def test_an_invalid_retry_after_is_ignored() -> None:
     problem, requests = ask(lambda _: error(503, "OverloadedError", **{"Retry-After": "soon"}))
     assert isinstance(problem, OverloadedError)
     assert (problem.retry_after_s, requests) == (None, RETRIES + 1)
 
 
-def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_between_retries_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(threading.Event, "wait", _waiting_through(pauses, above=1))
     ask(lambda _: OVERLOADED, backoff_s=4)
@@ -138,7 +138,7 @@ def _waiting_through(pauses: list[float], above: float) -> Callable[[threading.E
     return wait
 
 
-def test_a_request_that_still_connects_when_its_transport_is_closed_ends_with_an_error(
+def test_closing_a_transport_ends_a_request_that_is_connecting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connect = HTTPConnection.connect
@@ -150,33 +150,33 @@ def test_a_request_that_still_connects_when_its_transport_is_closed_ends_with_an
             connect(connection)
 
         monkeypatch.setattr(HTTPConnection, "connect", closed_meanwhile)
-        with pytest.raises(UnreachableError, match="has been closed"):
+        with pytest.raises(UnreachableError, match="after its client was closed"):
             transport.send("GET", "/ping")
     assert not server.requests
 
 
-def test_nothing_is_sent_over_a_transport_that_has_been_closed() -> None:
+def test_nothing_is_sent_over_a_closed_transport() -> None:
     with scripted(lambda _: Reply()) as server:
         transport = Transport(server.url)
         transport.close()
-        with pytest.raises(UnreachableError, match="has been closed"):
+        with pytest.raises(UnreachableError, match="after its client was closed"):
             transport.send("GET", "/ping")
     assert not server.requests
 
 
-def test_nobody_there_is_told_with_the_address() -> None:
+def test_the_error_for_an_unreachable_server_names_its_address() -> None:
     [port] = free_ports(1)
     transport = Transport(f"http://127.0.0.1:{port}/", retries=1, backoff_s=0.001)
     with pytest.raises(UnreachableError, match=rf"http://127.0.0.1:{port} does not answer: .*refused"):
         transport.send("GET", "/ping")
 
 
-def test_http_where_https_was_expected_is_told() -> None:
+def test_http_instead_of_https_is_an_error() -> None:
     with scripted(lambda _: Reply()) as server, pytest.raises(UnreachableError, match=r"\[SSL: .*\]"):
         Transport(server.url.replace("http://", "https://"), retries=3).send("GET", "/ping")
 
 
-def test_a_page_in_an_errors_place_is_one_line() -> None:
+def test_an_html_error_page_is_shown_as_one_line() -> None:
     problem, _ = ask(lambda _: Reply(404, b"<html>\n  <h1>Nobody\nhere</h1>\n" + b" " * 10_000))
     assert str(problem) == "Not Found: <html> <h1>Nobody here</h1>"
 
@@ -186,13 +186,13 @@ def test_a_page_in_an_errors_place_is_one_line() -> None:
     [Reply(body=b"<html>welcome</html>"), Reply(302, b"", {"Location": "/login"})],
     ids=["a page", "a redirection"],
 )
-def test_an_answer_that_is_not_json_is_told(other: Reply) -> None:
+def test_a_reply_that_is_not_json_is_an_error(other: Reply) -> None:
     problem, requests = ask(lambda _: other)
     assert isinstance(problem, UnexpectedAnswerError)
     assert requests == 1
 
 
-def test_the_token_is_sent_whatever_netrc_says(
+def test_netrc_does_not_replace_the_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     netrc = tmp_path_factory.mktemp("home") / "netrc"
@@ -205,7 +205,7 @@ def test_the_token_is_sent_whatever_netrc_says(
         assert server.requests[0].headers["Authorization"] == "Bearer KEY"
 
 
-def test_the_models_version_comes_with_the_answer() -> None:
+def test_the_models_version_is_read_from_the_reply() -> None:
     answer, _ = ask(lambda _: Reply(headers={"X-Model-Version": "2.0"}))
     assert isinstance(answer, Answer)
     assert answer.model_version == "2.0"

@@ -44,7 +44,7 @@ def test_predict(server: Server) -> None:
 
 
 def test_score(server: Server, tmp_path: Path) -> None:
-    """A long and a blank text among the toy tweets, and enough of them for several requests."""
+    """Toy tweets for several requests, with a text that is too long and a blank text."""
     with TOY_TWEETS.open(newline="", encoding="utf-8") as file:
         tweets = list(csv.DictReader(file))
     rows = tweets * (400 // len(tweets) + 1)
@@ -57,8 +57,8 @@ def test_score(server: Server, tmp_path: Path) -> None:
         writer.writerows(rows)
     result = sentiment(server, "score", str(source), "--json")
     assert result.returncode == 4, result.stderr
-    told = json.loads(result.stdout)
-    assert (told["rows"], told["errors"], told["model_versions"]) == (len(rows), 2, ["1.0"])
+    report = json.loads(result.stdout)
+    assert (report["rows"], report["errors"], report["model_versions"]) == (len(rows), 2, ["1.0"])
     with (tmp_path / "tweets.scored.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     assert [{name: row[name] for name in rows[0]} for row in found] == rows
@@ -92,7 +92,7 @@ def test_status(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
-    """A server with one worker that lets archives be registered, and some in its store."""
+    """A server with one worker and registration enabled, with several archives in its model store."""
     folder = tmp_path_factory.mktemp("open")
     settings = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
     project = Project(folder, mar, models=json.dumps({"sentiment": {"1.0": settings}}))
@@ -104,7 +104,7 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator
     with zipfile.ZipFile(store / "sentiment-2.mar") as good, zipfile.ZipFile(store / "raises.mar", "w") as bad:
         for item in good.infolist():
             bad.writestr(item, RAISES if item.filename == "service.py" else good.read(item))
-    # With no program on the path: whatever TorchServe executes while versions come and go has to be the server's own.
+    # PATH contains no program: TorchServe must only execute the server's own programs while versions change.
     with serving(project, OMP_NUM_THREADS="1", PATH=str(folder)) as running:
         yield running
 
@@ -145,13 +145,13 @@ def test_a_rollout_and_a_rollback_under_load_lose_no_request(
     assert set(versions(traffic)) == {"1.0", "2.0"}
     assert (versions(traffic)[0], versions(traffic)[-1]) == ("1.0", "1.0")
     assert "Compared: 0 of 30 labels changed, the largest difference of a score is 0.0000" in out.stdout
-    assert "Back to version 1.0: sentiment rollback sentiment.mar" in out.stdout
+    assert "To go back to version 1.0: sentiment rollback sentiment.mar" in out.stdout
     by_version = " and ".join(f"{count:,} by {name}" for name, count in Counter(versions(traffic)).items())
     report.traffic("`sentiment rollout` to 2.0 and `rollback` to 1.0", traffic, by_version)
 
 
 def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
-    """The command line, killed when it has said so many lines; returns them."""
+    """Kill the command line after `lines` lines of output; returns the lines."""
     addresses = {"SENTIMENT_URL": server.project.inference, "SENTIMENT_MANAGEMENT_URL": server.project.management}
     command = [sys.executable, "-u", "-m", "sentiment", *arguments]
     with subprocess.Popen(command, cwd=CLIENT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
@@ -164,7 +164,7 @@ def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
 def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_request(
     open_server: Server, management: ManagementClient, traffic: Traffic
 ) -> None:
-    """Killed when the new version is registered, and when it is the default. `test_rollout.py` has the rest."""
+    """The rollout is killed after the registration, and after the switch. `test_rollout.py` tests the other points."""
     with traffic.going():
         for lines, archive, version in ((2, "sentiment-2.mar", "2.0"), (5, "sentiment.mar", "1.0")):
             said = killed_after(open_server, lines, "rollout", archive, "--drain", "1")
@@ -178,7 +178,7 @@ def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_r
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "told"),
+    ("name", "wrong", "message"),
     [
         ("torn.mar", "is cut short", "may be broken"),
         ("text.mar", "is a text file", "a file that is no archive counts as 1.0"),
@@ -186,29 +186,29 @@ def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_r
         ("missing.mar", "is not there", "named as they are in the server's model store"),
     ],
 )
-def test_an_archive_that_does_not_do_leaves_the_old_version_in_place(
+def test_an_unusable_archive_leaves_the_old_version_in_place(
     open_server: Server,
     management: ManagementClient,
     traffic: Traffic,
     report: Report,
     name: str,
     wrong: str,
-    told: str,
+    message: str,
 ) -> None:
     workers = len(open_server.workers())
     with traffic.going():
         traffic.wait_for_answers(50)
         result = sentiment(open_server, "rollout", name)
     assert result.returncode == 1
-    assert told in result.stderr
-    assert "Version 1.0 is the default, as before." in result.stdout
+    assert message in result.stderr
+    assert "Version 1.0 is still the default." in result.stdout
     assert names(management) == [("1.0", True)]
     assert (traffic.refusals(), set(versions(traffic))) == ({}, {"1.0"})
     assert len(open_server.workers()) == workers
     report.traffic(f"`sentiment rollout` of an archive that {wrong}", traffic)
 
 
-def test_a_version_that_does_not_load_leaves_its_neighbour_ready_and_does_not_stay(
+def test_a_version_that_does_not_load_is_removed_and_the_other_stays_ready(
     open_server: Server, management: ManagementClient
 ) -> None:
     properties = Properties.read(open_server.project.config)
@@ -222,13 +222,13 @@ def test_a_version_that_does_not_load_leaves_its_neighbour_ready_and_does_not_st
     assert names(management) == [("1.0", True)]
 
 
-def test_a_model_of_its_own_name_is_registered_asked_and_removed(
+def test_another_model_is_registered_used_and_removed(
     open_server: Server,
     management: ManagementClient,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the settings of the model that is there."""
+    """The new model gets the settings of the model that is already there."""
 
     def run(*arguments: str) -> tuple[int, str]:
         code = main(arguments)
@@ -239,38 +239,38 @@ def test_a_model_of_its_own_name_is_registered_asked_and_removed(
     monkeypatch.setenv("SENTIMENT_MANAGEMENT_URL", open_server.project.management)
     store = open_server.project.folder / "model_store"
     shutil.copy(store / "sentiment.mar", store / "my_model.mar")
-    code, told = run("register", "my_model.mar")
-    assert (code, "Model version 1.0 is already registered for model sentiment" in told) == (1, True), told
-    assert "`sentiment register my_model.mar --name my_model`" in told
-    code, told = run("register", "my_model.mar", "--name", "reviews")
-    assert code == 0, told
-    assert told.splitlines() == [
+    code, output = run("register", "my_model.mar")
+    assert (code, "Model version 1.0 is already registered for model sentiment" in output) == (1, True), output
+    assert "`sentiment register my_model.mar --name my_model`" in output
+    code, output = run("register", "my_model.mar", "--name", "reviews")
+    assert code == 0, output
+    assert output.splitlines() == [
         "Version 1.0 of reviews (my_model.mar) has 1 READY.",
-        "Ask it: sentiment predict --model reviews 'A text'",
-        "If the server is restarted, it serves only the models that it is started with.",
+        "To try it: sentiment predict --model reviews 'A text'",
+        "After a restart, the server serves only the models of its configuration or command line.",
     ]
     with ManagementClient(open_server.project.management, "reviews") as reviews:
         assert reviews.default().settings == management.default().settings
-    code, told = run("predict", "--model", "reviews", "late again", "--json")
-    assert (code, json.loads(told)["label"]) == (0, "negative")
-    code, told = run("explain", "--model", "reviews", "late again")
-    assert told.startswith("negative  ")
-    assert "late" in {line.split()[-1] for line in told.splitlines()[1:]}
+    code, output = run("predict", "--model", "reviews", "late again", "--json")
+    assert (code, json.loads(output)["label"]) == (0, "negative")
+    code, output = run("explain", "--model", "reviews", "late again")
+    assert output.startswith("negative  ")
+    assert "late" in {line.split()[-1] for line in output.splitlines()[1:]}
     assert "models      reviews, sentiment\n" in run("status")[1]
-    code, told = run("scale", "1000", "--model", "reviews")
-    assert (code, "--force starts them all the same" in told) == (1, True)
-    assert "cores and" in told, "a worker knows its machine"
+    code, output = run("scale", "1000", "--model", "reviews")
+    assert (code, "Use --force to start them anyway" in output) == (1, True)
+    assert "cores and" in output, "a worker knows its machine"
     assert run("unregister", "1.0", "--model", "reviews")[0] == 1
-    code, told = run("unregister", "1.0", "--model", "reviews", "--force", "--drain", "0")
-    assert code == 0, told
-    code, told = run("status", "--model", "reviews")
-    assert (code, "There is no model reviews. Registered: sentiment." in told) == (1, True), told
-    code, told = run("register", "raises.mar", "--name", "reviews")
-    assert (code, "Removed version 2.0 of reviews." in told) == (1, True), told
+    code, output = run("unregister", "1.0", "--model", "reviews", "--force", "--drain", "0")
+    assert code == 0, output
+    code, output = run("status", "--model", "reviews")
+    assert (code, "There is no model reviews. Registered: sentiment." in output) == (1, True), output
+    code, output = run("register", "raises.mar", "--name", "reviews")
+    assert (code, "Removed version 2.0 of reviews." in output) == (1, True), output
     assert management.models() == ["sentiment"]
 
 
-def test_register_scale_and_roll_back_without_a_name(open_server: Server, management: ManagementClient) -> None:
+def test_register_scale_and_roll_back_to_another_version(open_server: Server, management: ManagementClient) -> None:
     registered = sentiment(open_server, "register", "sentiment-2.mar", "--workers", "1")
     assert registered.returncode == 0, registered.stderr
     assert registered.stdout == "Version 2.0 of sentiment (sentiment-2.mar) has 1 READY.\n"

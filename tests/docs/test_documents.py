@@ -47,12 +47,12 @@ NUMBERS_WITHIN = 0.005
 README_LINES = 150
 ELSEWHERE = {
     "make serve": "tests/e2e/test_lifecycle.py",
-    "make test": "tests/e2e/test_lifecycle.py",
+    "make test": ".ci/run",
     "make serve LEARNER=my_learner.pkl NAME=reviews": "tests/test_tutorial.py",
     "make serve LABELLED=reviews.csv NAME=reviews FIT_ARGS='--text-column text --label-column label'": (
         "tests/e2e/test_lifecycle.py"
     ),
-    "make train-setup": "tests/docs/test_documents.py",
+    "make train-setup": ".ci/run",
     "make train": "tests/docs/test_documents.py",
     "make train TRAIN_ARGS='--to my_model'": "tests/docs/test_documents.py",
     ".venv/bin/python -m server --model sentiment --model reviews": "tests/test_tutorial.py",
@@ -61,7 +61,7 @@ ELSEWHERE = {
     ".venv/bin/sentiment rollout sentiment-2.mar": "tests/client/test_with_a_server.py",
     ".venv/bin/sentiment rollback sentiment.mar": "tests/client/test_with_a_server.py",
 }
-"""Tests by the command that they run, or do the same as."""
+"""The file that runs each command, or does what the command does."""
 
 
 @dataclass(frozen=True)

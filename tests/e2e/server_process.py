@@ -1,6 +1,7 @@
 """Real server processes, started as a user starts them, on free ports."""
 
 import contextlib
+import json
 import os
 import queue
 import random
@@ -30,6 +31,23 @@ BATCH = 8
 
 FIRST_PORT, LAST_PORT = 12_000, 32_000
 PORT_RANGES = 4
+
+ONE_WORKER = json.dumps(
+    {
+        "sentiment": {
+            "1.0": {
+                "defaultVersion": True,
+                "marName": "sentiment.mar",
+                "batchSize": 16,
+                "maxBatchDelay": 1,
+                "responseTimeout": 15,
+                "minWorkers": 1,
+                "maxWorkers": 1,
+            }
+        }
+    }
+)
+"""The setting `models` with a single worker, for servers that need no second one: they start faster."""
 
 PORT_SETTINGS = ("inference_address", "management_address", "metrics_address")
 GRPC_SETTINGS = ("grpc_inference_port", "grpc_management_port")

@@ -171,7 +171,7 @@ def test_scoring_a_file_continues_after_the_server_stops(tmp_path: Path, mar: Pa
         assert "Some requests were not answered." not in server.log
         ended = run.result()
     assert ended.returncode == 3, ended.stderr
-    assert "are done, and kept in" in ended.stderr
+    assert "are done and stored in" in ended.stderr
     assert not scored.exists()
     with serving(served) as server:
         continued = sentiment(server, "score", str(source))

@@ -47,7 +47,7 @@ def named(description: dict[str, Any], model: str) -> dict[str, Any]:
 SCHEMA = schemathesis.openapi.from_dict(named(yaml.safe_load(DESCRIPTION), "sentiment"), config=CONFIG)
 
 VERSION_PATHS = ".*/versions/.*"
-EXAMPLES = sized(100, 5_000)
+EXAMPLES = sized(60, 5_000)
 """The number of requests for each operation."""
 FEW_EXAMPLES = sized(10, 500)
 """The number of requests for each operation on a version; the handler reads their bodies as those without a version."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
+from tests.e2e.server_process import ONE_WORKER, Project, Server, run_module, sentiment, serving
 from tests.e2e.traffic import TEXT
 
 ONE, TWO = "0123456789abcdef" * 2, "-._~+/AZaz09" * 3 + "=="
@@ -20,7 +20,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("keys")
     keys = folder / "keys"
     keys.write_text(f"{ONE}\n{TWO}\n")
-    with serving(Project(folder, mar), SENTIMENT_KEY_FILE=str(keys)) as server:
+    with serving(Project(folder, mar, models=ONE_WORKER), SENTIMENT_KEY_FILE=str(keys)) as server:
         yield server
     for key in (ONE, TWO, WRONG):
         assert key not in server.log

@@ -16,17 +16,20 @@ import psutil
 import pytest
 import requests
 
-from tests.e2e.server_process import READY, Project, Server, gone, run_module
+from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, gone, run_module
 from tests.e2e.traffic import wait_until
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
 LONG_TEXT = "late again and nobody knows why " * 300
+BATCH, REQUESTS = 16, 24
+"""The size of a batch, and the number of requests in flight: a batch with the worker, and the others in the queue."""
 
 
 @pytest.fixture
 def project(tmp_path: Path, mar: Path) -> Project:
-    return Project(tmp_path, mar)
+    """A project with one worker."""
+    return Project(tmp_path, mar, models=ONE_WORKER)
 
 
 def post(project: Project, text: str) -> int:
@@ -34,19 +37,17 @@ def post(project: Project, text: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_answers_requests_in_flight_and_leaves_no_process(tmp_path: Path, mar: Path, number: int) -> None:
-    one_worker = {"defaultVersion": True, "marName": "sentiment.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 16}
-    project = Project(tmp_path, mar, models=json.dumps({"sentiment": {"1.0": one_worker}}))
+def test_a_signal_answers_requests_in_flight_and_leaves_no_process(project: Project, number: int) -> None:
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
     assert len(processes) >= 3, "the main process, Java and a worker"
-    with ThreadPoolExecutor(40) as pool:
-        replies = [pool.submit(post, project, LONG_TEXT) for _ in range(40)]
-        while pending_requests(project) < 40 - 16:  # the worker has the first batch
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        replies = [pool.submit(post, project, LONG_TEXT) for _ in range(REQUESTS)]
+        while pending_requests(project) < REQUESTS - BATCH:
             time.sleep(0.01)
         code = server.stop(number)
-        assert [reply.result() for reply in replies] == [200] * 40
+        assert [reply.result() for reply in replies] == [200] * REQUESTS
     assert code == 0
     assert gone(processes)
     assert "Stopped." in server.log
@@ -245,7 +246,10 @@ def test_a_start_after_kill_9_works(project: Project) -> None:
     assert second.stop() == 0
 
 
-def test_there_is_one_worker_per_core_without_pytorch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_one_worker_per_core_without_pytorch(
+    tmp_path: Path, mar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path, mar)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # `make test` has set it
     server = Server(project)
     server.wait_for(READY)
@@ -258,10 +262,9 @@ def test_there_is_one_worker_per_core_without_pytorch(project: Project, monkeypa
     assert server.stop() == 0
 
 
-def test_two_servers_run_on_one_machine_one_with_two_models(
-    project: Project, tmp_path: Path, mar: Path, server: Server
-) -> None:
+def test_two_servers_run_on_one_machine_one_with_two_models(tmp_path: Path, mar: Path, server: Server) -> None:
     """The second server runs beside the fixture `server`, on other ports, and shares nothing with it."""
+    project = Project(tmp_path, mar)
     models = [f"--model={model}" for model in ("reviews=sentiment.mar", "sentiment")]
     second = Server(project, [sys.executable, "-m", "server", "--config", str(project.config), *models])
     second.wait_for(READY)
@@ -335,7 +338,7 @@ def test_an_unusable_model_option_is_a_clear_error(project: Project, models: lis
 
 
 def test_a_model_that_does_not_load_ends_the_server_with_an_error(tmp_path: Path, mar: Path) -> None:
-    project = Project(tmp_path, mar)
+    project = Project(tmp_path, mar, models=ONE_WORKER)
     server = Server(project, CLASSIFIER_MAX_TEXTS="many")
     server.wait_for("error: Workers exit while they load the model")
     assert server.wait() == 1

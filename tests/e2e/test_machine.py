@@ -23,7 +23,7 @@ from handler.service import MODEL_FOLDER
 from server.environment import NOT_PASSED_ON
 from server.leftovers import OLD_S
 from server.workspace import PREFIX
-from tests.e2e.server_process import READY, Project, Server, run_module
+from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, run_module
 from tests.e2e.test_metrics import samples_of
 from tests.e2e.traffic import TEXT, wait_until
 from tests.paths import MODEL, ROOT
@@ -208,7 +208,7 @@ def without_executables(project: Project) -> list[str]:
 
 
 def test_workers_listen_on_ports_if_sockets_are_impossible(tmp_path: Path, mar: Path) -> None:
-    project = Project(tmp_path, mar)
+    project = Project(tmp_path, mar, models=ONE_WORKER)
     server = Server(project, without_executables(project))
     check_that_workers_listen_on_ports(server)
     assert "it is mounted noexec" in server.log
@@ -236,7 +236,7 @@ def test_workers_listen_on_ports_if_the_path_is_too_long_for_sockets(tmp_path: P
     """The folder may hold executables, so TorchServe would use sockets by default."""
     long = tmp_path / ("t" * 90)
     long.mkdir()
-    project = Project(tmp_path, mar)
+    project = Project(tmp_path, mar, models=ONE_WORKER)
     command = [sys.executable, "-c", NO_OTHER_FOLDER, "--config", str(project.config)]
     only_long = dict.fromkeys(("TEMP", "TMP", "XDG_RUNTIME_DIR"), "")
     server = Server(project, command, None, TMPDIR=str(long), **only_long)
@@ -294,7 +294,7 @@ def test_an_archive_that_cannot_be_unpacked_is_a_clear_error(tmp_path: Path, mar
 
 def test_workers_that_cannot_start_are_a_clear_error(tmp_path: Path, mar: Path) -> None:
     """The workers exit before TorchServe knows their process ids."""
-    project = Project(tmp_path, mar)
+    project = Project(tmp_path, mar, models=ONE_WORKER)
     (project.folder / "metrics.yaml").write_text("- a list\n")
     server = Server(project)
     server.wait_for("error: Workers exit while they load the model")

@@ -9,7 +9,7 @@ import requests
 
 from server import api, probe, readiness
 from server.properties import Properties
-from tests.e2e.server_process import Project, Server, run_module
+from tests.e2e.server_process import ONE_WORKER, Project, Server, run_module
 
 NOTICE_TIMEOUT_S = 10
 RECOVERY_TIMEOUT_S = 60
@@ -35,7 +35,7 @@ def states_until_ready(properties: Properties) -> list[tuple[bool, bool]]:
 
 
 def test_ready_needs_a_worker_and_live_does_not(tmp_path: Path, mar: Path) -> None:
-    project = Project(tmp_path, mar)
+    project = Project(tmp_path, mar, models=ONE_WORKER)
     properties = Properties.read(project.config)
     assert not succeeds(probe.live, properties)
     server = Server(project)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from handler.classifier import TextClassifier
 from tests.e2e import grpc_calls
-from tests.e2e.server_process import Project, Server, run_client, sentiment, serving
+from tests.e2e.server_process import ONE_WORKER, Project, Server, run_client, sentiment, serving
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
@@ -263,7 +263,7 @@ AMBIGUOUS: dict[str, tuple[bytes, dict[str, str]]] = {
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
     """A server without the door, as on a machine without HAProxy: TorchServe itself decodes forms."""
-    project = Project(tmp_path_factory.mktemp("direct"), mar)
+    project = Project(tmp_path_factory.mktemp("direct"), mar, models=ONE_WORKER)
     command = [sys.executable, "-m", "server", "--config", str(project.config), "--direct"]
     with serving(project, command, OMP_NUM_THREADS="1") as running:
         yield running

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from tests.e2e.server_process import Project, Server, serving
+from tests.e2e.server_process import ONE_WORKER, Project, Server, serving
 from tests.page.conftest import TIMEOUT_MS, watch
 
 MESSAGES = {
@@ -36,7 +36,7 @@ def server_with_keys(tmp_path: Path, mar: Path) -> Iterator[Server]:
     file = tmp_path / "keys"
     file.write_text(f"{KEY}\n")
     file.chmod(0o600)
-    with serving(Project(tmp_path, mar), OMP_NUM_THREADS="1", SENTIMENT_KEY_FILE=str(file)) as running:
+    with serving(Project(tmp_path, mar, models=ONE_WORKER), SENTIMENT_KEY_FILE=str(file)) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-from tests.e2e.server_process import Project, Server, run_module, sentiment, serving
+from tests.e2e.server_process import ONE_WORKER, Project, Server, run_module, sentiment, serving
 from tests.paths import TOY_TWEETS
 from tests.training.test_export import make_learner
 
@@ -22,7 +22,7 @@ TEXT = {"Content-Type": "text/plain"}
 
 def main(folder: Path, archive: Path) -> None:
     started = time.monotonic()
-    with serving(Project(folder, archive), OMP_NUM_THREADS="1") as server:
+    with serving(Project(folder, archive, models=ONE_WORKER)) as server:
         ask(server)
         operate(server, folder)
         train(folder)

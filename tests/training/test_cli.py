@@ -161,7 +161,7 @@ def test_a_file_name_that_is_not_utf_8_can_be_exported(tmp_path: Path) -> None:
 def test_an_invalid_token_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(
-        TrainingError, match=f"^{TOKEN_VARIABLE}: The token has a space, a line end or a character beyond ASCII"
+        TrainingError, match=f"^{TOKEN_VARIABLE}: The token contains a space, a line break or a non-ASCII character"
     ) as refused:
         server_predictor("http://127.0.0.1:9")
     assert token[:3] not in str(refused.value)

@@ -192,7 +192,7 @@ def test_a_choice_on_real_texts_is_stored_with_the_model(model: Path, capsys: py
     assert archived(model) == first
     printed = capsys.readouterr()
     assert f"Measured earlier on texts of few.txt ({model / PRECISION_FILE})." in printed.out
-    assert "With only 1 text, the measurement can miss a larger difference." in printed.out
+    assert "With only one text, the measurement can miss a larger difference." in printed.out
     assert not printed.err
     assert archived(model, "--texts", TOY_TWEETS)["precision"] == "float32"
     assert archived(model)["precision"] == "float32"

@@ -155,8 +155,9 @@ class Choice:
             )
         texts = max((difference.texts for difference in self.differences.values()), default=FEW_TEXTS)
         if texts < FEW_TEXTS and not self.is_synthetic:
+            count = "one text" if texts == 1 else f"{texts} texts"
             lines.append(
-                f"With only {texts} text{'s' * (texts > 1)}, the measurement can miss a larger difference. Measure on hundreds of texts."
+                f"With only {count}, the measurement can miss a larger difference. Measure on hundreds of texts."
             )
         return lines
 
