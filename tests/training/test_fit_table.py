@@ -57,9 +57,9 @@ GOOD = csv_of(ROWS)
     ],
 )
 def test_an_error_names_the_line_and_a_remedy(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as error:
         read_table(write(tmp_path, name, content), Columns())
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_problems_that_do_not_prevent_training_are_warnings(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_the_split_is_stratified_and_keeps_copies_together() -> None:
     assert split.groupby(copies_of(split["text"]))["split"].nunique().max() == 1
     texts = split.drop_duplicates("text")[:500]
     for label, count in (("common", 45), ("rare", 5)):
-        found = texts[texts["label"] == label]["split"].value_counts()
-        assert (found["validation"], found["test"]) == (count, count), label
+        splits = texts[texts["label"] == label]["split"].value_counts()
+        assert (splits["validation"], splits["test"]) == (count, count), label
 
 
 def test_a_files_own_splits_are_kept(tmp_path: Path) -> None:

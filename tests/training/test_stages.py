@@ -123,9 +123,9 @@ def test_an_interrupted_stage_continues_after_its_last_epoch(
     with monkeypatch.context() as patch:
         stop_after(patch, epochs)
         assert run(*command) == 130
-    told = capfd.readouterr()
-    assert "continues from the last checkpoint" in told.err
-    assert "learns from the labels only" in told.out
+    output = capfd.readouterr()
+    assert "continues from the last checkpoint" in output.err
+    assert "learns from the labels only" in output.out
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
@@ -216,11 +216,11 @@ def test_a_stage_killed_after_its_last_epoch_is_finished(
         assert run(*command, "--run", tmp_path) == 130
     assert record_of(tmp_path / "general")["finished"] is None
     assert run(*command, "--run", tmp_path) == 0
-    expected, found = (
+    expected, result = (
         torch.load(folder / "general" / "language_model.pth", weights_only=True)
         for folder in (toy_run / "run", tmp_path)
     )
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
 
 
 def test_a_stage_killed_before_its_first_checkpoint_is_unfinished(
