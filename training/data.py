@@ -276,18 +276,18 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> "pd.DataFrame":
     return rows
 
 
-def existing(path: Path, what: str) -> Path:
+def existing(path: Path, ending: str) -> Path:
     """Return the path if it is a file.
 
     Args:
         path: the path.
-        what: end of the error message, after the path.
+        ending: end of the error message, after the path.
 
     Raises:
         TrainingError: there is no file at the path.
     """
     if not path.is_file():
-        raise TrainingError(f"No file at {path}{what}")
+        raise TrainingError(f"No file at {path}{ending}")
     return path
 
 
