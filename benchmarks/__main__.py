@@ -29,9 +29,9 @@ from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
-from training.archive import archive
 from training.data import labelled, read_tweets
 from training.errors import TrainingError
+from training.export.archive import archive
 
 MODEL = ROOT / "model_store" / "sentiment"
 ARCHIVE = MODEL.with_suffix(".mar")

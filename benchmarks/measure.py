@@ -17,9 +17,10 @@ from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE, Engine, open_session
 from handler.exported import ExportedModel, NetworkConfig
 from handler.limits import Limits
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 from handler.request import read_request
-from training.graph import IR_VERSION, OPSET
+from training.export.graph import IR_VERSION, OPSET
 
 LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 ROUNDS = 15
@@ -47,7 +48,9 @@ def steps(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, float]:
         "request": milliseconds(lambda text: read_request({"body": text.encode()}, headers, limits), texts),
         "tokenizer": milliseconds(classifier.ids, texts),
         "engine": milliseconds(lambda row: classifier.probabilities([row]), ids),
-        "json": milliseconds(lambda row: to_json(prediction(row, classifier.task)), rows),
+        "json": milliseconds(
+            lambda row: to_json(prediction_json(Prediction.from_outputs(row, classifier.task), classifier.task)), rows
+        ),
     }
 
 
@@ -144,7 +147,7 @@ def batches(classifier: TextClassifier, plain: Engine, ids: Sequence[Sequence[in
 def plain_engine(model: Path, config: NetworkConfig, folder: Path) -> Engine:
     """An engine with an archive's network in ordinary dynamic quantization.
 
-    The constants that fix the scales are set to zero (see the graph's module in `training`).
+    The constants that fix the scales are set to zero (see `training.export.graph`).
 
     Args:
         model: an archive's model, unpacked.

@@ -9,8 +9,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-PICTURE = HERE / "results.png"
-PAGES = {"summary": HERE.parent / "README.md", "details": HERE / "README.md"}
+PERFORMANCE = HERE.parent / "docs" / "explanation" / "performance.md"
+PICTURE = PERFORMANCE.with_name("results.png")
+PAGES = {"summary": HERE.parent / "README.md", "details": PERFORMANCE}
 
 OURS, DIRECT, UNBATCHED = "torchserve", "torchserve-direct", "torchserve-unbatched"
 FLASK, FLASK_ALL = "flask", "flask-all-cores"
@@ -56,22 +57,29 @@ def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The table of servers, with a sentence about its most important figures."""
+    """The README's table of servers, with a sentence about its most important figures."""
     sides = results["sides"]
     latency = sides[FLASK]["p50_ms"] / sides[OURS]["p50_ms"]
     throughput = sides[OURS]["throughput"] / sides[FLASK_ALL]["throughput"]
-    machine = results["machine"]
+    machine, int8 = results["machine"], results["engine"]["int8"]
+    rows = [
+        f"| {SHORT[name]} | {side['p50_ms']:.2f} | {side['throughput']:.0f} | {side['worker_megabytes']:.0f} |"
+        for name, side in sides.items()
+        if name not in (DIRECT, UNBATCHED)
+    ]
     return "\n".join(
         [
-            f"Same tweets, client and {machine['cores']} cores ({machine['processor']}, {machine['instructions']}), "
-            f"medians of {len(sides[OURS]['rounds']['p50_ms'])} rounds, {results['date']}:",
+            f"Measured with the same tweets and the same client on {machine['cores']} cores ({machine['processor']}), "
+            f"{results['date']}:",
             "",
-            *servers(results),
+            "| Server | p50 latency, 1 connection: ms | Throughput, 32 connections: requests/s | Worker memory: MB |",
+            "|---|---|---|---|",
+            *rows,
             "",
-            f"That is {latency:.1f} times as fast as Flask around `learn.predict` for a client alone, and "
-            f"{throughput:.0f} times its throughput on all cores. int8 differs from fp32 by at most "
-            f"{results['engine']['int8']['largest_difference']} in a probability on the validation split "
-            f"({results['engine']['int8']['labels_changed']} of {results['engine']['int8']['texts']} labels).",
+            f"Compared with Flask and `learn.predict`, the median latency of a single client is {latency:.1f} times "
+            f"lower, and the throughput on all cores is {throughput:.0f} times higher. On the validation split, int8 "
+            f"changes probabilities by at most {int8['largest_difference']}, and {int8['labels_changed']} of "
+            f"{int8['texts']} labels.",
         ]
     )
 
@@ -148,7 +156,7 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             f"{share:.0%}; one text at a time: {ours['throughput'] / engine['alone']['engine']:.0%}",
             share >= 0.6,
         ),
-        ("the same for a 400/1152/3 network", "85 %", f"{larger:.0%}", larger >= 0.85),
+        ("throughput against the engine alone, 400/1152/3 network", "85 %", f"{larger:.0%}", larger >= 0.85),
         (
             "throughput, 32 connections, against the best of FastAPI, LitServe, BentoML",
             "ahead",
@@ -168,13 +176,13 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
         ("`sentiment.mar` against the fp32 weights", "25 %", f"{size:.0%}", size <= 0.25),
         ("start to first answer", "8 s", f"{ours['start_s']:.1f} s", ours["start_s"] <= 8),
         (
-            "cost of a token, 100 to 5,000 tokens: largest to smallest",
+            "time of a token, texts of 100 to 5,000 tokens: largest to smallest",
             "linear: ≤ 1.25",
             f"{spread:.2f}",
             spread <= 1.25,
         ),
         (
-            f"a worker's memory, {memory['requests']:,} requests of ever new words against 1,000",
+            f"a worker's memory after {memory['requests']:,} requests with new words, against 1,000",
             "flat: ≤ 10 MB",
             f"{whole - first:+.1f} MB, {whole - half:+.1f} MB in the second half",
             whole - first <= 10,
@@ -183,7 +191,7 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def details(results: Mapping[str, Any]) -> str:
-    """All tables, in Markdown."""
+    """The tables of the performance page."""
     engine, profile = results["engine"], results["profile"]
     machine = results["machine"]
     roofline = engine["roofline"]
@@ -191,7 +199,7 @@ def details(results: Mapping[str, Any]) -> str:
         f"{results['date']}, `{results['command']}`, {machine['processor']} ({machine['instructions']}), "
         f"{machine['cores']} cores, {machine['memory_gigabytes']} GB, {machine['system']}. "
         + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-        + f". The {results['texts']['n']:,} tweets of the {results['texts']['description']}.",
+        + f". Texts: the {results['texts']['n']:,} tweets of the {results['texts']['description']}.",
         "",
         *servers(results),
         "",
@@ -206,38 +214,40 @@ def details(results: Mapping[str, Any]) -> str:
         "",
         "### Where a request's time goes",
         "",
-        "Processor milliseconds a request, and their share. Java and the whole are what the processes used; a worker's "
-        "steps are what they take in a loop without a server, one text at a time and sixteen together.",
+        "CPU time of a request in milliseconds, and its share of the total. The figures of Java, HAProxy and the total "
+        "are those of the processes under load. A worker's steps are measured in a loop without a server, with batches "
+        "of 1 and of 16.",
         "",
         "| | one connection | | 32 connections | |",
         "|---|---|---|---|---|",
         *_profile(engine, profile),
         "",
-        f"A request alone takes {profile['one_connection']['p50_ms']:.1f} ms at the median. What is not in the table: "
-        "TorchServe's wait for a batch, 1 ms, and the time until one thread or process has woken the next.",
+        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two "
+        "times without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each "
+        "other.",
         "",
         "### What bounds the engine",
         "",
         "| | |",
         "|---|---|",
-        f"| a tweet, {roofline['tokens']} tokens on average | {roofline['million_macs']} million multiplications with "
-        f"addition, {roofline['megabytes_read']} MB of weights read |",
-        f"| one core, int8, large matrices in cache | {roofline['machine_gmacs']} thousand million a second: "
+        f"| a tweet, {roofline['tokens']} tokens on average | {roofline['million_macs']} million multiply-accumulate "
+        f"operations (MAC), {roofline['megabytes_read']} MB of weights read |",
+        f"| one core, int8, large matrices in cache | {roofline['machine_gmacs']} GMAC/s: "
         f"{roofline['bound_by_arithmetic_ms']} ms |",
-        f"| one core, reading as many bytes as the weights have, over and over | {roofline['machine_gigabytes']} GB/s: "
+        f"| one core, reading an array of the weights' size repeatedly | {roofline['machine_gigabytes']} GB/s: "
         f"{roofline['bound_by_reading_ms']} ms |",
-        f"| the engine | {roofline['engine_ms']} ms ({roofline['engine_gmacs']} thousand million a second) |",
-        f"| the engine alone, {machine['cores']} processes | {engine['alone']['engine']:.0f} tweets/s one at a time, "
-        f"{engine['alone']['engine_in_batches']:.0f} in batches of 16; with the tokenizer "
+        f"| the engine | {roofline['engine_ms']} ms ({roofline['engine_gmacs']} GMAC/s) |",
+        f"| the engine alone, {machine['cores']} processes | {engine['alone']['engine']:.0f} tweets/s in batches of 1, "
+        f"{engine['alone']['engine_in_batches']:.0f} in batches of 16; in batches of 16 with the tokenizer "
         f"{engine['alone']['tokenizer_and_engine_in_batches']:.0f} |",
         "",
         "### Batches",
         "",
-        "Milliseconds for each tweet by batch size (the engine computes texts of similar length together), and the "
-        "largest difference of a probability from that of the tweet alone. Ordinary dynamic quantization takes its "
-        "scales from the whole batch; here they are constant.",
+        "Milliseconds for each tweet by batch size, and the largest difference between a tweet's probability in the "
+        "batch and alone. The engine computes texts of similar length together. Ordinary dynamic quantization takes "
+        "its scales from the whole batch; the engine's scales are constant.",
         "",
-        "| together | ms | largest difference | ordinary: ms | ordinary: largest difference |",
+        "| batch size | ms | largest difference | ordinary: ms | ordinary: largest difference |",
         "|---|---|---|---|---|",
         *(
             f"| {row['texts']:,} | {row['milliseconds']:.2f} | {row['largest_difference']:.0e} | "
@@ -245,11 +255,11 @@ def details(results: Mapping[str, Any]) -> str:
             for row in engine["batches"]
         ),
         "",
-        "A tweet alone, by threads: "
+        "One tweet, by number of threads: "
         + ", ".join(f"{row['threads']}: {row['milliseconds']:.2f} ms" for row in engine["threads"])
         + ".",
         "",
-        "### Cost by length",
+        "### Time by length",
         "",
         "| tokens | " + " | ".join(f"{row['tokens']:,}" for row in engine["lengths"]) + " |",
         "|---|" + "---|" * len(engine["lengths"]),
@@ -270,10 +280,10 @@ def _profile(engine: Mapping[str, Any], profile: Mapping[str, Mapping[str, float
             "body to text": steps["request"],
             "tokenizer": steps["tokenizer"],
             "engine": engine_ms,
-            "answer to JSON": steps["json"],
+            "reply to JSON": steps["json"],
         }
         total = used["java"] + used["haproxy"] + used["python"]
-        known["the workers' rest: TorchServe's protocol, sockets, cold caches"] = total - sum(known.values())
+        known["rest of the workers: TorchServe's protocol, sockets, cold caches"] = total - sum(known.values())
         columns.append({name: f"{value:.3f} | {value / total:.0%}" for name, value in known.items()})
     return [f"| {name} | {columns[0][name]} | {columns[1][name]} |" for name in columns[0]]
 

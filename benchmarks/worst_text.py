@@ -278,14 +278,12 @@ def measured(
         rows += [_row(candidate, beside)] * (MAX_REQUESTS - requests)
     classifier.forget()
     started = time.process_time()
-    jobs = batch.read(rows, limits)
-    batch.infer(jobs, classifier, limits)
-    replies = batch.write(jobs, Model("", "", classifier.task, {}), limits)
+    results, measurements = batch.infer(batch.read(rows, limits), classifier, limits)
+    replies = batch.write(results, Model("", "", classifier.task, {}), limits)
     seconds = time.process_time() - started
     statuses = [reply.status.value for reply in replies]
-    tokens = sum(len(ids) for job in jobs for ids in job.ids)
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}
-    return Measured(candidate, shape, tokens, counts, seconds, beside)
+    return Measured(candidate, shape, measurements.tokens, counts, seconds, beside)
 
 
 def _row(candidate: Candidate, shape: Shape) -> tuple[dict[str, object], dict[str, object]]:

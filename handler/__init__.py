@@ -1,4 +1,4 @@
-"""All that runs inside the model archive: a request's body becomes texts, token ids, probabilities, a reply.
+"""Code that runs inside the model archive: it turns a request's body into texts, token ids, probabilities and a reply.
 
-`service` is TorchServe's face; the modules behind it are pure and import nothing of TorchServe's.
+Only `service` knows TorchServe. The other modules import nothing of TorchServe.
 """

@@ -1,266 +1,419 @@
-"""A batch of requests through all the steps. What goes wrong with one request stays with it.
+"""Answers a batch: the requests that TorchServe hands to a worker together.
 
-`read`, `infer` and `write` are called in this order, on the same jobs.
+Call `read`, `infer` and `write` in this order. Each step takes what the previous step returned, in the order of the
+requests, and changes none of it. If one request fails, it becomes a `Failure`; the other requests are unaffected.
+
+    fields and headers ── read ──> TextRequest ── infer ──> PredictedRequest ── write ──> Reply
+                              └──> DescriptionRequest ───────────────────────────┤
+                              └──> Failure ──────────────────────────────────────┘
 """
 
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from http import HTTPStatus
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from handler import open_inference, reply
 from handler.classifier import TextClassifier
 from handler.errors import InternalError, OverloadedError, RequestError, TooLargeError
 from handler.headers import has_form
 from handler.limits import Limits
-from handler.open_inference import Ask
+from handler.open_inference import Operation, Outputs
 from handler.padding import cost
+from handler.prediction import Prediction
 from handler.reply import Model, Reply
-from handler.request import Request, read_request
-from handler.task import Task, TaskName
+from handler.request import Form, Request, read_request
+from handler.task import TaskName
+from handler.tokens import TokenizedText
 
 logger = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """What is asked of the model. TorchServe puts requests of all kinds into one batch."""
+    """The operation that a request asks for. TorchServe puts requests of all kinds into one batch."""
 
     PREDICT = "predict"
     EXPLAIN = "explain"
     DESCRIBE = "describe"
     INFER = "infer"
-    """A prediction, by the Open Inference Protocol."""
+    """A prediction by the Open Inference Protocol."""
 
     METADATA = "metadata"
-    """A description of the model, by the Open Inference Protocol."""
+    """A description of the model by the Open Inference Protocol."""
 
 
 OPEN_INFERENCE = {Kind.INFER, Kind.METADATA}
 DESCRIPTIONS = {Kind.DESCRIBE, Kind.METADATA}
-"""What is answered without a text."""
-
-_TOO_MANY_TOKENS = {  # by whether explanations are asked for
-    False: "The texts of the request have too many tokens: to read them takes more than {:,} token reads. Send its "
-    "texts in several requests, or shorter texts.",
-    True: "To explain a text, the network reads it once more for each of its tokens; for this request, that "
-    "takes more than {:,} token reads. Send its texts one by one, or shorter texts.",
-}
-_TOO_LARGE_A_REPLY = (
-    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes; the server sends at most {} at "
-    "once, which is enough for {} such texts. Send fewer or shorter texts in one request."
-)
-TOKENIZER_COST = 0.4
-"""Cost of a token for the tokenizer at most, as a share of what it costs the network in a batch of short texts."""
-
-_TOO_MUCH_AT_ONCE = "The server has too much work at once. Send the request again in a moment."
-
-
-@dataclass
-class Job:
-    """One request on its way through the steps. An error ends its way."""
-
-    kind: Kind
-    request: Request | None = None
-    ids: list[list[int]] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    error: RequestError | None = None
+"""Kinds of requests that have no text."""
 
 
 @dataclass(frozen=True)
-class Durations:
-    """What a batch took."""
+class DescriptionRequest:
+    """A request for a description of the model."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that ended with an error."""
+
+    kind: Kind
+    error: RequestError
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A request for predictions, after `read`."""
+
+    kind: Kind
+    request: Request
+
+
+@dataclass(frozen=True)
+class TokenizedRequest:
+    """A request for predictions, after the tokenizer."""
+
+    kind: Kind
+    form: Form | Outputs
+    ids: tuple[list[int], ...]
+    """Token ids of each text, in the order in which the network reads them."""
+
+    explained_texts: tuple[TokenizedText, ...]
+    """The texts to explain: all texts of a request of the kind `EXPLAIN`, none of other requests."""
+
+
+@dataclass(frozen=True)
+class PredictedRequest:
+    """A request with its predictions, after `infer`."""
+
+    kind: Kind
+    form: Form | Outputs
+    ids: tuple[list[int], ...]
+    """Token ids of each text, in the order in which the network reads them."""
+
+    predictions: tuple[Prediction, ...]
+    """The prediction for each text."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements of one batch."""
 
     texts: int
-    """That went through the network together."""
+    """Number of texts that the network read."""
+
+    tokens: int
+    """Number of tokens that the tokenizer produced, including the tokens of refused requests."""
 
     tokenizer_s: float
+    """Duration of the tokenizer."""
+
     engine_s: float
-    """Without what explanations compute."""
+    """Duration of all predictions, without explanations."""
 
     explanations_s: float = 0.0
+    """Duration of all explanations."""
 
 
-def read(
-    rows: Sequence[tuple[Mapping[str, object], Mapping[str, object]]],
-    limits: Limits,
-    task: TaskName = "single-label",
-) -> list[Job]:
-    """Read a batch's requests.
+Row = tuple[Mapping[str, object], Mapping[str, object]]
+"""A request as TorchServe hands it over: its fields and its HTTP headers, see `handler.request.read_request`."""
+
+ReadRequest = TextRequest | DescriptionRequest | Failure
+Result = PredictedRequest | DescriptionRequest | Failure
+
+TOKENIZER_COST = 0.4
+"""Upper bound of the tokenizer's cost for a token, relative to the network's cost for a token of a short text."""
+
+_TOO_MANY_TOKENS = (
+    "The texts of the request have too many tokens: their predictions take more than {:,} token reads. Send the texts "
+    "in several requests, or send shorter texts."
+)
+_TOO_MANY_EXPLAINED_TOKENS = (
+    "To explain a text, the network reads it once more for each of its tokens. The explanations for this request take "
+    "more than {:,} token reads. Send the texts one by one, or send shorter texts."
+)
+_TOO_LARGE_REPLY = (
+    "The reply to {} texts, with the scores of {} labels for each, may have {} bytes. The server sends at most {} "
+    "bytes at once, which is enough for {} such texts. Send fewer or shorter texts in one request."
+)
+_OVERLOADED = "The server is overloaded. Send the request again in a moment."
+
+P = ParamSpec("P")
+Step = TypeVar("Step")
+
+
+def read(rows: Sequence[Row], limits: Limits, task: TaskName = "single-label") -> list[ReadRequest]:
+    """Read the requests of a batch.
 
     Args:
-        rows: for each request its fields and its HTTP headers, see `handler.request.read_request`.
-        task: of the model.
+        rows: the requests as TorchServe hands them over.
+        limits: a request that exceeds a limit becomes a `Failure`.
+        task: the model's task.
     """
-    jobs = [Job(_kind(fields, headers)) for fields, headers in rows]
-    for job, (fields, headers) in zip(jobs, rows, strict=True):
-        if job.kind not in DESCRIPTIONS:
-            with _guard(job):
-                job.request = read_request(fields, headers, limits, task)
-    admitted_characters = 0
-    for job, request in _smallest_first(jobs):
-        if admitted_characters and admitted_characters + request.characters > limits.max_batch_characters:
-            job.request, job.error = None, OverloadedError(_TOO_MUCH_AT_ONCE)
-        else:
-            admitted_characters += request.characters
-    return jobs
+    requests = [_read_request(fields, headers, limits, task) for fields, headers in rows]
+    characters = _Budget(limits.max_batch_characters)
+
+    def admit(request: TextRequest) -> TextRequest:
+        characters.take(request.request.characters)
+        return request
+
+    return _smallest_first(requests, admit)
 
 
-def infer(jobs: Sequence[Job], classifier: TextClassifier, limits: Limits) -> Durations:
-    """Fill in the results: all predictions in one pass through the network, explanations text by text."""
+def infer(
+    requests: Sequence[ReadRequest], classifier: TextClassifier, limits: Limits
+) -> tuple[list[Result], Measurements]:
+    """Predict the texts of all requests together, then explain the texts of requests that ask for it.
+
+    Args:
+        requests: the requests that `read` returned.
+        classifier: the model.
+        limits: a request that exceeds a limit becomes a `Failure`.
+    """
     started = time.perf_counter()
-    jobs = _with_small_replies(jobs, classifier.task, limits.max_batch_reply_bytes)
-    _tokenize(jobs, classifier, limits.max_token_reads)
-    tokenized = time.perf_counter()
-    going = [job for job in jobs if job.request is not None and job.error is None]
-    try:
-        _predict(going, classifier)
-    except Exception as problem:
-        _log(problem)
-        for job in going:  # one by one, so that only the request at fault fails
-            with _guard(job):
-                _predict([job], classifier)
-    predicted = time.perf_counter()
-    for job in going:
-        if job.kind is Kind.EXPLAIN and job.request is not None:
-            with _guard(job):
-                explanations = [classifier.explain(text) for text in job.request.texts]
-                pairs = zip(job.results, explanations, strict=True)
-                job.results = [reply.explained(*pair, classifier.task) for pair in pairs]
-    texts = sum(len(job.ids) for job in going)
-    explanations_s = time.perf_counter() - predicted if any(job.kind is Kind.EXPLAIN for job in going) else 0.0
-    return Durations(texts, tokenized - started, predicted - tokenized, explanations_s)
+    tokenization = _Tokenization(classifier, limits)
+    tokenized = _smallest_first(requests, tokenization)
+    tokenizer_done = time.perf_counter()
+    admitted = [request for request in tokenized if isinstance(request, TokenizedRequest)]
+    predicted = _predict_all(admitted, classifier)
+    predictions_done = time.perf_counter()
+    explained = [
+        _attempt(result.kind, _explain, result, request.explained_texts, classifier)
+        if isinstance(result, PredictedRequest) and request.explained_texts
+        else result
+        for request, result in zip(admitted, predicted, strict=True)
+    ]
+    explanations_s = time.perf_counter() - predictions_done
+    measurements = Measurements(
+        texts=sum(len(request.ids) for request in admitted),
+        tokens=tokenization.tokens,
+        tokenizer_s=tokenizer_done - started,
+        engine_s=predictions_done - tokenizer_done,
+        explanations_s=explanations_s if any(request.kind is Kind.EXPLAIN for request in admitted) else 0.0,
+    )
+    inferred = iter(explained)
+    results = [next(inferred) if isinstance(request, TokenizedRequest) else request for request in tokenized]
+    return results, measurements
 
 
-def write(jobs: Sequence[Job], model: Model, limits: Limits) -> list[Reply]:
-    """The reply to each request, in the requests' order.
+def write(results: Sequence[Result], model: Model, limits: Limits) -> list[Reply]:
+    """Write the reply to each request.
 
-    The replies together have at most `limits.max_batch_reply_bytes`, whatever was estimated for them; a reply over it
-    becomes an error.
+    All replies together have at most `limits.max_batch_reply_bytes`. `infer` has refused the requests whose estimated
+    replies are larger; if a reply exceeds its estimate, it becomes an error here.
     """
     replies = []
-    admitted_bytes = 0
-    for job in jobs:
-        written = _reply(job, model)
+    total_bytes = 0
+    for result in results:
+        written = _write(result, model)
         size = len(written.body)
-        if written.status is HTTPStatus.OK and admitted_bytes + size > limits.max_batch_reply_bytes:
-            logger.error("A reply has %d bytes after %d of the same batch.", size, admitted_bytes)
-            problem = InternalError("The reply has more bytes than the server can send.")
-            written = reply.error(problem, job.kind in OPEN_INFERENCE)
-        admitted_bytes += len(written.body)
+        if written.status is HTTPStatus.OK and total_bytes + size > limits.max_batch_reply_bytes:
+            logger.error("A reply has %d bytes after %d of the same batch.", size, total_bytes)
+            error = InternalError("The reply has more bytes than the server can send.")
+            written = _write(Failure(result.kind, error), model)
+        total_bytes += len(written.body)
         replies.append(written)
     return replies
 
 
-def _reply(job: Job, model: Model) -> Reply:
-    if job.error is not None:
-        return reply.error(job.error, job.kind in OPEN_INFERENCE)
-    if job.kind is Kind.METADATA:
-        return reply.metadata(model)
-    if job.request is None:
-        return reply.description(model)
-    return reply.reply(job.results, job.request.form, model)
+def _read_request(
+    fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits, task: TaskName
+) -> ReadRequest:
+    kind = _kind(fields, headers)
+    if kind in DESCRIPTIONS:
+        return DescriptionRequest(kind)
+    request = _attempt(kind, read_request, fields, headers, limits, task)
+    return request if isinstance(request, Failure) else TextRequest(kind, request)
 
 
 def _kind(fields: Mapping[str, object], headers: Mapping[str, object]) -> Kind:
-    """TorchServe marks explanations and descriptions by a header of that name with the value `True`.
+    """Determine the kind of a request.
 
-    It also passes on a client's headers of these names. But its own request for a description has no fields and no
-    header `explain`. A form without fields is not a request for a description.
+    TorchServe sets the header `explain` or `describe` to `True` for requests of these kinds. It also forwards a
+    client's own headers with these names. TorchServe's request for a description has neither fields nor a header
+    `explain`. An empty form has no fields either, but it is not a request for a description.
     """
     explain = headers.get(Kind.EXPLAIN.value)
     if headers.get(Kind.DESCRIBE.value) == "True" and explain is None and not fields and not has_form(headers):
         return Kind.DESCRIBE
-    match open_inference.ask(headers):
-        case Ask.INFER:
+    match open_inference.operation(headers):
+        case Operation.INFER:
             return Kind.INFER
-        case Ask.METADATA:
+        case Operation.METADATA:
             return Kind.METADATA
     return Kind.EXPLAIN if explain == "True" else Kind.PREDICT
 
 
-def _smallest_first(jobs: Sequence[Job]) -> list[tuple[Job, Request]]:
-    """The jobs with a request, in the order in which they are admitted: if a batch is too much, the large requests are
-    refused and their small neighbours are not."""
-    read = [(job, job.request) for job in jobs if job.request is not None]
-    return sorted(read, key=lambda pair: pair[1].characters)
+class _Budget:
+    """An amount that the requests of a batch share."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._taken = 0.0
+
+    def take(self, amount: float) -> None:
+        """Take an amount for a request. The first request always gets its amount.
+
+        Raises:
+            OverloadedError: the other requests of the batch have left too little.
+        """
+        if self._taken and self._taken + amount > self._limit:
+            raise OverloadedError(_OVERLOADED)
+        self._taken += amount
 
 
-def _with_small_replies(jobs: Sequence[Job], task: Task, max_bytes: int) -> list[Job]:
-    """The jobs whose replies fit into `max_bytes` together. The other jobs get an error before anything is computed."""
-    fitting = []
-    admitted = 0
-    for job, request in _smallest_first(jobs):
-        with _guard(job):
-            size = reply.max_bytes(request, task, job.kind is Kind.EXPLAIN)
-            if size > max_bytes:
-                count = len(request.texts)
-                raise TooLargeError(
-                    _TOO_LARGE_A_REPLY.format(count, len(task.labels), size, max_bytes, count * max_bytes // size)
-                )
-            if admitted + size > max_bytes:
-                raise OverloadedError(_TOO_MUCH_AT_ONCE)
-            admitted += size
-            fitting.append(job)
-    return fitting
+def _smallest_first(
+    requests: Sequence[ReadRequest], step: Callable[[TextRequest], Step]
+) -> list[Step | DescriptionRequest | Failure]:
+    """Apply a step to the text requests of a batch, in ascending order of their characters.
+
+    If the batch exceeds a limit, the step therefore refuses the large requests and admits the small ones.
+
+    Returns:
+        the results in the order of `requests`.
+    """
+    texts = [(index, request) for index, request in enumerate(requests) if isinstance(request, TextRequest)]
+    texts.sort(key=lambda pair: pair[1].request.characters)
+    results = {index: _attempt(request.kind, step, request) for index, request in texts}
+    return [results[index] if isinstance(request, TextRequest) else request for index, request in enumerate(requests)]
 
 
-def _tokenize(jobs: Sequence[Job], classifier: TextClassifier, max_token_reads: int) -> None:
-    """Fill in the token ids of as many requests as the limit allows."""
-    tokenized, admitted = 0, 0.0
-    for job, request in _smallest_first(jobs):
-        with _guard(job):
-            least = 0.0
-            for text in request.texts:
-                # One request that is refused for its tokens leaves time for its neighbours, many would not.
-                if tokenized > 2 * max_token_reads:
-                    raise OverloadedError(_TOO_MUCH_AT_ONCE)
-                job.ids.append(classifier.ids(text))
-                length = len(job.ids[-1])
-                tokenized += length
-                reads = 1 + (length + 1 if job.kind is Kind.EXPLAIN else 0)
-                least += length * (TOKENIZER_COST + classifier.networks * reads)
-                if least > max_token_reads:
-                    raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
-            token_reads = _token_reads([len(ids) for ids in job.ids], job.kind, classifier.networks)
-            if token_reads > max_token_reads:
-                raise TooLargeError(_TOO_MANY_TOKENS[job.kind is Kind.EXPLAIN].format(max_token_reads))
-            if admitted + token_reads > max_token_reads:
-                raise OverloadedError(_TOO_MUCH_AT_ONCE)
-            admitted += token_reads
+class _Tokenization:
+    """Tokenizes the requests of a batch, one by one, as long as they are within the limits."""
+
+    def __init__(self, classifier: TextClassifier, limits: Limits) -> None:
+        self._classifier = classifier
+        self._max_token_reads = limits.max_token_reads
+        self._max_reply_bytes = limits.max_batch_reply_bytes
+        self._reply_bytes = _Budget(limits.max_batch_reply_bytes)
+        self._token_reads = _Budget(limits.max_token_reads)
+        self.tokens = 0
+        """Number of tokens until now, including those of refused requests."""
+
+    def __call__(self, request: TextRequest) -> TokenizedRequest:
+        """Tokenize a request.
+
+        Raises:
+            TooLargeError: the request exceeds a limit by itself.
+            OverloadedError: the request exceeds a limit together with earlier requests of the batch.
+        """
+        kind, texts = request.kind, request.request.texts
+        self._check_reply_size(request)
+        ids: list[list[int]] = []
+        explained_texts: list[TokenizedText] = []
+        least_token_reads = 0.0
+        for text in texts:
+            # The tokenizer's time for one refused request leaves enough time for the other requests of the batch.
+            # The time for many refused requests would not.
+            if self.tokens > 2 * self._max_token_reads:
+                raise OverloadedError(_OVERLOADED)
+            if kind is Kind.EXPLAIN:
+                explained_texts.append(self._classifier.tokenize(text))
+                ids.append(self._classifier.network_order(explained_texts[-1].ids))
+            else:
+                ids.append(self._classifier.ids(text))
+            length = len(ids[-1])
+            self.tokens += length
+            reads = 1 + (length + 1 if kind is Kind.EXPLAIN else 0)
+            least_token_reads += length * (TOKENIZER_COST + self._classifier.networks * reads)
+            self._check_token_reads(least_token_reads, kind)
+        token_reads = _token_reads([len(row) for row in ids], kind, self._classifier.networks)
+        self._check_token_reads(token_reads, kind)
+        self._token_reads.take(token_reads)
+        return TokenizedRequest(kind, request.request.form, tuple(ids), tuple(explained_texts))
+
+    def _check_reply_size(self, request: TextRequest) -> None:
+        task, count = self._classifier.task, len(request.request.texts)
+        size = reply.max_bytes(request.request, task, request.kind is Kind.EXPLAIN)
+        if size > self._max_reply_bytes:
+            fitting = count * self._max_reply_bytes // size
+            raise TooLargeError(_TOO_LARGE_REPLY.format(count, len(task.labels), size, self._max_reply_bytes, fitting))
+        self._reply_bytes.take(size)
+
+    def _check_token_reads(self, token_reads: float, kind: Kind) -> None:
+        if token_reads > self._max_token_reads:
+            message = _TOO_MANY_EXPLAINED_TOKENS if kind is Kind.EXPLAIN else _TOO_MANY_TOKENS
+            raise TooLargeError(message.format(self._max_token_reads))
 
 
 def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
-    """Work for texts of these lengths, in token reads; see `handler.padding.cost` and `TextClassifier.explain`."""
+    """Compute the work for texts of these lengths in token reads, see `handler.padding.cost`.
+
+    An explained text counts once for its prediction and `length + 1` times for its explanation. The network reads it
+    once less than that.
+    """
     token_reads = cost(lengths)
     if kind is Kind.EXPLAIN:
         token_reads += sum(cost([length] * (length + 1)) for length in lengths)
     return networks * token_reads + TOKENIZER_COST * sum(lengths)
 
 
-def _predict(jobs: Sequence[Job], classifier: TextClassifier) -> None:
-    probabilities = iter(classifier.probabilities([ids for job in jobs for ids in job.ids]))
-    for job in jobs:
-        job.results = [reply.prediction(next(probabilities), classifier.task) for _ in job.ids]
-
-
-@contextmanager
-def _guard(job: Job) -> Iterator[None]:
-    """Turn an exception into the job's error."""
+def _predict_all(requests: Sequence[TokenizedRequest], classifier: TextClassifier) -> list[PredictedRequest | Failure]:
+    """Predict all requests together, or one by one if that fails: only the request that causes the error must fail."""
     try:
-        yield
-    except RequestError as problem:
-        job.error = problem
-    except Exception as problem:
-        _log(problem)
-        job.error = InternalError("The request met a defect in the server. Others are not affected.")
+        return [*_predict(requests, classifier)]
+    except Exception as error:
+        _log(error)
+        return [_attempt(request.kind, _predict_one, request, classifier) for request in requests]
 
 
-def _log(problem: Exception) -> None:
-    """Log an unexpected exception's type and place. Its message may quote the user's text, so it is left out."""
-    frames = "".join(traceback.format_tb(problem.__traceback__))
-    logger.error("%s in a request\n%s", type(problem).__name__, frames)
+def _predict_one(request: TokenizedRequest, classifier: TextClassifier) -> PredictedRequest:
+    [predicted] = _predict([request], classifier)
+    return predicted
+
+
+def _predict(requests: Sequence[TokenizedRequest], classifier: TextClassifier) -> list[PredictedRequest]:
+    outputs = iter(classifier.probabilities([row for request in requests for row in request.ids]))
+    return [
+        PredictedRequest(
+            request.kind,
+            request.form,
+            request.ids,
+            tuple(Prediction.from_outputs(next(outputs), classifier.task) for _ in request.ids),
+        )
+        for request in requests
+    ]
+
+
+def _explain(
+    predicted: PredictedRequest, texts: Sequence[TokenizedText], classifier: TextClassifier
+) -> PredictedRequest:
+    pairs = zip(predicted.predictions, texts, strict=True)
+    explained = (replace(prediction, explanation=classifier.explain(text, prediction)) for prediction, text in pairs)
+    return replace(predicted, predictions=tuple(explained))
+
+
+def _write(result: Result, model: Model) -> Reply:
+    match result:
+        case Failure(kind, error):
+            return reply.error(error, kind in OPEN_INFERENCE)
+        case DescriptionRequest(Kind.METADATA):
+            return reply.metadata(model)
+        case DescriptionRequest():
+            return reply.description(model)
+        case PredictedRequest():
+            return reply.reply(result.predictions, result.form, model)
+
+
+def _attempt(kind: Kind, step: Callable[P, Step], *args: P.args, **kwargs: P.kwargs) -> Step | Failure:
+    """Apply a step to a request of this kind, and turn an exception into the request's failure."""
+    try:
+        return step(*args, **kwargs)
+    except RequestError as error:
+        return Failure(kind, error)
+    except Exception as error:
+        _log(error)
+        return Failure(
+            kind, InternalError("An unexpected error occurred in the server. Other requests are not affected.")
+        )
+
+
+def _log(error: Exception) -> None:
+    """Log the type and the place of an unexpected exception, without its message, which may quote the user's text."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s in a request\n%s", type(error).__name__, frames)

@@ -1,4 +1,4 @@
-"""What all forms of a body share: bytes to text, text to JSON and back, one text of several fields."""
+"""Functions for all forms of a body: decode bytes, read and write JSON, select the only text among several fields."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,9 +7,12 @@ from typing import TypeVar
 from handler.errors import NotJsonError, NotUtf8Error, WrongShapeError
 
 TEXT_FIELDS = ("text", "data", "body")
-"""The names under which a form and a gRPC request may have their text. TorchServe's own examples use all three."""
+"""Names of the fields in which a form or a gRPC request may have its text. TorchServe's examples use all three."""
 
 BYTE_ORDER_MARK = "\ufeff"
+
+SCORE_DIGITS = 6
+"""Decimal places of a probability in a reply, and significant digits of a regression's value."""
 
 EXPECTED = (
     'Expected a text (Content-Type: text/plain), or (Content-Type: application/json) {"text": "..."}, '
@@ -18,14 +21,15 @@ EXPECTED = (
 
 Value = TypeVar("Value")
 Pairs = list[tuple[str, object]]
-"""The names and values of a JSON object, in their order."""
+"""Names and values of a JSON object, in the order of the text."""
 
 
 def decoded(value: object, name: str = "The body") -> str:
-    """The text of bytes in UTF-8, without byte-order marks before it.
+    """Decode bytes in UTF-8, and drop the byte-order marks at the beginning.
 
     Args:
-        name: what the bytes are, for the message of an error.
+        value: the bytes.
+        name: the subject of an error message.
 
     Raises:
         NotUtf8Error: the bytes are not UTF-8.
@@ -40,36 +44,47 @@ def decoded(value: object, name: str = "The body") -> str:
 
 
 def parsed(text: str, read_object: Callable[[Pairs], dict[str, object]], expected: str = EXPECTED) -> object:
-    """The value of a text in JSON.
+    """Parse JSON.
 
     Args:
-        read_object: makes a dictionary of an object's names and values, of which some may be repeated.
-        expected: what the body should have been, for the message of an error.
+        text: the JSON text.
+        read_object: a function that converts the names and values of a JSON object into a dictionary. A name may occur
+            more than once.
+        expected: a description of the expected body, for an error message.
 
     Raises:
-        NotJsonError: the text is not JSON, or is nested too deeply.
+        NotJsonError: the text is not JSON, or it is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=read_object)
     except json.JSONDecodeError as error:
         raise NotJsonError(f"The body is not JSON: {error.msg} (character {error.pos}). {expected}") from None
-    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
+    except (RecursionError, ValueError):  # deep nesting, or a number of thousands of digits
         raise NotJsonError(f"The body is JSON that cannot be read. {expected}") from None
 
 
 def to_json(value: object) -> bytes:
-    """A value as JSON in UTF-8."""
+    """Write a value as JSON in UTF-8."""
     return json.dumps(value, ensure_ascii=False).encode()
 
 
+def rounded_value(value: float) -> float:
+    """Round a regression's value to six significant digits: 3.14, not 3.140000104904175.
+
+    The last digits of a float32 number may depend on the other texts of a forward pass.
+    """
+    return float(f"{value:.{SCORE_DIGITS}g}")
+
+
 def one_text(values: Sequence[Value], where: str) -> Value:
-    """The only one of the values that a form or a gRPC request has under a name of a text.
+    """Return the only value among the text fields of a form or a gRPC request.
 
     Args:
-        where: the form or the gRPC request, for the message of an error.
+        values: the values of all fields with a name in `TEXT_FIELDS`.
+        where: `form` or `gRPC input`, for an error message.
 
     Raises:
-        WrongShapeError: there is none, or more than one.
+        WrongShapeError: there is no value, or more than one.
     """
     if not values:
         raise WrongShapeError(f"The {where} has no field `text`, `data` or `body`. {EXPECTED}")

@@ -1,41 +1,30 @@
-"""The steps between a request's texts and its reply, without a server: what the tests and evaluation drive.
+"""The model without a server: it computes the probabilities of texts, and explains predictions.
 
-One text, one answer: a text's probabilities depend neither on its neighbours nor on what came before.
+The probabilities of a text depend neither on other texts of the same call nor on earlier calls.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from handler import exported
 from handler.engine import Engine, graph_file
 from handler.ensemble import joined
 from handler.exported import Description, Network, Probabilities
-from handler.spans import Span
+from handler.prediction import Explanation, Prediction
+from handler.tokens import TokenizedText
 
-WARM_UP_BATCH: Final = ["of many words " * 20] * 16
-"""As many texts as TorchServe hands over at once (`batchSize` in `config.properties`), as long as tweets get: after it
-the engine's memory grows for longer texts only."""
+WARM_UP_TEXTS: Final = ["of many words " * 20] * 16
+"""As many texts as a batch of TorchServe has (`batchSize` in `config.properties`), each of a long tweet's length.
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """How much each token of a text speaks for what is predicted."""
-
-    outputs: tuple[int, ...]
-    """The explained outputs of the network: of the most probable label; of a multi-label model those of the predicted
-    labels, or of the most probable label if none is predicted; of a regression the one output."""
-
-    tokens: tuple[str, ...]
-    weights: tuple[tuple[float, ...], ...]
-    """For each token and explained output: by how much the output falls when the token is replaced by `xxunk`."""
-    spans: tuple[Span, ...]
-    """Where in the text each token stands; see `handler.tokens.Tokenizer.spans`."""
+After they have been read, the engine needs more memory only for longer texts.
+"""
 
 
 class TextClassifier:
-    """Texts to probabilities, with an exported model. Of a regression, read "value" for "probability"."""
+    """Computes the probabilities of texts with an exported model. For a regression, a probability is a value."""
 
     def __init__(self, model: Description, network: Network) -> None:
         self.task = model.config.predicts
@@ -51,22 +40,26 @@ class TextClassifier:
 
     @classmethod
     def load(cls, folder: Path) -> "TextClassifier":
-        """An exported model, computed by the fp32 network.
+        """Load an exported model, which the fp32 network computes.
 
         Raises:
             ExportedModelError: see `exported.read`.
         """
-        from handler.network import TextNetwork  # torch, which a worker does without
+        from handler.network import TextNetwork  # imports torch, which a worker does not need
 
         model = exported.read(folder)
         return cls(model, joined(model.config, list(map(TextNetwork.of, model.members))))
 
     @classmethod
     def load_archived(cls, folder: Path, threads: int) -> "TextClassifier":
-        """An archive's model, computed by the engine.
+        """Load the model of an archive, which the engine computes.
+
+        Args:
+            folder: the model's folder in the unpacked archive.
+            threads: number of threads for one forward pass.
 
         Raises:
-            ExportedModelError: a file is missing, damaged, or does not fit the others.
+            ExportedModelError: a file is missing, damaged, or does not match the other files.
         """
         model = exported.read_description(folder)
         engines = [
@@ -76,41 +69,52 @@ class TextClassifier:
         return cls(model, joined(model.config, engines))
 
     def warm_up(self) -> None:
-        """Do what would make the first texts slower than those after them, and take the memory that they would take."""
+        """Fill caches and allocate memory in advance, so that the first texts are as fast as later texts."""
         self._tokenizer.warm_up()
-        self.predict(["a first text", *WARM_UP_BATCH])
+        self.predict(["a first text", *WARM_UP_TEXTS])
 
     def forget(self) -> None:
-        """Keep no word's tokens any more, so that each text takes the time that it takes at first."""
+        """Clear the cache of the tokenizer, so that the next texts take as long as the first."""
         self._tokenizer.forget()
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of a text, in its own order."""
+        """Return the tokens of a text, in the order of the text."""
         return self._tokenizer.tokens(text)
 
+    def tokenize(self, text: str) -> TokenizedText:
+        """Tokenize a text to explain."""
+        return self._tokenizer.tokenize(text)
+
     def ids(self, text: str) -> list[int]:
-        """The ids of a text's tokens, in the order in which the network reads them; at least one."""
-        return self._ordered(self._tokenizer.ids(self.tokens(text)))
+        """Return the token ids of a text in the order in which the network reads them; at least one."""
+        return self.network_order(self._tokenizer.ids(self.tokens(text)))
+
+    def network_order(self, ids: Sequence[int]) -> list[int]:
+        """Bring the token ids of a text into the order in which the network reads them; at least one id."""
+        # Without the rule `lowercase`, the tokenizer adds no `xxbos`, and a text may have no tokens.
+        return list(reversed(ids) if self._backwards else ids) or [self.unknown_id]
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids."""
+        """Compute the probabilities of the labels, (N, C), for the token ids of N texts."""
         return self._network.probabilities(ids)
 
     def predict(self, texts: Sequence[str]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts."""
+        """Compute the probabilities of the labels, (N, C), for N texts."""
         return self.probabilities([self.ids(text) for text in texts])
 
-    def explain(self, text: str) -> Explanation:
-        """The predicted labels' probabilities with and without each token (occlusion; Zeiler and Fergus,
-        "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2)."""
-        tokens = self.tokens(text)
-        ids = self._tokenizer.ids(tokens)
-        occluded = [[*ids[:i], self.unknown_id, *ids[i + 1 :]] for i in range(len(ids))]
-        probabilities = self.probabilities([self._ordered(row) for row in (ids, *occluded)])
-        outputs = self.task.predicted(probabilities[0]) or (int(probabilities[0].argmax()),)
-        weights = (probabilities[0] - probabilities[1:])[:, list(outputs)].tolist()
-        return Explanation(outputs, tuple(tokens), tuple(map(tuple, weights)), tuple(self._tokenizer.spans(text)))
+    def explain(self, text: TokenizedText, prediction: Prediction) -> Explanation:
+        """Compute the occlusion scores of a text's tokens.
 
-    def _ordered(self, ids: list[int]) -> list[int]:
-        # A rule set without `lowercase` adds no beginning, and may leave a text with no token at all.
-        return (ids[::-1] if self._backwards else ids) or [self.unknown_id]
+        Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
+
+        Args:
+            text: the text.
+            prediction: the prediction for this text.
+        """
+        outputs = np.array(prediction.outputs, np.float32)
+        ids = text.ids
+        occluded = [[*ids[:index], self.unknown_id, *ids[index + 1 :]] for index in range(len(ids))]
+        occluded_outputs = self.probabilities([self.network_order(row) for row in occluded])
+        explained = self.task.predicted(outputs) or (int(outputs.argmax()),)
+        weights = (outputs - occluded_outputs)[:, list(explained)].tolist()
+        return Explanation(explained, text.tokens, tuple(map(tuple, weights)), tuple(self._tokenizer.spans(text)))

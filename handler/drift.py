@@ -1,7 +1,8 @@
-"""How far what is asked is from what was trained on: the population stability index of the last texts.
+"""Drift: the population stability index between the training data and the texts of the last requests.
 
-A model's card holds the training data's distributions (`reference`, see `model_store/README.md`); a worker holds those
-of its last texts. Labels are the texts' own in the former, the predicted ones in the latter.
+A model's card has the distributions of the training data (`reference`, see `docs/reference/model-format.md`). A worker
+keeps the distributions of its last texts. The training data's distribution has the true labels, the worker's has the
+predicted labels.
 """
 
 import math
@@ -15,17 +16,23 @@ from typing import Any, Final
 WINDOW_TEXTS: Final = 1_000
 
 FLOOR: Final = 0.0005
-"""The least share of a bucket, half a text of a window's: an empty bucket's logarithm would be infinite."""
+"""Minimum share of a bucket: half a text of the window. The logarithm for an empty bucket would be infinite."""
 
 
 def stability_index(expected: Sequence[int], actual: Sequence[int]) -> float:
-    """The population stability index of two distributions, given as counts in the same buckets.
+    """Return the population stability index of two distributions over the same buckets.
 
-    The sum over the buckets of (a - e) ln(a / e), where e and a are the expected and the actual share, each at least
-    `FLOOR`; 0 where they are the same, never negative. It is the symmetrical divergence of Kullback and Leibler ("On
-    Information and Sufficiency", 1951, section 2). The usual reading (Siddiqi, "Credit Risk Scorecards", 2006): under
-    0.1 no change to speak of, to 0.25 some, over it a large one. Chance alone makes about (buckets - 1) (1 / n + 1 / m)
-    of n and m texts.
+    The index is the sum of (a - e) ln(a / e) over the buckets, where e is the expected and a the actual share of a
+    bucket, each at least `FLOOR`. It is 0 for equal distributions, and never negative. It is the symmetric divergence
+    of Kullback and Leibler ("On Information and Sufficiency", 1951, section 2).
+
+    Usual interpretation (Siddiqi, "Credit Risk Scorecards", 2006): below 0.1 there is no significant change, from 0.1
+    to 0.25 a moderate change, above 0.25 a large change. Two samples of n and m texts from the same distribution have
+    an index of about (buckets - 1) (1 / n + 1 / m).
+
+    Args:
+        expected: number of texts in each bucket of the reference.
+        actual: number of texts in each bucket of the window.
     """
     shares = [[max(count / sum(counts), FLOOR) for count in counts] for counts in (expected, actual)]
     return math.fsum((a - e) * math.log(a / e) for e, a in zip(*shares, strict=True))
@@ -33,15 +40,17 @@ def stability_index(expected: Sequence[int], actual: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Numbers counted in buckets."""
+    """A histogram of numbers."""
 
     bounds: tuple[float, ...]
-    """The most that each bucket but the last takes, ascending; the last takes what is above."""
+    """Inclusive upper bounds of all buckets except the last, in ascending order. The last bucket has no bound."""
 
     counts: tuple[int, ...]
+    """Number of values in each bucket."""
 
     @classmethod
     def of(cls, values: Sequence[float], bounds: Sequence[float]) -> "Distribution":
+        """Count values in buckets with these upper bounds."""
         counts = [0] * (len(bounds) + 1)
         for value in values:
             counts[bisect_left(bounds, value)] += 1
@@ -53,26 +62,27 @@ class Reference:
     """The training data's distributions."""
 
     data_sha256: str
-    """Of the file that the texts come from."""
+    """SHA-256 of the training data's file."""
 
     labels: Mapping[str, int]
-    """Texts by label."""
+    """Number of texts for each label."""
 
     tokens: Distribution
-    """A text's tokens."""
+    """Distribution of the number of tokens of a text."""
 
     unknown_tokens: Distribution
-    """The share of a text's tokens that are not in the vocabulary, 0 to 1."""
+    """Distribution of the share of a text's tokens outside the vocabulary, from 0 to 1."""
 
     @classmethod
     def from_json(cls, value: object, labels: Sequence[str]) -> "Reference":
-        """A card's `reference`.
+        """Read the entry `reference` of a model's card.
 
         Args:
-            labels: the model's.
+            value: the entry.
+            labels: the model's labels.
 
         Raises:
-            ValueError: not in the form that `model_store/README.md` states.
+            ValueError: the entry does not have the form that `docs/reference/model-format.md` defines.
         """
         keys = {"data_sha256", "labels", "tokens", "unknown_tokens"}
         if not isinstance(value, dict) or value.keys() != keys:
@@ -92,7 +102,7 @@ def _distribution(value: object, name: str) -> Distribution:
     match value:
         case {"bounds": list() as bounds, "counts": list() as counts, **others} if not others:
             numbers = all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in bounds)
-            if numbers and all(one < other for one, other in pairwise(bounds)):
+            if numbers and all(lower < upper for lower, upper in pairwise(bounds)):
                 if len(counts) != len(bounds) + 1 or not _are_counts(counts):
                     raise ValueError(f"`{name}`: expected {len(bounds) + 1} counts, one more than bounds")
                 return Distribution(tuple(bounds), tuple(counts))
@@ -104,7 +114,12 @@ def _are_counts(values: Sequence[Any]) -> bool:
 
 
 class Drift:
-    """The last texts beside a reference. A text costs the same however many they are."""
+    """Compares the last texts with a reference. Adding a text takes the same time for every size of the window.
+
+    Args:
+        reference: the training data's distributions.
+        window_texts: number of texts to compare.
+    """
 
     def __init__(self, reference: Reference, window_texts: int = WINDOW_TEXTS) -> None:
         self._expected = {
@@ -117,25 +132,32 @@ class Drift:
         self._unknown_bounds = reference.unknown_tokens.bounds
         self._counts = [[0] * len(counts) for counts in self._expected.values()]
         self._window: deque[tuple[int, int, int]] = deque(maxlen=window_texts)
+        """The bucket of each feature, for each of the last texts."""
 
     def add(self, label: str, tokens: int, unknown_tokens: int) -> None:
-        """A text: its predicted label, and how many tokens it has, one or more, and how many that are not known."""
+        """Add a text to the window.
+
+        Args:
+            label: the predicted label.
+            tokens: number of tokens, at least one.
+            unknown_tokens: number of tokens outside the vocabulary.
+        """
         labels, lengths, shares = self._counts
         if len(self._window) == self._window.maxlen:
-            one, other, third = self._window[0]
-            labels[one] -= 1
-            lengths[other] -= 1
-            shares[third] -= 1
-        one = self._labels[label]
-        other = bisect_left(self._token_bounds, tokens)
-        third = bisect_left(self._unknown_bounds, unknown_tokens / tokens)
-        labels[one] += 1
-        lengths[other] += 1
-        shares[third] += 1
-        self._window.append((one, other, third))
+            label_bucket, length_bucket, share_bucket = self._window[0]
+            labels[label_bucket] -= 1
+            lengths[length_bucket] -= 1
+            shares[share_bucket] -= 1
+        label_bucket = self._labels[label]
+        length_bucket = bisect_left(self._token_bounds, tokens)
+        share_bucket = bisect_left(self._unknown_bounds, unknown_tokens / tokens)
+        labels[label_bucket] += 1
+        lengths[length_bucket] += 1
+        shares[share_bucket] += 1
+        self._window.append((label_bucket, length_bucket, share_bucket))
 
     def indexes(self) -> dict[str, float]:
-        """The population stability index of each feature; none before the window is full."""
+        """Return the population stability index of each feature, or an empty dictionary until the window is full."""
         if len(self._window) < (self._window.maxlen or 0):
             return {}
         return {

@@ -1,6 +1,7 @@
-"""The third step: token ids to probabilities, by ONNX Runtime from the archive's graph, which `training.graph` builds.
+"""The inference engine: ONNX Runtime computes probabilities from token ids with the archive's graph.
 
-What is computed for a text depends neither on the texts beside it nor on padding: see there.
+`training.export.graph` builds the graph. It states why the result for a text depends neither on padding nor on
+the other texts of the same forward pass.
 """
 
 import os
@@ -18,13 +19,13 @@ if "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "
         "telemetry. Import handler.engine first, or set ORT_DISABLE_TELEMETRY=1 before Python starts.",
         stacklevel=2,
     )
-# ONNX Runtime 1.32 sends telemetry from its import on, and `onnxruntime.disable_telemetry_events()` is too late: the
-# import has queued an event. So no other module imports it (tests/privacy).
+# ONNX Runtime 1.32 queues its first telemetry event while it is imported, so `onnxruntime.disable_telemetry_events()`
+# is too late. Therefore only this module imports ONNX Runtime (tests/privacy).
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 from handler.exported import ExportedModelError, NetworkConfig, Probabilities
-from handler.padding import batches, pad
+from handler.padding import forward_passes, pad
 
 GRAPH_FILE: Final = "network.onnx"
 IDS: Final = "ids"
@@ -36,28 +37,32 @@ _ERRORS_ONLY = 3
 
 
 def graph_file(member: int) -> str:
-    """The name of a network's graph in an archive: `network.onnx`, of an ensemble's others `network-2.onnx` and on."""
+    """Return the name of a network's graph in an archive.
+
+    The first network has `network.onnx`; further networks of an ensemble have `network-2.onnx` and so on.
+    """
     return f"network-{member + 1}.onnx" if member else GRAPH_FILE
 
 
 class Engine:
-    """A graph, ready for inference. Keeps nothing from one call to the next.
+    """A graph with an inference session. It keeps no state between calls.
 
     Args:
-        graph: takes `ids`, (T, B), `lengths`, (B,), and `starts`, (B,), the texts' first pooled positions; gives
-            `probabilities`, (B, C).
-        threads: for one batch.
+        graph: file of a graph with the inputs `ids`, (T, B), `lengths`, (B,), and `starts`, (B,), the first pooled
+            position of each text, and with the output `probabilities`, (B, C).
+        config: sizes of the network.
+        threads: number of threads for one forward pass.
 
     Raises:
-        ExportedModelError: no such file, or not such a graph.
+        ExportedModelError: the file is missing, or it has no such graph.
     """
 
     def __init__(self, graph: Path, config: NetworkConfig, threads: int) -> None:
         if not graph.is_file():
-            raise ExportedModelError(f"{graph} is missing; `python -m training archive` makes it.")
+            raise ExportedModelError(f"{graph} is missing; `python -m training archive` builds it.")
         try:
             self._session = open_session(graph, threads)
-        except Exception as error:  # ONNX Runtime's errors have no other class in common
+        except Exception as error:  # ONNX Runtime's errors have no other base class in common
             raise ExportedModelError(f"{graph}: expected a graph that ONNX Runtime reads: {error}") from error
         inputs = {value.name for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
@@ -69,26 +74,30 @@ class Engine:
         self._config = config
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
+        """Compute the probabilities of the labels, (N, C), for the token ids of N texts, each with at least one id."""
         results = np.empty((len(ids), self._config.head_sizes[-1]), dtype=np.float32)
-        for rows in batches([len(row) for row in ids]):
-            padded, lengths = pad([ids[row] for row in rows])
+        for indexes in forward_passes([len(row) for row in ids]):
+            padded, lengths = pad([ids[index] for index in indexes])
             starts = np.array([self._config.pooling_start(length) for length in lengths.tolist()])
             inputs = {IDS: np.ascontiguousarray(padded.T), LENGTHS: lengths, STARTS: starts}
-            [results[rows]] = self._session.run([PROBABILITIES], inputs)
+            [results[indexes]] = self._session.run([PROBABILITIES], inputs)
         return results
 
 
 def open_session(graph: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session for a graph, given as a file or as its bytes, that computes on `threads` threads."""
+    """Open an ONNX Runtime session.
+
+    Args:
+        graph: the graph's file or its content.
+        threads: number of threads for one forward pass.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # Texts have any length: a plan for each length's memory would be kept for ever, and so would an arena that has
-    # grown to the longest text.
+    # ONNX Runtime would keep a memory plan for each length of text, and an arena as large as the longest text needs.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
-    # A waiting thread that spins takes the core from another worker.
+    # A waiting thread that spins would occupy a core that another worker needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,5 +1,7 @@
-"""Several networks as one: the mean of their outputs, as ULMFiT does with a forward and a backward model (Howard and
-Ruder, ACL 2018, section 3.4)."""
+"""An ensemble of networks: the mean of their outputs.
+
+ULMFiT combines a forward and a backward model in this way (Howard and Ruder, ACL 2018, section 3.4).
+"""
 
 from collections.abc import Sequence
 
@@ -9,10 +11,11 @@ from handler.exported import ModelConfig, Network, Probabilities
 
 
 class Ensemble:
-    """The mean of the networks' outputs for the same texts.
+    """Computes the mean of the networks' outputs for the same texts.
 
     Args:
-        networks: the model's own and those of `config.ensemble`, in this order.
+        config: the model's configuration.
+        networks: the model's first network and the networks of `config.ensemble`, in this order.
     """
 
     def __init__(self, config: ModelConfig, networks: Sequence[Network]) -> None:
@@ -21,7 +24,11 @@ class Ensemble:
         self._backwards = config.backwards
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids in the order in which the first network reads."""
+        """Compute the probabilities of the labels, (N, C).
+
+        Args:
+            ids: the token ids of N texts, in the order in which the first network reads them.
+        """
         outputs = [
             network.probabilities(ids if backwards == self._backwards else [row[::-1] for row in ids])
             for network, backwards in self._networks
@@ -31,5 +38,5 @@ class Ensemble:
 
 
 def joined(config: ModelConfig, networks: Sequence[Network]) -> Network:
-    """The model's one network, or its ensemble."""
+    """Return the ensemble of a model's networks, or its network if it has only one."""
     return Ensemble(config, networks) if config.ensemble else networks[0]

@@ -1,54 +1,62 @@
-"""What a request can be refused for: one table of error types and their status codes.
+"""The errors of requests: one table of error types and their status codes.
 
     RequestError
-    ├── NotUtf8Error          400  the body, or a text in it, is not Unicode text in UTF-8
-    ├── NotJsonError          400  the content type says JSON and the body is not
-    ├── WrongShapeError       400  none of the API's body forms, or two texts where one is expected
-    ├── BlankTextError        400  an empty text, or nothing but white space
-    ├── TooLargeError         413  a text, a list, a form, a request or its reply over its limit
-    ├── ContentEncodingError  415  a compressed body, or a form's text in base64 or the like
-    ├── OverloadedError       503  the batch is full; a retry may succeed
-    └── InternalError         500  a defect in this code, for this request alone
+    ├── NotUtf8Error          400
+    ├── NotJsonError          400
+    ├── WrongShapeError       400
+    ├── BlankTextError        400
+    ├── TooLargeError         413
+    ├── ContentEncodingError  415
+    ├── OverloadedError       503
+    └── InternalError         500
 
-A message says what was wrong and what is expected. It never quotes what the user sent.
+A message says what is wrong and what is expected. It never quotes the user's text.
 """
 
 from http import HTTPStatus
 
 
 class RequestError(Exception):
-    """Base of the errors a client sees."""
+    """Base class of the errors that a client sees."""
 
     status: HTTPStatus = HTTPStatus.BAD_REQUEST
 
 
 class NotUtf8Error(RequestError):
-    pass
+    """The body, or a text in it, is not Unicode text in UTF-8."""
 
 
 class NotJsonError(RequestError):
-    pass
+    """The content type says JSON, and the body is not JSON."""
 
 
 class WrongShapeError(RequestError):
-    pass
+    """The body has none of the API's forms, or two texts where one is expected."""
 
 
 class BlankTextError(RequestError):
-    pass
+    """A text is empty or has only white space."""
 
 
 class TooLargeError(RequestError):
+    """A text, a list, a form, a request or its reply exceeds its limit."""
+
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class ContentEncodingError(RequestError):
+    """The body is compressed, or a form's text is in base64 or a similar encoding."""
+
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 class OverloadedError(RequestError):
+    """The batch is full; a retry may succeed."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class InternalError(RequestError):
+    """A defect in this code; only this request is affected."""
+
     status = HTTPStatus.INTERNAL_SERVER_ERROR

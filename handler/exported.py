@@ -1,6 +1,6 @@
-"""The exported model: a folder of plain data. Its format is stated in `model_store/README.md`.
+"""Reads and writes exported models: folders of plain data in the format that `docs/reference/model-format.md` defines.
 
-Reading it runs no code from it. Everything is checked before it is used, and what is wrong is named.
+Reading a model runs no code from its files. Every file is checked before use; an error names the file and the fault.
 """
 
 import hashlib
@@ -29,64 +29,64 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
 FILES: Final = (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, CARD_FILE)
 PIECES_FILE: Final = "sentencepiece.model"
-"""Of a model whose tokenizer is SentencePiece's."""
+"""SentencePiece's model. Only a model with a tokenizer of this kind has this file."""
 
 REFERENCE_KEY: Final = "reference"
 
 
 Probabilities = npt.NDArray[np.float32]
-"""Of N texts' labels, (N, C); of a regression the values, (N, 1)."""
+"""Probabilities of C labels for N texts, (N, C); for a regression the values, (N, 1)."""
 
 
 class ExportedModelError(Exception):
-    """The folder is not an exported model of this format. The message names the file and what was expected."""
+    """The folder is not an exported model of this format. The message names the file and the expected content."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes, under the names of `config.json`."""
+    """Sizes of a network, under their names in `config.json`."""
 
     vocabulary_size: int
     embedding_size: int
-    """E; the last LSTM's size too."""
+    """E, the size of the embeddings and of the last LSTM's outputs."""
 
     hidden_size: int
-    """H, of every LSTM but the last."""
+    """H, the size of the outputs of every LSTM except the last."""
 
     layers: int
     head_sizes: tuple[int, ...]
-    """Inputs of each block of the head, then its outputs: (3 E, ..., C)."""
+    """Number of inputs of each block of the head, then the number of outputs of the last block: (3 E, ..., C)."""
 
     chunk_tokens: int = 72
-    """fastai reads a text in chunks of this many tokens (`bptt`)."""
+    """Number of tokens of a chunk, in which fastai reads a text (`bptt`)."""
 
     pooled_tokens: int | None = 1440
-    """fastai pools over the chunks that begin within this many tokens of the end (`max_len`); None: over all."""
+    """fastai pools over the chunks that begin within this number of tokens from the end (`max_len`); None for all."""
 
     normalization_epsilon: float = 1e-5
 
     @property
     def lstm_sizes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each LSTM."""
+        """Number of inputs and outputs of each LSTM."""
         return list(pairwise([self.embedding_size, *[self.hidden_size] * (self.layers - 1), self.embedding_size]))
 
     @property
     def seen_tokens(self) -> float:
-        """The most tokens of a text whose beginning is pooled; infinite where pooling takes all of any text."""
+        """Maximum number of tokens of a text that is pooled from its beginning; infinite if every text is."""
         return math.inf if self.pooled_tokens is None else max(self.pooled_tokens, self.chunk_tokens)
 
     def pooling_start(self, length: int) -> int:
-        """The first pooled position of a text of `length` tokens, which is always the beginning of a chunk."""
+        """Return the first pooled position of a text of `length` tokens, which is always the beginning of a chunk."""
         if self.pooled_tokens is None:
             return 0
         before = max(length - self.pooled_tokens, 0)
-        # Where `pooled_tokens` is under a chunk, fastai pools over a last chunk only if it is short enough; the
-        # last chunk is taken here in any case, so that there is always something to pool.
+        # If `pooled_tokens` is less than a chunk, fastai pools over the last chunk only if the chunk is short enough.
+        # This method always includes the last chunk, so that pooling has at least one position.
         last_chunk = (length - 1) // self.chunk_tokens
         return min(-(-before // self.chunk_tokens), last_chunk) * self.chunk_tokens
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights."""
+        """Return the names and shapes of the weights."""
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocabulary_size, self.embedding_size)}
         for index, (inputs, outputs) in enumerate(self.lstm_sizes):
             shapes[f"lstm.{index}.weight_ih_l0"] = (4 * outputs, inputs)
@@ -99,10 +99,10 @@ class NetworkConfig:
 
 
 class Network(Protocol):
-    """Token ids to probabilities."""
+    """Computes probabilities from token ids."""
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids, each at least one."""
+        """Compute the probabilities of the labels, (N, C), for the token ids of N texts, each with at least one id."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ class Member:
     """A network of an ensemble."""
 
     backwards: bool
-    """As `ModelConfig.backwards`."""
+    """Whether the network reads a text from its end, see `ModelConfig.backwards`."""
 
     network: NetworkConfig
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`config.json`: everything but vocabulary and weights."""
+    """The content of `config.json`: all of a model except its vocabulary, weights and card."""
 
     labels: tuple[str, ...]
-    """Output `i` of the network is the probability of label `i`. A regression has none, and one output."""
+    """Output `i` of the network is the probability of label `i`. A regression has no labels and one output."""
 
     backwards: bool
     """Whether the network reads a text from its end (fastai's `backwards=True`)."""
@@ -129,25 +129,27 @@ class ModelConfig:
     network: NetworkConfig
 
     task: TaskName = "single-label"
-    """Absent from the file: single-label."""
+    """The model's task. If the file has no task, it is single-label."""
 
     thresholds: tuple[float, ...] = ()
-    """See `Task`; absent from the file where the task has none."""
+    """See `Task`. The file has thresholds only if the task has them."""
 
     value_range: tuple[float, float] | None = None
-    """See `Task`; absent from the file where there is none."""
+    """See `Task`. The file has a range only if the task has one."""
 
     ensemble: tuple[Member, ...] = ()
-    """More networks, of which the outputs' mean with the first one's is taken; absent from the file where there are
-    none. They share labels, tokenizer and vocabulary."""
+    """Further networks of an ensemble, which share labels, tokenizer and vocabulary with the first network.
+
+    The model's outputs are the mean of all networks' outputs. The file of a model with one network has no ensemble.
+    """
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All networks, the first one too."""
+        """All networks, including the first."""
         return (Member(self.backwards, self.network), *self.ensemble)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights of all networks."""
+        """Return the names and shapes of the weights of all networks."""
         return {
             prefix_of(index) + name: shape
             for index, member in enumerate(self.members)
@@ -156,40 +158,41 @@ class ModelConfig:
 
     @property
     def predicts(self) -> Task:
-        """What the network's outputs mean."""
+        """The model's task, which defines the meaning of its outputs."""
         return Task(self.labels, self.task, self.thresholds, self.value_range)
 
 
 def prefix_of(member: int) -> str:
-    """What stands before the names of a network's weights: nothing for the first one."""
+    """Return the prefix of the names of a network's weights; empty for the first network."""
     return f"ensemble.{member}." if member else ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """All of a model but its weights: what an exported model and an archive have alike."""
+    """All of a model except its weights: the part that an exported model and an archive share."""
 
     config: ModelConfig
     vocabulary: tuple[str | None, ...]
     card: dict[str, Any]
     pieces: bytes | None = field(default=None, kw_only=True)
-    """SentencePiece's model, of a tokenizer of that kind."""
+    """SentencePiece's model, for a tokenizer of that kind."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """
+        """The model's tokenizer.
+
         Raises:
             ValueError: see `Tokenizer`.
-            ImportError: a language that spaCy does not know.
+            ImportError: spaCy does not know the language.
         """
         return Tokenizer(self.config.tokenizer, self.vocabulary, self.pieces)
 
     @cached_property
     def reference(self) -> Reference | None:
-        """The training data's distributions; None where the card has none.
+        """The training data's distributions; None if the card has none.
 
         Raises:
-            ValueError: the card has them in another form.
+            ValueError: the distributions do not have the form that `docs/reference/model-format.md` defines.
         """
         value = self.card.get(REFERENCE_KEY)
         return None if value is None else Reference.from_json(value, self.config.labels)
@@ -197,12 +200,14 @@ class Description:
 
 @dataclass(frozen=True)
 class ExportedModel(Description):
+    """A model with its weights."""
+
     weights: dict[str, npt.NDArray[Any]]
-    """By name, as `ModelConfig.tensor_shapes` has them; float32, or float16 where that loses nothing."""
+    """The weights by name, see `ModelConfig.tensor_shapes`. They are float32, or float16 if that is exact."""
 
     @property
     def members(self) -> tuple["ExportedModel", ...]:
-        """A model for each network of an ensemble; the model itself, if it is none."""
+        """A model for each network. A model with one network has itself as its only member."""
         return tuple(self._member(index, member) for index, member in enumerate(self.config.members))
 
     def _member(self, index: int, member: Member) -> "ExportedModel":
@@ -215,9 +220,9 @@ def read(folder: Path) -> ExportedModel:
     """Read an exported model.
 
     Raises:
-        ExportedModelError: a file is missing, damaged, of another version, or does not fit the others.
+        ExportedModelError: a file is missing, damaged, of another version, or does not match the other files.
     """
-    # Not at the top: whoever serves reads the weights from the archive's graph, and has no need of it.
+    # A server needs no safetensors, because the graph of its archive has the weights.
     import safetensors.numpy
 
     description = _read_description(folder)
@@ -233,10 +238,10 @@ def read(folder: Path) -> ExportedModel:
 
 
 def read_description(folder: Path) -> Description:
-    """Read all of a model but its weights, from an exported model's folder or an archive's.
+    """Read all of a model except its weights, from the folder of an exported model or of an archive.
 
     Raises:
-        ExportedModelError: as `read`.
+        ExportedModelError: see `read`.
     """
     description = _read_description(folder)
     _check(description, folder)
@@ -244,7 +249,7 @@ def read_description(folder: Path) -> Description:
 
 
 def _read_description(folder: Path) -> Description:
-    """Each part of the form it should have; whether they fit one another is for `_check`."""
+    """Read the files and check the form of each. `_check` checks whether they match each other."""
     config = _config_from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     vocabulary = _read_json(folder / VOCABULARY_FILE)
     if not isinstance(vocabulary, list) or not all(token is None or isinstance(token, str) for token in vocabulary):
@@ -258,22 +263,22 @@ def _read_description(folder: Path) -> Description:
 
 
 def write(model: ExportedModel, folder: Path) -> None:
-    """Write an exported model into a folder, which is made if it is not there."""
+    """Write an exported model into a folder, and create the folder if necessary."""
     import safetensors.numpy
 
     _check_weights(model, folder)
     write_description(model, folder)
-    # `save_file` makes a file that its owner alone can read, whatever the umask.
+    # Whatever the umask, `save_file` creates a file that only its owner can read.
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(model.weights))
 
 
 def write_description(model: Description, folder: Path) -> None:
-    """Write all of a model but its weights."""
+    """Write all of a model except its weights."""
     _check(model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
     config = asdict(model.config)
-    # What most models do not have is left out, so that readers of before read these models.
+    # Omit optional entries with their default, so that earlier versions of this code can read the file.
     for part, defaults in ((config["tokenizer"], TokenizerConfig), (config, ModelConfig)):
         for optional in fields(defaults):
             if optional.default is not MISSING and optional.default == part[optional.name]:
@@ -286,21 +291,24 @@ def write_description(model: Description, folder: Path) -> None:
 
 
 def check(model: ExportedModel, folder: Path = Path()) -> None:
-    """Whether the parts of a model fit one another.
+    """Check whether the parts of a model match each other.
 
     Args:
-        folder: named in the errors; empty for a model that is in none.
+        model: the model.
+        folder: the model's folder, for the error message; empty for a model without a folder.
 
     Raises:
-        ExportedModelError: they do not, or a weight is no number.
+        ExportedModelError: the parts do not match, or a weight is not a finite number.
     """
     _check(model, folder)
     _check_weights(model, folder)
 
 
 def identity(folder: Path) -> str:
-    """SHA-256 over the files that decide the answers: config, vocabulary, weights, and the tokenizer's model if there
-    is one."""
+    """Return the SHA-256 of the files that determine the predictions.
+
+    These are the config, the vocabulary, the weights, and SentencePiece's model if there is one.
+    """
     digest = hashlib.sha256()
     for name in (CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, PIECES_FILE):
         if name != PIECES_FILE or (folder / name).is_file():
@@ -309,7 +317,7 @@ def identity(folder: Path) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which UTF-8 cannot hold."""
+    """Return whether a text has no half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -347,7 +355,7 @@ def _check(model: Description, folder: Path) -> None:
 
 
 def _check_task(config: ModelConfig, path: Path) -> None:
-    """Whether outputs, labels, thresholds and range go with the task."""
+    """Check whether outputs, labels, thresholds and range match the task."""
     outputs = config.network.head_sizes[-1]
     if config.task not in TASKS:
         raise ExportedModelError(f"{path}: `task` is {config.task!r}; expected one of {', '.join(TASKS)}.")
@@ -374,11 +382,11 @@ def _is_number(value: Any) -> bool:
 
 def _check_weights(model: ExportedModel, folder: Path) -> None:
     expected = model.config.tensor_shapes()
-    found = {name: value.shape for name, value in model.weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    shapes = {name: value.shape for name, value in model.weights.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
             raise ExportedModelError(
-                f"{folder / WEIGHTS_FILE}: tensor {name} has the shape {found.get(name)}, "
+                f"{folder / WEIGHTS_FILE}: tensor {name} has the shape {shapes.get(name)}, "
                 f"expected {expected.get(name)} from {CONFIG_FILE}."
             )
         if model.weights[name].dtype not in (np.float16, np.float32):
@@ -386,7 +394,7 @@ def _check_weights(model: ExportedModel, folder: Path) -> None:
                 f"{folder / WEIGHTS_FILE}: tensor {name} is {model.weights[name].dtype}; expected float16 or float32."
             )
         if not np.isfinite(model.weights[name]).all():
-            raise ExportedModelError(f"{folder / WEIGHTS_FILE}: tensor {name} has values that are no numbers.")
+            raise ExportedModelError(f"{folder / WEIGHTS_FILE}: tensor {name} has values that are not finite numbers.")
 
 
 def _config_from_json(value: object, path: Path) -> ModelConfig:

@@ -1,13 +1,16 @@
-"""The text in a form. The form is read in time linear in its length; fields that have no text are ignored.
+"""Reads the text of a form in time linear in the form's length. Fields without a text are ignored.
 
-Forms are as browsers and `curl` send them: `application/x-www-form-urlencoded` (WHATWG, "URL Standard", section 5) and
+It reads the forms of browsers and `curl`: `application/x-www-form-urlencoded` (WHATWG, "URL Standard", section 5) and
 `multipart/form-data` (RFC 7578).
 
-Where there is no door, TorchServe's Java decodes forms, and these get another answer: a form of more than
-1,000 fields is read; a
-`%` without two digits, also in another field, and a part without a name get 500; a form is read though its final
-boundary is cut off or its lines end with LF; base64 is taken for the text; the first line end that is not
-percent-encoded ends an urlencoded form; the boundary has to be the first parameter of Content-Type.
+Without the door, TorchServe's Java process decodes forms. The results then differ from this module's results:
+
+- A form of more than 1,000 fields is read.
+- A `%` without two digits in any field, and a part without a name, get 500.
+- A form is read even if its final boundary is missing or its lines end with LF.
+- A text in base64 is not decoded, and is read as it is.
+- An urlencoded form ends at the first line end that is not percent-encoded.
+- The boundary must be the first parameter of Content-Type.
 """
 
 import logging
@@ -27,41 +30,42 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_FIELDS: Final = 1_000
-"""Fields of one form. Django and Starlette have the same bound."""
+"""Maximum number of fields in a form. Django and Starlette have the same limit."""
 
 _NAMES: Final = {name.encode() for name in TEXT_FIELDS}
 _LONGEST_NAME: Final = len("%41") * max(map(len, _NAMES))
-"""Bytes of the longest name of a text, each byte percent-encoded."""
+"""Length in bytes of the longest name in `TEXT_FIELDS`, with each byte percent-encoded."""
 _LONGEST_CHARACTER: Final = len("%41") * 4
-"""Bytes of a character of four bytes, each byte percent-encoded."""
+"""Length in bytes of a character of four bytes, with each byte percent-encoded."""
 _MARKS: Final = re.compile(rb"(?:(?:%EF|\xef)(?:%BB|\xbb)(?:%BF|\xbf))*", re.IGNORECASE)
-"""Byte-order marks."""
+"""A run of byte-order marks."""
 _NOT_ENCODED: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _LONGEST_PADDING: Final = 100
-"""Blanks between a boundary and the end of its line. RFC 2046 allows them; the parser reads them one by one."""
+"""Maximum number of blanks between a boundary and the end of its line. RFC 2046 allows them; the parser reads them one
+by one."""
 _LONGEST_BOUNDARY: Final = 70
-"""Characters, RFC 2046, section 5.1.1."""
+"""Maximum number of characters of a boundary (RFC 2046, section 5.1.1)."""
 _MOST_PARAMETERS: Final = 20
-"""Semicolons in a part's header. `name` and `filename` need two."""
+"""Maximum number of semicolons in a part's header. `name` and `filename` need two."""
 _IDENTITY: Final = (b"", b"7bit", b"8bit", b"binary")
-"""Values of Content-Transfer-Encoding that change nothing."""
+"""Values of Content-Transfer-Encoding that leave the content unchanged."""
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the form
 
 
 def text(body: bytes, content_type: ContentType, max_characters: int) -> bytes:
-    """The value of the form's one field `text`, `data` or `body`.
+    """Return the value of the form's only field `text`, `data` or `body`.
 
     Args:
         body: the form.
-        content_type: one of `FORM_TYPES`.
-        max_characters: of a text. A value that must have more is not decoded.
+        content_type: a content type with a media type of `FORM_TYPES`.
+        max_characters: maximum number of characters of a text. A longer value is not decoded.
 
     Raises:
-        WrongShapeError: the form cannot be read, or has no such field, or more than one.
-        TooLargeError: the form has more than `MAX_FIELDS` fields, or the text more than `max_characters`.
+        WrongShapeError: the form is malformed, or it has no such field, or more than one.
+        TooLargeError: the form has more than `MAX_FIELDS` fields, or the text has more than `max_characters`.
         ContentEncodingError: the text is in base64 or another transfer encoding.
-        NotUtf8Error: the text is in a charset that is not UTF-8.
+        NotUtf8Error: the charset of the text is not UTF-8.
     """
     if content_type.media_type == FORM_TYPES[0]:
         return _percent_decoded(one_text(list(_pairs(body)), "form"), max_characters)
@@ -74,7 +78,7 @@ def _check_count(fields: int) -> None:
 
 
 def _pairs(body: bytes) -> Iterator[bytes]:
-    """The values of the fields with a text, not yet decoded."""
+    """Yield the values of the fields with a text, still percent-encoded."""
     _check_count(body.count(b"&") + 1)
     for pair in body.split(b"&"):
         name, _, value = pair.partition(b"=")
@@ -83,23 +87,23 @@ def _pairs(body: bytes) -> Iterator[bytes]:
 
 
 def _percent_decoded(value: bytes, max_characters: int) -> bytes:
-    # Decoding takes 0.3 s for 2.5 MB. So marks, which are dropped anyway, go first, and the rest has a bound.
+    # Decoding 2.5 MB takes 0.3 s. Therefore, drop byte-order marks and limit the rest before decoding.
     match = _MARKS.match(value)
     value = value[match.end() :] if match else value
     if len(value) > _LONGEST_CHARACTER * max_characters:
         raise TooLargeError(f"The text has more than {max_characters} characters; at most {max_characters} are read.")
     if _NOT_ENCODED.search(value):
         raise WrongShapeError(
-            "The form has a `%` without two hexadecimal digits behind it. Expected a percent-encoded text, with `%25` "
+            "The form has a `%` without two hexadecimal digits after it. Expected a percent-encoded text, with `%25` "
             "for `%` (`curl --data-urlencode`), or the text itself with Content-Type: text/plain."
         )
     return unquote_to_bytes(value.replace(b"+", b" "))
 
 
 def _parts(body: bytes, boundary: str) -> list[bytes]:
-    """The values of a multipart form's parts with a text."""
+    """Return the values of a multipart form's parts with a text."""
     try:
-        delimiter = b"--" + boundary.encode("latin-1")  # as headers' bytes become text in HTTP
+        delimiter = b"--" + boundary.encode("latin-1")  # the encoding of HTTP headers
     except UnicodeEncodeError:
         raise WrongShapeError(_NO_BOUNDARY) from None
     if not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
@@ -128,20 +132,20 @@ _EXPECTED_PARTS = (
 
 
 class _Parts:
-    """What the parser reports of the parts, as it finds them."""
+    """Collects the texts of a form's parts from the events of the parser."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
         self.ended = False
-        """Whether the final boundary has been read."""
+        """Whether the parser has read the final boundary."""
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
-        """Of the present header."""
+        """Name and value of the current header."""
         self._data: list[bytes] | None = None
-        """What has been read of the present part, None if it has no text."""
+        """The data of the current part until now; None if the part has no text."""
 
     def callbacks(self) -> "MultipartCallbacks":
-        """The methods that the parser calls."""
+        """Return the methods that the parser calls."""
         return {
             "on_part_begin": self._headers.clear,
             "on_header_begin": self._begin_header,
@@ -179,7 +183,7 @@ class _Parts:
             self._data = []
 
     def _options(self, name: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-        """The value of a header of the present part, and its parameters."""
+        """Return the value of a header of the current part, and its parameters."""
         value = self._headers.get(name, b"")
         if value.count(b";") > _MOST_PARAMETERS:
             raise WrongShapeError(f"A part's header has more than {_MOST_PARAMETERS} parameters.")
@@ -189,7 +193,7 @@ class _Parts:
         encoding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
         if encoding not in _IDENTITY:
             raise ContentEncodingError(
-                "A Content-Transfer-Encoding is not decoded. Expected a part with the text itself."
+                "A part of the multipart form has a Content-Transfer-Encoding. Expected a part with the text itself."
             )
         _, parameters = self._options(b"content-type")
         check_charset(parameters.get(b"charset", b"").lower().decode("latin-1"))

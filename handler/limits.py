@@ -1,4 +1,4 @@
-"""How much one request may ask for, so that no request can hold up the others for long."""
+"""The limits of requests and batches, so that no request can block others for long."""
 
 import os
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 def whole_number(variable: str, default: int, environment: Mapping[str, str] = os.environ) -> int:
-    """An environment variable's value, or the default where it is not set.
+    """Return the value of an environment variable, or the default if the variable is not set.
 
     Raises:
-        ValueError: not a whole number above 0.
+        ValueError: the value is not a whole number above 0.
     """
     value = environment.get(variable, "").strip() or str(default)
     if not value.isdecimal() or int(value) < 1:
@@ -22,43 +22,49 @@ def whole_number(variable: str, default: int, environment: Mapping[str, str] = o
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, in characters (code points), token reads, texts and bytes.
+    """Upper bounds in characters (code points), token reads, texts and bytes.
 
-    A request that exceeds a limit by itself gets 413. A request that exceeds a limit only together with the other
-    requests of its batch gets 503.
+    A batch consists of the requests that TorchServe hands to a worker together. A request that exceeds a limit by
+    itself gets 413. A request that exceeds a limit only together with the other requests of its batch gets 503.
     """
 
     max_text_characters: int = 20_000
-    """Of one text. The longest known film review has 13,704, a tweet at most 280."""
+    """Characters of one text. The longest known film review has 13,704 characters, a tweet has at most 280."""
 
     max_texts: int = 1_000
-    """In one request."""
+    """Texts of one request."""
 
     max_request_characters: int = 200_000
-    """Of all texts of one request together."""
+    """Characters of all texts of one request."""
 
     max_batch_characters: int = 400_000
-    """Of all requests that TorchServe hands over as one batch. Requests over it get 503."""
+    """Characters of all texts of one batch. This limit never refuses the smallest request of a batch."""
 
     max_token_reads: int = 91_000
-    """Work for one request, or for all requests that TorchServe hands over as one batch, in token reads. A token of a
-    short text counts 1.4, as the network reads 32 such texts together; a token of a text of more than 1,700 tokens
-    counts 2.7. To explain a text, the network reads it once more for each of its tokens. A request over the limit by
-    itself gets 413; a request that exceeds it together with the others of its batch gets 503. The work within the limit
-    takes a core with AVX-512 at most 2 s for the embedded model; a batch with requests that are refused takes at most
-    3 s (`benchmarks/README.md`). Prose has a token for every four or five characters, symbols can have one each."""
+    """Work for one request, and work for one batch, in token reads.
+
+    A token of a short text counts 1.4 token reads, as the network reads 32 such texts together. A token of a text of
+    more than 1,700 tokens counts 2.7. To explain a text, the network reads it once more for each of its tokens. Prose
+    has a token for every four or five characters; a symbol can be a token.
+
+    With the embedded model, the work within the limit takes a core with AVX-512 at most 2 s. A batch with refused
+    requests takes at most 3 s (`docs/explanation/performance.md`).
+    """
 
     max_batch_reply_bytes: int = 6_553_500
-    """Bytes of all replies to one batch. TorchServe kills a worker that sends a body of more bytes than
-    `max_response_size`. It also parses all replies of a batch anew with every packet until the last one has arrived.
-    Many large replies together would therefore take longer than its response timeout."""
+    """Bytes of all replies to one batch.
+
+    TorchServe kills a worker that sends a body of more bytes than `max_response_size`. It also parses all replies of a
+    batch again with every packet until the last packet has arrived. Many large replies together would therefore take
+    longer than its response timeout.
+    """
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
-        """Defaults, with `CLASSIFIER_MAX_TEXTS` and so on in their place where set.
+        """Read the limits from environment variables such as `CLASSIFIER_MAX_TEXTS`, or use their defaults.
 
         Raises:
-            ValueError: a variable is not a whole number above 0.
+            ValueError: the value of a variable is not a whole number above 0.
         """
         return cls(
             **{

@@ -1,9 +1,9 @@
 """spaCy's rule-based tokenizer, in time linear in the length of a text.
 
-spaCy's own (spacy/tokenizer.pyx, `Tokenizer`) copies and hashes the rest of a word for each affix that it strips, which
-takes time quadratic in the length of a word: 2.7 s for 20,000 symbols without a space. This one keeps two positions in
-the word, and looks for affixes and special cases only where they can be. Its tokens are spaCy's. The algorithm is
-described in spaCy's documentation ("How spaCy's tokenizer works",
+spaCy's own implementation (spacy/tokenizer.pyx, `Tokenizer`) copies and hashes the rest of a word for each affix that
+it strips. It takes time quadratic in the length of a word: 2.7 s for 20,000 symbols without a space. This
+implementation keeps two positions in the word, and searches for affixes and special cases only where they are possible.
+It returns the same tokens. spaCy's documentation describes the algorithm ("How spaCy's tokenizer works",
 https://spacy.io/usage/linguistic-features#how-tokenizer-works).
 """
 
@@ -17,46 +17,49 @@ from spacy.symbols import ORTH
 from spacy.util import compile_infix_regex, compile_prefix_regex, compile_suffix_regex
 
 MAX_WORDS: Final = 20_000
-"""Number of words whose tokens are kept: about 6 MB, and at most 50 MB, if all words are of emoji."""
+"""Maximum number of words in the cache. It takes about 6 MB, and at most 50 MB if all words consist of emoji."""
 
 MAX_WORD_CHARACTERS: Final = 24
-"""Length of the longest word whose tokens are kept."""
+"""Length of the longest word in the cache."""
 
 AFFIX_CHARACTERS: Final = 10
-"""Length of the longest affix that spaCy's patterns describe, except for a run of dots."""
+"""Length of the longest affix that spaCy's patterns match, except for a run of dots."""
 
 LONG_AFFIXES: Final = frozenset({"el", "id", "it", "ms"})
 LONG_AFFIX_CHARACTERS: Final = 64
-"""Length of the longest affix that is found in these languages, whose patterns describe affixes of any length, and with
-rules that are not those of the installed spaCy."""
+"""Length of the longest affix that the tokenizer finds in the languages `LONG_AFFIXES`, whose patterns match affixes of
+any length. The same length applies to rules that are not the rules of the installed spaCy."""
 
 CONTEXT_CHARACTERS: Final = 6
-"""Number of characters at which spaCy's patterns look before a suffix or after a prefix."""
+"""Number of characters before a suffix or after a prefix that spaCy's patterns examine."""
 
 SLOW_INFIXES: Final = frozenset({"el", "pt"})
 SLOW_INFIXES_CHARACTERS: Final = 1_000
-"""Length of the longest word that is split at infixes in these languages, whose patterns take time quadratic in it."""
+"""Length of the longest word that the tokenizer splits at infixes in the languages `SLOW_INFIXES`, whose patterns take
+time quadratic in the length of the word."""
 
 TOKEN_MATCH_CHARACTERS: Final = 128
-"""Length up to which a word with affixes is compared with a language's own patterns of tokens (French, Hungarian,
-Turkish), each of which reads all of it for each affix."""
+"""Length of the longest word with affixes for which the tokenizer tries a language's own token patterns.
+
+French, Hungarian and Turkish have such patterns. A pattern reads the whole word again for each affix.
+"""
 
 _RUNS = re.compile(r"\S+|\s+")
 _NO_PATTERN = r"(?!)"
 _URLS_USER: Final = r"(?:\S+(?::\S*)?@)?"
-"""The part of spaCy's pattern of URLs for a user (spacy.lang.tokenizer_exceptions, `URL_PATTERN`)."""
+"""The user part of spaCy's pattern for URLs (spacy.lang.tokenizer_exceptions, `URL_PATTERN`)."""
 
 _Trie = dict[str | None, Any]
-"""Sequences of tokens. At the end of a sequence stands the key None."""
+"""A set of token sequences. The key None marks the end of a sequence."""
 
 
 class LinearTokenizer:
-    """The tokens that spaCy's `Tokenizer` of a language makes of a text.
+    """Splits a text into the tokens of spaCy's `Tokenizer` for a language.
 
     Args:
         language: a blank pipeline with spaCy's `Tokenizer`.
-        special_tokens: tokens that are not split, in addition to the language's special cases.
-        has_other_rules: whether the pipeline has rules other than those of the installed spaCy for its language.
+        special_tokens: tokens that must not be split, in addition to the language's special cases.
+        has_other_rules: whether the pipeline's rules differ from the installed spaCy's rules for its language.
     """
 
     def __init__(self, language: Language, special_tokens: Iterable[str], has_other_rules: bool = False) -> None:
@@ -77,7 +80,7 @@ class LinearTokenizer:
         self._short_word_tokens = lru_cache(MAX_WORDS)(self._word_tokens)
 
     def __call__(self, text: str) -> list[str]:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
         tokens: list[str] = []
         spaced: list[int] = []
         for word, follows_space in _words(text):
@@ -89,16 +92,16 @@ class LinearTokenizer:
         return self._with_special_cases(tokens, spaced)
 
     def keep(self, words: Iterable[str]) -> None:
-        """Keep the tokens of words, the last ones longest."""
+        """Add words to the cache. The last words stay in it longest."""
         for word in words:
             self._short_word_tokens(word)
 
     def forget(self) -> None:
-        """Keep no word's tokens any more."""
+        """Clear the cache."""
         self._short_word_tokens.cache_clear()
 
     def _word_tokens(self, word: str, special_cases: bool = True) -> tuple[str, ...]:
-        """The tokens of a run of characters without spaces; spaCy's `_tokenize`."""
+        """Return the tokens of a run of characters without spaces, like spaCy's `_tokenize`."""
         cases = self._cases if special_cases else {}
         begin, end, prefixes, suffixes = self._without_affixes(word, cases)
         rest = word[begin:end]
@@ -113,12 +116,16 @@ class LinearTokenizer:
         return (*prefixes, *middle, *reversed(suffixes))
 
     def _without_affixes(self, word: str, cases: dict[str, tuple[str, ...]]) -> tuple[int, int, list[str], list[str]]:
-        """Where the rest of a word begins and ends without its affixes, and these, from the outside to the inside;
-        spaCy's `_split_affixes`."""
+        """Strip the affixes of a word, like spaCy's `_split_affixes`.
+
+        Returns:
+            begin and end of the rest of the word, its prefixes and its suffixes, each from the outside to the inside.
+        """
         prefixes: list[str] = []
         suffixes: list[str] = []
         begin, end, size_before = 0, len(word), 0
-        no_prefix, no_suffix = -1, -1  # where none was found; it need not be looked for again, but in a short rest
+        # Positions at which no affix was found. Only in a short rest of the word must they be searched again.
+        no_prefix, no_suffix = -1, -1
         while begin < end and end - begin != size_before:
             size_before = end - begin
             if self._is_token(word, begin, end) or self._is_special_case(word, begin, end, cases):
@@ -158,11 +165,11 @@ class LinearTokenizer:
         characters = self._affix_characters
         while True:
             stop = min(begin + characters + CONTEXT_CHARACTERS, end)
-            found = self._prefix(word[begin:stop])
-            if found is None:
+            match = self._prefix(word[begin:stop])
+            if match is None:
                 return 0
-            if stop == end or found.end() < characters:
-                return found.end()
+            if stop == end or match.end() < characters:
+                return match.end()
             characters *= 2  # a run of dots may be longer
 
     def _suffix_length(self, word: str, begin: int, end: int) -> int:
@@ -170,11 +177,11 @@ class LinearTokenizer:
         while True:
             first = max(end - characters, begin)
             start = max(first - CONTEXT_CHARACTERS, begin)
-            found = self._suffix(word[start:end], first - start)
-            if found is None:
+            match = self._suffix(word[start:end], first - start)
+            if match is None:
                 return 0
-            if first == begin or found.start() > first - start:
-                return end - start - found.start()
+            if first == begin or match.start() > first - start:
+                return end - start - match.start()
             characters *= 2  # a run of dots may be longer
 
     def _split_at_infixes(self, word: str) -> list[str]:
@@ -182,8 +189,8 @@ class LinearTokenizer:
             return [word]
         tokens = []
         done = 0
-        for found in self._infixes(word):
-            begin, end = found.span()
+        for match in self._infixes(word):
+            begin, end = match.span()
             if begin == 0:
                 continue
             tokens += [word[done:begin]] if begin > done else []
@@ -192,7 +199,10 @@ class LinearTokenizer:
         return [*tokens, word[done:]] if done < len(word) else tokens
 
     def _tokens_of_special_cases(self) -> _Trie:
-        """The special cases that may be made of several tokens, by these tokens; spaCy's `add_special_case`."""
+        """Return the token sequences of the special cases that may consist of several tokens.
+
+        The corresponding code in spaCy is `add_special_case`.
+        """
         trie: _Trie = {}
         for case in self._cases:
             if " " in case or self._prefix(case) or self._suffix(case) or any(self._infixes(case)):
@@ -204,13 +214,15 @@ class LinearTokenizer:
         return trie
 
     def _with_special_cases(self, tokens: list[str], spaced: list[int]) -> list[str]:
-        """Tokens with special cases put together; spaCy's `_apply_special_cases`.
+        """Merge the tokens of special cases, like spaCy's `_apply_special_cases`.
 
-        spaCy looks for special cases in the whole text, across its spaces. What it finds across a space it leaves as it
-        is where the special case has none, but it may then miss one that overlaps.
+        spaCy searches for special cases in the whole text, across its spaces. If tokens with a space between them match
+        a special case without a space, spaCy leaves them unchanged. It may then miss another special case that overlaps
+        with them.
 
         Args:
-            spaced: numbers of the tokens that follow a space, ascending.
+            tokens: the tokens of the text.
+            spaced: indexes of the tokens that follow a space, in ascending order.
         """
         spans = sorted(_spans(tokens, self._case_tokens), key=lambda span: (span[0] - span[1], span[0]))
         seen: set[int] = set()
@@ -233,9 +245,9 @@ class LinearTokenizer:
 
 
 def _words(text: str) -> Iterator[tuple[str, bool]]:
-    """The runs of characters that spaCy splits one by one, each with whether a separating space stands before it.
+    """Yield the runs of characters that spaCy splits one by one, and whether a separating space precedes each run.
 
-    A run is a word, or white space without the one space that separates it from the word before.
+    A run is a word, or white space without the single space that separates it from the previous word.
     """
     follows_space = False
     before = ""
@@ -250,7 +262,7 @@ def _words(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _spans(tokens: Sequence[str], trie: _Trie) -> Iterator[tuple[int, int]]:
-    """Where in the tokens the sequences of a trie begin and end."""
+    """Yield begin and end of each occurrence of the trie's sequences in the tokens."""
     for begin, first in enumerate(tokens):
         node = trie.get(first)
         end = begin + 1
@@ -264,12 +276,13 @@ def _spans(tokens: Sequence[str], trie: _Trie) -> Iterator[tuple[int, int]]:
 
 
 def _without_backtracking(url_match: Any) -> Any:
-    r"""spaCy's `url_match` with a pattern that finds the same sooner.
+    r"""Return spaCy's `url_match` with an equivalent pattern that does not backtrack.
 
-    Where it looks for a user and a password, `\S+` takes colons too, so it can part a text at each of them, each time
-    in vain; without the part that begins with a colon the same texts match. A language's own `url_match` stays.
+    In the pattern's part for user and password, `\S+` also matches colons. The regular expression therefore tries to
+    split a text at each colon. Without the part for the password, the pattern matches the same texts. A `url_match` of
+    another form is returned unchanged.
     """
-    spacys = getattr(url_match, "__self__", None)
-    if not isinstance(spacys, re.Pattern) or _URLS_USER not in spacys.pattern:
+    pattern = getattr(url_match, "__self__", None)
+    if not isinstance(pattern, re.Pattern) or _URLS_USER not in pattern.pattern:
         return url_match
-    return re.compile(spacys.pattern.replace(_URLS_USER, r"(?:\S+@)?"), spacys.flags).match
+    return re.compile(pattern.pattern.replace(_URLS_USER, r"(?:\S+@)?"), pattern.flags).match

@@ -1,4 +1,4 @@
-"""What a worker says of its machine: whoever scales a model wants to know how many workers it has room for."""
+"""The resources of a worker's machine, which show how many workers the machine has room for."""
 
 import os
 import resource
@@ -6,12 +6,15 @@ import sys
 from collections.abc import Mapping
 
 CORES_VARIABLE, MEMORY_VARIABLE = "SERVER_CORES", "SERVER_MEMORY_BYTES"
-"""Set by the server that started this worker, which has counted what it and its workers may use."""
+"""Environment variables with the cores and the memory that the server and its workers may use. The server sets them."""
 
 
 def machine(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str, int]]:
-    """`machine`: the cores and the memory in bytes that the workers may use together, and this worker's largest
-    resident memory until now. Empty if no server has said what there is: TorchServe alone does not."""
+    """Return the entry `machine` of the model's description.
+
+    It has the cores and the memory in bytes that all workers may use together, and this worker's peak resident memory
+    in bytes. Without the server's environment variables, the result is empty: TorchServe alone does not set them.
+    """
     cores, memory = (environment.get(name, "") for name in (CORES_VARIABLE, MEMORY_VARIABLE))
     if not (cores.isdecimal() and memory.isdecimal()):
         return {}

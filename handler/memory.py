@@ -1,4 +1,4 @@
-"""When freed memory goes back to the system, as glibc's allocator has it; another allocator is left as it is."""
+"""Settings of glibc's allocator that return freed memory to the system. Other allocators are left unchanged."""
 
 import ctypes
 import sys
@@ -8,14 +8,14 @@ _MEBIBYTE = 1 << 20
 
 
 def give_freed_memory_back(blocks: int, end: int) -> None:
-    """Let glibc take large blocks from the system and give them back when they are freed.
+    """Make glibc allocate large blocks directly from the system, and return them when they are freed.
 
-    By default it raises the size from which it does so up to 32 MB, keeps smaller blocks in heaps, and the heaps
+    By default, glibc raises the threshold for such blocks up to 32 MB. It keeps smaller blocks in heaps, and the heaps
     fragment.
 
     Args:
-        blocks: of how many MiB and more.
-        end: how many MiB of free memory may stay at the heap's end.
+        blocks: minimum size of such a block in MiB.
+        end: maximum free memory at the end of the heap in MiB.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, blocks * _MEBIBYTE)

@@ -1,12 +1,12 @@
-"""What a worker counts, and its way to TorchServe's metrics address. `handler/METRICS.md` lists what is there to see.
+"""The worker's metrics, and their transfer to TorchServe's metrics address. `docs/reference/metrics.md` lists them.
 
-TorchServe reads a worker's standard output; a line `[METRICS]...` is one increment of a counter or one value of a
-gauge. It has one registry for all workers and all versions, so the increments of all of them add up. A line for each
-text would cost more than the text does. So a worker counts for itself, and once a second a thread of its own sends
-what came to be since. What a worker has not sent is lost when it is killed.
+TorchServe reads a worker's standard output. A line `[METRICS]...` increments a counter or sets a gauge. TorchServe has
+one registry for all workers and all versions of a model, so their increments add up. A line for each text would take
+more time than the text itself. A worker therefore keeps its own counts, and a thread sends the increments once a
+second. If the worker is killed, the increments since the last transfer are lost.
 
-TorchServe's own histograms have buckets that cannot be chosen, from 0.005 to 10. Here a histogram is counters, named
-and labelled as Prometheus names and labels a histogram's, so `histogram_quantile` reads them.
+The buckets of TorchServe's histograms are fixed, from 0.005 to 10. Here, a histogram consists of counters with the
+names and labels of a Prometheus histogram, so `histogram_quantile` reads them.
 """
 
 import logging
@@ -16,12 +16,12 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
 from urllib.parse import quote
 
-from handler.batch import DESCRIPTIONS, Durations, Job
+from handler.batch import DescriptionRequest, Failure, Measurements, PredictedRequest, Result
 from handler.classifier import TextClassifier
 from handler.drift import Drift
 from handler.errors import RequestError
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """What TorchServe adds to a counter, or sets a gauge to."""
+    """An increment of a counter, or the value of a gauge."""
 
     name: str
     kind: str
@@ -50,50 +50,57 @@ class Sample:
     value: float
 
     def line(self, hostname: str) -> str:
-        """As TorchServe reads it (`org.pytorch.serve.metrics.Metric`): labels by their place, numbers in digits."""
+        """Return the line for TorchServe (`org.pytorch.serve.metrics.Metric`).
+
+        TorchServe identifies a label by its position. Values have no exponent.
+        """
         labels = ",".join(f"{name}:{escaped(value)}" for name, value in self.labels.items())
         value = str(self.value) if isinstance(self.value, int) else f"{self.value:.9f}"
         return f"[METRICS]{self.name}.Count:{value}|#{labels}|#type:{self.kind}|#hostname:{hostname},{int(time.time())}"
 
 
-_NOT_IN_A_LINE: Final = re.compile("[%,:|\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
-"""TorchServe's separators, Java's line ends, control characters, halves of surrogate pairs, and `%`."""
+_RESERVED: Final = re.compile("[%,:|\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+"""Characters that cannot be part of a label's value in a line: TorchServe's separators, Java's line ends, control
+characters, halves of surrogate pairs, and `%`."""
 EMPTY: Final = "%"
 
 
 def escaped(value: str) -> str:
-    """A label's value as TorchServe can read it: percent-encoded, but only the characters that are not to be in a line.
+    """Percent-encode the reserved characters of a label's value, so that TorchServe can read it.
 
-    So different values stay different. An empty value is a lone `%`, as Prometheus takes an empty label for none.
+    Different values stay different. An empty value becomes `%`, because Prometheus treats an empty label as absent.
     """
-    return _NOT_IN_A_LINE.sub(lambda match: quote(match[0], safe="", errors="surrogatepass"), value) or EMPTY
+    return _RESERVED.sub(lambda match: quote(match[0], safe="", errors="surrogatepass"), value) or EMPTY
 
 
 class _Counters:
-    """One counter for each value of a label."""
+    """Counters with one label: one counter for each value of the label."""
 
     def __init__(self, name: str, label: str, values: Sequence[str]) -> None:
         self._name, self._label = name, label
         self.counts = dict.fromkeys(values, 0)
 
     def take(self) -> Iterator[Sample]:
+        """Yield the increments since the last call."""
         for value, count in self.counts.items():
             yield Sample(self._name, "COUNTER", {self._label: value}, count)
             self.counts[value] = 0
 
 
 class _Histogram:
-    """Observations in buckets, and their sum."""
+    """A histogram: the number of observations in each bucket, and the sum of the observations."""
 
     def __init__(self, name: str, bounds: Sequence[float]) -> None:
         self._name, self._bounds = name, bounds
         self._clear()
 
     def observe(self, value: float) -> None:
+        """Count an observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def take(self) -> Iterator[Sample]:
+        """Yield the increments since the last call."""
         below = list(accumulate(self._counts))
         for bound, count in zip([*map(str, self._bounds), "+Inf"], below, strict=True):
             yield Sample(f"{self._name}_bucket", "COUNTER", {"le": bound}, count)
@@ -107,11 +114,12 @@ class _Histogram:
 
 
 class Metrics:
-    """What a worker counts of one version of a model.
+    """A worker's metrics for one version of a model.
 
     Args:
-        model_name: in TorchServe.
-        model_version: in TorchServe.
+        classifier: the model.
+        model_name: name of the model in TorchServe.
+        model_version: version of the model in TorchServe.
     """
 
     def __init__(self, classifier: TextClassifier, model_name: str, model_version: str) -> None:
@@ -131,40 +139,50 @@ class Metrics:
         self._explanations_seconds = _Histogram(f"{PREFIX}explanations_seconds", SECONDS_BOUNDS)
         self._unknown_tokens = 0
         self._long_texts = 0
-        self._announced = False
+        self._has_sent = False
         self._lock = threading.Lock()
         self._changed = threading.Event()
 
     def start(self) -> None:
-        """Send what there is, zeros at first, and go on with what comes to be, in a thread that ends with the
-        process."""
-        logger.setLevel(logging.INFO)  # whatever the worker's own log is set to
+        """Send all metrics once, then start a daemon thread that sends their changes."""
+        logger.setLevel(logging.INFO)  # independent of the level of the worker's log
         self._send()
         threading.Thread(target=self._send_for_ever, name="metrics", daemon=True).start()
 
-    def count(self, jobs: Sequence[Job], durations: Durations) -> None:
-        """Count a batch that has been through `handler.batch.infer`, which gives the durations."""
+    def count(self, results: Sequence[Result], measurements: Measurements) -> None:
+        """Count a batch.
+
+        Args:
+            results: the results of the batch's requests from `handler.batch.infer`.
+            measurements: the measurements from the same call.
+        """
         with self._lock:
-            for job in jobs:
-                if job.kind in DESCRIPTIONS:
-                    continue
-                self._requests.counts[type(job.error).__name__ if job.error else OK] += 1
-                if job.error is None:
-                    self._request_texts.observe(len(job.ids))
-                    for ids, result in zip(job.ids, job.results, strict=True):
-                        self._count_text(ids, labels_of(result))
-            if durations.texts:
-                self._batch_texts.observe(durations.texts)
-                self._tokenizer_seconds.observe(durations.tokenizer_s)
-                self._engine_seconds.observe(durations.engine_s)
-            if durations.explanations_s:
-                self._explanations_seconds.observe(durations.explanations_s)
+            for result in results:
+                match result:
+                    case DescriptionRequest():
+                        pass
+                    case Failure():
+                        self._requests.counts[type(result.error).__name__] += 1
+                    case PredictedRequest():
+                        self._requests.counts[OK] += 1
+                        self._request_texts.observe(len(result.ids))
+                        for ids, prediction in zip(result.ids, result.predictions, strict=True):
+                            self._count_text(ids, prediction.labels)
+            if measurements.texts:
+                self._batch_texts.observe(measurements.texts)
+                self._tokenizer_seconds.observe(measurements.tokenizer_s)
+                self._engine_seconds.observe(measurements.engine_s)
+            if measurements.explanations_s:
+                self._explanations_seconds.observe(measurements.explanations_s)
         if not self._changed.is_set():
             self._changed.set()
 
     def take(self) -> list[Sample]:
-        """What has been counted since this was last called; at first also what is still 0, so that a rate sees the
-        first of anything."""
+        """Return the changes since the last call.
+
+        The first call also returns the counters that are still 0. Without them, Prometheus' `rate` would miss the first
+        increment of a counter.
+        """
         with self._lock:
             samples = [
                 *self._requests.take(),
@@ -180,12 +198,12 @@ class Metrics:
             ]
             self._unknown_tokens = self._long_texts = 0
             drift = self._drift.indexes() if self._drift else {}
-            first, self._announced = not self._announced, True
-        samples = [sample for sample in samples if first or sample.value]
+            is_first, self._has_sent = not self._has_sent, True
+        samples = [sample for sample in samples if is_first or sample.value]
         samples += [Sample(f"{PREFIX}drift", "GAUGE", {"feature": name}, value) for name, value in drift.items()]
-        if first:
+        if is_first:
             samples.append(Sample(f"{PREFIX}model_info", "GAUGE", self._identity, 1))
-        return [Sample(each.name, each.kind, self._model | each.labels, each.value) for each in samples]
+        return [replace(sample, labels=self._model | sample.labels) for sample in samples]
 
     def _count_text(self, ids: Sequence[int], labels: Sequence[str]) -> None:
         tokens, unknown = len(ids), ids.count(self._unknown_id)
@@ -195,11 +213,11 @@ class Metrics:
         self._unknown_tokens += unknown
         if tokens > self._seen_tokens:
             self._long_texts += 1
-        if self._drift:  # of a single-label model
+        if self._drift:  # only a single-label model has a reference
             self._drift.add(labels[0], tokens, unknown)
 
     def _send(self) -> None:
-        """In one message of the log, as whose lines TorchServe reads them: the log's lock keeps others' lines apart."""
+        """Send the changes as the lines of one log message. The log's lock separates them from other messages."""
         hostname = socket.gethostname()
         if lines := [sample.line(hostname) for sample in self.take()]:
             logger.info("\n".join(lines))
@@ -208,17 +226,12 @@ class Metrics:
         while True:
             self._changed.wait()
             time.sleep(SEND_INTERVAL_S)
-            self._changed.clear()  # first, so that what is counted meanwhile is sent by the next round at the latest
+            self._changed.clear()  # before `_send`, so that the next round sends what is counted during `_send`
             self._send()
 
 
-def labels_of(result: Mapping[str, Any]) -> Sequence[str]:
-    """The predicted labels of a prediction; none of a regression's."""
-    return [result["label"]] if "label" in result else result.get("labels", [])
-
-
 def identity(card: Mapping[str, Any]) -> dict[str, str]:
-    """Which model it is, from its card; `unknown` for what the card does not say."""
+    """Return the labels that identify a model, from its card. A label that the card lacks is `unknown`."""
     return {
         "commit": _at(card, "exported", "commit"),
         "data_sha256": _at(card, "reference", "data_sha256"),

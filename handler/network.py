@@ -1,16 +1,16 @@
-"""The network in fp32, all of it in this file: the reference against which the served engine is held, and what
-training and evaluation use. What is served is `handler.engine`.
+"""The complete network in fp32. Training and evaluation use it, and tests compare the served `handler.engine` with it.
 
-An AWD-LSTM (Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models", ICLR 2018) under
-the concat-pooling classifier of ULMFiT (Howard and Ruder, ACL 2018, section 3.3), as fastai builds it
-(fastai.text.models.core: `SentenceEncoder`, `masked_concat_pool`, `PoolingLinearClassifier`), for inference:
+The network is an AWD-LSTM (Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models", ICLR 2018)
+with ULMFiT's concat-pooling classifier (Howard and Ruder, ACL 2018, section 3.3), as fastai builds it
+(fastai.text.models.core: `SentenceEncoder`, `masked_concat_pool`, `PoolingLinearClassifier`). For inference, it
+differs:
 
-- Dropout of every kind is gone, so the LSTMs are plain.
-- Texts are padded on the right and their lengths are given. A left-to-right LSTM's outputs up to a text's
-  length do not depend on what follows, and pooling looks at nothing else, so padding changes no answer.
-- No state is kept between calls.
+- It has no dropout, so the LSTMs are plain.
+- Texts are padded on the right, and their lengths are an input. The outputs of a left-to-right LSTM up to a text's
+  length do not depend on later positions, and pooling ignores later positions. Padding therefore changes no result.
+- It keeps no state between calls.
 
-Shapes: B texts, T tokens (the longest text's), E embedding size, H hidden size, C labels.
+Shapes: B texts, T tokens of the longest text, E embedding size, H hidden size, C labels.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handler.exported import ExportedModel, NetworkConfig, Probabilities
-from handler.padding import batches, pad
+from handler.padding import forward_passes, pad
 from handler.task import Task
 
 
 class HeadBlock(nn.Module):
-    """BatchNorm with fixed statistics and a linear layer without bias (fastai.layers, `LinBnDrop`)."""
+    """Batch normalization with fixed statistics, and a linear layer without bias (fastai.layers, `LinBnDrop`)."""
 
     def __init__(self, inputs: int, outputs: int, epsilon: float) -> None:
         super().__init__()
@@ -39,13 +39,14 @@ class HeadBlock(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block: (B, inputs) to (B, outputs)."""
         mean, variance = self.get_buffer("mean"), self.get_buffer("variance")
         x = F.batch_norm(x, mean, variance, self.scale, self.shift, training=False, eps=self.epsilon)
         return F.linear(x, self.weight)
 
 
 class TextNetwork(nn.Module):
-    """Token ids to the probabilities of the labels, or to the value of a regression."""
+    """Computes the probabilities of the labels, or the value of a regression, from token ids."""
 
     def __init__(self, config: NetworkConfig, task: Task) -> None:
         super().__init__()
@@ -59,38 +60,38 @@ class TextNetwork(nn.Module):
 
     @classmethod
     def of(cls, model: ExportedModel) -> "TextNetwork":
-        """An exported model's network, ready for inference."""
+        """Build the network of an exported model for inference."""
         network = cls(model.config.network, model.config.predicts)
-        # What is stored in half precision is widened here, exactly.
+        # The conversion of weights in half precision to float32 is exact.
         network.load_state_dict({name: torch.tensor(value) for name, value in model.weights.items()})
         return network.eval()
 
     @torch.inference_mode()
     def probabilities(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        """The labels' probabilities, (N, C), of N texts given as ids."""
+        """Compute the probabilities of the labels, (N, C), for the token ids of N texts."""
         results = np.empty((len(ids), self.config.head_sizes[-1]), dtype=np.float32)
-        for rows in batches([len(row) for row in ids]):
-            padded, lengths = pad([ids[row] for row in rows])
-            results[rows] = self(torch.from_numpy(padded), torch.from_numpy(lengths)).numpy()
+        for indexes in forward_passes([len(row) for row in ids]):
+            padded, lengths = pad([ids[index] for index in indexes])
+            results[indexes] = self(torch.from_numpy(padded), torch.from_numpy(lengths)).numpy()
         return results
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Probabilities, (B, C), of texts.
+        """Compute the probabilities of the labels, (B, C).
 
         Args:
-            ids: token ids, (B, T); what stands after a text's length is any valid id.
-            lengths: tokens of each text, (B,), from 1 to T.
+            ids: token ids, (B, T); positions after a text's length may have any valid id.
+            lengths: number of tokens of each text, (B,), from 1 to T.
         """
         x = self.embedding(ids)  # (B, T, E)
         for layer in self.lstm:
-            x, _ = layer(x)  # (B, T, H); (B, T, E) after the last
+            x, _ = layer(x)  # (B, T, H); (B, T, E) after the last layer
         x = self._pool(x, lengths)  # (B, 3 E)
         for block in self.head[:-1]:
             x = F.relu(block(x))
         return self._activated(self.head[-1](x))  # (B, C)
 
     def _activated(self, x: Tensor) -> Tensor:
-        """Outputs of the last layer as the task means them."""
+        """Apply the task's activation to the outputs of the last layer."""
         match self.task.name:
             case "single-label":
                 return torch.softmax(x, dim=1)
@@ -103,7 +104,7 @@ class TextNetwork(nn.Module):
                 return x
 
     def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Each text's last output, and the maximum and the mean of its pooled outputs: (B, T, E) to (B, 3 E)."""
+        """Concatenate each text's last output, and maximum and mean of its pooled outputs: (B, T, E) to (B, 3 E)."""
         starts = torch.tensor([self.config.pooling_start(length) for length in lengths.tolist()], device=x.device)
         positions = torch.arange(x.shape[1], device=x.device)
         pooled = (positions >= starts[:, None]) & (positions < lengths[:, None])  # (B, T)

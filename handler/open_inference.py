@@ -1,8 +1,9 @@
-"""The Open Inference Protocol, version 2, over HTTP: tensors to texts, and predictions to tensors.
+"""The Open Inference Protocol, version 2, over HTTP: reads tensors of texts, and writes predictions as tensors.
 
-The protocol is KServe's (github.com/kserve/open-inference-protocol, `specification/protocol/inference_rest.md`), with
-the extension for binary tensors that Triton defined (github.com/triton-inference-server/server,
-`docs/protocol/extension_binary_data.md`). An optional member that is null counts as absent, as clients send it.
+KServe defines the protocol (github.com/kserve/open-inference-protocol, `specification/protocol/inference_rest.md`).
+Triton defines the extension for binary tensors (github.com/triton-inference-server/server,
+`docs/protocol/extension_binary_data.md`). An optional member with the value null counts as absent, because some clients
+send it.
 
 | tensor          | datatype | shape              | content                                                  |
 |-----------------|----------|--------------------|----------------------------------------------------------|
@@ -21,23 +22,24 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from handler.body import Pairs, decoded, parsed, to_json
+from handler.body import SCORE_DIGITS, Pairs, decoded, parsed, rounded_value, to_json
 from handler.errors import NotUtf8Error, RequestError, TooLargeError, WrongShapeError
 from handler.exported import is_unicode
 from handler.headers import only
+from handler.prediction import Prediction
 from handler.task import Task, TaskName
 
 HEADER: Final = "x-open-inference"
-"""The header in which the door (`door/haproxy.cfg`) says what a request of this protocol asks for."""
+"""The header in which the door (`door/haproxy.cfg`) passes on the operation of a request of this protocol."""
 
 JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 """The header with the length of the JSON before binary tensors, in bytes."""
 
 PLATFORM: Final = "onnx_onnxv1"
-"""The protocol's name for what the engine computes: an ONNX graph."""
+"""The protocol's name for a model that is an ONNX graph."""
 
 MAX_ID_CHARACTERS: Final = 1_000
-"""Of a request's `id`, which is part of its reply."""
+"""Maximum length of a request's `id`, which the reply repeats."""
 
 INPUT: Final = "text"
 LABEL, SCORES, VALUE = "label", "scores", "value"
@@ -53,13 +55,13 @@ _EXPECTED: Final = (
 )
 _LENGTH: Final = struct.Struct("<I")
 _ENVELOPE_BYTES: Final = 4_096
-"""Upper bound of a reply's bytes without its `id` and what its tensors hold."""
+"""Upper bound of a reply's bytes without its `id` and without the content of its tensors."""
 _LONGEST_SCORE: Final = len("0.123456, ")
 _LONGEST_VALUE: Final = len("-3.4028235e+38, ")
 
 
-class Ask(Enum):
-    """What a request of this protocol asks for: the values of `HEADER`."""
+class Operation(Enum):
+    """The operation of a request of this protocol: the values of `HEADER`."""
 
     INFER = "infer"
     METADATA = "metadata"
@@ -67,7 +69,7 @@ class Ask(Enum):
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that the client wants in the reply."""
+    """A tensor that the client requests."""
 
     name: str
     is_binary: bool
@@ -75,26 +77,26 @@ class Output:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The form of a reply in this protocol."""
+    """The tensors that the client requests, and the `id` of its request."""
 
     id: str | None
     tensors: tuple[Output, ...]
 
 
-def ask(headers: Mapping[str, object]) -> Ask | None:
-    """What a request asks for, None if it is not of this protocol."""
+def operation(headers: Mapping[str, object]) -> Operation | None:
+    """Return the operation of a request, or None for a request of another protocol."""
     values = {value for name, value in headers.items() if name.lower() == HEADER}
-    return next((ask for ask in Ask if ask.value in values), None)
+    return next((operation for operation in Operation if operation.value in values), None)
 
 
 def read(body: bytes, headers: Mapping[str, object], max_texts: int, task: TaskName) -> tuple[tuple[str, ...], Outputs]:
-    """The texts of a request for inference, and the form of its reply.
+    """Read the texts of an inference request, and the outputs that it requests.
 
     Args:
-        body: JSON, and binary tensors behind it.
-        headers: the HTTP headers, any case.
-        max_texts: more than these are not read.
-        task: of the model, which decides its outputs.
+        body: JSON, and the binary tensors that follow it.
+        headers: the HTTP headers, with names in any case.
+        max_texts: maximum number of texts.
+        task: the model's task, which determines the outputs.
 
     Raises:
         RequestError: see `handler.errors`.
@@ -108,18 +110,20 @@ def read(body: bytes, headers: Mapping[str, object], max_texts: int, task: TaskN
 
 
 def reply(
-    results: Sequence[Mapping[str, Any]], outputs: Outputs, task: Task, model_name: str, model_version: str
+    predictions: Sequence[Prediction], outputs: Outputs, task: Task, model_name: str, model_version: str
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of a reply, and its HTTP headers.
+    """Write the body of a reply, and its HTTP headers.
 
     Args:
-        results: for each text its prediction, as `handler.reply.prediction` makes it.
-        outputs: as `read` returns them.
-        task: of the model.
+        predictions: the prediction for each text.
+        outputs: the outputs that `read` returned.
+        task: the model's task.
+        model_name: name of the model in TorchServe.
+        model_version: version of the model in TorchServe.
     """
     tensors, binary = [], []
     for output in outputs.tensors:
-        tensor, values = _tensor(output.name, results, task.labels)
+        tensor, values = _tensor(output.name, predictions, task)
         if output.is_binary:
             binary.append(_packed(tensor["datatype"], values))
             tensors.append(tensor | {"parameters": {"binary_data_size": len(binary[-1])}})
@@ -133,13 +137,19 @@ def reply(
 
 
 def error(problem: RequestError) -> bytes:
-    """The body of an error."""
+    """Write the body of an error."""
     return to_json({"error": str(problem)})
 
 
 def metadata(task: Task, notes: str, model_name: str, model_version: str) -> bytes:
-    """The model's inputs and outputs. `properties`, whose values are strings, has what `_properties` says, and the
-    notes of the model's card if it has any."""
+    """Write the model's metadata: its inputs, its outputs and its properties.
+
+    Args:
+        task: the model's task.
+        notes: the notes of the model's card; empty if it has none.
+        model_name: name of the model in TorchServe.
+        model_version: version of the model in TorchServe.
+    """
     tensors = {
         LABEL: {"datatype": "BYTES", "shape": [-1]},
         SCORES: {"datatype": "FP32", "shape": [-1, len(task.labels)]},
@@ -158,8 +168,11 @@ def metadata(task: Task, notes: str, model_name: str, model_version: str) -> byt
 
 
 def _properties(task: Task) -> dict[str, str]:
-    """The labels as a list in JSON. A multi-label model's thresholds, too, in the labels' order. The task, unless it is
-    single-label."""
+    """Return the properties of a model, whose values are strings.
+
+    `labels` and a multi-label model's `thresholds` are JSON lists in the same order. `task` is absent for a
+    single-label model.
+    """
     properties = {} if task.name == "regression" else {"labels": json.dumps(list(task.labels), ensure_ascii=False)}
     if task.name == "multi-label":
         properties["thresholds"] = json.dumps(list(task.thresholds))
@@ -167,7 +180,13 @@ def _properties(task: Task) -> dict[str, str]:
 
 
 def max_bytes(texts: int, task: Task, outputs: Outputs) -> int:
-    """Upper bound of the length in bytes of a reply to a number of texts. Binary tensors are shorter than JSON."""
+    """Return an upper bound of a reply's length in bytes. Binary tensors are shorter than JSON.
+
+    Args:
+        texts: number of texts.
+        task: the model's task.
+        outputs: the requested outputs.
+    """
     longest_label = max((len(to_json(label)) for label in task.labels), default=0) + len(", ")
     numbers = len(task.labels) * _LONGEST_SCORE or _LONGEST_VALUE
     return _ENVELOPE_BYTES + len(to_json(outputs.id)) + texts * (longest_label + numbers)
@@ -185,7 +204,10 @@ def _json_length(headers: Mapping[str, object], body_length: int) -> int:
 
 
 def _object(pairs: Pairs) -> dict[str, object]:
-    """A JSON object. RFC 8259, section 4: what a repeated name means differs from parser to parser."""
+    """Return a JSON object as a dictionary.
+
+    A repeated name is an error, because its meaning differs between parsers (RFC 8259, section 4).
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         raise WrongShapeError("A JSON object has a name more than once. Expected each name once.")
@@ -210,18 +232,17 @@ def _outputs(request: Mapping[str, object], names: tuple[str, ...]) -> tuple[Out
     items = [] if request.get("outputs") is None else request["outputs"]
     if not isinstance(items, list):
         objects = ", ".join(f'{{"name": "{name}"}}' for name in names)
-        raise WrongShapeError(f"`outputs` is not a list. Expected [{objects}]{_ONE_OF_TWO[len(names) > 1]}.")
+        alternative = " or one of the two" if len(names) > 1 else ""
+        raise WrongShapeError(f"`outputs` is not a list. Expected [{objects}]{alternative}.")
     outputs = [_output(item, f"Output {index}", is_binary, names) for index, item in enumerate(items[:3])]
     if len({output.name for output in outputs}) < len(items):
         raise WrongShapeError(f"`outputs` has an output more than once. Expected {_named(names, 'each of ')} once.")
     return tuple(outputs) or tuple(Output(name, is_binary) for name in names)
 
 
-_ONE_OF_TWO: Final = {True: " or one of the two", False: ""}
-
-
-def _named(names: tuple[str, ...], of_several: str) -> str:
-    return (of_several if len(names) > 1 else "") + " and ".join(f"`{name}`" for name in names)
+def _named(names: tuple[str, ...], prefix: str) -> str:
+    """List names, with a prefix if there are several."""
+    return (prefix if len(names) > 1 else "") + " and ".join(f"`{name}`" for name in names)
 
 
 def _output(item: object, where: str, is_binary: bool, names: tuple[str, ...]) -> Output:
@@ -235,7 +256,7 @@ def _output(item: object, where: str, is_binary: bool, names: tuple[str, ...]) -
     parameters = _parameters(item, where)
     for extension in ("classification", "shared_memory_region"):
         if extension in parameters:
-            raise WrongShapeError(f"{where} asks for the extension `{extension}`, which this server does not have.")
+            raise WrongShapeError(f"{where} asks for the extension `{extension}`, which this server does not support.")
     return Output(name, _flag(parameters, "binary_data", is_binary))
 
 
@@ -248,9 +269,9 @@ def _input(request: Mapping[str, object]) -> Mapping[str, object]:
         case _:
             raise WrongShapeError(f"`inputs` is not a list with an object. {_EXPECTED}")
     if tensor.get("name") != INPUT:
-        raise WrongShapeError(f"The input has another name than `text`, the model's one input. {_EXPECTED}")
+        raise WrongShapeError(f"The name of the input is not `text`, the name of the model's only input. {_EXPECTED}")
     if tensor.get("datatype") != "BYTES":
-        raise WrongShapeError(f"The input `text` has another datatype than BYTES. {_EXPECTED}")
+        raise WrongShapeError(f"The datatype of the input `text` is not BYTES. {_EXPECTED}")
     return tensor
 
 
@@ -258,30 +279,30 @@ def _texts(tensor: Mapping[str, object], binary: bytes, max_texts: int) -> tuple
     shape = tensor.get("shape")
     count = _count(shape)
     if count > max_texts:
-        raise TooLargeError(f"The input has more than {max_texts} texts, the most that are read at once.")
+        raise TooLargeError(f"The input has more than {max_texts} texts; at most {max_texts} are read at once.")
     parameters = _parameters(tensor, "The input")
     if ("data" in tensor) == ("binary_data_size" in parameters):
         raise WrongShapeError(f"The input has both `data` and `binary_data_size`, or neither. {_EXPECTED}")
     size = parameters.get("binary_data_size", 0)
     if type(size) is not int or size != len(binary):
         raise WrongShapeError(
-            f"The body has {len(binary)} bytes behind its JSON, but `binary_data_size` names another number. "
+            f"The body has {len(binary)} bytes after its JSON, but `binary_data_size` is a different number. "
             f"{JSON_LENGTH_HEADER} gives the length of the JSON."
         )
     return _unpacked(binary, count) if "binary_data_size" in parameters else _strings(tensor["data"], shape, count)
 
 
 def _count(shape: object) -> int:
-    """The number of texts."""
+    """Return the number of texts."""
     match shape:
         case [count] | [count, 1] if type(count) is int and count >= 0 and type(shape[-1]) is int:
             return count
         case _:
-            raise WrongShapeError(f"The input `text` has another shape than [N] or [N, 1]. {_EXPECTED}")
+            raise WrongShapeError(f"The shape of the input `text` is neither [N] nor [N, 1]. {_EXPECTED}")
 
 
 def _strings(data: object, shape: object, count: int) -> tuple[str, ...]:
-    """The elements of a tensor in JSON: flat, or nested as its shape is."""
+    """Return the elements of a JSON tensor, which is a flat list or is nested according to its shape."""
     if not isinstance(data, list) or len(data) != count:
         raise WrongShapeError(f"`data` is not a list of {count} strings, as `shape` says. {_EXPECTED}")
     if shape == [count, 1] and all(isinstance(row, list) and len(row) == 1 for row in data):
@@ -293,7 +314,7 @@ def _strings(data: object, shape: object, count: int) -> tuple[str, ...]:
 
 
 def _unpacked(binary: bytes, count: int) -> tuple[str, ...]:
-    """The elements of a binary tensor: for each its length, as four bytes in little-endian order, and its bytes."""
+    """Return the elements of a binary tensor. The length of each precedes it, as four bytes in little-endian order."""
     texts, start = [], 0
     for index in range(count):
         if start + _LENGTH.size > len(binary):
@@ -312,7 +333,7 @@ def _unpacked(binary: bytes, count: int) -> tuple[str, ...]:
 def _parameters(item: Mapping[str, object], where: str) -> Mapping[str, object]:
     parameters = {} if item.get("parameters") is None else item["parameters"]
     if not isinstance(parameters, dict):
-        raise WrongShapeError(f"{where} has `parameters` that are not an object.")
+        raise WrongShapeError(f"{where} has `parameters` that are not a JSON object.")
     return parameters
 
 
@@ -323,18 +344,20 @@ def _flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:
     return value
 
 
-def _tensor(name: str, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
-    """A tensor without its values, and these in row-major order."""
+def _tensor(name: str, predictions: Sequence[Prediction], task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Return a tensor without its values, and its values in row-major order."""
+    count = len(predictions)
     if name == LABEL:
-        return {"name": name, "shape": [len(results)], "datatype": "BYTES"}, [result["label"] for result in results]
+        return {"name": name, "shape": [count], "datatype": "BYTES"}, [each.labels[0] for each in predictions]
+    outputs = [output for each in predictions for output in each.outputs]
     if name == VALUE:
-        return {"name": name, "shape": [len(results)], "datatype": "FP32"}, [result["value"] for result in results]
-    tensor = {"name": name, "shape": [len(results), len(labels)], "datatype": "FP32"}
-    return tensor, [result["scores"][label] for result in results for label in labels]
+        return {"name": name, "shape": [count], "datatype": "FP32"}, list(map(rounded_value, outputs))
+    tensor = {"name": name, "shape": [count, len(task.labels)], "datatype": "FP32"}
+    return tensor, [round(output, SCORE_DIGITS) for output in outputs]
 
 
 def _packed(datatype: str, values: Sequence[Any]) -> bytes:
-    """The values of a tensor in binary form."""
+    """Return the values of a tensor in binary form."""
     if datatype == "FP32":
         return struct.pack(f"<{len(values)}f", *values)
     return b"".join(_LENGTH.pack(len(label)) + label for label in map(str.encode, values))

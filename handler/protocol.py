@@ -1,10 +1,10 @@
 """Reads the messages that TorchServe's Java process sends to a worker.
 
-TorchServe 0.12 has functions for this, but they make a system call for each number and each name in a message. A batch
-of sixteen requests with 200,000 fields each kept a worker busy for longer than its response timeout. Of fields with the
-same name they keep only the last. `install` replaces these functions with those of this module.
+TorchServe 0.12 has functions for this, but they make a system call for each number and each name in a message. With
+them, a batch of sixteen requests with 200,000 fields each takes a worker longer than its response timeout. They also
+keep only the last of several fields with the same name. `install` replaces them by the functions of this module.
 
-A batch is a list of requests. -1 ends a list. Numbers are big-endian:
+A batch is a list of requests. The number -1 ends a list. Numbers are big-endian:
 
     request:   length, id; list of headers; list of fields
     header:    length, name; length, value
@@ -30,7 +30,7 @@ _streams: "WeakKeyDictionary[socket.socket, BufferedReader[socket.SocketIO]]" = 
 
 
 def install(message_handler: Any) -> None:
-    """Let the worker read its messages with the functions of this module.
+    """Make the worker read its messages with the functions of this module.
 
     Args:
         message_handler: the module `ts.protocol.otf_message_handler`.
@@ -40,7 +40,7 @@ def install(message_handler: Any) -> None:
 
 
 def retrieve_buffer(connection: socket.socket, length: int) -> bytes:
-    """Read `length` bytes. If Java has closed the connection, the worker exits, as with TorchServe's own function."""
+    """Read `length` bytes. If Java has closed the connection, the worker exits, like in TorchServe's own function."""
     data = _stream(connection).read(length)
     if len(data) < length:
         sys.exit(0)
@@ -48,13 +48,16 @@ def retrieve_buffer(connection: socket.socket, length: int) -> bytes:
 
 
 def retrieve_request(connection: socket.socket) -> dict[str, Any] | None:
-    """Read one request of a batch, or None at the batch's end.
+    """Read one request of a batch.
 
     Returns:
-        the same dictionary as TorchServe's own function, with three differences. It has only the fields that
-        `handler.request` reads, and no header with the name of one of these: TorchServe's worker would take it for the
-        field's content type. Values are bytes: TorchServe's own function decodes some, logs what it cannot decode, and
-        hides whether a body is not UTF-8 or not JSON. The value of a repeated field is a tuple of all its values.
+        None at the end of the batch; otherwise the dictionary of TorchServe's own function, with three differences:
+
+        - It has only the fields that `handler.request` reads, and no header with the name of such a field. TorchServe's
+          worker would treat that header as the field's content type.
+        - Values are bytes. TorchServe's own function decodes some values and logs those that it cannot decode, so a
+          caller cannot detect a body that is not UTF-8 or not JSON.
+        - The value of a repeated field is a tuple of all its values.
     """
     try:
         return _request(_stream(connection).read)

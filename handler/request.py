@@ -1,4 +1,4 @@
-"""The first step: a request's body to texts.
+"""Reads the texts of a request.
 
 | content type                              | body                                             | form      |
 |-------------------------------------------|--------------------------------------------------|-----------|
@@ -6,17 +6,17 @@
 | `application/json`, `text/json`, `+json`  | `{"text": "..."}`                                | SINGLE    |
 | the same                                  | `["..." or {"text": "..."}, ...]`                | LIST      |
 | the same                                  | `{"instances": ["..." or {"text": "..."}, ...]}` | INSTANCES |
-| none, or `application/octet-stream`       | JSON as above if it is an object or an array     | as above  |
-| the same                                  | anything else: the text                          | SINGLE    |
-| a form                                    | one field `text`, `data` or `body`: the text     | SINGLE    |
-| none: gRPC                                | one input `text`, `data` or `body`: as with none | as above  |
+| none, or `application/octet-stream`       | a JSON object or array as above                  | as above  |
+| the same                                  | any other body: the text                         | SINGLE    |
+| a form                                    | the text in a field `text`, `data` or `body`     | SINGLE    |
+| none (gRPC)                               | a body as above, as input `text`, `data`, `body` | as above  |
 | any, by the Open Inference Protocol       | tensors, see `handler.open_inference`            | `Outputs` |
 
-The content type is the client's. The door passes it on in the header `X-Client-Content-Type`, and `handler.form`
-decodes forms. Without the door TorchServe decodes them; `handler.form` names the differences.
+The first column is the client's content type. The door passes it on in the header `X-Client-Content-Type`, and
+`handler.form` decodes forms. Without the door, TorchServe decodes forms; `handler.form` lists the differences.
 
-The same text gives the same `Request`, however it is sent. Byte-order marks (U+FEFF) before JSON and before a text are
-dropped. A form, a gRPC request or a JSON object that has two texts where one is read is refused.
+The same text results in the same `Request` in every form. Byte-order marks (U+FEFF) before JSON and before a text are
+dropped. A form, a gRPC request or a JSON object is refused if it has two texts where one is expected.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from handler.task import TaskName
 
 
 class Form(Enum):
-    """The form of the request, which decides the form of the reply."""
+    """The form of a request, which determines the form of its reply."""
 
     SINGLE = "single"
     LIST = "list"
@@ -43,19 +43,21 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """The texts asked about. `SINGLE` has exactly one."""
+    """The texts of a request for predictions."""
 
     texts: tuple[str, ...]
+    """The texts; exactly one if the form is `SINGLE`."""
+
     form: Form | Outputs
 
     @property
     def characters(self) -> int:
-        """The number of characters of all texts."""
+        """Number of characters of all texts."""
         return sum(map(len, self.texts))
 
 
 BODY = "body"
-"""The name under which TorchServe hands over a body that it does not decode."""
+"""Name of the field in which TorchServe hands over a body that it does not decode."""
 
 
 def read_request(
@@ -64,12 +66,13 @@ def read_request(
     """Read one request as TorchServe hands it over.
 
     Args:
-        fields: `body` for a request whose Content-Type is no form, as each that comes through the door; else the form's
-            fields, or gRPC's `input`. Values are bytes; if a name occurs more than once, a tuple of all its values.
-        headers: the HTTP headers, any case. TorchServe adds the content type of each field, as
-            `{"content-type": "..."}` under the field's name; gRPC has nothing else.
-        limits: a request over one of them is an error.
-        task: of the model, which decides the outputs that the Open Inference Protocol has names for.
+        fields: the request's fields. A request through the door, like every request whose Content-Type is not a form,
+            has the field `body`. Other requests have the form's fields or gRPC's `input`. Values are bytes; the value
+            of a repeated field is a tuple of all its values.
+        headers: the HTTP headers, with names in any case. Under the name of each field, TorchServe adds the field's
+            content type as `{"content-type": "..."}`. A gRPC request has no other headers.
+        limits: limits of texts and requests.
+        task: the model's task, which determines the outputs in the Open Inference Protocol.
 
     Raises:
         RequestError: see `handler.errors`.
@@ -82,30 +85,30 @@ def read_request(
 
 
 def _read(fields: Mapping[str, object], headers: Mapping[str, object], limits: Limits, task: TaskName) -> Request:
-    sent_as = content_type(headers)
+    body_type = content_type(headers)
     if is_grpc(headers):
-        return _read_body(_field(fields, "gRPC input"), sent_as.media_type)
-    if sent_as.media_type in FORM_TYPES and only(headers, CLIENT_CONTENT_TYPE) is None:
+        return _read_body(_field(fields, "gRPC input"), body_type.media_type)
+    if body_type.media_type in FORM_TYPES and only(headers, CLIENT_CONTENT_TYPE) is None:
         return Request((decoded(_decoded_form(fields, headers)),), Form.SINGLE)
     body = _body(fields, headers)
-    if open_inference.ask(headers) is not None:
+    if open_inference.operation(headers) is not None:
         return Request(*open_inference.read(body, headers, limits.max_texts, task))
-    if sent_as.media_type in FORM_TYPES:
-        text = form.text(body, sent_as, limits.max_text_characters)
+    if body_type.media_type in FORM_TYPES:
+        text = form.text(body, body_type, limits.max_text_characters)
         return Request((decoded(text, "The form's text"),), Form.SINGLE)
-    return _read_body(body, sent_as.media_type)
+    return _read_body(body, body_type.media_type)
 
 
 def _body(fields: Mapping[str, object], headers: Mapping[str, object]) -> bytes:
-    """The body that TorchServe has not decoded.
+    """Return a body that TorchServe has not decoded.
 
-    At some of its addresses TorchServe puts the query parameters before the body, as fields. They are not read.
+    At some of its paths, TorchServe adds the query parameters as fields before the body. They are ignored.
     """
     body = fields.get(BODY)
-    read_as = _read_as(headers)
-    named = (only(headers, "content-type") or "").partition(";")[0].strip().lower()
-    if BODY not in fields or (read_as is not None and read_as != named):
-        # Of two headers TorchServe uses the first to read the body, and hands over the second.
+    decoded_type = _decoded_type(headers)
+    header_type = (only(headers, "content-type") or "").partition(";")[0].strip().lower()
+    if BODY not in fields or (decoded_type is not None and decoded_type != header_type):
+        # If there are two headers, TorchServe uses the first to read the body, and hands over the second.
         raise WrongShapeError("The request has more than one Content-Type. Expected one.")
     body = body[-1] if isinstance(body, tuple) else body
     if not isinstance(body, (bytes, bytearray)):
@@ -114,14 +117,14 @@ def _body(fields: Mapping[str, object], headers: Mapping[str, object]) -> bytes:
 
 
 def _decoded_form(fields: Mapping[str, object], headers: Mapping[str, object]) -> object:
-    """The text in a form that TorchServe has decoded, where there is no door."""
-    if BODY in fields and _read_as(headers) in FORM_TYPES:
+    """Return the text of a form that TorchServe has decoded, because there is no door."""
+    if BODY in fields and _decoded_type(headers) in FORM_TYPES:
         raise WrongShapeError("The multipart form has no boundary in its Content-Type, so its fields cannot be read.")
     return _field(fields, "form")
 
 
-def _read_as(headers: Mapping[str, object]) -> str | None:
-    """The media type that TorchServe found for the body, or for the form's field `body`; None if it is not known."""
+def _decoded_type(headers: Mapping[str, object]) -> str | None:
+    """Return the media type with which TorchServe read the body, or the form's field `body`; None if it is unknown."""
     match headers.get(BODY):
         case {"content-type": str() as media_type}:
             return media_type.strip().lower()
@@ -130,7 +133,7 @@ def _read_as(headers: Mapping[str, object]) -> str | None:
 
 
 def _field(fields: Mapping[str, object], where: str) -> object:
-    """The value of the one field with a text; other fields are not read."""
+    """Return the value of the only field with a text. Other fields are ignored."""
     values: list[object] = []
     for value in (fields[name] for name in TEXT_FIELDS if name in fields):
         values += value if isinstance(value, tuple) else [value]
@@ -145,11 +148,11 @@ def _read_body(body: object, content_type: str) -> Request:
         return _read_untyped(text)
     if content_type.startswith("text/"):
         return Request((text,), Form.SINGLE)
-    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not read. {EXPECTED}")
+    raise WrongShapeError(f"Content-Type {content_type[:60]!a} is not supported. {EXPECTED}")
 
 
 def _read_untyped(text: str) -> Request:
-    """A body without a content type: a JSON object or array is read as JSON, anything else is the text."""
+    """Read a body without a content type: a JSON object or array is read as JSON, any other body is the text."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = parsed(text, _object)
@@ -160,7 +163,10 @@ def _read_untyped(text: str) -> Request:
 
 
 def _object(pairs: Pairs) -> dict[str, object]:
-    """A JSON object. RFC 8259, section 4: what a repeated name means differs from parser to parser."""
+    """Return a JSON object as a dictionary.
+
+    A repeated `text` or `instances` is an error, because its meaning differs between parsers (RFC 8259, section 4).
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -175,23 +181,23 @@ def _read_json(value: object) -> Request:
         case {"text": _, "instances": _}:
             raise WrongShapeError(f"The body has both `text` and `instances`. {EXPECTED}")
         case {"text": text}:
-            return Request((_text_of(text, "`text`"),), Form.SINGLE)
+            return Request((_string(text, "`text`"),), Form.SINGLE)
         case {"instances": list() as items}:
-            return Request(_texts_of(items), Form.INSTANCES)
+            return Request(_texts(items), Form.INSTANCES)
         case list() as items:
-            return Request(_texts_of(items), Form.LIST)
+            return Request(_texts(items), Form.LIST)
         case _:
-            raise WrongShapeError(f"The body is JSON of another shape. {EXPECTED}")
+            raise WrongShapeError(f"The JSON body has none of the expected shapes. {EXPECTED}")
 
 
-def _texts_of(items: list[object]) -> tuple[str, ...]:
+def _texts(items: list[object]) -> tuple[str, ...]:
     return tuple(
-        _text_of(item["text"] if isinstance(item, dict) and "text" in item else item, f"Item {index}")
+        _string(item["text"] if isinstance(item, dict) and "text" in item else item, f"Item {index}")
         for index, item in enumerate(items)
     )
 
 
-def _text_of(value: object, name: str) -> str:
+def _string(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise WrongShapeError(f"{name} is not a string. {EXPECTED}")
     return value

@@ -1,10 +1,10 @@
-"""What a model predicts, and so what the outputs of its network mean.
+"""The task of a model, which defines the meaning of the network's outputs.
 
-| task           | activation        | prediction                                                        |
-|----------------|-------------------|-------------------------------------------------------------------|
-| `single-label` | softmax           | the most probable label, and the probability of each label        |
-| `multi-label`  | sigmoid           | the labels over their thresholds, and the probability of each     |
-| `regression`   | none, or a range  | a number                                                          |
+| task           | activation        | prediction                                                                 |
+|----------------|-------------------|----------------------------------------------------------------------------|
+| `single-label` | softmax           | the most probable label, and the probability of each label                 |
+| `multi-label`  | sigmoid           | the labels above their thresholds, and the probability of each label       |
+| `regression`   | none, or a range  | a number                                                                   |
 """
 
 from dataclasses import dataclass
@@ -19,23 +19,26 @@ TASKS: Final[tuple[TaskName, ...]] = get_args(TaskName)
 
 @dataclass(frozen=True)
 class Task:
-    """What a model predicts, see above."""
+    """The task of a model."""
 
     labels: tuple[str, ...]
-    """Output `i` of the network is the probability of label `i`. A regression has none, and one output."""
+    """Output `i` of the network is the probability of label `i`. A regression has no labels and one output."""
 
     name: TaskName = "single-label"
 
     thresholds: tuple[float, ...] = ()
-    """Of a multi-label model: for each label the probability that it must be over to be predicted."""
+    """For a multi-label model: a label is predicted if its probability is above its threshold."""
 
     value_range: tuple[float, float] | None = None
-    """Of a regression whose values are all between two numbers: these (fastai's `y_range`)."""
+    """For a regression with a bounded output: the lower and the upper bound (fastai's `y_range`)."""
 
     def predicted(self, outputs: npt.NDArray[np.float32]) -> tuple[int, ...]:
-        """The numbers of the outputs that are predicted of all outputs of a text, (C,).
+        """Return the indexes of the predicted outputs.
 
-        fastai compares in float32 too (`BCEWithLogitsLossFlat.decodes`).
+        Like fastai, this method compares probabilities and thresholds in float32 (`BCEWithLogitsLossFlat.decodes`).
+
+        Args:
+            outputs: the network's outputs for one text, (C,).
         """
         if self.name == "multi-label":
             return tuple(np.flatnonzero(outputs > np.array(self.thresholds, np.float32)).tolist())

@@ -1,12 +1,12 @@
-"""The second step: a text to tokens, and tokens to ids, exactly as fastai does it in training.
+"""The tokenizer: it turns a text into tokens, and tokens into ids, exactly as fastai does in training.
 
-fastai's rules (fastai.text.core, `defaults.text_proc_rules` and `text_postproc_rules`) around spaCy's
-tokenizer or SentencePiece, without importing fastai: that takes 3 s and brings a process to 390 MB. What differs is
-time, which is linear in the length of a text:
+It applies fastai's rules (fastai.text.core, `defaults.text_proc_rules` and `text_postproc_rules`) before and after
+spaCy's tokenizer or SentencePiece. It does not import fastai, which takes 3 s and 390 MB of memory. Unlike fastai's
+tokenizer, it takes time linear in the length of a text:
 
-- `replace_all_caps`, `replace_maj` and `replace_wrep` have possessive quantifiers where fastai's backtrack;
-  fastai's take time quadratic in the length of a run of capitals. The matches are the same.
-- spaCy's algorithm is in `handler.linear_tokenizer`.
+- `replace_all_caps`, `replace_maj` and `replace_wrep` have possessive quantifiers. fastai's regular expressions
+  backtrack, and take time quadratic in the length of a run of capitals. The matches are the same.
+- `handler.linear_tokenizer` implements spaCy's algorithm in linear time.
 """
 
 import html
@@ -49,11 +49,14 @@ _HTML_DEBRIS = (
 )
 _READ_DIGITS = 1_000
 _LONG_NUMBER = re.compile(rf"(?<=&#)[0-9]{{{_READ_DIGITS},}}+")
-"""In a character reference. Python reads no number of thousands of digits (`sys.set_int_max_str_digits`), so fastai's
-own rule fails; from eight on all mean that there is no such character."""
+"""A long number in a character reference.
+
+fastai's own rule fails on it, as Python does not convert numbers of thousands of digits (`sys.set_int_max_str_digits`).
+No number of eight or more digits refers to a character, so a shorter number has the same meaning.
+"""
 
 _CHARACTER_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
-"""What `html.unescape` replaces."""
+"""The character references that `html.unescape` replaces."""
 
 
 def _mark(mark: str, word: str) -> str:
@@ -79,49 +82,49 @@ _CAPITALIZED = Substitution(
 
 
 def fix_html(text: str) -> str:
-    """Undo what web pages and data sets do to text."""
+    """Replace the remains of HTML and of data sets' own markup by the characters that they stand for."""
     for debris, meaning in _HTML_DEBRIS:
         text = text.replace(debris, meaning)
     return html.unescape(_SHORTER_NUMBER(text))
 
 
 def replace_rep(text: str) -> str:
-    """`cccc` to ` xxrep 4 c `, from three on."""
+    """Replace three or more equal characters: `cccc` becomes ` xxrep 4 c `."""
     return _REPEATED_CHARACTER(text)
 
 
 def replace_wrep(text: str) -> str:
-    """`word word word` to ` xxwrep 3 word `, from three on."""
+    """Replace three or more equal words: `word word word` becomes ` xxwrep 3 word `."""
     return _REPEATED_WORD(text)
 
 
 def spec_add_spaces(text: str) -> str:
-    """Spaces around `/`, `#` and the backslash."""
+    """Add spaces around `/`, `#` and the backslash."""
     return _SLASH_OR_HASH(text)
 
 
 def rm_useless_spaces(text: str) -> str:
-    """One space where there are several."""
+    """Replace several spaces by one."""
     return _SPACES(text)
 
 
 def replace_all_caps(text: str) -> str:
-    """`GREAT` to `xxup great`; a single capital is lowered without a mark."""
+    """Mark a word in capitals: `GREAT` becomes `xxup great`. A single capital becomes lower case without a mark."""
     return _ALL_CAPS(text)
 
 
 def replace_maj(text: str) -> str:
-    """`Great` to `xxmaj great`; a single capital is lowered without a mark."""
+    """Mark a capitalized word: `Great` becomes `xxmaj great`. A single capital becomes lower case without a mark."""
     return _CAPITALIZED(text)
 
 
 def lowercase(text: str) -> str:
-    """Lower case, stripped, with the mark of a beginning."""
+    """Convert a text to lower case, strip it, and put `xxbos` before it."""
     return f"{BEGINNING} {text.lower().strip()}"
 
 
 def replace_space(token: str) -> str:
-    """A space inside a token to `▁`, so that tokens joined by spaces can be split again."""
+    """Replace spaces in a token by `▁`, so that tokens joined by spaces can be split again."""
     return token.replace(" ", "▁")
 
 
@@ -138,7 +141,7 @@ RULES: Final[dict[str, Rule]] = {
         lowercase,
     )
 }
-"""fastai's rules for texts by name, in fastai's default order."""
+"""fastai's text rules by name, in fastai's default order."""
 
 SUBSTITUTIONS: Final[dict[str, tuple[Substitution, ...]]] = {
     fix_html.__name__: (
@@ -153,25 +156,25 @@ SUBSTITUTIONS: Final[dict[str, tuple[Substitution, ...]]] = {
     replace_all_caps.__name__: (_ALL_CAPS,),
     replace_maj.__name__: (_CAPITALIZED,),
 }
-"""The changes that each rule but `lowercase` makes to a text, for `traced`."""
+"""The substitutions of each text rule except `lowercase`, for `traced`."""
 
 
 def traced(rule: str, text: TracedText) -> TracedText:
-    """A text after one of `RULES`, with the spans of the original text."""
+    """Apply one of `RULES` to a text, and keep the spans of the original text."""
     if rule == lowercase.__name__:
-        return text.lowered().stripped().after(f"{BEGINNING} ")
+        return text.lowered().stripped().prefixed(f"{BEGINNING} ")
     for substitution in SUBSTITUTIONS[rule]:
         text = text.substituted(substitution)
     return text
 
 
 TOKEN_RULES: Final[dict[str, Rule]] = {replace_space.__name__: replace_space}
-"""fastai's rules for tokens by name."""
+"""fastai's token rules by name."""
 
 
 @dataclass(frozen=True)
 class SpacyRules:
-    """Rules of a spaCy tokenizer. A regular expression is empty where the tokenizer has none of its kind."""
+    """Rules of a spaCy tokenizer. A regular expression that the tokenizer lacks is empty."""
 
     prefix: str
     suffix: str
@@ -183,7 +186,7 @@ class SpacyRules:
     """A word that this expression matches without its prefixes and suffixes is one token, as with `url_match`."""
 
     special_cases: dict[str, tuple[str, ...]]
-    """Words with their tokens."""
+    """The tokens of words that are exceptions."""
 
 
 TokenizerKind = Literal["spacy", "sentencepiece"]
@@ -192,38 +195,52 @@ KINDS: Final[tuple[TokenizerKind, ...]] = get_args(TokenizerKind)
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What of a learner's tokenizer decides its tokens."""
+    """The settings of a learner's tokenizer that determine its tokens."""
 
     language: str
-    """spaCy's code of a language, for its blank pipeline's tokenizer; empty for SentencePiece."""
+    """spaCy's code of the language, whose blank pipeline has the tokenizer; empty for SentencePiece."""
 
     rules: tuple[str, ...]
-    """Names in `RULES`, in the order in which they apply."""
+    """Names of text rules in `RULES`, in the order of their application."""
 
     token_rules: tuple[str, ...]
-    """Names in `TOKEN_RULES`, in the order in which they apply."""
+    """Names of token rules in `TOKEN_RULES`, in the order of their application."""
 
     special_tokens: tuple[str, ...]
-    """Tokens that spaCy must not split; none for SentencePiece, whose model has them."""
+    """Tokens that spaCy must not split; empty for SentencePiece, whose model defines them."""
 
     spacy_rules: SpacyRules | None = None
-    """In place of the language's own, which differ between versions of spaCy; None: those of the installed spaCy."""
+    """Rules that replace the language's rules in spaCy, which differ between versions; None for the rules of the
+    installed spaCy."""
 
     kind: TokenizerKind = "spacy"
-    """What splits a text after the rules."""
+    """The library that splits a text after the text rules."""
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text with its tokens."""
+
+    text: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    """The ids of the tokens, in the order of the text."""
+
+    ranges: tuple[Span, ...]
+    """Position of each token in the text after the text rules."""
 
 
 class Tokenizer:
-    """Tokens and ids of a text. What it keeps of a text, the tokens of its words, changes no answer and is bounded.
+    """Turns texts into tokens and ids. It caches a bounded number of words; the cache changes no result.
 
     Args:
-        config: see `TokenizerConfig`.
-        vocabulary: token `i` has id `i`; None stands at an id that no token has.
+        config: the tokenizer's settings.
+        vocabulary: token `i` has id `i`; an id without a token has None.
         pieces: SentencePiece's model, for that kind of tokenizer.
 
     Raises:
-        ValueError: a rule or a kind that is not known, no model of SentencePiece where one is needed, or a vocabulary
-            without fastai's `xxunk` or `xxpad`.
+        ValueError: a rule or the kind is unknown, SentencePiece's model is missing, or the vocabulary lacks fastai's
+            `xxunk` or `xxpad`.
     """
 
     def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None], pieces: bytes | None = None) -> None:
@@ -235,48 +252,73 @@ class Tokenizer:
             if token not in self._ids:
                 raise ValueError(f"The vocabulary has no {token!r}, which fastai's vocabularies have.")
         self.unknown_id = self._ids[UNKNOWN]
-        # A user may type `xxpad`. To fastai it is padding, which depends on the neighbours in the batch; it is
-        # a word nobody taught the network, like any other.
+        # A user may type `xxpad`. fastai would treat it as padding, so the result would depend on the other texts of
+        # the forward pass. Here it is an unknown word.
         self._ids[PADDING] = self.unknown_id
         self._split = _splitter(config, pieces)
 
     def warm_up(self) -> None:
-        """Keep the tokens of the vocabulary's words, the commonest longest."""
+        """Fill the cache with the words of the vocabulary. The most frequent words stay in it longest."""
         self._split.keep(reversed(self._ids))
 
     def forget(self) -> None:
-        """Keep no word's tokens any more, so that each text takes the time that it takes at first."""
+        """Clear the cache, so that the next texts take as long as the first."""
         self._split.forget()
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
+        return self._with_token_rules(self._split(self._with_text_rules(text)))
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """Return the ids of tokens. A token outside the vocabulary has the id of `xxunk`."""
+        return [self._ids.get(token, self.unknown_id) for token in tokens]
+
+    def tokenize(self, text: str) -> TokenizedText:
+        """Return a text with its tokens, for `spans`."""
+        changed = self._with_text_rules(text)
+        if isinstance(self._split, _SentencePieces):
+            parts, ranges = self._split.with_ranges(changed)
+        else:
+            parts = self._split(changed)
+            ranges = _ranges(changed, parts)
+        tokens = self._with_token_rules(parts)
+        return TokenizedText(text, tuple(tokens), tuple(self.ids(tokens)), tuple(ranges))
+
+    def spans(self, text: TokenizedText) -> list[Span]:
+        """Return the span of the original text that each token represents.
+
+        `xxmaj` and `xxup` represent the character that follows them. `xxrep` and `xxwrep`, like the tokens that follow
+        them, represent all the text that they replace. `xxbos` represents no text: its span is empty.
+        """
+        changed = TracedText.original(text.text)
+        for name in self._rule_names:
+            changed = traced(name, changed)
+        return [changed.span(begin, end) for begin, end in text.ranges]
+
+    def _with_text_rules(self, text: str) -> str:
         for rule in self._rules:
             text = rule(text)
-        tokens = self._split(text)
+        return text
+
+    def _with_token_rules(self, tokens: list[str]) -> list[str]:
         for rule in self._token_rules:
             tokens = [rule(token) for token in tokens]
         return tokens
 
-    def spans(self, text: str) -> list[Span]:
-        """The span of the text that each of its tokens stands for.
 
-        A mark stands for the character that follows it (`xxmaj` and `xxup`) or for all that it replaces (`xxrep` and
-        `xxwrep`, with the tokens after it). `xxbos` stands for nothing: its span is empty.
-        """
-        changed = TracedText.of(text)
-        for name in self._rule_names:
-            changed = traced(name, changed)
-        if isinstance(self._split, _SentencePieces):
-            return changed.of_ranges(self._split.ranges(changed.text))
-        return changed.of_tokens(self._split(changed.text))
-
-    def ids(self, tokens: Sequence[str]) -> list[int]:
-        """The ids of tokens; that of `xxunk` for a token outside the vocabulary."""
-        return [self._ids.get(token, self.unknown_id) for token in tokens]
+def _ranges(text: str, parts: Iterable[str]) -> list[Span]:
+    """Return the positions of a text's parts. Only white space is between them."""
+    ranges = []
+    end = 0
+    for part in parts:
+        begin = text.index(part, end)
+        end = begin + len(part)
+        ranges.append((begin, end))
+    return ranges
 
 
 def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer | _OwnTokenizer | _SentencePieces":
-    """What splits a text after the rules."""
+    """Return the callable that splits a text after the text rules."""
     if config.kind == "sentencepiece":
         return _SentencePieces(pieces)
     if config.kind != "spacy":
@@ -288,11 +330,11 @@ def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer
 
 
 class _SentencePieces:
-    """The pieces of SentencePiece (Kudo and Richardson, EMNLP 2018), by its own library, as fastai calls it."""
+    """SentencePiece (Kudo and Richardson, EMNLP 2018), called as fastai calls it."""
 
     def __init__(self, model: bytes | None) -> None:
         try:
-            from sentencepiece import SentencePieceProcessor  # which only some models need
+            from sentencepiece import SentencePieceProcessor  # only some models need it
         except ImportError as error:
             raise ValueError("the tokenizer is SentencePiece's, whose package `sentencepiece` is missing") from error
         self._processor: Any = SentencePieceProcessor()
@@ -306,16 +348,16 @@ class _SentencePieces:
         pieces: list[str] = self._processor.EncodeAsPieces(text)
         return pieces
 
-    def ranges(self, text: str) -> list[Span]:
-        """Where in the text each piece begins and ends, without white space around it."""
-        offsets = self._processor.encode_as_offset_mapping(text)["offsets"]
-        return [_without_space(text, begin, end) for begin, end in offsets]
+    def with_ranges(self, text: str) -> tuple[list[str], list[Span]]:
+        """Return the pieces and their positions in the text, without the white space around them."""
+        mapping = self._processor.encode_as_offset_mapping(text)
+        return mapping["pieces"], [_without_space(text, begin, end) for begin, end in mapping["offsets"]]
 
     def keep(self, words: Iterable[str]) -> None:
-        """Words have no pieces of their own here."""
+        """Do nothing: there is no cache."""
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no cache."""
 
 
 def _without_space(text: str, begin: int, end: int) -> Span:
@@ -324,7 +366,7 @@ def _without_space(text: str, begin: int, end: int) -> Span:
 
 
 class _OwnTokenizer:
-    """The tokenizer of a language that has one of its own in spaCy, as Chinese has."""
+    """spaCy's tokenizer of a language with an algorithm of its own, such as Chinese."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         self._config = config
@@ -333,17 +375,17 @@ class _OwnTokenizer:
     def __call__(self, text: str) -> list[str]:
         if self._tokens_made > MAX_SPACY_TOKENS:
             self._renew()
-        # The zone frees the strings that this text adds to spaCy's tables.
+        # At its end, the zone frees the strings that this text adds to spaCy's tables.
         with self._language.vocab.memory_zone():
             tokens = [token.text for token in self._language.tokenizer(text)]
         self._tokens_made += len(tokens)
         return tokens
 
     def keep(self, words: Iterable[str]) -> None:
-        """Words have no tokens of their own here."""
+        """Do nothing: there is no cache."""
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no cache."""
 
     def _renew(self) -> None:
         language: Any = spacy.blank(self._config.language)
@@ -354,15 +396,18 @@ class _OwnTokenizer:
 
 
 MAX_SPACY_TOKENS = 50_000
-"""Number of tokens before a language's own tokenizer is made anew. A table of spaCy's (preshed's `PreshMap`) keeps the
-places of the strings that a zone has freed: some 50 bytes for every new word, for ever."""
+"""Number of tokens after which a language's own tokenizer is replaced by a new one.
+
+A memory zone does not free everything: one of spaCy's tables (preshed's `PreshMap`) keeps some 50 bytes for each new
+word.
+"""
 
 
 def _language(config: TokenizerConfig) -> Any:
-    """spaCy's blank pipeline with the configured rules.
+    """Return spaCy's blank pipeline with the configured rules.
 
     Raises:
-        ValueError: the rules are not of the form that `SpacyRules` has, or the language takes none.
+        ValueError: the rules do not have the form of `SpacyRules`, or the language's tokenizer has no such rules.
     """
     language: Any = spacy.blank(config.language)
     rules = config.spacy_rules

@@ -18,7 +18,7 @@ from handler.service import MODEL_FOLDER
 from tests.e2e.report import LONG, Report
 from tests.e2e.server_process import BATCH, Project, Server, free_ports, serving
 from tests.paths import MODEL, REAL_TWEETS, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
-from training.archive import archive
+from training.export.archive import archive
 
 # All servers of the tests run on this machine, so a proxy in the developer's environment must not be used.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost,::1"

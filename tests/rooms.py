@@ -79,13 +79,15 @@ ROOMS = (
     Room("requirements", "the pinned packages, each with its reason, and the lock files"),
     Room(
         "docs",
-        "the documentation: tutorial, guides, reference, explanation",
+        "the documentation: tutorial, guides, reference, explanation; `generate.py` writes the generated parts",
+        imports=("handler", "training", "server", "client"),
+        uses="all other folders",
     ),
     Room("notebooks", "the tutorial as a Jupyter notebook", uses="the command lines, the HTTP API"),
     Room(
         "tests",
         "tests, in the same folders as the code; `tests/e2e/` starts a real server",
-        imports=("handler", "training", "server", "client", "benchmarks"),
+        imports=("handler", "training", "server", "client", "benchmarks", "docs"),
         uses="all other folders",
     ),
 )
@@ -94,7 +96,7 @@ TORCHSERVE_MODULE = "ts"
 TORCHSERVE_IMPORTER = "handler/service.py"
 """The only file of the product that may import TorchServe's package."""
 
-CLIENT_IMPORTERS = ("training/evaluate.py",)
+CLIENT_IMPORTERS = ("training/measure/evaluate.py", "training/measure/server.py")
 """The only files of `training/` that may import the client."""
 
 

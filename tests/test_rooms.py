@@ -14,6 +14,7 @@ from tests.rooms import (
     Room,
     imported_modules,
     python_files,
+    table,
 )
 
 FOLDERS = {room.package_name: room.folder for room in ROOMS}
@@ -43,6 +44,11 @@ def test_a_room_imports_all_rooms_that_it_may(room: Room) -> None:
     assert set(room.imports) - imported == set()
 
 
+def test_the_design_page_has_the_table_of_rooms() -> None:
+    """If this fails, copy the output of `table` into the page."""
+    assert table() in (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
+
+
 def test_only_the_service_imports_torchserve() -> None:
     files = [file for room in ROOMS if room.folder != "tests" for file in python_files(room.path)]
     importers = [
@@ -53,7 +59,7 @@ def test_only_the_service_imports_torchserve() -> None:
     assert importers == [TORCHSERVE_IMPORTER]
 
 
-def test_only_evaluate_imports_the_client_in_training() -> None:
+def test_only_the_evaluation_imports_the_client_in_training() -> None:
     files = [file for file in python_files(ROOT / "training") if "client" in imported_folders(file)]
     assert tuple(map(relative, files)) == CLIENT_IMPORTERS
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.approximately import approximately
+from tests.docs.test_documents import PYTHON, SENTIMENT, comparable, run, with_addresses_of
 from tests.e2e.server_process import Project, Server, serving
 from tests.paths import ROOT
-from tests.test_readme import PYTHON, SENTIMENT, comparable, run, with_addresses_of
 from training import cli
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def test_the_workflow_runs_existing_make_targets() -> None:
     jobs = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
     commands = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
     targets = set(re.findall(r"^make ([\w-]+)", commands, flags=re.MULTILINE))
-    assert targets == {"lint", "test", "image-test", "sbom"}
+    assert targets == {"docs", "lint", "test", "image-test", "sbom"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 

@@ -1,5 +1,8 @@
-"""From labelled texts to a model archive: splits, ULMFiT's three stages, evaluation, export, archive.
+"""Training: from labelled texts to an exported model and its archive, with the three stages of ULMFiT.
 
-ULMFiT: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018.
-`python -m training --help` is the way in.
+Source: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018. The command line is
+`python -m training --help`.
+
+Imports go in one direction only (`tests/training/test_layers.py`): modules of this folder that hold data and settings,
+then `measure`, `stages`, `export`, then the pipelines (`fit`, `pipeline`, `cross_validation`), then `cli`.
 """

@@ -1,122 +1,142 @@
-"""The training command line: arguments to calls, errors to messages and exit codes."""
+"""The training command line: parses arguments, calls the commands, and turns errors into messages and exit codes."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from handler.exported import CARD_FILE, ExportedModelError, read_description
+from training.data import read_dataset
 from training.errors import TrainingError
-from training.graph import PRECISIONS, Precision
-from training.precision import FAR_OFF, holds, measure
-from training.sample import Sample, made_up, read_sample
-from training.settings import MINILM, MPNET, PRESET_HELP, PRESETS, WT103, Settings, with_changes
+from training.settings import (
+    MAX_DIFFERENCE,
+    MINILM,
+    MPNET,
+    PRECISIONS,
+    PRESET_HELP,
+    PRESETS,
+    RECIPES,
+    WT103,
+    Settings,
+    with_changes,
+)
 from training.splits import SPLITS
+
+if TYPE_CHECKING:
+    from training.measure.evaluate import Predictor
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
 
-RECIPES = {
-    "run": "as the run's own stages are",
-    "teacher": "the transformer by itself",
-    "teachers": "the transformer and TF-IDF, whose answers the classifier learns from",
-    "majority": "always the most frequent label",
-    "tfidf": "TF-IDF with logistic regression",
-    "language-model": "ULMFiT: the language model's encoder, no teacher",
-    "distil": "the distilled encoder, no teacher",
-}
-
 _EXAMPLES = """\
 examples:
-  the embedded model anew:
+  train the embedded model again:
     python -m training all --data Tweets.csv
-  a classifier of your own labelled texts, whatever their labels (CSV, TSV, JSON lines, Parquet):
+  train a classifier of your own labelled texts (CSV, TSV, JSON lines, Parquet), with any labels:
     python -m training fit --data reviews.csv --to model_store/reviews
-  the same, beginning with the encoder of the embedded model (its data's licence forbids commercial use):
+  the same from the embedded model's encoder (the licence of its data forbids commercial use):
     python -m training fit --data reviews.csv --to model_store/mine --start model_store/sentiment
-  from texts of your own, before the classifier a language model and distillation:
+  from your own texts: language model and distillation before the classifier:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
-  from fastai's WikiText-103 language model (needs a network, wants a GPU):
+  from fastai's WikiText-103 language model (needs a network; a GPU is recommended):
     python -m training all --data Tweets.csv --run runs/ulmfit --preset ulmfit
-  one stage after the other (each goes on where it stopped):
+  one stage after the other (an interrupted stage continues):
     python -m training teacher --data Tweets.csv
     python -m training classifier --data Tweets.csv --start model_store/general
     python -m training export --data Tweets.csv
     python -m training archive
-  five-fold cross-validation of what is in the run, and of a baseline:
+  five-fold cross-validation of the run's stages, and of a baseline:
     python -m training cross-validate --data Tweets.csv
     python -m training cross-validate --data Tweets.csv --recipe tfidf
-  figures of the exported model, and of the running server:
+  evaluate the exported model, and the running server:
     python -m training evaluate --data Tweets.csv --split validation
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
     python -m training behaviour
-  a fastai text classifier of your own (learner.export made the file):
+  export your own fastai text classifier (the file is from learner.export):
     python -m training export --learner my_learner.pkl --to model_store/reviews
     python -m training archive --model model_store/reviews --to model_store/reviews.mar
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 1 with a message on standard error, if anyone still reads."""
+    """Run the command line.
+
+    Args:
+        arguments: the arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0, or 1 with a message on standard error, or 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # `... | head`; what Python still holds must go somewhere at its end
+    except BrokenPipeError:  # as in `... | head`: the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (TrainingError, ExportedModelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (TrainingError, OSError) as error:
+        return _report(error)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
         return 130
+    except _model_errors() as error:
+        return _report(error)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an argument
+def _report(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def _model_errors() -> type[Exception]:
+    """Return the error of an invalid exported model; its module imports spaCy, which takes seconds."""
+    from handler.exported import ExportedModelError
+
+    return ExportedModelError
+
+
+def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for each argument
     parser = argparse.ArgumentParser(
         prog="python -m training",
-        description="Train, evaluate and export an AWD-LSTM text classifier by ULMFiT's three stages.",
+        description="Train, evaluate and export an AWD-LSTM text classifier with the three stages of ULMFiT.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, "all", _all, "the teacher, the classifier and what they need, then export and archive")
+    command = _add(commands, "all", _all, "train with all stages, then export and archive the classifier")
     _data_option(command)
-    _beginning_options(command)
+    _encoder_options(command)
     _labelled_texts_option(command, required=False)
     _transformer_option(command)
     _run_options(command)
     _to_option(command)
     _notes_option(command)
 
-    command = _add(commands, "fit", _fit, "labelled texts of your own to an exported model")
+    command = _add(commands, "fit", _fit, "train a classifier of your own labelled texts, and export it")
     _fit_options(command)
 
-    command = _add(commands, "general", _general, "stage 1: train a general language model from text files")
+    command = _add(commands, "general", _general, "stage 1: train a general language model on text files")
     _texts_option(command)
     _run_options(command)
 
-    command = _add(commands, "language-model", _language_model, "stage 2: go on training it on the data")
+    command = _add(commands, "language-model", _language_model, "stage 2: fine-tune the language model on the data")
     _data_option(command)
     command.add_argument("--general", default=WT103, metavar="wt103|FOLDER", help=f"{_GENERAL_HELP} ({_DEFAULT})")
     _run_options(command)
 
     command = _add(
-        commands, "general-teacher", _general_teacher, "fine-tune a small transformer on labelled texts from elsewhere"
+        commands, "general-teacher", _general_teacher, "fine-tune a small transformer on other labelled texts"
     )
     _data_option(command)
     _labelled_texts_option(command)
     _transformer_option(command, MINILM)
     _run_options(command)
 
-    command = _add(commands, "distil", _distil, "teach the language model's encoder to read texts as that does")
+    command = _add(commands, "distil", _distil, "distil the general teacher into the language model's encoder")
     _data_option(command)
     _texts_option(command, required=False)
     _labelled_texts_option(command)
@@ -134,92 +154,103 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement an a
     _run_options(command)
 
     command = _add(
-        commands, "cross-validate", _cross_validate, "the run's last two stages on five folds, as one JSON object"
+        commands, "cross-validate", _cross_validate, "train teacher and classifier on five folds; prints JSON"
     )
     _data_option(command)
     command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
-    command.add_argument("--name", default=None, help="of the result's file and the folds' folder; default: the recipe")
+    command.add_argument(
+        "--name", default=None, help="name of the result's file and of the folds' folder (default: the recipe)"
+    )
     _start_option(command)
     _transformer_option(command)
     _run_options(command)
 
-    command = _add(commands, "evaluate", _evaluate, "figures on a split, as one JSON object")
+    command = _add(commands, "evaluate", _evaluate, "evaluate a model on a split; prints JSON")
     _data_option(command)
-    command.add_argument("--split", choices=SPLITS, required=True)
+    command.add_argument("--split", choices=SPLITS, required=True, help="the split to evaluate on")
     _url_options(command)
     _model_option(command)
 
-    command = _add(commands, "behaviour", _behaviour, "behavioural tests of a sentiment model, as a table")
-    command.description = (
-        "Behavioural tests, as a table: short English texts, many about airlines, for models with the labels negative, "
-        "neutral and positive."
-    )
+    command = _add(commands, "behaviour", _behaviour, "run the behavioural tests of a model; prints a table")
     _model_option(command)
     _url_options(command)
 
-    command = _add(commands, "export", _export, "a trained classifier to a folder of plain data")
+    command = _add(commands, "export", _export, "export a trained classifier to a folder of plain data")
     command.add_argument(
         "--learner",
         type=Path,
         action="append",
         metavar="FILE",
-        help="a fastai learner's export; give two, such as a forward and a backward one, for a model that answers with "
-        "the mean of their probabilities (default: the run's)",
+        help="a fastai learner's export; give two, such as a forward and a backward one, for an ensemble that predicts "
+        "the mean of their probabilities (default: the learner of the run)",
     )
-    command.add_argument("--data", type=Path, metavar="CSV", help="measure the labelled splits for the card, and drift")
-    command.add_argument("--run", type=Path, default=RUN, metavar="FOLDER", help="the run (default: %(default)s)")
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="CSV",
+        help="evaluate the labelled splits for the card, and store the distributions for drift",
+    )
+    command.add_argument(
+        "--run", type=Path, default=RUN, metavar="FOLDER", help="folder of the run (default: %(default)s)"
+    )
     command.add_argument(
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="of the run; distil: a classifier that has seen no label of the data, unless it began with one that "
-        "had, to begin others with (default: %(default)s)",
+        help="stage of the run; distil: a model that has seen no label of the data, unless it was initialized from one "
+        "that had, for use with --start (default: %(default)s)",
     )
     _to_option(command)
     _notes_option(command)
 
     command = _add(
-        commands, "reference", _reference, "the data's distributions, for drift, into an exported model's card"
+        commands, "reference", _reference, "store the data's distributions, for drift, in an exported model's card"
     )
     _data_option(command)
     _model_option(command)
 
-    command = _add(commands, "archive", _archive, "an exported model and the handler to a model archive")
+    command = _add(commands, "archive", _archive, "build a model archive from an exported model and the handler")
     _model_option(command)
     command.add_argument(
-        "--to", type=Path, metavar="FILE.mar", help="default: the model's folder with .mar behind its name"
+        "--to",
+        type=Path,
+        metavar="FILE.mar",
+        help="path of the archive (default: the model's folder with the ending .mar)",
     )
-    command.add_argument("--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)")
+    command.add_argument("--version", default="1.0", help="version of the model in TorchServe (default: %(default)s)")
     command.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the network in the archive: int8 is a quarter the size of float32 and several times as fast; "
-        "int8-fine has finer scales and takes about twice int8's time; float32 is the reference's own answers "
-        f"(default: the first of them that differs from float32 by {FAR_OFF} in a probability at most)",
+        help="precision of the network: int8 has a quarter of float32's size and is several times as fast; int8-fine "
+        "has finer scales and takes about twice int8's time; float32 is the reference (default: the first of them "
+        f"whose probabilities differ by at most {MAX_DIFFERENCE} from float32)",
     )
     command.add_argument(
         "--texts",
         type=Path,
         metavar="FILE",
-        help="measure int8 against float32 on these texts, such as yours: .csv, .tsv, .jsonl, .parquet, or .txt with "
-        "one text a line; the choice is kept with the model (default: what was kept, else an estimate on texts made up "
-        "of the vocabulary's words)",
+        help="compare int8 with float32 on these texts: .csv, .tsv, .jsonl, .parquet, or .txt with one text per line; "
+        "the choice is stored with the model (default: the stored choice, or else an estimate on synthetic texts of "
+        "the vocabulary's words)",
     )
     command.add_argument(
-        "--text-column", default="text", metavar="NAME", help="the texts' column in that file (default: %(default)s)"
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help="name of the column with the texts in that file (default: %(default)s)",
     )
     return parser
 
 
 _DEFAULT = "default: %(default)s"
 _GENERAL_HELP = (
-    "the general language model: wt103 (fastai's download), or a folder with one .pth and one .pkl file as fastai's own"
+    "the general language model: wt103 (fastai's download), or a folder in fastai's format (one .pth and one .pkl file)"
 )
-_TEXTS_HELP = "UTF-8 text, one document a line, .xz and .gz too; in a .tsv, what is behind the last tab"
+_TEXTS_HELP = "UTF-8 text, one document per line (also .xz, .gz); in a .tsv, the last field of each line"
 
 
-def _add(commands: Any, name: str, function: Any, what: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+def _add(commands: Any, name: str, function: Any, description: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
     command.set_defaults(command=function)
     return command
 
@@ -234,20 +265,20 @@ def _fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="CSV, TSV, JSON lines (.jsonl, .ndjson) or Parquet"
     )
-    command.add_argument("--text-column", default="text", metavar="NAME", help=f"of the texts ({_DEFAULT})")
-    command.add_argument("--label-column", default="label", metavar="NAME", help=f"of the labels ({_DEFAULT})")
+    command.add_argument("--text-column", default="text", metavar="NAME", help=f"column of the texts ({_DEFAULT})")
+    command.add_argument("--label-column", default="label", metavar="NAME", help=f"column of the labels ({_DEFAULT})")
     command.add_argument(
         "--split-column",
         metavar="NAME",
-        help="of the file's own splits: train, validation, test (default: the splits are made here)",
+        help="column of the file's splits: train, validation, test (default: a new stratified split)",
     )
     command.add_argument(
         "--start",
         default="own",
         metavar="own|wt103|FOLDER",
-        help="starting weights: own (your texts' words with word vectors, permits commercial use as far as your texts "
-        "do), wt103 (fastai's download), or the folder of an exported model or of a language model as fastai's own "
-        f"({_DEFAULT})",
+        help="starting weights: own (word vectors for the words of your texts; permits commercial use as far as your "
+        "texts do), wt103 (fastai's download), or the folder of an exported model or of a language model in fastai's "
+        f"format ({_DEFAULT})",
     )
     command.add_argument(
         "--texts",
@@ -255,38 +286,41 @@ def _fit_options(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"texts of the same kind without labels, which help: {_TEXTS_HELP}",
+        help=f"texts of the same kind without labels, which improve the model: {_TEXTS_HELP}",
     )
     command.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="the exported model (default: model_store/ and the file's name)"
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the exported model (default: model_store/NAME, of the file)",
     )
     command.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="where stages write (default: runs/ and the model's name)"
+        "--run", type=Path, metavar="FOLDER", help="folder of the stages (default: runs/NAME, of the model)"
     )
     command.add_argument(
         "--preset",
         choices=("default", "tiny"),
         default="default",
-        help=f"default: the recipe for as many texts; tiny: seconds, for tests ({_DEFAULT})",
+        help=f"default: the recipe for the number of texts; tiny: for tests, trains in seconds ({_DEFAULT})",
     )
     command.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change a setting; may be repeated"
     )
     _notes_option(command)
 
 
-def _beginning_options(command: argparse.ArgumentParser) -> None:
-    choice = command.add_mutually_exclusive_group()
-    choice.add_argument(
+def _encoder_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with this exported model's encoder, without a language model (default: "
-        f"{PRESETS['default'].start}; of the preset ulmfit: --general {PRESETS['ulmfit'].start})",
+        help="initialize from this exported model's encoder, without a language model (default: "
+        f"{PRESETS['default'].start}; with the preset ulmfit: --general {PRESETS['ulmfit'].start})",
     )
-    choice.add_argument("--general", metavar="wt103|FOLDER", help=f"begin with {_GENERAL_HELP}")
-    choice.add_argument(
-        "--texts", type=Path, nargs="+", metavar="FILE", help=f"begin with a general language model of {_TEXTS_HELP}"
+    group.add_argument("--general", metavar="wt103|FOLDER", help=f"initialize from {_GENERAL_HELP}")
+    group.add_argument(
+        "--texts", type=Path, nargs="+", metavar="FILE", help=f"train a general language model on {_TEXTS_HELP}"
     )
 
 
@@ -295,30 +329,30 @@ def _texts_option(command: argparse.ArgumentParser, required: bool = True) -> No
 
 
 def _labelled_texts_option(command: argparse.ArgumentParser, required: bool = True) -> None:
-    what = "lines of label<TAB>text, with the tweets' labels"
-    what += "" if required else "; with --general or --texts: distillation"
-    command.add_argument("--labelled-texts", type=Path, required=required, metavar="FILE.tsv", help=what)
+    description = "lines of label<TAB>text, with the labels of the data"
+    description += "" if required else ", for distillation; needs --general or --texts"
+    command.add_argument("--labelled-texts", type=Path, required=required, metavar="FILE.tsv", help=description)
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--run", type=Path, default=RUN, metavar="FOLDER", help="where stages write (default: %(default)s)"
+        "--run", type=Path, default=RUN, metavar="FOLDER", help="folder of the stages (default: %(default)s)"
     )
-    presets = "; ".join(f"{name}: {what}" for name, what in PRESET_HELP.items())
+    presets = "; ".join(f"{name}: {description}" for name, description in PRESET_HELP.items())
     command.add_argument("--preset", choices=PRESETS, default="default", help=f"{presets} (default: %(default)s)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change one setting; may be repeated"
+        "--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="change a setting; may be repeated"
     )
 
 
 def _transformer_option(
-    command: argparse.ArgumentParser, default: str = f"{MPNET}; of the preset tiny: {MINILM}"
+    command: argparse.ArgumentParser, default: str = f"{MPNET}; with the preset tiny: {MINILM}"
 ) -> None:
     command.add_argument(
         "--transformer",
         metavar="NAME|FOLDER",
-        help=f"what the teacher begins with: {MINILM}, {MPNET}, or the folder (./NAME, "
-        f"here) of another one like BERT, MPNet or RoBERTa, as `transformers` saves them (default: {default})",
+        help=f"pretrained transformer of the teacher: {MINILM}, {MPNET}, or the folder (./NAME in the current folder) "
+        f"of an encoder such as BERT, MPNet or RoBERTa in the format of `transformers` (default: {default})",
     )
 
 
@@ -327,46 +361,87 @@ def _start_option(command: argparse.ArgumentParser) -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with this exported model's encoder, not with the run's; its terms are printed (a model of your own "
-        "texts: `python -m training fit`)",
+        help="initialize from this exported model's encoder instead of the run's, and print its terms (for a model of "
+        "your own texts, use `fit`)",
     )
 
 
 def _url_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", help="ask this running server (http://127.0.0.1:8080) instead of the exported model")
+    command.add_argument("--url", help="use this running server (http://127.0.0.1:8080) instead of the exported model")
     command.add_argument(
-        "--model-name", metavar="NAME", help="the model to ask there; without it, the server must have one model"
+        "--model-name", metavar="NAME", help="name of the server's model; needed if the server has several models"
     )
 
 
 def _model_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", type=Path, default=MODEL, metavar="FOLDER", help="an exported model (default: %(default)s)"
+        "--model", type=Path, default=MODEL, metavar="FOLDER", help="folder of an exported model (default: %(default)s)"
     )
 
 
 def _to_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--to", type=Path, default=MODEL, metavar="FOLDER", help="the exported model (default: %(default)s)"
+        "--to", type=Path, default=MODEL, metavar="FOLDER", help="folder of the exported model (default: %(default)s)"
     )
 
 
 def _notes_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--notes", type=Path, metavar="FILE.md", help="for the card: purpose, sources, licences (Markdown)"
+        "--notes", type=Path, metavar="FILE.md", help="text for the card: purpose, sources, licences (Markdown)"
     )
 
 
-# fastai takes seconds to import, and what serves has no pandas, so each command imports what it needs.
+# fastai takes seconds to import, and serving has no pandas, so each command imports the modules that it needs.
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     return with_changes(PRESETS[options.preset], options.set)
 
 
+def _notes(options: argparse.Namespace) -> str:
+    """Read the notes for the card.
+
+    Raises:
+        TrainingError: the file of the notes cannot be read, or there is a file where the exported model goes.
+    """
+    if options.notes and not options.notes.is_file():
+        raise TrainingError(f"--notes {options.notes}: no such file.")
+    if options.to and options.to.exists() and not options.to.is_dir():
+        raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
+    try:
+        return options.notes.read_text(encoding="utf-8") if options.notes else ""
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"--notes {options.notes}: expected UTF-8 text: {error}.") from error
+
+
+def _start(options: argparse.Namespace) -> Path | None:
+    """Unpack the encoder of the exported model that `--start` names."""
+    from training.pipeline import unpack_start
+
+    return unpack_start(options.start, options.run) if options.start else None
+
+
+def _all(options: argparse.Namespace) -> None:
+    from training.pipeline import train
+
+    settings, notes = _settings(options), _notes(options)
+    train(
+        read_dataset(options.data),
+        options.run,
+        options.to,
+        settings,
+        start=options.start,
+        general=options.general,
+        texts=options.texts or (),
+        labelled_texts=options.labelled_texts,
+        transformer=options.transformer,
+        notes=notes,
+    )
+
+
 def _fit(options: argparse.Namespace) -> None:
-    from training.fit import Order, fit
-    from training.fit_table import Columns
+    from training.fit.pipeline import Order, fit
+    from training.fit.table import Columns
 
     fit(
         Order(
@@ -383,281 +458,145 @@ def _fit(options: argparse.Namespace) -> None:
     )
 
 
-def _all(options: argparse.Namespace) -> None:
-    from training.classifier import check_made_up_texts
-    from training.data import labelled, labels_of, read_labelled_texts, read_tweets
-    from training.language_model import read_lines
-    from training.warm_start import start_of
-
-    settings = _settings(options)
-    if not (options.start or options.general or options.texts):
-        options.start, options.general = (None, WT103) if settings.start == WT103 else (Path(settings.start), None)
-    # What is wrong with a file is told before hours of training, not after.
-    _notes(options)
-    if options.start and options.labelled_texts:
-        raise TrainingError(
-            "--labelled-texts are for the distillation of a language model: give --texts or --general, too."
-        )
-    tweets = read_tweets(options.data)
-    labelled(tweets, "train")
-    labelled(tweets, "validation")
-    check_made_up_texts(settings.classifier, labels_of(tweets))
-    if options.labelled_texts:
-        read_labelled_texts(options.labelled_texts, labels_of(tweets))
-    for path in options.texts or []:
-        next(read_lines(path))
-    start = _unpack(options) if options.start else None
-    if (options.run / "classifier" / "record.json").exists() and start_of(options.run) != start:
-        raise TrainingError(
-            f"The classifier in {options.run} began otherwise than this one would: choose another folder with --run, "
-            f"or remove {options.run / 'classifier'}."
-        )
-    _teacher(options)  # first of all stages: they share nothing with it, and its transformer is the user's
-    if not start:
-        _before_the_classifier(options)
-    options.stage, options.learner = "classifier", None
-    _classifier(options)
-    _export(options)
-    _to_archive(options.to, _archive_of(options.to), "1.0", None, None)
-
-
-def _unpack(options: argparse.Namespace) -> Path:
-    """The run's copy of the encoder that `--start` names, whose terms are told."""
-    from training.fit_start import terms_of
-    from training.warm_start import unpack
-
-    folder = unpack(options.start, options.run)
-    print(f"Starting weights: {options.start}. Their terms: {terms_of(options.start)}.", file=sys.stderr)
-    return folder
-
-
-def _before_the_classifier(options: argparse.Namespace) -> None:
-    """The language model's stages and the distillation, as far as there are texts for them."""
-    if options.texts:
-        _general(options)
-        options.general = str(options.run / "general")
-    _language_model(options)
-    if options.labelled_texts:
-        # --transformer is for the tweets' teacher.
-        _general_teacher(argparse.Namespace(**(vars(options) | {"transformer": None})))
-        _distil(options)
-
-
 def _general(options: argparse.Namespace) -> None:
-    from training.language_model import train_general
+    from training.stages.language_model import train_general
 
     train_general(options.texts, _settings(options).general, options.run / "general")
 
 
 def _language_model(options: argparse.Namespace) -> None:
-    from training.data import read_tweets, sha256_of
-    from training.language_model import general_model, train_on_texts
+    from training.pipeline import language_model
 
-    tweets = read_tweets(options.data)
-    settings = _settings(options).language_model
-    folder = options.run / "language-model"
-    train_on_texts(tweets, sha256_of(options.data), general_model(options.general), settings, folder)
+    language_model(read_dataset(options.data), options.run, _settings(options), options.general)
 
 
 def _general_teacher(options: argparse.Namespace) -> None:
-    from training.data import labels_of, read_tweets
-    from training.teacher import train_general_teacher
+    from training.pipeline import general_teacher
 
-    labels = labels_of(read_tweets(options.data))
-    settings = _settings(options)
-    transformer = options.transformer or settings.general_transformer
-    folder = options.run / "general-teacher"
-    train_general_teacher(options.labelled_texts, labels, settings.general_teacher, folder, transformer)
+    data, settings = read_dataset(options.data), _settings(options)
+    general_teacher(data, options.run, settings, options.labelled_texts, options.transformer)
 
 
 def _distil(options: argparse.Namespace) -> None:
-    from training.data import read_tweets, sha256_of
-    from training.distil import distil
+    from training.pipeline import distillation
 
-    distil(
-        read_tweets(options.data),
-        sha256_of(options.data),
-        texts=[path for path in options.texts or [] if path.resolve() != options.labelled_texts.resolve()],
-        labelled_texts=options.labelled_texts,
-        encoder_folder=_unpack(options) if options.start else options.run / "language-model",
-        teacher=options.run / "general-teacher",
-        settings=_settings(options).distil,
-        folder=options.run / "distil",
-    )
+    data, settings = read_dataset(options.data), _settings(options)
+    distillation(data, options.run, settings, options.texts or (), options.labelled_texts, _start(options))
 
 
 def _teacher(options: argparse.Namespace) -> None:
-    from training.data import read_tweets, sha256_of
-    from training.teacher import train_teacher
+    from training.pipeline import teacher
 
-    tweets, settings = read_tweets(options.data), _settings(options).teacher
-    train_teacher(tweets, sha256_of(options.data), settings, options.run / "teacher", _transformer(options))
-
-
-def _transformer(options: argparse.Namespace) -> str:
-    """What the tweets' teacher begins with."""
-    name: str = options.transformer or _settings(options).transformer
-    return name
+    teacher(read_dataset(options.data), options.run, _settings(options), options.transformer)
 
 
 def _classifier(options: argparse.Namespace) -> None:
-    from training.classifier import train_classifier
-    from training.data import read_tweets, sha256_of
-    from training.run import finished_stage
+    from training.pipeline import classifier
 
-    tweets = read_tweets(options.data)
-    if options.start:
-        encoder = _unpack(options)
-    else:
-        # Without labelled texts `all` has no distillation, whatever an earlier command left.
-        left_out = options.command is _all and options.labelled_texts is None
-        distilled = None if left_out else finished_stage(options.run / "distil")
-        encoder = distilled or options.run / "language-model"
-    train_classifier(
-        tweets,
-        sha256_of(options.data),
-        encoder_folder=encoder,
-        teacher_folder=finished_stage(options.run / "teacher"),
-        settings=_settings(options).classifier,
-        folder=options.run / "classifier",
-    )
+    data, settings = read_dataset(options.data), _settings(options)
+    classifier(data, options.run, settings, _start(options))
 
 
 def _cross_validate(options: argparse.Namespace) -> None:
-    from training import cross_validation
-    from training.data import read_tweets, sha256_of
+    from training.cross_validation import BASELINES, run_recipe
 
-    name = options.name or options.recipe
-    if Path(name).name != name:
-        raise TrainingError(f"--name {name!r}: expected the name of a file, without a folder.")
-    tweets = read_tweets(options.data)
-    baseline = {"majority": cross_validation.majority, "tfidf": cross_validation.tfidf}.get(options.recipe)
-    if baseline and (options.start or options.transformer or options.set):
-        raise TrainingError(f"--recipe {options.recipe} trains no stage: it takes no --start, --transformer or --set.")
-    csv_sha256, settings = sha256_of(options.data), _settings(options)
-    start = _unpack(options) if options.start else None
-    if options.recipe == "run" and options.name is None:
-        cross_validation.check_it_is_the_runs(options.run, csv_sha256, settings, start, _transformer(options))
-    folder = options.run / "cross-validation" / name
-    predict = baseline or cross_validation.recipe(
-        options.recipe, csv_sha256, options.run, settings, folder, _transformer(options), start
+    if options.name is not None and Path(options.name).name != options.name:
+        raise TrainingError(f"--name {options.name!r}: expected the name of a file, without a folder.")
+    data = read_dataset(options.data)
+    if options.recipe in BASELINES and (options.start or options.transformer or options.set):
+        raise TrainingError(f"--recipe {options.recipe} trains no stage: omit --start, --transformer and --set.")
+    settings = _settings(options)
+    result = run_recipe(
+        options.recipe,
+        data,
+        options.run,
+        settings,
+        result_name=options.name,
+        transformer=options.transformer,
+        start=_start(options),
     )
-    with contextlib.redirect_stdout(sys.stderr):  # what the stages say; the figures alone are this command's output
-        found = cross_validation.cross_validate(tweets, predict)
-    cross_validation.write(found, folder.with_name(f"{name}.json"))
-    print(json.dumps(found, indent=1))
+    print(json.dumps(result, indent=1))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from training.card import trained_on
-    from training.data import read_tweets, sha256_of
-    from training.evaluate import evaluate
+    from training.measure.evaluate import evaluate, to_json
 
-    tweets = read_tweets(options.data)
-    answer = _answer(options)
-    if options.url is None and trained_on(read_description(options.model).card) not in (None, sha256_of(options.data)):
-        print(
-            f"warning: {options.model} was trained on another file than {options.data}: a row that it was trained on "
-            f"may be in this split.",
-            file=sys.stderr,
-        )
-    print(_to_json(evaluate(tweets, options.split, answer)))
+    data = read_dataset(options.data)
+    predictor = _predictor(options)
+    if options.url is None:
+        from handler.exported import read_description
+        from training.export.lineage import trained_on
 
-
-def _to_json(figures: Mapping[str, Any]) -> str:
-    """One figure a line, one class a line."""
-    lines = {name: json.dumps(value) for name, value in figures.items()}
-    classes = [f"  {json.dumps(label)}: {json.dumps(of)}" for label, of in figures["per_class"].items()]
-    lines["per_class"] = "{\n" + ",\n".join(classes) + "\n }"
-    return "{\n" + ",\n".join(f" {json.dumps(name)}: {line}" for name, line in lines.items()) + "\n}"
-
-
-def _answer(options: argparse.Namespace) -> Any:
-    """Of the running server or the exported model that the options name."""
-    from training.evaluate import model_answer, server_answer
-
-    if options.url is not None:
-        return server_answer(options.url, options.model_name)
-    if options.model_name is not None:
-        raise TrainingError("--model-name is for a running server: name the server with --url.")
-    return model_answer(options.model)
+        if trained_on(read_description(options.model).card) not in (None, data.sha256):
+            print(
+                f"warning: {options.model} was trained on another file than {options.data}. This split may contain "
+                f"rows that it was trained on.",
+                file=sys.stderr,
+            )
+    print(to_json(evaluate(data, options.split, predictor)))
 
 
 def _behaviour(options: argparse.Namespace) -> None:
-    from training.behaviour import LABELS, Result, to_table
-    from training.evaluate import behaviour_of, labels_of
+    from training.measure.behaviour import Result, to_table
+    from training.measure.evaluate import behaviour_of, labels_of
+    from training.templates import LABELS
 
-    answer = _answer(options)
-    labels = labels_of(answer)
+    predictor = _predictor(options)
+    labels = labels_of(predictor)
     if set(labels) != set(LABELS):
-        others = f"has the labels {', '.join(map(repr, labels))}" if labels else "is not single-label"
+        actual = f"has the labels {', '.join(map(repr, labels))}" if labels else "is not single-label"
         raise TrainingError(
-            f"The behavioural tests are for models with the labels {', '.join(LABELS)}, and this model {others}."
+            f"The behavioural tests are for models with the labels {', '.join(LABELS)}; this model {actual}."
         )
-    print("\n".join(to_table([Result(**of) for of in behaviour_of(answer)])))
+    print("\n".join(to_table([Result(**result) for result in behaviour_of(predictor)])))
+
+
+def _predictor(options: argparse.Namespace) -> "Predictor":
+    """Make the predictor of the running server or of the exported model that the options name."""
+    if options.url is not None:
+        from training.measure.server import server_predictor
+
+        return server_predictor(options.url, options.model_name)
+    if options.model_name is not None:
+        raise TrainingError("--model-name is for a running server: name the server with --url.")
+    from training.export.engine import load
+    from training.measure.model import model_predictor
+
+    return model_predictor(load(options.model), options.model.name)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.export import export_file
+    from training.export.folder import export_files
+    from training.pipeline import export, report_export
 
-    learner, *others = options.learner or [None]
-    export_file(learner, options.run, options.data, _notes(options), options.to, options.stage, others)
-    print(f"Exported to {options.to}")
-    if options.data:
-        from training.data import held_out, read_tweets
-
-        print("\n".join(measure(options.to, held_out(read_tweets(options.data), options.data))))
-
-
-def _notes(options: argparse.Namespace) -> str:
-    """The notes for the card, and that there can be one at the place where it is to go."""
-    if options.notes and not options.notes.is_file():
-        raise TrainingError(f"--notes {options.notes}: no such file.")
-    if options.to and options.to.exists() and not options.to.is_dir():
-        raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
-    try:
-        return options.notes.read_text(encoding="utf-8") if options.notes else ""
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"--notes {options.notes}: expected UTF-8 text: {error}.") from error
+    notes = _notes(options)
+    data = read_dataset(options.data) if options.data else None
+    if options.learner:
+        export_files(options.learner, options.to, notes=notes, data=data)
+        report_export(options.to, data)
+    else:
+        export(data, options.run, options.to, notes=notes, stage=options.stage)
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from training.reference import add_reference
+    from handler.exported import CARD_FILE
+    from training.export.engine import load
+    from training.measure.reference import add_reference
 
-    add_reference(options.model, options.data)
+    data = read_dataset(options.data)
+    add_reference(options.model, load(options.model), data)
     print(f"Written into {options.model / CARD_FILE}")
 
 
 def _archive(options: argparse.Namespace) -> None:
-    destination = options.to or _archive_of(options.model)
+    from handler.exported import read_description
+    from training.export.archive import archive, default_destination, report
+    from training.export.sample import read_sample, synthetic_sample
+
+    destination = options.to or default_destination(options.model)
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
     sample = read_sample(options.texts, options.text_column) if options.texts else None
     if sample is None and options.precision:
-        sample = made_up(read_description(options.model))
-    _to_archive(options.model, destination, options.version, options.precision, sample)
-
-
-def _archive_of(model: Path) -> Path:
-    # The folder's own name, whatever points it has in it, and if it is given as `.`, too.
-    return Path(os.path.normpath(model / ".." / f"{model.resolve().name}.mar"))
-
-
-def _to_archive(
-    model: Path, destination: Path, version: str, precision: Precision | None, sample: Sample | None
-) -> None:
-    """Archive a model, and say in which precision, why, and what was measured."""
-    from training.archive import archive
-
-    choice = archive(model, destination, version, precision, sample)
-    size = destination.stat().st_size / 1e6
-    print(f"Archived as {destination} ({size:.1f} MB) in {choice.precision}: {choice.reason}.")
-    for line in choice.told():
-        print(line)
-    measured = choice.differences.get(choice.precision)
-    if measured is not None and not holds(measured, choice.made_up):
-        print(
-            f"warning: {choice.precision} may differ by more than {FAR_OFF} in a probability. Without --precision, "
-            f"archive chooses another one.",
-            file=sys.stderr,
-        )
+        sample = synthetic_sample(read_description(options.model))
+    report(destination, archive(options.model, destination, options.version, options.precision, sample))

@@ -1,9 +1,14 @@
-"""Cross-validation over the train and validation splits, by which recipes are chosen: one standard error on the
-1,450 tweets of the validation split alone is 0.0095, on all 13,176 labelled ones 0.003."""
+"""Cross-validation over the train and validation splits, with which recipes are compared.
 
+The standard error of the accuracy is 0.0095 on the 1,450 tweets of the validation split, and 0.003 on all 13,176 tweets
+of both splits.
+"""
+
+import contextlib
 import hashlib
 import json
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,50 +23,93 @@ from tqdm import tqdm
 
 from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
-from training.calibration import calibrated_apart
-from training.classifier import LEARNER_FILE, inputs_of, train_classifier
-from training.data import labelled, labels_of
+from training.data import Dataset, labelled, labels_of
 from training.errors import TrainingError
-from training.evaluate import figures
-from training.export import export_file
-from training.metrics import to_targets
-from training.run import command_line, differences, finished_stage, record_of, source_commit
+from training.export.folder import export_files
+from training.measure.figures import figures
 from training.settings import Settings
-from training.teacher import WEIGHTS_FILE as TEACHER_FILE
-from training.teacher import beginning_of, load_teacher, train_teacher
-from training.tfidf import FOLDS, held_out_fifths, new_classifier
-from training.warm_start import saw_labels, start_of
+from training.stages.calibration import calibrated_apart
+from training.stages.classifier import inputs_of, train_classifier
+from training.stages.products import LEARNER_FILE, TEACHER_FILE
+from training.stages.record import command_line, differences, finished_stage, record_of, source_commit
+from training.stages.targets import to_targets
+from training.stages.teacher import load_teacher, train_teacher, transformer_input
+from training.stages.tfidf import FOLDS, held_out_fifths, new_classifier
+from training.stages.warm_start import saw_labels, start_of
 
 TIMED_TEXTS = 200
-SMALLEST = np.finfo(np.float32).tiny
-"""Of a probability, so that its logarithm is a number."""
+"""Number of texts with which the time per text is measured."""
+
+MIN_PROBABILITY = np.finfo(np.float32).tiny
+"""Smallest probability, so that its logarithm is finite."""
+
 FIGURES = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
+"""Names of the figures of a recipe."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a recipe made of a fold's train split."""
+    """A model that a recipe trained on the train split of a fold."""
 
     predict: Callable[[list[str]], "NDArray[np.floating[Any]]"]
-    """Texts to probabilities, (n, C)."""
+    """Function that returns the probabilities (n, C) of texts."""
 
     minutes: float
-    """That training took, without the stages that all folds share."""
+    """Training time, without the stages that all folds share."""
 
     megabytes: float
+    """Size of the model's weights."""
 
     calibrated: bool = False
-    """On the labels that the fold holds out. Its figures are of a calibration apart, then."""
+    """True if the model was calibrated on the held-out labels, so that the figures need `calibrated_apart`."""
 
 
 Recipe = Callable[[int, pd.DataFrame], Trained]
-"""Trains on a table's train split. The number is the fold's."""
+"""Function of a fold's number and table that trains a model on the table's train split."""
+
+
+def run_recipe(
+    recipe_name: str,
+    data: Dataset,
+    run: Path,
+    settings: Settings,
+    *,
+    result_name: str | None = None,
+    transformer: str | None = None,
+    start: Path | None = None,
+) -> dict[str, Any]:
+    """Cross-validate a recipe, and write the result into the run's folder `cross-validation`.
+
+    Args:
+        recipe_name: a key of `training.settings.RECIPES`.
+        data: the labelled texts.
+        run: folder of the run.
+        settings: settings of all stages.
+        result_name: name of the result's file and of the folds' folder; None: the recipe's name.
+        transformer: transformer of the teachers; None: `settings.transformer`.
+        start: see `recipe`.
+
+    Returns:
+        See `cross_validate`.
+
+    Raises:
+        TrainingError: see `recipe` and `check_recipe_of_run`.
+    """
+    transformer = transformer or settings.transformer
+    if recipe_name == "run" and result_name is None:
+        check_recipe_of_run(run, data.sha256, settings, start, transformer)
+    folder = run / "cross-validation" / (result_name or recipe_name)
+    train = BASELINES.get(recipe_name) or recipe(recipe_name, data.sha256, run, settings, folder, transformer, start)
+    with contextlib.redirect_stdout(sys.stderr):  # messages of the stages; standard output has only the figures
+        result = cross_validate(data.table(), train)
+    write(result, folder.with_name(f"{folder.name}.json"))
+    return result
 
 
 def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The tweets, with another fifth of all labelled train and validation rows as validation split each time.
+    """Yield tables of the train and validation rows, each with another fifth of the rows as validation split.
 
-    Copies of a tweet (compared by letters and digits) are in one fold.
+    Copies of a text (compared by letters and digits) are in the same fifth.
     """
     rows = pd.concat([labelled(tweets, "train"), labelled(tweets, "validation")]).sort_index()
     for held_out in held_out_fifths(rows):
@@ -69,14 +117,15 @@ def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
-    """Figures of each fold, and their means and standard deviations over the folds.
+    """Train and evaluate a recipe on each fold.
 
     Returns:
-        accuracy, macro_f1, expected_calibration_error, minutes (of training), megabytes, and milliseconds (the median
-        for one text alone), each with mean, deviation and folds; and calibrated_apart: whether each fifth of a fold was
-        calibrated on the others.
+        - command, commit
+        - calibrated_apart: whether each fifth of a fold was calibrated on the other four
+        - accuracy, macro_f1, expected_calibration_error, minutes (of training), megabytes, and milliseconds (median for
+          one text alone): the values of the folds, their mean and their standard deviation
     """
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for index, fold in enumerate(tqdm(folds(tweets), total=FOLDS, unit="fold", disable=None)):
         trained = recipe(index, fold)
         held_out = labelled(fold, "validation")
@@ -84,20 +133,20 @@ def cross_validate(tweets: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
         probabilities = trained.predict(texts)
         if trained.calibrated:
             targets = to_targets(held_out["label"], labels_of(fold))
-            probabilities = calibrated_apart(np.log(np.maximum(probabilities, SMALLEST)), targets)
-        of_fold = figures(list(held_out["label"]), probabilities, labels_of(fold))
-        of_fold |= {"minutes": trained.minutes, "megabytes": trained.megabytes}
-        of_fold["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
+            probabilities = calibrated_apart(np.log(np.maximum(probabilities, MIN_PROBABILITY)), targets)
+        fold_figures = figures(list(held_out["label"]), probabilities, labels_of(fold))
+        fold_figures |= {"minutes": trained.minutes, "megabytes": trained.megabytes}
+        fold_figures["milliseconds"] = _milliseconds(trained, texts[:TIMED_TEXTS])
         for name in FIGURES:
-            found.setdefault(name, []).append(round(of_fold[name], 6))
-    described = {"command": command_line(), "commit": source_commit(), "calibrated_apart": trained.calibrated}
-    return described | {
+            by_name.setdefault(name, []).append(round(fold_figures[name], 6))
+    provenance = {"command": command_line(), "commit": source_commit(), "calibrated_apart": trained.calibrated}
+    return provenance | {
         name: {
             "mean": round(float(np.mean(values)), 4),
             "deviation": round(float(np.std(values, ddof=1)), 4),
             "folds": values,
         }
-        for name, values in found.items()
+        for name, values in by_name.items()
     }
 
 
@@ -111,13 +160,17 @@ def _milliseconds(trained: Trained, texts: list[str]) -> float:
 
 
 def majority(_index: int, fold: pd.DataFrame) -> Trained:
-    """Always the train split's most frequent label."""
+    """Recipe that predicts the most frequent label of the train split for every text."""
     return _scikit_learn(DummyClassifier(strategy="prior"), fold)
 
 
 def tfidf(_index: int, fold: pd.DataFrame) -> Trained:
-    """TF-IDF with logistic regression."""
+    """Recipe of TF-IDF with logistic regression."""
     return _scikit_learn(new_classifier(), fold)
+
+
+BASELINES: dict[str, Recipe] = {"majority": majority, "tfidf": tfidf}
+"""Recipes that train no stage."""
 
 
 def recipe(
@@ -129,29 +182,32 @@ def recipe(
     transformer: str,
     start: Path | None = None,
 ) -> Recipe:
-    """A recipe that trains the teacher, the classifier, or both on each fold, from what the run has of stages before.
+    """Make a recipe that trains the teacher, the classifier or both on each fold, from the run's earlier stages.
 
     Args:
-        name: one of the command line's recipes.
-        folder: where each fold's stages write, and go on if they were stopped. The teachers of the folds are beside
-            it, shared by all recipes whose teachers are the same.
-        transformer: that the teachers begin with.
-        start: what `training.warm_start` unpacked, in place of the run's own encoder; None: what the run's classifier
-            began with.
+        name: a key of `training.settings.RECIPES`.
+        csv_sha256: SHA-256 of the file of the labelled texts.
+        run: folder of the run.
+        settings: settings of all stages.
+        folder: folder of the folds' stages, which resume if they were interrupted. Beside it are the folds' teachers,
+            which all recipes with the same teacher share.
+        transformer: transformer of the teachers.
+        start: encoder that `training.stages.warm_start.unpack` wrote, instead of the run's encoder; None: the encoder
+            that the run's classifier was initialized from.
 
     Raises:
-        TrainingError: a recipe's stage is missing, or the start is not one that can be cross-validated.
+        TrainingError: a stage of the recipe is missing, or `start` may have seen labels that a fold holds out.
     """
     start = start or (start_of(run) if name == "run" else None)
     first = start or (start_of(run, "distil") if name in ("run", "distil") else None)
     if first and saw_labels(first):
         raise TrainingError(
-            "The exported model to begin with may have been trained on labels that a fold holds out: the figures "
-            "would be too good. Begin with one whose card has no classifier's stage, or with a language model."
+            "The exported model of --start may have been trained on labels that a fold holds out, so the figures would "
+            "be too good. Use a model whose card has no stage `classifier`, or a language model."
         )
 
     with_teacher = name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher") is not None)
-    kind = json.dumps([asdict(settings.teacher), beginning_of(transformer) if with_teacher else {}])
+    kind = json.dumps([asdict(settings.teacher), transformer_input(transformer) if with_teacher else {}])
     teachers = folder.parent / f"teacher-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
@@ -166,10 +222,12 @@ def recipe(
         if teacher and name != "run":
             network = load_teacher(teacher, labels)
             size = _megabytes(teacher / TEACHER_FILE)
-            alone = Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, size)
-            return alone if name == "teacher" else _mixed(alone, tfidf(index, fold), settings.classifier.tfidf_weight)
+            transformer_alone = Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, size)
+            if name == "teacher":
+                return transformer_alone
+            return _mixed(transformer_alone, tfidf(index, fold), settings.classifier.tfidf_weight)
         if name == "distil" and not start and not finished_stage(run / "distil"):
-            raise TrainingError(f"{run} has no distil stage: run `python -m training distil` first.")
+            raise TrainingError(f"{run} has no stage `distil`. Run `python -m training distil` first.")
         train_classifier(
             fold,
             sha256,
@@ -179,7 +237,7 @@ def recipe(
             folder=folder / str(index),
         )
         minutes += _minutes(folder / str(index))
-        export_file(folder / str(index) / LEARNER_FILE, run, None, "", folder / str(index) / "model")
+        export_files([folder / str(index) / LEARNER_FILE], folder / str(index) / "model")
         classifier = TextClassifier.load(folder / str(index) / "model")
         size = _megabytes(folder / str(index) / "model" / WEIGHTS_FILE)
         return Trained(classifier.predict, minutes, size, calibrated=True)
@@ -188,35 +246,36 @@ def recipe(
 
 
 def _encoder_of(run: Path) -> Path:
-    """Where the folds' classifiers begin, if they are not told."""
+    """Return the run's encoder: of its distillation, or of its language model if it has no distillation."""
     return finished_stage(run / "distil") or run / "language-model"
 
 
-def check_it_is_the_runs(run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformer: str) -> None:
-    """Whether the folds would be trained as the run's own last two stages were; stages that it does not have do not
-    count. The figures stand on the card of the run's model.
+def check_recipe_of_run(run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformer: str) -> None:
+    """Check that the folds will be trained as the run's teacher and classifier, as far as the run has them.
+
+    The figures of this recipe are on the card of the run's model.
 
     Raises:
-        TrainingError: other settings, tweets or made-up texts, another start, or another transformer.
+        TrainingError: the settings, the data, the synthetic texts, the encoder or the transformer differ.
     """
-    for name, wanted in (("teacher", settings.teacher), ("classifier", settings.classifier)):
+    for name, expected in (("teacher", settings.teacher), ("classifier", settings.classifier)):
         if finished_stage(run / name) is None:
             continue
         record = record_of(run / name)
         if name == "teacher":
-            inputs = {"data": csv_sha256} | beginning_of(transformer)
+            inputs = {"data": csv_sha256} | transformer_input(transformer)
         else:
             encoder = start or start_of(run) or _encoder_of(run)
             inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)
-        if found := differences(record, {"settings": asdict(wanted), "inputs": inputs}):
+        if changes := differences(record, {"settings": asdict(expected), "inputs": inputs}):
             raise TrainingError(
-                f"The run's own {name} differs from what the folds would be: {found}. Give what it was trained with, "
-                f"or a --name for this recipe."
+                f"The run's {name} was trained differently: {changes}. Give the same options, or a --name for this "
+                f"recipe."
             )
 
 
 def _mixed(first: Trained, second: Trained, weight: float) -> Trained:
-    """The mean of both answers, in which the second has this weight."""
+    """Combine two models: the weighted mean of their probabilities, in which `weight` is the second one's."""
     return Trained(
         lambda texts: (1 - weight) * first.predict(texts) + weight * second.predict(texts),
         first.minutes + second.minutes,
@@ -242,5 +301,6 @@ def _scikit_learn(model: Any, fold: pd.DataFrame) -> Trained:
 
 
 def write(figures: dict[str, Any], path: Path) -> None:
+    """Write the figures of a recipe as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -1,179 +1,288 @@
-"""The labelled texts of a run and their splits: Kaggle's `Tweets.csv`, or the file that `fit` made of a user's.
+"""Labelled texts of a run and their splits, read from Kaggle's `Tweets.csv` or from the `data.csv` of a run of `fit`.
 
-A file of `fit` has its splits in a column. The split of `Tweets.csv` is the one of the known example this project
-succeeds, so that figures compare: two calls of scikit-learn's `train_test_split` on the rows in file order (test_size
-0.1, then 0.11 of the rest, random_state 1), which gives 11,726 / 1,450 / 1,464 of the 14,640 rows. It is not
-stratified.
+A file of `fit` has its splits in a column. `Tweets.csv` is split as in an earlier published classifier of this data, so
+that figures compare: two calls of scikit-learn's `train_test_split` on the rows in file order (test_size 0.1, then 0.11
+of the rest, random_state 1), which give 11,726 / 1,450 / 1,464 of the 14,640 rows, not stratified.
+
+This module needs NumPy only, so that `python -m training evaluate` runs with the packages of serving. The stages use a
+pandas table of the same texts (`Dataset.table`).
 """
 
+import csv
 import hashlib
+import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
-from sklearn.model_selection import train_test_split
+from numpy.typing import NDArray
 
 from training.errors import TrainingError
-from training.sample import Sample, sample_of
 from training.splits import SPLITS, Split
+from training.tables import LONGEST_FIELD
 
-TEXT_COLUMN = "text"
-LABEL_COLUMN = "airline_sentiment"
-CONFIDENCE_COLUMN = "airline_sentiment_confidence"
+if TYPE_CHECKING:
+    import pandas as pd
 
-FIT_COLUMNS = ("text", "label", "split")
-"""Of a file that `fit` has written."""
+TEXT_COLUMN: Final = "text"
+LABEL_COLUMN: Final = "airline_sentiment"
+CONFIDENCE_COLUMN: Final = "airline_sentiment_confidence"
+AIRLINE_COLUMN: Final = "airline"
 
-FEWEST_LABELLED_TEXTS = 10
-"""A tenth of them is held out, to see how training goes."""
+FIT_LABEL_COLUMN, SPLIT_COLUMN = "label", "split"
+FIT_COLUMNS: Final = (TEXT_COLUMN, FIT_LABEL_COLUMN, SPLIT_COLUMN)
+"""Columns of a file that `fit` has written."""
+
+MIN_ROWS: Final = 30
+MIN_LABELLED_TEXTS: Final = 10
+"""Minimum number of additional labelled texts; a tenth of them is held out to measure training."""
 
 _HOW_TO_FIT = """\
-For a file of your own, with any names of columns and any labels, there is another command, which makes the splits, too:
+For your own file, with any column names and any labels, use the command `fit`, which also makes the splits:
     python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
 
 _HOW_TO_DOWNLOAD = """\
-Expected: the data.csv that `python -m training fit` keeps in its run's folder, or Tweets.csv of Kaggle's
-"Twitter US Airline Sentiment" (14,640 rows, columns `text` and `airline_sentiment` among them). To download the latter
-(needs a Kaggle account and its API token):
+Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, with the columns `text` and
+`airline_sentiment`). To download it (needs a Kaggle account and its API token):
     pip install kaggle
     kaggle datasets download crowdflower/twitter-airline-sentiment --file Tweets.csv --unzip"""
 
 
-def read_tweets(csv: Path) -> pd.DataFrame:
-    """Read the tweets in file order, with the columns `text`, `label`, `confidence`, `airline` and `split`.
+@dataclass(frozen=True)
+class LabelledText:
+    """A row of a file of labelled texts."""
 
-    Confidence is how far a label's annotators agreed, 0 to 1; 1 where the file does not say. Airlines are missing
-    where it names none. The columns of a file are Kaggle's, or `FIT_COLUMNS`.
+    text: str
+    label: str | None
+    """The label without surrounding spaces; None if it is blank."""
 
-    Labels are without the spaces around them. A blank one stays missing (NaN): whoever needs labels asks `labelled`
-    for them.
+    confidence: float
+    """Agreement of the label's annotators, 0 to 1; 1 if the file does not have it."""
+
+    airline: str | None
+    """The airline; None if the file does not have it."""
+
+    split: Split
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The labelled texts of one file."""
+
+    file: Path
+    sha256: str
+    """SHA-256 of the file's bytes, in hexadecimal."""
+
+    rows: tuple[LabelledText, ...]
+    """The rows in file order."""
+
+    def labelled(self, split: Split) -> list[LabelledText]:
+        """Return the rows of one split.
+
+        Raises:
+            TrainingError: a label in the split is blank.
+        """
+        rows = [row for row in self.rows if row.split == split]
+        _refuse_blank_labels(sum(row.label is None for row in rows), len(rows), split)
+        return rows
+
+    def is_labelled(self, split: Split) -> bool:
+        """Return whether no label in the split is blank."""
+        return all(row.label is not None for row in self.rows if row.split == split)
+
+    def table(self) -> "pd.DataFrame":
+        """Return the rows as a pandas table with the columns `text`, `label`, `confidence`, `airline` and `split`."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "text": [row.text for row in self.rows],
+                "label": pd.Series([row.label for row in self.rows], dtype="str"),
+                "confidence": [row.confidence for row in self.rows],
+                "airline": pd.Series([row.airline for row in self.rows], dtype="str"),
+                "split": [row.split for row in self.rows],
+            }
+        )
+
+
+def read_dataset(file: Path) -> Dataset:
+    """Read a file of labelled texts: the columns are Kaggle's, or `FIT_COLUMNS`.
 
     Raises:
-        TrainingError: no such file, not a CSV, a column missing, a blank text, or too few rows to split.
+        TrainingError: the file is missing, is not CSV, lacks a column, has a blank text, or has too few rows.
     """
-    existing(csv, f".\n{_HOW_TO_DOWNLOAD}")
-    try:
-        # A tweet may say "NA" or "null"; only an empty field is missing.
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
-    except (ValueError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{csv} does not read as a CSV file: {error}\n{_HOW_TO_DOWNLOAD}") from error
-    is_fits = LABEL_COLUMN not in table.columns and set(FIT_COLUMNS) <= set(table.columns)
-    label_column = "label" if is_fits else LABEL_COLUMN
-    missing = [name for name in (TEXT_COLUMN, label_column) if name not in table.columns]
+    existing(file, f".\n{_HOW_TO_DOWNLOAD}")
+    content = file.read_bytes()
+    header, rows = _parse(file, content)
+    is_fit = LABEL_COLUMN not in header and set(FIT_COLUMNS) <= set(header)
+    label_column = FIT_LABEL_COLUMN if is_fit else LABEL_COLUMN
+    missing = [name for name in (TEXT_COLUMN, label_column) if name not in header]
     if missing:
-        found = ", ".join(f"`{name}`" for name in table.columns[:20])
+        columns = ", ".join(f"`{name}`" for name in header[:20])
         raise TrainingError(
-            f"{csv} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
-            f"it has {found}.\n{_HOW_TO_FIT.format(csv=csv)}\n{_HOW_TO_DOWNLOAD}"
+            f"{file} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
+            f"it has {columns}.\n{_HOW_TO_FIT.format(csv=file)}\n{_HOW_TO_DOWNLOAD}"
         )
-    blank = table.index[table[TEXT_COLUMN].fillna("").str.strip() == ""]
-    if len(blank):
-        raise TrainingError(f"{csv} has {len(blank)} rows with no text, the first at row {blank[0]}.")
-    if len(table) < 30:
-        raise TrainingError(f"{csv} has {len(table)} rows; at least 30 are needed to split them.\n{_HOW_TO_DOWNLOAD}")
-    label = table[label_column].str.strip()
-    tweets = pd.DataFrame({"text": table[TEXT_COLUMN], "label": label.mask(label == "")})
-    confidence = table.get(CONFIDENCE_COLUMN, pd.Series(1.0, index=table.index))
-    tweets["confidence"] = pd.to_numeric(confidence, errors="coerce").fillna(1.0).clip(0, 1)
-    tweets["airline"] = table.get("airline", pd.Series(index=table.index, dtype=str))
-    tweets["split"] = _splits_of(csv, table) if is_fits else split_of_rows(len(tweets))
-    return tweets
 
+    def column(name: str) -> list[str]:
+        """Return the values of a column; blank ones if the file does not have it."""
+        return [row[header.index(name)] for row in rows] if name in header else [""] * len(rows)
 
-def _splits_of(csv: Path, table: pd.DataFrame) -> pd.Series:
-    if others := sorted(set(table["split"].fillna("")) - set(SPLITS)):
+    texts = column(TEXT_COLUMN)
+    if blank := [index for index, text in enumerate(texts) if not text.strip()]:
+        raise TrainingError(f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}.")
+    if len(rows) < MIN_ROWS:
         raise TrainingError(
-            f"{csv} has the split {others[0]!r}; expected {', '.join(SPLITS)}.\n{_HOW_TO_FIT.format(csv=csv)}"
+            f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_HOW_TO_DOWNLOAD}"
         )
-    return table["split"]
+    splits = _known_splits(file, column(SPLIT_COLUMN)) if is_fit else split_of_rows(len(rows)).tolist()
+    values = (texts, column(label_column), column(CONFIDENCE_COLUMN), column(AIRLINE_COLUMN), splits)
+    return Dataset(
+        file,
+        hashlib.sha256(content).hexdigest(),
+        tuple(
+            LabelledText(text, label.strip() or None, _confidence(confidence), airline or None, split)
+            for text, label, confidence, airline, split in zip(*values, strict=True)
+        ),
+    )
 
 
-def copies_of(texts: pd.Series) -> pd.Series:
-    """What copies of a text have in common: its letters and digits, or all of it if it has none."""
+def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
+    """Parse CSV; return the names of the columns, and the rows, each with a value for each column."""
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        lines = [
+            fields for fields in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True) if fields
+        ]
+        if not lines:
+            raise ValueError("the file is empty")
+        header, *rows = lines
+        for number, fields in enumerate(rows, start=1):
+            if len(fields) > len(header):
+                raise ValueError(f"row {number} has {len(fields)} fields, the first line has {len(header)}")
+    except (ValueError, csv.Error) as error:
+        raise TrainingError(f"{file} cannot be read as CSV: {error}.\n{_HOW_TO_DOWNLOAD}") from error
+    return header, [[*fields, *[""] * (len(header) - len(fields))] for fields in rows]
+
+
+def _confidence(value: str) -> float:
+    """Parse a confidence, clipped to 0 to 1; 1 if there is none."""
+    try:
+        confidence = float(value)
+    except ValueError:
+        return 1.0
+    return 1.0 if math.isnan(confidence) else min(max(confidence, 0.0), 1.0)
+
+
+def _known_splits(file: Path, splits: Sequence[str]) -> list[Any]:
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise TrainingError(
+            f"{file} has the split {unknown[0]!r}; expected {', '.join(SPLITS)}.\n{_HOW_TO_FIT.format(csv=file)}"
+        )
+    return list(splits)
+
+
+def split_of_rows(rows: int) -> NDArray[np.str_]:
+    """Assign a split to each of `rows` rows, by position; see the module's docstring."""
+    splits = np.full(rows, "train", dtype="<U10")
+    rest, test = _train_test_split(np.arange(rows), 0.1)
+    _, validation = _train_test_split(rest, 0.11)
+    splits[test], splits[validation] = "test", "validation"
+    return splits
+
+
+def _train_test_split(positions: NDArray[np.intp], share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Divide positions as scikit-learn's `train_test_split` does with `test_size=share, random_state=1`."""
+    test = math.ceil(share * len(positions))
+    order = np.random.RandomState(1).permutation(len(positions))
+    return positions[order[test:]], positions[order[:test]]
+
+
+def read_tweets(file: Path) -> "pd.DataFrame":
+    """Read a file of labelled texts as a pandas table; see `read_dataset` and `Dataset.table`."""
+    return read_dataset(file).table()
+
+
+def labelled(table: "pd.DataFrame", split: Split) -> "pd.DataFrame":
+    """Return the rows of one split of a table.
+
+    Raises:
+        TrainingError: a label in the split is blank.
+    """
+    rows = table[table["split"] == split]
+    _refuse_blank_labels(int(rows["label"].isna().sum()), len(rows), split)
+    return rows
+
+
+def _refuse_blank_labels(blank: int, rows: int, split: Split) -> None:
+    if blank:
+        raise TrainingError(
+            f"{blank:,} of the {rows:,} rows in the {split} split have a blank label, and can be used neither to train "
+            f"nor to evaluate. Use a file with their labels, or another split."
+        )
+
+
+def labels_of(table: "pd.DataFrame") -> list[str]:
+    """Return the labels that occur in a table, in the order of fastai's categories.
+
+    Raises:
+        TrainingError: there is only one label, or the train split lacks a label.
+    """
+    labels = sorted(table["label"].dropna().unique())
+    train_labels = set(table.loc[table["split"] == "train", "label"])
+    if missing := [label for label in labels if label not in train_labels]:
+        raise TrainingError(
+            f"The label {', '.join(map(repr, missing))} occurs only outside the train split. Is it a typing error? "
+            f"Otherwise remove those rows: there are too few of them to learn from."
+        )
+    if len(labels) < 2:
+        raise TrainingError(f"The data has one label, {', '.join(labels)}; expected two or more.")
+    return labels
+
+
+def copies_of(texts: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return for each text a key that its copies share: its letters and digits, or the whole text if it has none."""
     plain = texts.str.lower().str.replace(r"[\W_]+", "", regex=True)
     return plain.mask(plain == "", texts)
 
 
-def split_of_rows(rows: int) -> "np.ndarray[tuple[int], np.dtype[np.str_]]":
-    """The split of each of `rows` rows, by position (see the module's docstring)."""
-    rest, test = train_test_split(np.arange(rows), test_size=0.1, random_state=1)
-    train, validation = train_test_split(rest, test_size=0.11, random_state=1)
-    split = np.empty(rows, dtype="<U10")
-    split[train], split[validation], split[test] = "train", "validation", "test"
-    return split
-
-
-def labelled(tweets: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """The rows of one split, every one of them with a label.
+def read_labelled_texts(path: Path, labels: Sequence[str]) -> "pd.DataFrame":
+    """Read lines of `label<TAB>text` as a table with the columns `label` and `text`.
 
     Raises:
-        TrainingError: if a label in the split is blank.
+        TrainingError: the file is missing or has too few lines, or a line has another format or an unknown label.
     """
-    rows = tweets[tweets["split"] == split]
-    blank = int(rows["label"].isna().sum())
-    if blank:
-        raise TrainingError(
-            f"{blank:,} of the {len(rows):,} rows in the {split} split have a blank label. "
-            f"They can be neither trained on nor scored: use a file with their labels, or another split."
-        )
-    return rows
+    import pandas as pd
 
-
-def held_out(tweets: pd.DataFrame, file: Path) -> Sample:
-    """The texts of a file that the classifier is not trained on, and so does not know by heart.
-
-    Raises:
-        TrainingError: there are none.
-    """
-    return sample_of(tweets.loc[tweets["split"] != "train", "text"], f"the validation and test splits of {file.name}")
-
-
-def labels_of(tweets: pd.DataFrame) -> list[str]:
-    """The labels that occur, in the order of fastai's categories.
-
-    Raises:
-        TrainingError: there is but one, or one that the train split does not have, which nothing can learn.
-    """
-    found = sorted(tweets["label"].dropna().unique())
-    trained_on = set(tweets.loc[tweets["split"] == "train", "label"])
-    if others := [label for label in found if label not in trained_on]:
-        raise TrainingError(
-            f"The label {', '.join(map(repr, others))} stands outside the train split alone. Is it a slip of the pen? "
-            f"Otherwise leave those rows out: too few of them to learn from."
-        )
-    if len(found) < 2:
-        raise TrainingError(f"The data has one label, {', '.join(found)}; expected two or more.")
-    return found
-
-
-def read_labelled_texts(path: Path, labels: Sequence[str]) -> pd.DataFrame:
-    """Texts of `label<TAB>text` lines, as a table with the columns `label` and `text`.
-
-    Raises:
-        TrainingError: no such file, too few lines, a line of another form, or other labels than `labels`.
-    """
     existing(path, "; expected UTF-8 lines of `label<TAB>text`.")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at characters within a line
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: expected UTF-8 lines of `label<TAB>text` ({error}).") from error
     rows = pd.DataFrame([line.partition("\t")[::2] for line in lines if line.strip()], columns=["label", "text"])
-    wrong = rows[~rows["label"].isin(labels) | (rows["text"].str.strip() == "")]
-    if len(wrong) or rows.empty:
-        example = "an empty file" if rows.empty else repr("\t".join(wrong.iloc[0])[:40])
+    invalid = rows[~rows["label"].isin(labels) | (rows["text"].str.strip() == "")]
+    if len(invalid) or rows.empty:
+        example = "an empty file" if rows.empty else repr("\t".join(invalid.iloc[0])[:40])
         raise TrainingError(
             f"{path}: expected UTF-8 lines of `label<TAB>text`, labels {', '.join(labels)}; found {example}."
         )
-    if len(rows) < FEWEST_LABELLED_TEXTS:
-        raise TrainingError(f"{path}: expected at least {FEWEST_LABELLED_TEXTS} lines; found {len(rows)}.")
+    if len(rows) < MIN_LABELLED_TEXTS:
+        raise TrainingError(f"{path}: expected at least {MIN_LABELLED_TEXTS} lines; found {len(rows)}.")
     return rows
 
 
 def existing(path: Path, what: str) -> Path:
-    """
+    """Return the path if it is a file.
+
+    Args:
+        path: the path.
+        what: end of the error message, after the path.
+
     Raises:
-        TrainingError: no such file.
+        TrainingError: there is no file at the path.
     """
     if not path.is_file():
         raise TrainingError(f"No file at {path}{what}")
@@ -181,6 +290,6 @@ def existing(path: Path, what: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,5 @@
-"""What a person at the command line can put right, as opposed to a defect in this code."""
+"""The error that users of the command line can correct, as opposed to a defect in the code."""
 
 
 class TrainingError(Exception):
-    """A wrong input or setting. The message says what was expected and the way out."""
+    """An invalid input or setting. The message says what was expected and how to correct it."""

@@ -1,19 +1,26 @@
-"""Every number of a training run, in frozen dataclasses, one for each stage, and the presets.
+"""Settings of a training run: a frozen dataclass for each stage, the presets, and the precisions of an archive.
 
-A preset is chosen by `--preset`, single settings are changed by `--set STAGE.NAME=VALUE`, and what was used
-is written into each stage's `record.json`.
+The option `--preset` chooses a preset, `--set STAGE.NAME=VALUE` changes a setting. The record of each stage
+(`record.json`) has the settings that were used.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Precision = Literal["int8", "int8-fine", "float32"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+"""Precisions of the network in an archive; see `training.export.graph`."""
+
+MAX_DIFFERENCE: Final = 0.03
+"""Maximum difference of a probability from float32 that `archive` accepts."""
+
 MINILM, MPNET = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-"""The transformers that packages carry; see `training.transformer`."""
+"""Transformers whose weights are in Python packages; see `training.stages.transformer`."""
 
 WT103 = "wt103"
 """fastai's name for its language model of WikiText-103."""
@@ -21,14 +28,14 @@ WT103 = "wt103"
 
 @dataclass(frozen=True)
 class GeneralSettings:
-    """Stage 1, the general language model (ULMFiT, section 3.1), where it is trained here."""
+    """Settings of stage 1, the general language model (ULMFiT, section 3.1)."""
 
     seed: int = 1
     embedding_size: int = 300
     hidden_size: int = 600
     layers: int = 2
     word_vectors: float = 0.1
-    """The scale of the embeddings' start from the transformer's word vectors; 0: fastai's own random start."""
+    """Scale of the transformer's word vectors that initialize the embeddings; 0: fastai's random initialization."""
 
     min_frequency: int = 3
     max_vocabulary: int = 20_000
@@ -42,7 +49,7 @@ class GeneralSettings:
 
 @dataclass(frozen=True)
 class LanguageModelSettings:
-    """Stage 2, the language model on tweets (section 3.2): the embeddings first, then everything."""
+    """Settings of stage 2, the language model on the data (section 3.2): embeddings train first, then all layers."""
 
     seed: int = 1
     min_frequency: int = 2
@@ -59,7 +66,7 @@ class LanguageModelSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """A fine-tuning of the transformer whose answers the classifier learns from."""
+    """Settings of a teacher: a fine-tuned transformer."""
 
     seed: int = 1
     epochs: int = 2
@@ -67,12 +74,12 @@ class TeacherSettings:
     weight_decay: float = 0.01
     batch_size: int = 32
     max_pieces: int = 96
-    """Word pieces of a text that the transformer reads. Tweets have 30."""
+    """Maximum number of word pieces of a text that the transformer reads; a tweet has about 30."""
 
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """Between stages 2 and 3: the encoder learns to read as the teacher does."""
+    """Settings of the distillation between stages 2 and 3, which trains the encoder on the teacher's outputs."""
 
     seed: int = 1
     frozen_epochs: int = 0
@@ -82,42 +89,45 @@ class DistilSettings:
     weight_decay: float = 0.01
     drop_mult: float = 0.2
     label_weight: float = 0.5
-    """The label's share in the target of a labelled text; the rest is the teacher's answer."""
+    """Share of the label in the target of a labelled text; the rest is the teacher's prediction."""
 
     feature_weight: float = 1.0
-    """Of the teacher's pooled output in the loss, beside its probabilities."""
+    """Weight of the teacher's pooled output in the loss; the weight of its probabilities is 1."""
 
     batch_size: int = 128
 
 
 @dataclass(frozen=True)
 class FrozenTeacherSettings:
-    """A transformer that stays as it is, with logistic regression over its pooled output."""
+    """Settings of a frozen teacher: a transformer that is not fine-tuned, with logistic regression over its output."""
 
     seed: int = 1
     max_pieces: int = 96
-    """Word pieces of a text that the transformer reads."""
+    """Maximum number of word pieces of a text that the transformer reads."""
 
 
 @dataclass(frozen=True)
 class LabelledDistilSettings(DistilSettings):
-    """A distillation from a teacher of the same labels, on the train split, pieces of its texts, and other texts."""
+    """Settings of a distillation from a teacher of the data's labels, on the train split, its spans and other texts."""
 
     pieces: int = 12
-    """How many pieces of each text the teacher speaks for."""
+    """Number of spans of each text; their targets are the teacher's predictions."""
 
     tfidf_weight: float = 0.0
-    """The share of TF-IDF with logistic regression in the teachers' answers; the rest is the transformer's."""
+    """Share of TF-IDF with logistic regression in the teachers' predictions; the rest is the transformer's."""
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Stage 3, the classifier (section 3.3): gradual unfreezing, one layer group more in each phase, and
-    learning rates that fall from the head's to the embedding's, the head's divided by `decay_per_group` to the power
-    of four. (ULMFiT has five groups and 2.6; a teacher's answers on many texts teach more, and spoil less.)"""
+    """Settings of stage 3, the classifier (section 3.3): gradual unfreezing, one more layer group in each phase.
+
+    The learning rate falls from the head to the embedding, where it is the head's divided by `decay_per_group` to the
+    power of four. ULMFiT has five groups and divides by 2.6: teachers' predictions for many texts teach more and
+    overfit less.
+    """
 
     seed: int = 2
-    """Of three that were tried (`training/README.md`)."""
+    """The best of three seeds (`docs/EXPERIMENTS.md`)."""
 
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2
@@ -130,33 +140,33 @@ class ClassifierSettings:
     decay_per_group: float = 1.3
     weight_decay: float = 0.05
     max_gradient_norm: float = 0.5
-    """To which a longer gradient is cut; most are shorter. Without it, one training of six came off its way."""
+    """Norm to which longer gradients are clipped; most are shorter. Without clipping, one training of six diverged."""
 
     drop_mult: float = 0.3
     label_weight: float = 0.6
-    """The label's share in a tweet's target; the rest is the teachers' answer."""
+    """Share of the label in the target of a labelled text; the rest is the teachers' prediction."""
 
     tfidf_weight: float = 0.3
-    """The share of TF-IDF with logistic regression in the teachers' answers; the rest is the transformer's."""
+    """Share of TF-IDF with logistic regression in the teachers' predictions; the rest is the transformer's."""
 
     label_smoothing: float = 0.1
-    """The share that all labels have alike in a tweet's target, where there is no teacher."""
+    """Share of the uniform distribution in the target of a labelled text, if there is no teacher."""
 
     use_confidence: int = 1
-    """1: the label's share is multiplied by `airline_sentiment_confidence`, how far its annotators agreed."""
+    """1: the label's share is multiplied by `airline_sentiment_confidence`, the agreement of its annotators."""
 
     pieces: int = 6
-    """How many pieces of each tweet are trained on with it, if there is a teacher to label them."""
+    """Number of spans of each text that are training texts, too, if there is a teacher."""
 
     made_up_texts: int = 15_000
-    """How many texts of `training.augmentation` are trained on with the tweets."""
+    """Number of synthetic training texts (`training.stages.augmentation`)."""
 
     batch_size: int = 64
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run. The defaults are the preset `default`: the embedded model's recipe."""
+    """Settings of a run. The defaults are the preset `default`, with which the embedded model was trained."""
 
     general: GeneralSettings = field(default_factory=GeneralSettings)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
@@ -165,13 +175,13 @@ class Settings:
     distil: DistilSettings = field(default_factory=DistilSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     start: str = "model_store/general"
-    """What `all` begins with where it is given nothing: an exported model's folder, or `WT103`."""
+    """Initial weights of `all` if no option names them: the folder of an exported model, or `WT103`."""
 
     general_transformer: str = MINILM
-    """What the general teacher begins with, where no other is given."""
+    """Transformer of the general teacher, if no option names one."""
 
     transformer: str = MPNET
-    """What the teacher of the tweets begins with, where no other is given."""
+    """Transformer of the teacher, if no option names one."""
 
 
 PRESETS: dict[str, Settings] = {
@@ -186,7 +196,7 @@ PRESETS: dict[str, Settings] = {
             batch_size=64,
             sequence_length=72,
         ),
-        language_model=LanguageModelSettings(epochs=2),  # few tweets, so small batches
+        language_model=LanguageModelSettings(epochs=2),  # small batches, as the data is small
         distil=DistilSettings(epochs=3),
         classifier=ClassifierSettings(batch_size=128),
         start=WT103,
@@ -209,12 +219,25 @@ PRESETS: dict[str, Settings] = {
 PRESET_HELP = {
     "default": "300/600/2 (embedding, hidden, layers), for two cores",
     "ulmfit": "400/1152/3, the sizes of ULMFiT and of fastai's wt103, for a GPU",
-    "tiny": "16/24/2, seconds, for tests",
+    "tiny": "16/24/2, for tests, trains in seconds",
 }
+"""Descriptions of the presets for `--help`."""
+
+
+RECIPES = {
+    "run": "the stages of the run",
+    "teacher": "the transformer alone",
+    "teachers": "the transformer and TF-IDF, which teach the classifier",
+    "majority": "the most frequent label for every text",
+    "tfidf": "TF-IDF with logistic regression",
+    "language-model": "ULMFiT: the encoder of the language model, without a teacher",
+    "distil": "the encoder of the distillation, without a teacher",
+}
+"""Descriptions of the recipes of `cross-validate`."""
 
 
 AnySettings = TypeVar("AnySettings", bound="DataclassInstance")
-"""A run's, or those of `training.fit_recipe`: a dataclass of each stage's."""
+"""`Settings`, or those of `training.fit.recipe`: a dataclass with a field for each stage."""
 
 AT_LEAST_ONE = {
     "embedding_size",
@@ -226,13 +249,14 @@ AT_LEAST_ONE = {
     "sequence_length",
     "decay_per_group",
 }
+"""Names of the settings that cannot be 0."""
 
 
 def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
     """Apply changes of the form `STAGE.NAME=VALUE`.
 
     Raises:
-        TrainingError: an unknown name, or a value that is not of the setting's type, or less than it can be.
+        TrainingError: a name is unknown, or a value has the wrong type or is too small.
     """
     for change in changes:
         key, _, value = change.partition("=")
@@ -243,17 +267,17 @@ def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
             known = ", ".join(
                 f"{part.name}.{option.name}"
                 for part in fields(settings)
-                if is_dataclass(of_stage := getattr(settings, part.name))
-                for option in fields(of_stage)
+                if is_dataclass(stage_settings := getattr(settings, part.name))
+                for option in fields(stage_settings)
             )
             raise TrainingError(f"--set {change}: expected STAGE.NAME=VALUE, STAGE.NAME one of {known}.")
         kind: Any = types[name]
         try:
             number = kind(value)
         except ValueError as error:
-            raise TrainingError(f"--set {change}: {key} takes a value of type {kind.__name__}.") from error
+            raise TrainingError(f"--set {change}: expected a value of type {kind.__name__}.") from error
         least = 1 if name in AT_LEAST_ONE else 0
         if not least <= number < float("inf"):
-            raise TrainingError(f"--set {change}: {key} takes a number of at least {least}.")
+            raise TrainingError(f"--set {change}: expected a number of at least {least}.")
         settings = replace(settings, **{stage_name: replace(stage, **{name: number})})
     return settings

@@ -1,4 +1,4 @@
-"""The names of the splits, apart from the data so that the command line loads without pandas."""
+"""Names of the splits."""
 
 from typing import Literal, get_args
 

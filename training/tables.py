@@ -1,7 +1,7 @@
-"""The records of a user's file: CSV, TSV, JSON lines, Parquet, or texts alone, one a line.
+"""Reader for a user's file: CSV, TSV, JSON lines, Parquet, or plain text with one text per line.
 
-Every problem is told with the option that names the file, the line (Parquet: the row) and the way out. Files are read
-with Python's own library, Parquet with pyarrow: an archive is built where only serving's packages are installed.
+Each error names the option with the file, the line (Parquet: the row) and a remedy. Files are read with Python's
+standard library, Parquet with pyarrow: `python -m training archive` must run with the packages of serving only.
 """
 
 import csv
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from handler.exported import is_unicode
 from training.errors import TrainingError
 
 FORMATS: Final = {
@@ -28,23 +27,28 @@ FORMATS: Final = {
     ".json": "json",
     ".parquet": "parquet",
 }
+"""Format of a file by its ending."""
+
 DELIMITERS: Final = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 TEXT_ENDINGS: Final = (".txt", "")
-"""Of files with one text a line, which are read where one column is wanted."""
+"""Endings of files with one text per line, which are read if only one column is wanted."""
 
 OPENERS: Final[Mapping[str, Any]] = {".gz": gzip.open, ".xz": lzma.open}
-"""What opens a packed file, by its last ending in lower case."""
+"""Function that opens a compressed file, by the file's last ending in lower case."""
 
 DAMAGED: Final = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
-"""What reading a packed file raises if it is damaged."""
+"""Errors raised while reading a damaged compressed file."""
 
 LONGEST_FIELD: Final = 2**31 - 1
-"""Characters in a field of a CSV file. Python's own limit, 131,072, is less than a long document, or than what follows
-a quote that is never closed, which is told as what it is."""
+"""Maximum number of characters in a field of a CSV file.
+
+Python's default, 131,072, is less than a long document has. It is also less than the text after a quote that is never
+closed, which has an error message of its own.
+"""
 
 SHOWN: Final = 5
-"""Lines or labels that a message names at most."""
+"""Maximum number of lines or labels that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -52,38 +56,43 @@ class Record:
     """A record of a file."""
 
     line: int
-    """Its first line in the file, from 1; of Parquet the row."""
+    """Number of the record's first line in the file, from 1; in Parquet, of its row."""
 
     values: tuple[Any, ...]
-    """Of the wanted columns, in their order; strings, in JSON lines and Parquet anything."""
+    """Values of the wanted columns, in their order: strings, or any type in JSON lines and Parquet."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that an option of the command line names."""
+    """A file that a command-line option names."""
 
     option: str
-    """The option that names it: `--data`."""
+    """The option, for example `--data`."""
 
     path: Path
-    """Its ending says its format: one of `FORMATS`, those of text also with `.gz` or `.xz` behind."""
+    """Path of the file. The ending gives the format (`FORMATS`); text formats may be compressed (`.gz`, `.xz`)."""
 
     columns: Mapping[str, str]
-    """The different names of the wanted columns, by the options that name them. If one column is wanted, a file with
-    one column may name it otherwise, JSON lines may be strings, and the file may have one text a line."""
+    """Names of the wanted columns, all different, by the options that name them.
+
+    If only one column is wanted, the file's only column may have any name, JSON lines may be strings, and the file may
+    have one text per line.
+    """
 
     labels: str | None = None
-    """The column with few different values, which show rows that a quote has swallowed."""
+    """Name of the column with the labels, which reveal rows inside a quoted field (an unclosed quote)."""
 
     def records(self) -> list[Record]:
-        """All records of the file. Blank lines are none.
+        """Read all records of the file; blank lines are skipped.
 
         Raises:
-            TrainingError: no such file, a form that the ending does not promise, no such column, or a value that is not
-                Unicode.
+            TrainingError: the file or a column is missing, the content is not of the ending's format, or a value is not
+                valid Unicode.
         """
         if not self.path.is_file():
             raise self.problem(f"no such file; expected {self._expected}.")
+        from handler.exported import is_unicode  # imports spaCy, which takes seconds
+
         records = list(self._read())
         self.refuse(
             (
@@ -91,27 +100,33 @@ class Source:
                 for record in records
                 if any(isinstance(value, str) and (not is_unicode(value) or "\0" in value) for value in record.values)
             ),
-            "a NUL character or half of a surrogate pair, which no text has",
-            "Remove them.",
+            "a NUL character or an unpaired surrogate, which no text has",
+            "Remove these characters.",
         )
         return records
 
     @property
     def unit(self) -> str:
-        """Of a record's place: `line` or `row`."""
+        """Unit of a record's position: `line` or `row`."""
         return "row" if self._kind == "parquet" else "line"
 
-    def refuse(self, lines: Iterable[int], what: str, way_out: str) -> None:
-        """
+    def refuse(self, lines: Iterable[int], what: str, remedy: str) -> None:
+        """Raise an error if there are invalid lines.
+
+        Args:
+            lines: numbers of the invalid lines.
+            what: what is wrong with them, after "rows have".
+            remedy: what the user can do.
+
         Raises:
-            TrainingError: there are such lines.
+            TrainingError: there is at least one line.
         """
-        if found := list(lines):
-            count = f"{len(found):,} rows have" if len(found) > 1 else "A row has"
-            raise self.problem(f"{self.unit} {listed(found)}: {count} {what}. {way_out}")
+        if numbers := list(lines):
+            count = f"{len(numbers):,} rows have" if len(numbers) > 1 else "A row has"
+            raise self.problem(f"{self.unit} {listed(numbers)}: {count} {what}. {remedy}")
 
     def problem(self, what: str) -> TrainingError:
-        """An error of the file."""
+        """Return an error whose message names the option and the file."""
         return TrainingError(f"{self.option} {self.path}: {what}")
 
     def _at(self, line: int | None, what: str) -> TrainingError:
@@ -139,8 +154,8 @@ class Source:
 
     @property
     def _expected(self) -> str:
-        lines = ", or .txt with one text a line" if self._wants_one else ""
-        return f"{', '.join(FORMATS)}{lines}; the text formats also with .gz or .xz behind"
+        lines = ", or .txt with one text per line" if self._wants_one else ""
+        return f"{', '.join(FORMATS)}{lines}; text formats may be compressed (.gz, .xz)"
 
     def _read(self) -> Iterator[Record]:
         match self._kind:
@@ -157,22 +172,22 @@ class Source:
         raise self.problem(f"the ending {ending} is not known. Expected {self._expected}. Rename or convert the file.")
 
     def _text(self) -> str:
-        """The file's content.
+        """Read the content of a text file.
 
         Raises:
-            TrainingError: it cannot be unpacked, is not UTF-8, or has NUL bytes.
+            TrainingError: the file cannot be decompressed, is not UTF-8, or has NUL bytes.
         """
         try:
             with OPENERS.get(self._packing, open)(self.path, "rb") as file:
                 content: bytes = file.read()
         except DAMAGED as error:
-            raise self.problem(f"does not unpack ({error}): copy or compress it once more.") from error
+            raise self.problem(f"cannot be decompressed ({error}). Copy or compress the file again.") from error
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise self.problem(f"is UTF-16, expected UTF-8. {self._converted('UTF-16')}")
-        if (place := content.find(b"\0")) >= 0:
+        if (position := content.find(b"\0")) >= 0:
             raise self._at(
-                1 + content.count(b"\n", 0, place),
-                "has a NUL byte, which no text file has: the file is damaged or of another format. To remove them: "
+                1 + content.count(b"\n", 0, position),
+                "has a NUL byte: the file is damaged or has another format. To remove NUL bytes: "
                 + self._copied("tr -d '\\000'", "clean"),
             )
         try:
@@ -182,15 +197,15 @@ class Source:
             before = content[max(error.start - 20, 0) : error.start].decode("utf-8", "replace").rpartition("\n")[2]
             raise self._at(
                 line,
-                f"is not UTF-8: byte {content[error.start]:#x} behind {before!r}. {self._converted('WINDOWS-1252')}",
+                f"is not UTF-8: byte {content[error.start]:#x} after {before!r}. {self._converted('WINDOWS-1252')}",
             ) from error
 
     def _converted(self, encoding: str) -> str:
         command = self._copied(f"iconv -f {encoding} -t UTF-8", "utf8")
-        return f"Convert it (Excel: save as `CSV UTF-8`), for example: {command}"
+        return f"Convert the file (Excel: save as `CSV UTF-8`), for example: {command}"
 
     def _copied(self, command: str, prefix: str) -> str:
-        """A shell's command line that writes a copy of the file, not packed, in the folder where it is run."""
+        """Make a shell command that writes a decompressed copy of the file into the current folder."""
         source, copy = shlex.quote(str(self.path)), f"{prefix}-{self.path.name.removesuffix(self.path.suffix)}"
         if self._packing:
             unpack = {".gz": "gzip", ".xz": "xz"}[self._packing]
@@ -198,34 +213,37 @@ class Source:
         return f"{command} <{source} >{shlex.quote(copy + self.path.suffix)}"
 
     def _names(self, names: Sequence[str], line: int | None = None, hint: str = "") -> list[str]:
-        """What the wanted columns are called in the file.
+        """Return the names of the wanted columns in the file.
 
         Args:
-            names: of all its columns.
-            line: of the record that has them; None if they are the whole file's.
-            hint: another way out if one is missing.
+            names: names of all columns.
+            line: line of the record with these names; None if they are the names of the whole file.
+            hint: another remedy if a column is missing.
+
+        Raises:
+            TrainingError: a column is missing or ambiguous.
         """
         if self._wants_one and len(names) == 1:
             return list(names)
         if missing := {option: name for option, name in self.columns.items() if name not in names}:
-            found = ", ".join(f"`{name:.40}`" for name in names[:20]) or "none"
-            ways = " ".join(f"{option} NAME" for option in missing)
+            existing = ", ".join(f"`{name:.40}`" for name in names[:20]) or "none"
+            options = " ".join(f"{option} NAME" for option in missing)
             raise self._at(
                 line,
-                f"has no column {' and no '.join(f'`{name}`' for name in missing.values())}; it has {found}. Name the "
-                f"column: {ways}{hint}",
+                f"has no column {' and no '.join(f'`{name}`' for name in missing.values())}; it has {existing}. Name "
+                f"the column: {options}{hint}",
             )
         wanted = list(self.columns.values())
-        if twice := [name for name in wanted if names.count(name) > 1]:
-            raise self._at(line, f"has more than one column `{twice[0]}`. Rename the others.")
+        if duplicates := [name for name in wanted if names.count(name) > 1]:
+            raise self._at(line, f"has more than one column `{duplicates[0]}`. Rename the others.")
         return wanted
 
     def _delimited(self, text: str) -> Iterator[Record]:
-        """The records of CSV or TSV, quoted as in RFC 4180."""
+        """Parse the records of CSV or TSV, quoted as in RFC 4180."""
         csv.field_size_limit(LONGEST_FIELD)
         first = next(io.StringIO(text, newline=""), "")
         if not first.strip():
-            raise self.problem("has no first line with the names of its columns.")
+            raise self.problem("has no first line with the names of the columns.")
         delimiter = self._delimiter(first)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         line, header, names = 1, list[str](), list[str]()
@@ -234,8 +252,8 @@ class Source:
             for fields in reader:
                 if not header:
                     header = [name.strip() for name in fields]
-                    above = delimiter.join(self.columns.values())
-                    hint = f"; if the first line is a text, put a line with the columns' names above it: {above}"
+                    header_line = delimiter.join(self.columns.values())
+                    hint = f"; if the first line is a text, insert a line with the columns' names: {header_line}"
                     names = self._names(header, hint=hint)
                 elif fields:
                     self._check_fields(line, fields, header, delimiter)
@@ -244,17 +262,17 @@ class Source:
         except csv.Error as error:
             raise self._at(
                 line,
-                f"has a quote that is not closed, or one within a field ({error}). A field that has a quote, a line "
-                f'break or a delimiter stands in quotes, and a quote in it is written twice: "she said ""no""".',
+                f"has a quote that is not closed, or a quote within a field ({error}). Enclose a field with a quote, a "
+                f'line break or a delimiter in quotes, and double each quote in it: "she said ""no""".',
             ) from error
         if self.labels:
             self._check_swallowed(rows, header, delimiter, header.index(self.labels))
-        places = [header.index(name) for name in names]
+        positions = [header.index(name) for name in names]
         for line, fields in rows:
-            yield Record(line, tuple(fields[place] for place in places))
+            yield Record(line, tuple(fields[position] for position in positions))
 
     def _delimiter(self, first: str) -> str:
-        """Another delimiter than the ending's, where the first line has the wanted columns by that one alone."""
+        """Return the ending's delimiter, or another one if only that one finds the wanted columns in the first line."""
         usual = "\t" if self._ending == ".tsv" else ","
 
         def has_all(candidate: str) -> bool:
@@ -271,47 +289,47 @@ class Source:
             raise self._at(
                 line,
                 f"has {len(fields)} field{'s' * (len(fields) != 1)}, where the first line has {len(header)}, separated "
-                f"by {DELIMITERS[delimiter]}. A text with the delimiter in it stands in quotes.",
+                f"by {DELIMITERS[delimiter]}. Enclose a text that contains the delimiter in quotes.",
             )
 
     def _check_swallowed(
         self, rows: Sequence[tuple[int, list[str]]], header: Sequence[str], delimiter: str, label: int
     ) -> None:
-        """A quote that opens in one row and closes in another makes one text of them all.
+        """Check for rows inside a quoted field, which come from a quote that opens in one row and closes in another.
 
-        A line of prose has a space behind a comma, a row has none.
+        A row is told from a line of prose by its number of fields and its label: prose has a space after a comma.
         """
         usual = {fields[label].strip() for _, fields in rows}
         for line, fields in rows:
             for lines in (field.split("\n") for field in fields if "\n" in field):
-                for behind, inner in enumerate(lines):
-                    inside = inner.rstrip("\r").split(delimiter)
-                    if len(inside) == len(header) and inside[label].strip('"') in usual - {""}:
+                for offset, inner in enumerate(lines):
+                    inner_fields = inner.rstrip("\r").split(delimiter)
+                    if len(inner_fields) == len(header) and inner_fields[label].strip('"') in usual - {""}:
                         raise self._at(
                             line,
-                            f"has a quote that swallows other rows: line {line + behind}, {inner[:60]!r}, looks like a "
-                            f"row of its own. Close the quote, or write a quote that belongs to the text twice.",
+                            f"has a quoted field that contains other rows: line {line + offset}, {inner[:60]!r}, looks "
+                            f"like a row. Close the quote, or double a quote that belongs to the text.",
                         )
 
     def _json_lines(self, text: str) -> Iterator[Record]:
-        """The records of JSON lines: an object in every line that is not blank."""
+        """Parse the records of JSON lines: an object in each line that is not blank."""
         kinds = "an object, or a string," if self._wants_one else "an object"
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise self._at(number, f"is not JSON ({error}). Expected {kinds} in each line.") from error
-            if self._wants_one and isinstance(found, str):
-                yield Record(number, (found,))
-            elif isinstance(found, dict):
-                yield Record(number, tuple(found[name] for name in self._names(list(found), number)))
+            if self._wants_one and isinstance(value, str):
+                yield Record(number, (value,))
+            elif isinstance(value, dict):
+                yield Record(number, tuple(value[name] for name in self._names(list(value), number)))
             else:
-                raise self._at(number, f"is {type(found).__name__}; expected {kinds} in each line.")
+                raise self._at(number, f"is {type(value).__name__}; expected {kinds} in each line.")
 
     def _parquet(self) -> Iterator[Record]:
-        """The records of Parquet."""
+        """Read the records of Parquet."""
         try:
             import pyarrow
             from pyarrow import parquet
@@ -323,12 +341,12 @@ class Source:
             table = parquet.read_table(self.path, columns=names)
             columns = [table.column(name).to_pylist() for name in names]
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self.problem(f"does not read as Parquet ({error}).") from error
+            raise self.problem(f"cannot be read as Parquet ({error}).") from error
         for number, values in enumerate(zip(*columns, strict=True), start=1):
             yield Record(number, values)
 
 
 def listed(values: Sequence[Any]) -> str:
-    """The first values, and how many more there are."""
+    """List the first values, and the number of the others."""
     more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
     return ", ".join(map(str, values[:SHOWN])) + more

@@ -6,7 +6,8 @@ from typing import Any
 import bentoml
 
 from benchmarks.servers.common import BATCH_TEXTS, PATH, classifier
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 
 
 @bentoml.service(workers=int(os.environ.get("BENCHMARK_WORKERS", "1")), logging={"access": {"enabled": False}})
@@ -19,4 +20,5 @@ class Sentiment:
     @bentoml.api(route=PATH, batchable=True, max_batch_size=BATCH_TEXTS)
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
         """The predictions of a batch."""
-        return [prediction(row, self.model.task) for row in self.model.predict(texts)]
+        task = self.model.task
+        return [prediction_json(Prediction.from_outputs(row, task), task) for row in self.model.predict(texts)]

@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request, Response
 
 from benchmarks.servers.common import PATH, classifier
 from handler.body import to_json
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 
 app = FastAPI()
 model = classifier()
@@ -18,5 +19,5 @@ model = classifier()
 async def predict(request: Request) -> Response:
     """The prediction for the text in the body."""
     text = (await request.body()).decode()
-    result = prediction(model.predict([text])[0], model.task)
+    result = prediction_json(Prediction.from_outputs(model.predict([text])[0], model.task), model.task)
     return Response(to_json(result), media_type="application/json")

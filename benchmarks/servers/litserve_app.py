@@ -7,7 +7,8 @@ import litserve
 
 from benchmarks.servers.common import BATCH_DELAY_S, BATCH_TEXTS, PATH, classifier
 from handler.exported import Probabilities
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 
 
 class Sentiment(litserve.LitAPI):  # type: ignore[misc]
@@ -35,7 +36,7 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
 
     def encode_response(self, output: Any) -> dict[str, Any]:
         """The prediction of a text."""
-        return prediction(output, self.model.task)
+        return prediction_json(Prediction.from_outputs(output, self.model.task), self.model.task)
 
 
 if __name__ == "__main__":

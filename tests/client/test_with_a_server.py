@@ -22,7 +22,7 @@ from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
 from tests.paths import CLIENT, MODEL, TOY_TWEETS
-from training.archive import archive
+from training.export.archive import archive
 
 RAISES = b"""
 class Handler:

@@ -10,7 +10,7 @@ from tests.e2e.traffic import NO_ANSWER, Traffic
 from tests.paths import ROOT
 
 LONG: Final = os.environ.get("FAULTS") == "long"
-PAGE: Final = ROOT / "k8s" / "README.md"
+PAGE: Final = ROOT / "docs" / "explanation" / "torchserve.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 ROWS: Final = 22

@@ -27,7 +27,7 @@ from tests.e2e.server_process import READY, Project, Server, run_module
 from tests.e2e.test_metrics import samples_of
 from tests.e2e.traffic import TEXT, wait_until
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 NAME = "a b é?#%|:&"
 """The name of a model."""

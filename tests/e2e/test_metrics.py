@@ -19,7 +19,7 @@ from tests.exposition import DOORS, Samples, documented_metrics, kept_door_sampl
 from tests.k8s.rendered import K8S
 from tests.k8s.rules import metric_names
 from tests.paths import MODEL
-from training.archive import archive
+from training.export.archive import archive
 
 SELECTED = re.compile(r'(\w+)=~?"([^"]*)"')
 """A label matcher in PromQL: the label, and its value or alternatives."""

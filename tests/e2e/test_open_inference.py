@@ -165,7 +165,7 @@ def test_an_error_reaches_the_client_with_its_message(client: triton.InferenceSe
 def test_numbers_are_refused(client: triton.InferenceServerClient) -> None:
     numbers = triton.InferInput("text", [1], "FP32")
     numbers.set_data_from_numpy(np.array([1], dtype=np.float32))
-    with pytest.raises(InferenceServerException, match="another datatype than BYTES"):
+    with pytest.raises(InferenceServerException, match="datatype of the input `text` is not BYTES"):
         client.infer("sentiment", [numbers])
 
 

@@ -21,7 +21,7 @@ from tests.door.stub import Client, request
 from tests.e2e import grpc_calls
 from tests.e2e.server_process import BATCH, Server
 from tests.paths import MODEL
-from training.archive import archive
+from training.export.archive import archive
 
 TEXT = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}

@@ -1,9 +1,10 @@
-"""Batches: every request gets its own answer or its own error, whatever its neighbours are."""
+"""Batches: every request gets its own reply, independent of the other requests of the batch."""
 
 import json
 import logging
 import math
 import re
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -13,11 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler import batch, reply
-from handler.classifier import Explanation, TextClassifier
+from handler.batch import TokenizedRequest
+from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
-from handler.reply import Model
+from handler.prediction import Explanation, Prediction
+from handler.reply import Model, Reply
+from handler.request import read_request
 from handler.task import Task
+from handler.tokens import TokenizedText
 from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
@@ -32,9 +37,12 @@ Row = tuple[dict[str, object], dict[str, str]]
 def answer(
     rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS
 ) -> list[tuple[HTTPStatus, Any]]:
-    jobs = batch.read(rows, limits)
-    batch.infer(jobs, classifier, limits)
-    return [(reply.status, json.loads(reply.body)) for reply in batch.write(jobs, model(classifier), limits)]
+    return [(reply.status, json.loads(reply.body)) for reply in replies_to(rows, classifier, limits)]
+
+
+def replies_to(rows: list[Row], classifier: TextClassifier, limits: Limits = DEFAULT_LIMITS) -> list[Reply]:
+    results, _ = batch.infer(batch.read(rows, limits), classifier, limits)
+    return batch.write(results, model(classifier), limits)
 
 
 def model(classifier: TextClassifier, card: dict[str, str] = CARD) -> Model:
@@ -53,7 +61,7 @@ def as_json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def test_every_form_gets_the_reply_of_its_form(classifier: TextClassifier) -> None:
+def test_every_form_of_request_gets_the_reply_of_its_form(classifier: TextClassifier) -> None:
     rows = [text_row("a b"), json_row({"text": "a b"}), json_row(["a b", "c"]), json_row({"instances": ["a b"]})]
     [single, as_object, as_list, as_instances] = [body for _, body in answer(rows, classifier)]
     assert set(single) == {"label", "score", "scores"}
@@ -65,7 +73,7 @@ def test_every_form_gets_the_reply_of_its_form(classifier: TextClassifier) -> No
     assert as_instances["predictions"][0]["scores"] == pytest.approx(single["scores"], abs=1e-5)
 
 
-def test_empty_lists_have_empty_answers(classifier: TextClassifier) -> None:
+def test_empty_lists_get_empty_lists(classifier: TextClassifier) -> None:
     assert answer([json_row([]), json_row({"instances": []})], classifier) == [
         (HTTPStatus.OK, []),
         (HTTPStatus.OK, {"predictions": []}),
@@ -96,7 +104,7 @@ def test_one_malformed_request_leaves_its_neighbours_alone(classifier: TextClass
             assert body["code"] == status.value
 
 
-def test_a_large_request_is_refused_and_its_small_neighbours_answered_if_a_batch_is_too_much(
+def test_if_a_batch_exceeds_a_limit_the_large_request_is_refused_and_the_small_requests_are_answered(
     classifier: TextClassifier,
 ) -> None:
     limits = Limits(max_batch_characters=100)
@@ -109,10 +117,10 @@ def explained_row(text: bytes) -> Row:
     return {"body": text}, TEXT | {"explain": "True"}
 
 
-def test_more_work_than_the_limit_is_refused_and_the_rest_answered(classifier: TextClassifier) -> None:
-    """Symbols have a token each: characters alone would not bound how long a batch takes."""
+def test_work_above_the_limit_is_refused_and_other_requests_are_answered(classifier: TextClassifier) -> None:
+    """A symbol is a token, so a limit of characters alone would not bound the time for a batch."""
     few, many, too_many = (text_row(text) for text in ("late again", "!?" * 8, "!?" * 10))
-    limits = Limits(max_token_reads=round(19 * 2.2))  # a token of a text that is read alone
+    limits = Limits(max_token_reads=round(19 * 2.2))  # the cost of a token in a text with a forward pass of its own
     replies = answer([few, many, few], classifier, limits)
     assert [status.value for status, _ in replies] == [200, 503, 200]
     assert replies[1][1]["type"] == "OverloadedError"
@@ -121,40 +129,43 @@ def test_more_work_than_the_limit_is_refused_and_the_rest_answered(classifier: T
     assert "more than 42 token reads" in body["message"]
 
 
-class CountedTexts:
-    """A classifier that notes the texts that it tokenizes."""
+class Delegate:
+    """A classifier that behaves like another classifier. Subclasses override some of its methods."""
 
     def __init__(self, classifier: TextClassifier) -> None:
         self._classifier = classifier
-        self.task = classifier.task
-        self.networks = classifier.networks
         self.tokenized: list[str] = []
+        """The texts that were tokenized."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._classifier, name)
 
     def ids(self, text: str) -> list[int]:
         self.tokenized.append(text)
         return self._classifier.ids(text)
 
-    def probabilities(self, ids: Any) -> Any:
-        return self._classifier.probabilities(ids)
+    def tokenize(self, text: str) -> TokenizedText:
+        self.tokenized.append(text)
+        return self._classifier.tokenize(text)
 
 
-def test_the_tokenizer_stops_where_a_request_is_refused(classifier: TextClassifier) -> None:
-    counted: Any = CountedTexts(classifier)
+def test_the_tokenizer_stops_when_a_request_is_refused(classifier: TextClassifier) -> None:
+    counted: Any = Delegate(classifier)
     [(status, _)] = answer([json_row(["!?" * 10] * 100)], counted, Limits(max_token_reads=44))
     assert status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     assert len(counted.tokenized) == 2
 
 
-def test_the_tokenizer_stops_where_refused_requests_have_taken_its_time(classifier: TextClassifier) -> None:
-    counted: Any = CountedTexts(classifier)
+def test_the_tokenizer_stops_when_refused_requests_have_used_its_time(classifier: TextClassifier) -> None:
+    counted: Any = Delegate(classifier)
     many, few = text_row("!?" * 10), text_row("late again")
     replies = answer([many, few, many, many, many, many, few], counted, Limits(max_token_reads=42))
     assert [status.value for status, _ in replies] == [413, 200, 413, 413, 413, 503, 200]
     assert len(counted.tokenized) == 6
 
 
-def test_a_text_that_is_explained_is_read_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
-    """Many of them in one batch would make the worker look hung."""
+def test_the_limit_counts_an_explained_text_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
+    """A batch with many explanations would take longer than the response timeout."""
     tokens = len(classifier.ids("great flight today"))
     explained = explained_row(b"great flight today")
     token_reads = 2.2 * tokens + cost([tokens] * (tokens + 1))
@@ -166,7 +177,7 @@ def test_a_text_that_is_explained_is_read_once_more_for_each_of_its_tokens(class
     assert [status.value for status, _ in replies] == [200, 503, 200]
 
 
-def test_any_text_of_a_tweets_length_can_be_explained(served: TextClassifier) -> None:
+def test_any_text_with_the_length_of_a_tweet_can_be_explained(served: TextClassifier) -> None:
     assert answer([explained_row(b"!?" * 140)], served)[0][0] is HTTPStatus.OK
 
 
@@ -177,64 +188,56 @@ PROSE = ("The airline cancelled our flight without telling anybody, and nobody a
 def test_a_thousand_tweets_and_the_longest_texts_are_within_the_limits(
     classifier: TextClassifier, texts: list[str]
 ) -> None:
-    assert [job.error for job in tokenized([json_row(texts)], classifier)] == [None]
+    tokenization = batch._Tokenization(classifier, DEFAULT_LIMITS)
+    [result] = batch._smallest_first(batch.read([json_row(texts)], DEFAULT_LIMITS), tokenization)
+    assert isinstance(result, TokenizedRequest)
 
 
 ATTACK = ["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(12_020))] * 10
-"""694 kB with 79,810 tokens. spaCy's own tokenizer hashes the rest of the word for each symbol that it strips."""
+"""Texts of 694 kB with 79,810 tokens. spaCy's tokenizer would hash the rest of the word for each symbol."""
 
 
-def test_a_batch_of_the_largest_requests_does_the_work_of_one(served: TextClassifier) -> None:
-    """As many as TorchServe hands over at once. One that is refused leaves room for its neighbours."""
+def test_a_batch_of_the_largest_requests_has_the_work_of_one_request(served: TextClassifier) -> None:
+    """The batch has as many requests as TorchServe hands over. A refused request leaves the limit to other requests."""
     for texts in (ATTACK, ["()" * 10_000] * 10, ["!?" * 35] * 1_000):
         neighbour = text_row("late again")
-        jobs = tokenized([json_row(texts), neighbour, *[json_row(texts)] * 14], served)
-        assert jobs[1].error is None
-        admitted = [[len(ids) for ids in job.ids] for job in jobs if job.error is None]
+        rows = [json_row(texts), neighbour, *[json_row(texts)] * 14]
+        tokenization = batch._Tokenization(served, DEFAULT_LIMITS)
+        results = batch._smallest_first(batch.read(rows, DEFAULT_LIMITS), tokenization)
+        assert isinstance(results[1], TokenizedRequest)
+        admitted = [[len(ids) for ids in each.ids] for each in results if isinstance(each, TokenizedRequest)]
         assert sum(map(cost, admitted)) <= DEFAULT_LIMITS.max_token_reads
-        made = sum(len(ids) for job in jobs for ids in job.ids)
-        assert made <= 2 * (DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters)
-
-
-def tokenized(rows: list[Row], classifier: TextClassifier) -> list[batch.Job]:
-    """Requests read and tokenized, without the network's pass."""
-    jobs = batch.read(rows, DEFAULT_LIMITS)
-    batch._tokenize(jobs, classifier, DEFAULT_LIMITS.max_token_reads)
-    return jobs
+        assert tokenization.tokens <= 2 * (DEFAULT_LIMITS.max_token_reads + DEFAULT_LIMITS.max_text_characters)
 
 
 LABELS = tuple(f"label {number:019}" for number in range(400))
 
 
-class ManyLabels:
-    """The classifier with other labels, which share the probability of its own."""
+class ManyLabels(Delegate):
+    """The classifier with other labels, which share the probability of its own labels."""
 
     def __init__(self, classifier: TextClassifier, labels: tuple[str, ...] = LABELS) -> None:
-        self._classifier = classifier
+        super().__init__(classifier)
         self.task = Task(labels)
-        self.networks = classifier.networks
-        self.texts = 0
-        """That were tokenized."""
-
-    def ids(self, text: str) -> list[int]:
-        self.texts += 1
-        return self._classifier.ids(text)
 
     def probabilities(self, ids: list[list[int]]) -> Any:
         rows = self._classifier.probabilities(ids)
         return np.resize(rows, (len(ids), self.task.outputs)) / self.task.outputs
 
-    def explain(self, text: str) -> Explanation:
-        return self._classifier.explain(text)
+    def explain(self, text: TokenizedText, prediction: Prediction) -> Explanation:
+        outputs = np.resize(prediction.outputs, self._classifier.task.outputs)
+        return self._classifier.explain(text, replace(prediction, outputs=tuple(outputs.tolist())))
 
 
-def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed(classifier: TextClassifier) -> None:
+def test_a_request_with_a_reply_too_large_for_torchserve_is_refused_before_the_tokenizer(
+    classifier: TextClassifier,
+) -> None:
     labelled: Any = ManyLabels(classifier)
     many = as_json(["late"] * 1_000)
     for headers in (JSON, JSON | {"explain": "True"}):
         [(status, refused)] = answer([({"body": many}, headers)], labelled)
         assert (status.value, refused["type"]) == (413, "TooLargeError")
-        assert labelled.texts == 0
+        assert labelled.tokenized == []
         assert "1000 texts" in refused["message"]
     [(_, refused)] = answer([({"body": many}, JSON)], labelled)
     [fitting] = map(int, re.findall(r"enough for (\d+) such texts", refused["message"]))
@@ -243,15 +246,13 @@ def test_a_reply_that_torchserve_would_not_read_is_refused_before_it_is_computed
     assert (status.value, len(predictions)) == (200, fitting)
 
 
-def test_replies_that_are_too_much_together_are_left_for_later_batches(classifier: TextClassifier) -> None:
+def test_requests_whose_replies_are_too_large_together_get_503(classifier: TextClassifier) -> None:
     labelled: Any = ManyLabels(classifier)
     rows = [json_row(["late"] * 100)] * 6 + [text_row("late again")]
-    jobs = batch.read(rows, DEFAULT_LIMITS)
-    batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    replies = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    replies = replies_to(rows, labelled)
     assert [reply.status.value for reply in replies] == [200] * 4 + [503] * 2 + [200]
     assert sum(len(reply.body) for reply in replies) <= DEFAULT_LIMITS.max_batch_reply_bytes
-    assert labelled.texts == 401
+    assert len(labelled.tokenized) == 401
 
 
 anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -268,40 +269,38 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 @example(["İ \u1e9e"], ["é"], True)
 @example(["A B AB A-B"], ["a"], True)
 @example(["aaaa bbbb a a a a"], ["a"], True)
-def test_no_reply_has_more_bytes_than_was_estimated(
+def test_no_reply_has_more_bytes_than_its_estimate(
     classifier: TextClassifier, texts: list[str], labels: list[str], is_explained: bool
 ) -> None:
     labelled: Any = ManyLabels(classifier, tuple(labels))
     headers = JSON | ({"explain": "True"} if is_explained else {})
-    jobs = batch.read([({"body": as_json({"instances": texts})}, headers)], DEFAULT_LIMITS)
-    batch.infer(jobs, labelled, DEFAULT_LIMITS)
-    [written] = batch.write(jobs, model(labelled), DEFAULT_LIMITS)
+    fields: dict[str, object] = {"body": as_json({"instances": texts})}
+    [written] = replies_to([(fields, headers)], labelled)
     assert written.status is HTTPStatus.OK
-    assert jobs[0].request is not None
-    assert len(written.body) <= reply.max_bytes(jobs[0].request, labelled.task, is_explained)
+    request = read_request(fields, headers, DEFAULT_LIMITS)
+    assert len(written.body) <= reply.max_bytes(request, labelled.task, is_explained)
 
 
-def test_nothing_over_the_limit_leaves_a_worker(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even a model's own card."""
+def test_no_worker_sends_a_reply_above_the_limit(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    """The limit also applies to the model's card."""
     limits = Limits(max_batch_reply_bytes=200)
-    jobs = batch.read([({}, {"describe": "True"})], limits)
-    batch.infer(jobs, classifier, limits)
-    [written] = batch.write(jobs, model(classifier, {"card": "a" * 200}), limits)
+    results, _ = batch.infer(batch.read([({}, {"describe": "True"})], limits), classifier, limits)
+    [written] = batch.write(results, model(classifier, {"card": "a" * 200}), limits)
     assert (written.status.value, json.loads(written.body)["type"]) == (500, "InternalError")
     assert "bytes" in caplog.text
 
 
-def test_the_limit_of_a_reply_is_what_torchserve_reads() -> None:
-    """`org.pytorch.serve.util.codec.CodecUtils.readLength`: a reply of as many bytes is read."""
+def test_the_limit_of_replies_is_torchserves_maximum_response_size() -> None:
+    """TorchServe reads replies up to and including this size (`org.pytorch.serve.util.codec.CodecUtils.readLength`)."""
     properties = (ROOT / "config.properties").read_text(encoding="utf-8").splitlines()
     assert f"max_response_size={DEFAULT_LIMITS.max_batch_reply_bytes}" in properties
 
 
-def test_a_request_within_its_own_limit_is_never_too_much_by_itself(classifier: TextClassifier) -> None:
+def test_the_limit_of_a_batch_never_refuses_a_single_request(classifier: TextClassifier) -> None:
     assert answer([text_row("a" * 90)], classifier, Limits(max_batch_characters=10))[0][0] is HTTPStatus.OK
 
 
-def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
+def test_a_batch_may_have_requests_of_all_kinds(classifier: TextClassifier) -> None:
     rows: list[Row] = [
         text_row("great flight"),
         ({"body": b"great flight"}, TEXT | {"explain": "True"}),
@@ -316,8 +315,8 @@ def test_kinds_mix_in_one_batch(classifier: TextClassifier) -> None:
     assert too_long[0].value == 413
 
 
-def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
-    """TorchServe hands on every header; with some of its addresses it sets `explain` itself, with some it does not."""
+def test_a_clients_own_header_does_not_request_a_description(classifier: TextClassifier) -> None:
+    """TorchServe forwards every header. It sets `explain` itself for some of its paths, but not for all."""
     described = TEXT | {"describe": "True"}
     for headers in (described, described | {"explain": "False"}):
         [(status, body)] = answer([({"body": b"late again"}, headers)], classifier)
@@ -327,13 +326,12 @@ def test_a_clients_header_describes_nothing(classifier: TextClassifier) -> None:
         assert status is HTTPStatus.BAD_REQUEST
 
 
-class Defective:
-    """The classifier with a defect that one text meets."""
+class Defective(Delegate):
+    """The classifier with a step that fails for one text."""
 
     def __init__(self, classifier: TextClassifier, step: str) -> None:
-        self._classifier, self._step = classifier, step
-        self.task = classifier.task
-        self.networks = classifier.networks
+        super().__init__(classifier)
+        self._step = step
         self._word = "secret"
 
     def ids(self, text: str) -> list[int]:
@@ -348,7 +346,7 @@ class Defective:
 
 
 @pytest.mark.parametrize("step", ["ids", "probabilities"])
-def test_a_defect_fails_its_own_request_and_logs_no_text(
+def test_an_unexpected_error_fails_only_its_own_request_and_logs_no_text(
     classifier: TextClassifier, step: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     defective: Any = Defective(classifier, step)
@@ -363,7 +361,9 @@ def test_a_defect_fails_its_own_request_and_logs_no_text(
 
 @settings(max_examples=100)
 @given(st.lists(st.text() | st.binary(), max_size=6))
-def test_any_bodies_get_an_answer_or_a_contract_error(classifier: TextClassifier, bodies: list[str | bytes]) -> None:
+def test_any_body_gets_a_prediction_or_a_documented_error(
+    classifier: TextClassifier, bodies: list[str | bytes]
+) -> None:
     rows: list[Row] = [
         ({"body": body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")}, headers)
         for body, headers in zip(bodies, [TEXT, JSON, {}] * 2, strict=False)

@@ -1,4 +1,4 @@
-"""Drift: the index by its properties and by hand, the window, and what real texts and other texts make of it."""
+"""Drift: the properties of the index, the window, and the index of texts like and unlike the training data."""
 
 import math
 import random
@@ -38,7 +38,7 @@ OTHER_LANGUAGE = [
 ]
 
 
-def test_the_index_by_hand() -> None:
+def test_the_index_of_a_worked_example() -> None:
     expected = (0.6 - 0.5) * math.log(0.6 / 0.5) + (0.4 - 0.5) * math.log(0.4 / 0.5)
     assert stability_index([50, 50], [6, 4]) == pytest.approx(expected)
     empty = (FLOOR - 0.5) * math.log(FLOOR / 0.5)
@@ -46,34 +46,34 @@ def test_the_index_by_hand() -> None:
 
 
 @given(COUNTS, st.integers(1, 50))
-def test_it_is_0_for_the_same_distribution(counts: list[int], times: int) -> None:
+def test_the_index_is_0_for_equal_distributions(counts: list[int], times: int) -> None:
     assert stability_index(counts, [times * count for count in counts]) == pytest.approx(0, abs=1e-12)
 
 
 @given(PAIRS)
-def test_it_is_never_negative_and_the_same_the_other_way_round(pairs: list[tuple[int, int]]) -> None:
+def test_the_index_is_symmetric_and_never_negative(pairs: list[tuple[int, int]]) -> None:
     expected, actual = zip(*pairs, strict=True)
     assert 0 <= stability_index(expected, actual) < math.inf
     assert stability_index(expected, actual) == pytest.approx(stability_index(actual, expected))
 
 
 @given(COUNTS, st.data())
-def test_it_grows_as_texts_move_from_one_bucket_to_another(counts: list[int], data: st.DataObject) -> None:
+def test_the_index_grows_as_texts_move_from_one_bucket_to_another(counts: list[int], data: st.DataObject) -> None:
     source = data.draw(st.sampled_from([index for index, count in enumerate(counts) if count]))
     target = data.draw(st.sampled_from([index for index in range(len(counts)) if index != source]))
-    found = []
+    indexes = []
     for share in range(11):
         actual = [10 * count for count in counts]
         moved = share * counts[source]
         actual[source] -= moved
         actual[target] += moved
-        found.append(stability_index(counts, actual))
-    assert found == pytest.approx(list(accumulate(found, max)))
-    assert found[-1] > 0 or counts[source] / sum(counts) <= FLOOR
+        indexes.append(stability_index(counts, actual))
+    assert indexes == pytest.approx(list(accumulate(indexes, max)))
+    assert indexes[-1] > 0 or counts[source] / sum(counts) <= FLOOR
 
 
 @given(st.lists(st.tuples(st.sampled_from(["no", "yes"]), st.integers(1, 20), st.integers(0, 20)), max_size=60))
-def test_a_window_holds_the_last_texts(texts: list[tuple[str, int, int]]) -> None:
+def test_a_window_has_the_last_texts(texts: list[tuple[str, int, int]]) -> None:
     drift = Drift(REFERENCE, window_texts=20)
     for number, (label, tokens, unknown) in enumerate(texts, start=1):
         drift.add(label, tokens, min(unknown, tokens))
@@ -83,9 +83,9 @@ def test_a_window_holds_the_last_texts(texts: list[tuple[str, int, int]]) -> Non
             continue
         lengths = Distribution.of([tokens for _, tokens, _ in last], REFERENCE.tokens.bounds)
         shares = [min(unknown, tokens) / tokens for _, tokens, unknown in last]
-        found = [label for label, _, _ in last]
+        labels = [label for label, _, _ in last]
         assert drift.indexes() == {
-            "labels": stability_index([50, 50], [found.count("no"), found.count("yes")]),
+            "labels": stability_index([50, 50], [labels.count("no"), labels.count("yes")]),
             "tokens": stability_index(REFERENCE.tokens.counts, lengths.counts),
             "unknown_tokens": stability_index(
                 REFERENCE.unknown_tokens.counts, Distribution.of(shares, REFERENCE.unknown_tokens.bounds).counts
@@ -106,11 +106,11 @@ def indexes_of(classifier: TextClassifier, texts: list[str]) -> dict[str, float]
     return drift.indexes()
 
 
-def test_tweets_like_those_of_training_do_not_drift(served: TextClassifier, real_tweets: pd.DataFrame) -> None:
+def test_tweets_like_the_training_data_show_no_drift(served: TextClassifier, real_tweets: pd.DataFrame) -> None:
     texts = list(real_tweets.loc[real_tweets["split"] == "validation", "text"])
-    found = indexes_of(served, random.Random(0).sample(texts, WINDOW_TEXTS))
-    assert found.keys() == {"labels", "tokens", "unknown_tokens"}
-    assert max(found.values()) < SOME, found
+    indexes = indexes_of(served, random.Random(0).sample(texts, WINDOW_TEXTS))
+    assert indexes.keys() == {"labels", "tokens", "unknown_tokens"}
+    assert max(indexes.values()) < SOME, indexes
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_tweets_like_those_of_training_do_not_drift(served: TextClassifier, real
     ],
     ids=["another language", "very short", "very long"],
 )
-def test_other_texts_do(served: TextClassifier, texts: list[str], features: set[str]) -> None:
-    found = indexes_of(served, texts * (WINDOW_TEXTS // len(texts)))
-    assert {feature for feature, index in found.items() if index > MUCH} >= features, found
+def test_other_texts_show_drift(served: TextClassifier, texts: list[str], features: set[str]) -> None:
+    indexes = indexes_of(served, texts * (WINDOW_TEXTS // len(texts)))
+    assert {feature for feature, index in indexes.items() if index > MUCH} >= features, indexes

@@ -1,4 +1,4 @@
-"""The engine: its file is refused, by name, when something is wrong with it; its memory is flat."""
+"""The engine: an error names a damaged file, and its memory usage does not grow."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ from tests.paths import MODEL, ROOT
 
 
 def other_model(folder: Path) -> None:
-    """The graph stays; what describes it says that there are two labels."""
+    """Change the description of the model to two labels, and keep its graph."""
     path = folder / exported.CONFIG_FILE
     config = path.read_text().replace('"neutral",', "").replace("50,\n   3", "50,\n   2")
     path.write_text(config)
@@ -38,7 +38,9 @@ def other_model(folder: Path) -> None:
         (lambda folder: (folder / exported.VOCABULARY_FILE).write_text('["a"]'), "the vocabulary has 1 entries"),
     ],
 )
-def test_damage_is_named(unpacked: Path, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_an_error_names_the_damaged_file(
+    unpacked: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
     folder = Path(shutil.copytree(unpacked, tmp_path / "model"))
     damage(folder)
     with pytest.raises(ExportedModelError, match=message):
@@ -50,7 +52,7 @@ def test_an_exported_model_is_not_an_archive() -> None:
         TextClassifier.load_archived(MODEL, threads=1)
 
 
-def test_threads_change_no_answer(unpacked: Path, served: TextClassifier) -> None:
+def test_the_number_of_threads_changes_no_probability(unpacked: Path, served: TextClassifier) -> None:
     texts = ["late again", "thank you " * 50]
     with_two = TextClassifier.load_archived(unpacked, threads=2).predict(texts)
     assert abs(with_two - served.predict(texts)).max() < 1e-5
@@ -74,8 +76,8 @@ for last in (20_000, 200_000):
 FLAT_MEGABYTES = 15
 
 
-def test_memory_is_flat_whatever_the_words_and_lengths(unpacked: Path) -> None:
-    """In a process of its own, as another's memory moves for other reasons."""
+def test_memory_does_not_grow_with_new_words_and_lengths(unpacked: Path) -> None:
+    """Measure in a separate process, because the memory of the test process changes for other reasons."""
     command = [sys.executable, "-c", MEMORY, str(unpacked)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     before, after = map(float, result.stdout.split())
@@ -83,7 +85,7 @@ def test_memory_is_flat_whatever_the_words_and_lengths(unpacked: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "4,2", "many"])
-def test_a_number_of_threads_that_is_none_is_named(value: str) -> None:
+def test_an_error_names_an_invalid_number_of_threads(value: str) -> None:
     with pytest.raises(ValueError, match=f"OMP_NUM_THREADS must be a whole number above 0, not '{value}'"):
         whole_number(THREADS_VARIABLE, 1, {THREADS_VARIABLE: value})
     assert whole_number(THREADS_VARIABLE, 1, {THREADS_VARIABLE: ""}) == 1

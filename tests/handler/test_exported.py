@@ -1,4 +1,4 @@
-"""The exported model's folder: read back as written, and refused, by name, when something is wrong with it."""
+"""The folder of an exported model: a written model is read back unchanged, and an error names a damaged file."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, toy_run: Path) -> Path:
     return Path(shutil.copytree(toy_run / "model", tmp_path / "model"))
 
 
-def test_what_is_written_is_read_back(folder: Path, tmp_path: Path) -> None:
+def test_a_written_model_is_read_back_unchanged(folder: Path, tmp_path: Path) -> None:
     model = exported.read(folder)
     exported.write(model, tmp_path / "again")
     again = exported.read(tmp_path / "again")
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(folder: Path, tmp_path: Path) -> None:
     assert exported.identity(folder) == exported.identity(tmp_path / "again")
 
 
-def test_who_may_read_one_file_may_read_all(folder: Path, tmp_path: Path) -> None:
+def test_all_files_have_the_same_permissions(folder: Path, tmp_path: Path) -> None:
     exported.write(exported.read(folder), tmp_path / "again")
     assert len({path.stat().st_mode for path in (tmp_path / "again").iterdir()}) == 1
 
@@ -76,7 +76,7 @@ def change_network(**changes: object) -> Callable[[Path], None]:
 
 
 def change_reference(**changes: object) -> Callable[[Path], None]:
-    """Change the card's `reference`; `...` takes a key out."""
+    """Change the card's `reference`. The value `...` removes a key."""
 
     def change(folder: Path) -> None:
         path = folder / "card.json"
@@ -105,7 +105,7 @@ def change_reference(**changes: object) -> Callable[[Path], None]:
         (change_reference(tokens={"bounds": [1], "counts": [36, 1]}), "expected the same texts"),
     ],
 )
-def test_a_wrong_reference_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_an_error_names_an_invalid_reference(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(ExportedModelError, match=f"card.json: .*{message}"):
         exported.read(folder)
@@ -120,7 +120,7 @@ def test_a_model_without_a_reference_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pooled", [None, 20, 72, 100, 1_440])
-def test_seen_tokens_are_those_of_the_longest_text_that_is_pooled_from_its_beginning(pooled: int | None) -> None:
+def test_seen_tokens_is_the_length_of_the_longest_text_that_is_pooled_from_its_beginning(pooled: int | None) -> None:
     config = replace(exported.read_description(MODEL).config.network, pooled_tokens=pooled)
     for length in range(1, 1_600):
         assert (length > config.seen_tokens) == (config.pooling_start(length) > 0), length
@@ -161,13 +161,13 @@ def test_seen_tokens_are_those_of_the_longest_text_that_is_pooled_from_its_begin
         ),
     ],
 )
-def test_damage_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_an_error_names_the_damaged_file(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(ExportedModelError, match=message):
         exported.read(folder)
 
 
-def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
+def test_an_error_names_weights_of_a_wrong_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     change_config(network=config["network"] | {"hidden_size": 99})(folder)
     with pytest.raises(ExportedModelError, match=r"tensor lstm.0.\w+ has the shape"):
@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
 
 
 def test_the_format_is_documented() -> None:
-    text = (ROOT / "model_store" / "README.md").read_text()
+    text = (ROOT / "docs" / "reference" / "model-format.md").read_text()
     model = exported.read(MODEL)
     config = json.loads((MODEL / "config.json").read_text())
     card = json.loads((MODEL / "card.json").read_text())

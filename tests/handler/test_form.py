@@ -1,4 +1,4 @@
-"""Forms, as the door passes them on: the field's text to the letter, or a refusal, in little time."""
+"""Forms that the door passes on: the exact text of the field or an error, in linear time."""
 
 import logging
 import re
@@ -28,7 +28,7 @@ URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=Xy-Z"
 LARGEST_BODY = 2_500_000
 SECONDS = 0.25
-"""Of processor time, for any form. The worst takes a tenth of it, a JSON list of the same length as long."""
+"""Maximum CPU time for any form. The slowest form takes a tenth of it, like a JSON list of the same length."""
 
 
 def through_the_door(body: bytes, content_type: str, limits: Limits = LIMITS) -> Request:
@@ -67,12 +67,12 @@ def multipart(*parts: bytes) -> bytes:
         (b"a;b", "a;b"),
     ],
 )
-def test_an_urlencoded_field_is_the_text_to_the_letter(name: str, value: bytes, expected: str) -> None:
+def test_an_urlencoded_field_is_the_exact_text(name: str, value: bytes, expected: str) -> None:
     body = b"other=%&&" + name.encode() + b"=" + value + b"&=1&x&Text=2"
     assert through_the_door(body, URLENCODED) == Request((expected,), Form.SINGLE)
 
 
-def test_an_encoded_name_is_the_name() -> None:
+def test_the_name_of_a_field_may_be_percent_encoded() -> None:
     assert through_the_door(b"%74%65%78%74=late", URLENCODED).texts == ("late",)
     with pytest.raises(WrongShapeError, match="more than one"):
         through_the_door(b"%74%65%78%74=late&text=early", URLENCODED)
@@ -83,7 +83,7 @@ def test_an_encoded_name_is_the_name() -> None:
     st.booleans(),
 )
 @example([("text", "+ %2B%25 ✈")], True)
-def test_the_standard_library_reads_the_same_from_an_urlencoded_form(pairs: list[tuple[str, str]], plus: bool) -> None:
+def test_an_urlencoded_form_is_read_like_by_the_standard_library(pairs: list[tuple[str, str]], plus: bool) -> None:
     encoded = urlencode(pairs, errors="surrogatepass", quote_via=quote_plus)
     body = (encoded if plus else encoded.replace("+", "%20")).encode()
     expected = [value for name, value in parse_qsl(body.decode(), keep_blank_values=True) if name in ("text", "data")]
@@ -102,14 +102,14 @@ def test_the_standard_library_reads_the_same_from_an_urlencoded_form(pairs: list
     "value",
     ["late", "late\r\nagain\r\n", "--Xy-", "\r\n--Xy", "✈ %41+1", "\r\n", "-" * 40, '{"text": "a"}', "\r--Xy-Z"],
 )
-def test_a_multipart_field_is_the_text_to_the_letter(name: str, value: str) -> None:
+def test_a_multipart_field_is_the_exact_text(name: str, value: str) -> None:
     text = f"a{value}b"
     body = multipart(part("other", b"\xff\x00"), part(name, text.encode()), part("file", b"", "X: y"))
     assert through_the_door(body, MULTIPART) == Request((text,), Form.SINGLE)
 
 
 @given(st.text("\r\n-XyZ ", max_size=30))
-def test_a_text_that_looks_like_a_boundary_is_the_text(value: str) -> None:
+def test_a_text_may_look_like_a_boundary(value: str) -> None:
     text = f"a{value.replace('--Xy-Z', '')}b"
     assume("--Xy-Z" not in text)
     assert through_the_door(multipart(part("text", text.encode())), MULTIPART).texts == (text,)
@@ -129,14 +129,14 @@ def test_a_text_that_looks_like_a_boundary_is_the_text(value: str) -> None:
         ('Content-Disposition: form-data; name="text"\r\nEmpty:', MULTIPART),
     ],
 )
-def test_parts_as_clients_write_them(head: str, content_type: str) -> None:
+def test_parts_in_the_form_of_common_clients(head: str, content_type: str) -> None:
     body = b"--Xy-Z\r\n" + head.encode() + b"\r\n\r\nlate\r\n" + END
     for before, after in ((b"", b""), (b"\r\n", b"an epilogue")):
         assert through_the_door(before + body + after, content_type).texts == ("late",)
 
 
 @given(st.text(min_size=1, max_size=40).filter(lambda text: text.replace("\ufeff", "").strip()), st.booleans())
-def test_a_form_that_a_library_makes_is_read(text: str, is_file: bool) -> None:
+def test_a_form_from_a_client_library_is_read(text: str, is_file: bool) -> None:
     value = (None if not is_file else "tweet.txt", text.encode())
     for options in ({"files": {"text": value, "x": (None, b"y")}}, {"data": {"text": text.encode(), "x": "y"}}):
         request = requests.Request("POST", "http://localhost", **options).prepare()
@@ -222,7 +222,7 @@ WRONG: dict[str, tuple[bytes, str, type[RequestError], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_form_is_told_what_is_wrong_with_it(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_for_an_invalid_form_names_the_fault(name: str, caplog: pytest.LogCaptureFixture) -> None:
     body, content_type, error, message = WRONG[name]
     with pytest.raises(RequestError) as caught, caplog.at_level(logging.DEBUG):
         through_the_door(body, content_type)
@@ -231,12 +231,12 @@ def test_a_wrong_form_is_told_what_is_wrong_with_it(name: str, caplog: pytest.Lo
     assert not caplog.text, "a form's parser quotes what was sent"
 
 
-def test_as_many_fields_as_are_allowed_are_read() -> None:
+def test_the_maximum_number_of_fields_is_read() -> None:
     assert through_the_door(b"a&" * 999 + b"text=late", URLENCODED).texts == ("late",)
     assert through_the_door(multipart(*[part("a", b"b")] * 999, part("text", b"late")), MULTIPART).texts == ("late",)
 
 
-def test_the_longest_text_is_read_however_it_is_encoded() -> None:
+def test_the_longest_text_is_read_in_every_encoding() -> None:
     limits = Limits()
     text = "\U0001f600" * limits.max_text_characters
     marks = "%EF%BB%BF" * 100_000
@@ -246,7 +246,7 @@ def test_the_longest_text_is_read_however_it_is_encoded() -> None:
 
 
 def long(piece: bytes, before: bytes = b"", after: bytes = b"") -> Callable[[], bytes]:
-    """A body of the largest length, of such pieces."""
+    """Return a function that builds a body of the maximum length by repeating a piece."""
     return lambda: before + piece * ((LARGEST_BODY - len(before + after)) // len(piece)) + after
 
 
@@ -286,7 +286,7 @@ LONG: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_no_form_takes_long(name: str) -> None:
+def test_no_form_takes_longer_than_the_limit(name: str) -> None:
     make, content_type = LONG[name]
     body = make()
     started = time.process_time()
@@ -332,7 +332,7 @@ def test_any_form_is_read_or_refused(body: bytes, content_type: str) -> None:
         assert content_type is URLENCODED or text.encode() in body
 
 
-def test_a_form_that_is_sent_as_text_is_text() -> None:
+def test_a_form_with_the_content_type_of_a_text_is_a_text() -> None:
     assert through_the_door(b"text=late", "text/plain").texts == ("text=late",)
     assert through_the_door(b"text=late", "").texts == ("text=late",)
     assert form.MAX_FIELDS == 1_000

@@ -1,4 +1,4 @@
-"""spaCy's tokenizer in linear time, held against spaCy's own in its languages."""
+"""The tokenizer in linear time: its tokens equal the tokens of spaCy's tokenizer in all of spaCy's languages."""
 
 import pkgutil
 import re
@@ -69,29 +69,29 @@ def check(language: str, text: str) -> None:
 
 @st.composite
 def texts(draw: st.DrawFn, special_cases: list[str]) -> str:
-    """Texts of few kinds of parts, so that these meet again and again, and long runs of some."""
+    """Draw texts from few kinds of parts, so that all combinations occur, and so do long runs of a part."""
     part = st.sampled_from(AFFIXES) | st.sampled_from(special_cases) | st.sampled_from(SPACES) | st.text(max_size=3)
     parts = draw(st.lists(part, min_size=1, max_size=5))
     runs = st.tuples(st.sampled_from(parts), st.sampled_from([1, 1, 1, 2, 3, 9, 70]))
-    return "".join(one * times for one, times in draw(st.lists(runs, max_size=12)))
+    return "".join(run * times for run, times in draw(st.lists(runs, max_size=12)))
 
 
 @settings(max_examples=800)
 @given(st.data())
-def test_tokens_are_spacys_for_any_text(data: st.DataObject) -> None:
+def test_tokens_of_any_text_equal_spacys_tokens(data: st.DataObject) -> None:
     check("en", data.draw(texts(list(spacys("en").rules))))
 
 
 @pytest.mark.parametrize("language", ["de", "fr", "hu", "ru", "tr", "bn", "ca", "it", "pl", "ro", "sv"])
 @settings(max_examples=40)
 @given(data=st.data())
-def test_tokens_are_spacys_in_other_languages(language: str, data: st.DataObject) -> None:
+def test_tokens_equal_spacys_tokens_in_other_languages(language: str, data: st.DataObject) -> None:
     check(language, data.draw(texts(list(spacys(language).rules))))
 
 
 @pytest.mark.parametrize("affix", [*"()[]\"'!?.,;:…—", "..", "😀", "km", "$", "°C.", "'s", "US$", "……"])
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 10, 11, 16, 17, 40, 300])
-def test_runs_of_affixes_are_split_as_spacy_splits_them(affix: str, count: int) -> None:
+def test_runs_of_affixes_are_split_like_by_spacy(affix: str, count: int) -> None:
     for text in (
         affix * count,
         "a" + affix * count,
@@ -138,14 +138,14 @@ EMOTICONS = [
 @example("to new york :) :( or")
 @example("xx a b")
 @example("renew york. :) :(")
-def test_special_cases_are_found_as_spacy_finds_them(text: str) -> None:
-    """spaCy looks for emoticons in the whole text, so the tokens of a word may depend on the next word's."""
+def test_special_cases_are_found_like_by_spacy(text: str) -> None:
+    """The tokens of a word may depend on the next word, as spaCy searches for emoticons in the whole text."""
     check("en", text)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_affixes_are_no_longer_than_where_they_are_looked_for(language: str) -> None:
-    """Otherwise the tokens of long words would not be spaCy's."""
+def test_no_affix_is_longer_than_the_searched_part_of_a_word(language: str) -> None:
+    """With longer affixes, the tokens of long words would differ from spaCy's tokens."""
     defaults: Any = spacy.util.get_lang_class(language).Defaults
     affixes = [piece for piece in (*(defaults.prefixes or ()), *(defaults.suffixes or ())) if piece.strip()]
     characters = LONG_AFFIX_CHARACTERS if language in LONG_AFFIXES else AFFIX_CHARACTERS
@@ -153,9 +153,13 @@ def test_affixes_are_no_longer_than_where_they_are_looked_for(language: str) -> 
         parsed = parse(piece)
         assert str(parsed.data[0][0]) != "BRANCH", f"{piece}: only the first alternative would be anchored"
         assert all(width <= CONTEXT_CHARACTERS for width in context_widths(parsed)), piece
-        if piece != r"\.\.+" and not (language == "hu" and len(piece) > 400):  # a slip: a class without its brackets
+        if piece != r"\.\.+" and not (
+            language == "hu" and len(piece) > 400
+        ):  # an error in spaCy's pattern: a character class without brackets
             assert parsed.getwidth()[1] <= characters or language in LONG_AFFIXES, piece
-    slow = [piece[:40] for piece in defaults.infixes or () if piece.strip() and reads_on_in_vain(parse(piece))]
+    slow = [
+        piece[:40] for piece in defaults.infixes or () if piece.strip() and searches_in_quadratic_time(parse(piece))
+    ]
     assert not slow or language in SLOW_INFIXES, slow
 
 
@@ -164,15 +168,17 @@ def parse(pattern: str) -> Any:
 
 
 def context_widths(parsed: Any) -> Iterator[int]:
-    """The widths of what a pattern looks at beside its match."""
+    """Yield the number of characters before and after its match that a pattern examines."""
     for operation, argument in parsed.data:
         if str(operation) in ("ASSERT", "ASSERT_NOT"):
             yield argument[1].getwidth()[1]
 
 
-def reads_on_in_vain(parsed: Any) -> bool:
-    """Whether a pattern begins with a part of any length that another must follow: its search may read the rest of a
-    word from each position."""
+def searches_in_quadratic_time(parsed: Any) -> bool:
+    """Return whether a pattern begins with a part of any length that another part must follow.
+
+    The search for such a pattern may read the rest of a word from each position.
+    """
     operation, argument = parsed.data[0]
     while str(operation) == "SUBPATTERN":
         operation, argument = argument[-1].data[0]
@@ -180,14 +186,14 @@ def reads_on_in_vain(parsed: Any) -> bool:
 
 
 def parse_parts(parsed: Any) -> Any:
-    """The parts of a pattern, without the parentheses around all of it."""
+    """Return the parts of a pattern without the parentheses around the whole pattern."""
     while len(parsed.data) == 1 and str(parsed.data[0][0]) == "SUBPATTERN":
         parsed = parsed.data[0][1][-1]
     return parsed.data
 
 
 class Counted:
-    """A pattern's function that counts the characters that it is given."""
+    """The function of a pattern. It counts the characters of its arguments."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -227,8 +233,8 @@ PATTERNS = ("_prefix", "_suffix", "_infixes", "_url_match")
         *("a.b", "a ", "((\U00020000 ", "a\n", "x)", ") :( ", "http://a", "can't"),
     ],
 )
-def test_the_patterns_read_a_text_a_bounded_number_of_times(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """spaCy's own tokenizer gives them the rest of a word for each affix: thousands of times its length."""
+def test_each_pattern_reads_a_text_a_bounded_number_of_times(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In spaCy's tokenizer, a pattern reads a word once for each affix: thousands of times the word's length."""
     tokenizer = LinearTokenizer(spacy.blank("en"), ())
     counted = {name: Counted(getattr(tokenizer, name)) for name in PATTERNS}
     for name, count in counted.items():
@@ -248,14 +254,14 @@ URL_PARTS = ("http://", "a", "b.co", ".", ":", "@", "user:word@", "10.0.0.1", "8
 @given(st.lists(st.sampled_from(URL_PARTS), max_size=8).map("".join))
 @example("http://user:word@b.co:80/x")
 @example("a:b:c@d@b.co")
-def test_the_same_urls_are_found(text: str) -> None:
+def test_the_pattern_without_backtracking_finds_the_same_urls(text: str) -> None:
     spacys_own: Any = English.Defaults.url_match
     made = WITHOUT_BACKTRACKING
     assert made.__self__.pattern != spacys_own.__self__.pattern, "spaCy's pattern is another than the one made faster"
     assert bool(made(text)) == bool(spacys_own(text))
 
 
-def test_rules_of_a_learners_own_may_have_longer_affixes() -> None:
+def test_the_rules_of_a_learner_may_have_longer_affixes() -> None:
     prefix, suffix = r"^[a-z]{3,40}=", r"=[a-z]{3,40}$"
     rules = SpacyRules(prefix, suffix, infix="", token="", url="", special_cases={})
     config = TokenizerConfig("en", rules=(), token_rules=(), special_tokens=(), spacy_rules=rules)

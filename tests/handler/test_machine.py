@@ -1,4 +1,4 @@
-"""What a worker says of its machine: what the server that started it has counted, and its own memory."""
+"""The machine in a model's description: the resources that the server has counted, and the worker's memory."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from server import environment
 from tests.paths import ROOT
 
 
-def test_what_the_server_has_counted_is_reported_with_the_workers_own_memory() -> None:
+def test_the_servers_resources_and_the_workers_memory_are_reported() -> None:
     started = environment.torchserves({}, ROOT, 3, 2**31, has_own_addresses=True)
-    [(name, found)] = machine(started).items()
+    [(name, resources)] = machine(started).items()
     assert name == "machine"
-    assert (found["cores"], found["memory_bytes"]) == (3, 2**31)
-    assert 2**23 < found["worker_bytes"] < 2**36
+    assert (resources["cores"], resources["memory_bytes"]) == (3, 2**31)
+    assert 2**23 < resources["worker_bytes"] < 2**36
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_what_the_server_has_counted_is_reported_with_the_workers_own_memory() -
     ],
     ids=repr,
 )
-def test_without_a_server_that_says_it_nothing_is_reported(variables: dict[str, str]) -> None:
+def test_nothing_is_reported_without_the_servers_variables(variables: dict[str, str]) -> None:
     assert machine(variables) == {}

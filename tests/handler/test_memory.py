@@ -1,5 +1,4 @@
-"""Large blocks that were freed go back to the system, whatever small ones lie between them; but what a batch of tweets
-needs is kept."""
+"""The allocator's settings: freed large blocks return to the system, but the memory for a batch of tweets stays."""
 
 import platform
 import subprocess
@@ -22,7 +21,7 @@ from handler.memory import give_freed_memory_back
 if sys.argv[1] == "given back":
     give_freed_memory_back(4, 1)
 rss = psutil.Process().memory_info
-bytearray(b"x") * (5 << 20)  # by default, glibc keeps blocks of such a size from now on
+bytearray(b"x") * (5 << 20)  # by default, glibc now keeps blocks of this size in its heaps
 before = rss().rss
 large, small = [], []
 for _ in range(10):
@@ -43,7 +42,7 @@ from handler.service import HEAP_END_MIB, LARGE_BLOCK_MIB
 give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
 classifier = TextClassifier.load_archived(Path(sys.argv[1]), threads=1)
 texts = [f"flight {number} was the best of them all, and we will tell everybody we know! " * 2 for number in range(32)]
-for _ in range(10):  # the heap grows as far as it will
+for _ in range(10):  # the heap reaches its final size
     classifier.predict(texts)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -53,12 +52,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.parametrize(("way", "least", "most"), [("default", 40, 60), ("given back", 0, 10)])
-def test_freed_blocks_go_back(way: str, least: int, most: int) -> None:
+def test_freed_blocks_return_to_the_system(way: str, least: int, most: int) -> None:
     assert least <= _printed(KEPT, way) <= most
 
 
-def test_a_batch_of_tweets_takes_no_memory_from_the_system_anew(unpacked: Path) -> None:
-    assert _printed(TAKEN, str(unpacked)) < 5_000  # pages in ten batches; if all were taken anew, over 40,000
+def test_a_batch_of_tweets_allocates_no_new_memory(unpacked: Path) -> None:
+    assert (
+        _printed(TAKEN, str(unpacked)) < 5_000
+    )  # page faults in ten batches; over 40,000 if the memory were allocated again
 
 
 def _printed(program: str, argument: str) -> int:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: tensors to texts, predictions to tensors, beside requests of other forms."""
+"""The Open Inference Protocol: tensors of texts in requests, and tensors of predictions in replies."""
 
 import json
 import struct
@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler import batch, open_inference, reply
+from handler import batch, open_inference
 from handler.batch import Kind
 from handler.classifier import TextClassifier
 from handler.errors import BlankTextError, NotJsonError, NotUtf8Error, RequestError, TooLargeError, WrongShapeError
 from handler.limits import Limits
 from handler.open_inference import Output, Outputs
+from handler.prediction import Prediction
 from handler.reply import Model, Reply
 from handler.request import Request, read_request
 from handler.task import Task
@@ -39,7 +40,7 @@ def as_json(value: object) -> bytes:
 
 
 def binary_row(request: dict[str, Any], binary: bytes) -> tuple[bytes, dict[str, str]]:
-    """A request with a binary tensor: its body and its headers."""
+    """Return the body and the headers of a request with a binary tensor."""
     head = as_json(request)
     return head + binary, INFER | {LENGTH: str(len(head))}
 
@@ -65,18 +66,18 @@ def read(body: bytes, headers: dict[str, str] = INFER, limits: Limits = LIMITS) 
         tensor("a", "b", parameters=None),
     ],
 )
-def test_a_json_tensor_is_its_texts(given_tensor: dict[str, Any]) -> None:
+def test_the_texts_of_a_json_tensor_are_read(given_tensor: dict[str, Any]) -> None:
     assert read(as_json({"inputs": [given_tensor]})) == Request(("a", "b"), Outputs(None, BOTH))
 
 
 @pytest.mark.parametrize("content_type", [None, "application/json", "application/x-www-form-urlencoded", "text/plain"])
-def test_the_path_says_what_the_body_is_and_not_its_content_type(content_type: str | None) -> None:
-    """Clients of the protocol name none, or their library's default."""
+def test_the_content_type_is_ignored(content_type: str | None) -> None:
+    """Clients of the protocol send no content type, or the default of their library."""
     headers = INFER if content_type is None else INFER | {"X-Client-Content-Type": content_type}
     assert read(as_json({"inputs": [tensor("a")]}), headers).texts == ("a",)
 
 
-def test_a_binary_tensor_is_its_texts() -> None:
+def test_the_texts_of_a_binary_tensor_are_read() -> None:
     assert read(*binary_request("✈".encode(), "\ufeffb".encode())).texts == ("✈", "b")
     assert read(*binary_request()).texts == ()
 
@@ -103,59 +104,59 @@ def test_a_binary_tensor_is_its_texts() -> None:
         ),
     ],
 )
-def test_the_reply_has_what_was_asked_for(members: dict[str, Any], outputs: Outputs) -> None:
+def test_the_requested_outputs_are_read(members: dict[str, Any], outputs: Outputs) -> None:
     assert read(as_json({"inputs": [tensor("a")]} | members)) == Request(("a",), outputs)
 
 
 SHAPE = {"name": "text", "shape": [1], "datatype": "BYTES"}
 SIZED = {"inputs": [SHAPE | {"parameters": {"binary_data_size": 5}}]}
 WRONG_JSON: dict[str, tuple[object, type[RequestError], str]] = {
-    "no object": ([tensor("a")], WrongShapeError, "not a JSON object"),
+    "not an object": ([tensor("a")], WrongShapeError, "not a JSON object"),
     "no inputs": ({}, WrongShapeError, "`inputs`"),
     "no input": ({"inputs": []}, WrongShapeError, "0 inputs"),
-    "an input that is no object": ({"inputs": ["a"]}, WrongShapeError, "`inputs`"),
+    "an input that is not an object": ({"inputs": ["a"]}, WrongShapeError, "`inputs`"),
     "two inputs": ({"inputs": [tensor("a"), tensor("b")]}, WrongShapeError, "2 inputs"),
-    "another name": ({"inputs": [tensor("a", name="x")]}, WrongShapeError, "another name"),
-    "no name": ({"inputs": [{"shape": [1], "datatype": "BYTES", "data": ["a"]}]}, WrongShapeError, "another name"),
+    "another name": ({"inputs": [tensor("a", name="x")]}, WrongShapeError, "name of the input"),
+    "no name": ({"inputs": [{"shape": [1], "datatype": "BYTES", "data": ["a"]}]}, WrongShapeError, "name of the input"),
     "another datatype": ({"inputs": [tensor("a", datatype="FP32")]}, WrongShapeError, "datatype"),
     "no shape": ({"inputs": [tensor("a", shape=None)]}, WrongShapeError, "shape"),
     "an empty shape": ({"inputs": [tensor("a", shape=[])]}, WrongShapeError, "shape"),
-    "a shape of truth": ({"inputs": [tensor("a", shape=[True])]}, WrongShapeError, "shape"),
-    "a shape of two truths": ({"inputs": [tensor("a", shape=[1, True])]}, WrongShapeError, "shape"),
-    "a shape of text": ({"inputs": [tensor("a", shape=["1"])]}, WrongShapeError, "shape"),
-    "a variable shape": ({"inputs": [tensor("a", shape=[-1])]}, WrongShapeError, "shape"),
-    "a shape of three": ({"inputs": [tensor("a", shape=[1, 1, 1])]}, WrongShapeError, "shape"),
-    "a wide shape": ({"inputs": [tensor("a", "b", shape=[1, 2])]}, WrongShapeError, "shape"),
+    "a shape of a Boolean": ({"inputs": [tensor("a", shape=[True])]}, WrongShapeError, "shape"),
+    "a shape with a Boolean": ({"inputs": [tensor("a", shape=[1, True])]}, WrongShapeError, "shape"),
+    "a shape of strings": ({"inputs": [tensor("a", shape=["1"])]}, WrongShapeError, "shape"),
+    "a negative shape": ({"inputs": [tensor("a", shape=[-1])]}, WrongShapeError, "shape"),
+    "a shape of three dimensions": ({"inputs": [tensor("a", shape=[1, 1, 1])]}, WrongShapeError, "shape"),
+    "a shape with two columns": ({"inputs": [tensor("a", "b", shape=[1, 2])]}, WrongShapeError, "shape"),
     "more elements": ({"inputs": [tensor("a", "b", shape=[1])]}, WrongShapeError, "list of 1 strings"),
     "fewer elements": ({"inputs": [tensor("a", shape=[2])]}, WrongShapeError, "list of 2 strings"),
     "a number": ({"inputs": [tensor("a", data=[1])]}, WrongShapeError, "Item 0"),
     "nested too deeply": ({"inputs": [tensor("a", data=[["a"]])]}, WrongShapeError, "Item 0"),
-    "nested in part": (
+    "partly nested": (
         {"inputs": [tensor("a", "b", shape=[2, 1], data=["a", ["b"]])]},
         WrongShapeError,
         "Item 1",
     ),
-    "data that is text": ({"inputs": [tensor("a", data="a")]}, WrongShapeError, "list of 1"),
+    "data that is a string": ({"inputs": [tensor("a", data="a")]}, WrongShapeError, "list of 1"),
     "no data": ({"inputs": [SHAPE]}, WrongShapeError, "neither"),
     "shared memory": ({"inputs": [SHAPE | {"parameters": {"shared_memory_region": "x"}}]}, WrongShapeError, "neither"),
-    "data twice": ({"inputs": [tensor("a", parameters={"binary_data_size": 0})]}, WrongShapeError, "both"),
-    "binary data that is not there": (SIZED, WrongShapeError, "0 bytes"),
-    "parameters that are none": ({"inputs": [tensor("a", parameters=1)]}, WrongShapeError, "parameters"),
-    "outputs that are no list": ({"inputs": [tensor("a")], "outputs": {}}, WrongShapeError, "outputs"),
-    "an output that is no object": ({"inputs": [tensor("a")], "outputs": ["label"]}, WrongShapeError, "Output 0"),
+    "data in both forms": ({"inputs": [tensor("a", parameters={"binary_data_size": 0})]}, WrongShapeError, "both"),
+    "missing binary data": (SIZED, WrongShapeError, "0 bytes"),
+    "parameters that are not an object": ({"inputs": [tensor("a", parameters=1)]}, WrongShapeError, "parameters"),
+    "outputs that are not a list": ({"inputs": [tensor("a")], "outputs": {}}, WrongShapeError, "outputs"),
+    "an output that is not an object": ({"inputs": [tensor("a")], "outputs": ["label"]}, WrongShapeError, "Output 0"),
     "an unknown output": ({"inputs": [tensor("a")], "outputs": [{"name": "x"}]}, WrongShapeError, "Output 0"),
-    "an output whose name is no text": (
+    "an output with a name that is not a string": (
         {"inputs": [tensor("a")], "outputs": [{"name": []}]},
         WrongShapeError,
         "Output 0",
     ),
-    "an output twice": (
+    "a repeated output": (
         {"inputs": [tensor("a")], "outputs": [{"name": "label"}] * 2},
         WrongShapeError,
         "more than once",
     ),
     "many outputs": ({"inputs": [tensor("a")], "outputs": [{"name": "label"}] * 99}, WrongShapeError, "more than once"),
-    "a flag that is none": (
+    "a flag that is not a Boolean": (
         {"inputs": [tensor("a")], "parameters": {"binary_data_output": 1}},
         WrongShapeError,
         "true",
@@ -165,26 +166,30 @@ WRONG_JSON: dict[str, tuple[object, type[RequestError], str]] = {
         WrongShapeError,
         "classification",
     ),
-    "an id that is no text": ({"id": 1, "inputs": [tensor("a")]}, WrongShapeError, "`id`"),
+    "an id that is not a string": ({"id": 1, "inputs": [tensor("a")]}, WrongShapeError, "`id`"),
     "a long id": ({"id": "a" * 1_001, "inputs": [tensor("a")]}, TooLargeError, "`id`"),
-    "an id that is no Unicode": ({"id": "\ud800", "inputs": [tensor("a")]}, NotUtf8Error, "`id`"),
-    "a text that is no Unicode": ({"inputs": [tensor("a\ud800")]}, NotUtf8Error, "Item 0"),
+    "an id that is not Unicode": ({"id": "\ud800", "inputs": [tensor("a")]}, NotUtf8Error, "`id`"),
+    "a text that is not Unicode": ({"inputs": [tensor("a\ud800")]}, NotUtf8Error, "Item 0"),
     "a blank text": ({"inputs": [tensor("a", " ")]}, BlankTextError, "Item 1"),
     "a long text": ({"inputs": [tensor("a" * 51)]}, TooLargeError, "Item 0"),
     "many texts": ({"inputs": [tensor(*"abcd")]}, TooLargeError, "more than 3 texts"),
-    "a count that is not there": ({"inputs": [tensor("a", shape=[10**4_000])]}, TooLargeError, "more than 3 texts"),
-    "much text": ({"inputs": [tensor(*["a" * 40] * 3)]}, TooLargeError, "120 characters"),
+    "a huge count": ({"inputs": [tensor("a", shape=[10**4_000])]}, TooLargeError, "more than 3 texts"),
+    "too much text": ({"inputs": [tensor(*["a" * 40] * 3)]}, TooLargeError, "120 characters"),
 }
 WRONG_BYTES: dict[str, tuple[tuple[bytes, dict[str, str]], type[RequestError], str]] = {
-    "nothing": ((b"", INFER), NotJsonError, "JSON"),
-    "no JSON": ((b"late", INFER), NotJsonError, "JSON"),
+    "an empty body": ((b"", INFER), NotJsonError, "JSON"),
+    "not JSON": ((b"late", INFER), NotJsonError, "JSON"),
     "a repeated name": ((b'{"inputs": [], "inputs": []}', INFER), WrongShapeError, "more than once"),
-    "a repeated name within": ((b'{"inputs": [{"x": 1, "x": 1}]}', INFER), WrongShapeError, "more than once"),
+    "a repeated name in an inner object": (
+        (b'{"inputs": [{"x": 1, "x": 1}]}', INFER),
+        WrongShapeError,
+        "more than once",
+    ),
     "deep nesting": ((b'{"inputs":' * 50_000, INFER), NotJsonError, "JSON"),
     "not UTF-8": ((b'{"inputs": "\xff"}', INFER), NotUtf8Error, "UTF-8"),
-    "a length that is no number": ((b"{}", INFER | {LENGTH: "-1"}), WrongShapeError, "number"),
+    "a length that is not a number": ((b"{}", INFER | {LENGTH: "-1"}), WrongShapeError, "number"),
     "a length of many digits": ((b"{}", INFER | {LENGTH: "9" * 5_000}), WrongShapeError, "number"),
-    "a length of other digits": ((b"{}", INFER | {LENGTH: "²"}), WrongShapeError, "number"),
+    "a length of non-decimal digits": ((b"{}", INFER | {LENGTH: "²"}), WrongShapeError, "number"),
     "a length beyond the body": ((b"{}", INFER | {LENGTH: "3"}), WrongShapeError, "2 bytes"),
     "a length within the JSON": ((as_json(SIZED), INFER | {LENGTH: "9"}), NotJsonError, "JSON"),
     "two lengths": (
@@ -192,13 +197,13 @@ WRONG_BYTES: dict[str, tuple[tuple[bytes, dict[str, str]], type[RequestError], s
         WrongShapeError,
         "more than",
     ),
-    "a size that lies": (binary_row(SIZED, packed(b"aa")), WrongShapeError, "6 bytes"),
-    "a size that is no number": (
+    "a wrong size": (binary_row(SIZED, packed(b"aa")), WrongShapeError, "6 bytes"),
+    "a size that is not a number": (
         binary_row({"inputs": [SHAPE | {"parameters": {"binary_data_size": "5"}}]}, packed(b"a")),
         WrongShapeError,
         "5 bytes",
     ),
-    "bytes that nobody asked for": (binary_row({"inputs": [tensor("a")]}, b"a"), WrongShapeError, "1 bytes"),
+    "unexpected bytes": (binary_row({"inputs": [tensor("a")]}, b"a"), WrongShapeError, "1 bytes"),
     "an element that is too long": (binary_row(SIZED, b"\xff\xff\xff\xffa"), WrongShapeError, "Element 0"),
     "fewer elements": (
         binary_row(SIZED | {"inputs": [SIZED["inputs"][0] | {"shape": [2]}]}, packed(b"a")),
@@ -222,7 +227,7 @@ WRONG_BYTES: dict[str, tuple[tuple[bytes, dict[str, str]], type[RequestError], s
 
 
 @pytest.mark.parametrize("name", [*WRONG_JSON, *WRONG_BYTES])
-def test_a_wrong_request_is_told_what_is_wrong_with_it(name: str) -> None:
+def test_the_error_for_an_invalid_request_names_the_fault(name: str) -> None:
     if name in WRONG_JSON:
         value, error, message = WRONG_JSON[name]
         body, headers = as_json(value), INFER
@@ -286,9 +291,9 @@ def test_any_binary_tensor_is_read_or_refused(binary: bytes, count: int) -> None
 
 def answer(rows: list[tuple[bytes, dict[str, str]]], classifier: TextClassifier) -> list[Reply]:
     limits = Limits()
-    jobs = batch.read([({"body": body}, headers) for body, headers in rows], limits)
-    batch.infer(jobs, classifier, limits)
-    return batch.write(jobs, Model("sentiment", "1.0", classifier.task, {"notes": "Of tests."}), limits)
+    requests = batch.read([({"body": body}, headers) for body, headers in rows], limits)
+    results, _ = batch.infer(requests, classifier, limits)
+    return batch.write(results, Model("sentiment", "1.0", classifier.task, {"notes": "Of tests."}), limits)
 
 
 def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: TextClassifier) -> None:
@@ -347,7 +352,7 @@ def test_predictions_and_tensors_have_the_same_scores_in_one_batch(classifier: T
     }
 
 
-def test_outputs_come_in_the_order_asked_for_some_binary_and_some_not(classifier: TextClassifier) -> None:
+def test_outputs_are_in_the_requested_order_and_each_is_binary_if_requested(classifier: TextClassifier) -> None:
     outputs = [{"name": "scores", "parameters": {"binary_data": True}}, {"name": "label"}]
     [written] = answer([(as_json({"inputs": [tensor("late")], "outputs": outputs}), INFER)], classifier)
     length = int(written.headers["Inference-Header-Content-Length"])
@@ -363,7 +368,7 @@ def test_no_texts_have_empty_tensors(classifier: TextClassifier) -> None:
         assert (label["shape"], label["data"], scores["shape"], scores["data"]) == ([0], [], [0, 3], [])
 
 
-def test_the_limits_of_lists_hold_and_the_error_has_the_protocols_form(classifier: TextClassifier) -> None:
+def test_the_limits_of_lists_apply_and_the_error_has_the_protocols_form(classifier: TextClassifier) -> None:
     many = tensor(*["!?" * 60] * 1_000)
     large, small = answer(
         [(as_json({"inputs": [many]}), INFER), (as_json({"inputs": [tensor("a")]}), INFER)], classifier
@@ -378,18 +383,18 @@ scores_of_any_kind = st.floats(0, 1, width=32)
 
 
 @given(st.data(), labels_of_any_kind, st.none() | anything, st.lists(st.booleans(), min_size=2, max_size=2))
-def test_no_reply_has_more_bytes_than_was_estimated(
+def test_no_reply_has_more_bytes_than_its_estimate(
     data: st.DataObject, labels: list[str], given_id: str | None, binary: list[bool]
 ) -> None:
     rows = data.draw(st.lists(st.lists(scores_of_any_kind, min_size=len(labels), max_size=len(labels)), max_size=5))
     outputs = Outputs(given_id, (Output("label", binary[0]), Output("scores", binary[1])))
     task = Task(tuple(labels))
-    results = [reply.prediction(np.array(row, np.float32), task) for row in rows]
-    body, _ = open_inference.reply(results, outputs, task, "m" * 255, "1.0")
+    predictions = [Prediction.from_outputs(np.array(row, np.float32), task) for row in rows]
+    body, _ = open_inference.reply(predictions, outputs, task, "m" * 255, "1.0")
     assert len(body) <= open_inference.max_bytes(len(rows), task, outputs)
-    largest, _ = open_inference.reply(results * 300, outputs, task, "m" * 255, "1.0")
+    largest, _ = open_inference.reply(predictions * 300, outputs, task, "m" * 255, "1.0")
     assert len(largest) <= open_inference.max_bytes(300 * len(rows), task, outputs)
 
 
-def test_other_values_of_the_header_are_ignored() -> None:
+def test_unknown_values_of_the_header_are_ignored() -> None:
     assert batch.read([({"body": b"late"}, {"x-open-inference": "x"})], LIMITS)[0].kind is Kind.PREDICT

@@ -1,4 +1,4 @@
-"""TorchServe's messages to a worker are read as TorchServe's own functions read them, but faster and without loss."""
+"""TorchServe's messages to a worker: they are read like by TorchServe's own functions, but faster and completely."""
 
 import socket
 import struct
@@ -15,7 +15,7 @@ from handler import protocol
 from handler.body import TEXT_FIELDS
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)  # a file that `ts` leaves open
+    warnings.simplefilter("ignore", ResourceWarning)  # `ts` leaves a file open
     from ts.protocol import otf_message_handler as original
 
 Field = tuple[str, str, bytes]
@@ -23,7 +23,7 @@ Message = list[tuple[str, list[tuple[str, str]], list[Field]]]
 
 
 def encoded(*parts: str | bytes) -> bytes:
-    """Each with its length before it."""
+    """Return the parts, each after its length."""
     data = [part.encode() if isinstance(part, str) else part for part in parts]
     return b"".join(struct.pack("!i", len(part)) + part for part in data)
 
@@ -33,7 +33,7 @@ def end() -> bytes:
 
 
 def message(requests: Message) -> bytes:
-    """A batch, as Java sends it (`org.pytorch.serve.util.codec.ModelRequestEncoder`)."""
+    """Return a batch in the format of Java's messages (`org.pytorch.serve.util.codec.ModelRequestEncoder`)."""
     batch = b"I"
     for request_id, headers, fields in requests:
         batch += encoded(request_id)
@@ -43,7 +43,7 @@ def message(requests: Message) -> bytes:
 
 
 def read(data: bytes) -> list[dict[str, Any]]:
-    """What the worker's own function makes of a message, reading by whatever it is set to."""
+    """Read a message with the worker's function, which calls the installed functions."""
     java, worker = socket.socketpair()
     with java, worker:
         sender = threading.Thread(target=java.sendall, args=(data,))
@@ -72,7 +72,7 @@ requests = st.lists(st.tuples(words, st.lists(st.tuples(words, words), max_size=
 
 
 @given(requests)
-def test_a_message_reads_as_with_torchserves_own_functions(batch: Message) -> None:
+def test_a_message_is_read_like_by_torchserves_own_functions(batch: Message) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TS_DECODE_INPUT_REQUEST", "false")
         expected = read(message(batch))
@@ -89,7 +89,7 @@ def test_a_header_does_not_hide_a_fields_content_type() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_repeated_field_has_all_its_values_and_others_are_not_kept() -> None:
+def test_a_repeated_field_has_all_its_values_and_unused_fields_are_dropped() -> None:
     [request] = read(
         message([("1", [], [("text", "", b"a"), ("other", "", b"b"), ("text", "", b"c"), ("data", "x", b"d")])])
     )
@@ -100,7 +100,7 @@ def test_a_repeated_field_has_all_its_values_and_others_are_not_kept() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_two_messages_one_after_the_other() -> None:
+def test_consecutive_messages_are_read_separately() -> None:
     java, worker = socket.socketpair()
     with java, worker:
         for text in (b"late", b"again"):
@@ -110,7 +110,7 @@ def test_two_messages_one_after_the_other() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_worker_ends_with_java() -> None:
+def test_the_worker_exits_if_java_closes_the_connection() -> None:
     java, worker = socket.socketpair()
     with worker:
         with java:
@@ -120,8 +120,10 @@ def test_the_worker_ends_with_java() -> None:
     assert caught.value.code == 0
 
 
-def test_many_fields_cost_a_small_part_of_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request can have a million of them, a batch sixteen requests, and a worker must answer within 30 s."""
+def test_many_fields_take_a_small_part_of_the_time_of_torchserves_own_functions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request can have a million fields, a batch has sixteen requests, and a worker must respond within 30 s."""
     data = message([("1", [], [("a", "", b"")] * 50_000)])
     before = reading_s(data)
     for name in ("_retrieve_buffer", "_retrieve_request"):
@@ -131,7 +133,7 @@ def test_many_fields_cost_a_small_part_of_what_they_did(monkeypatch: pytest.Monk
 
 
 def reading_s(data: bytes) -> float:
-    """Processor time for reading a message, the sender's included."""
+    """Return the CPU time for sending and reading a message."""
     start = time.process_time()
     read(data)
     return time.process_time() - start

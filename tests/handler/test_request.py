@@ -1,4 +1,4 @@
-"""The first step: bodies to texts."""
+"""The first step of a request: reading the texts of its body."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
 UNTYPED = {"content-length": "1"}
 GRPC: dict[str, object] = {"content-type": {"content-type": ""}}
-"""gRPC has no headers: what TorchServe hands over is the content type of an input that has this name."""
+"""A gRPC request has no headers. TorchServe hands over the content type of an input with the name `content-type`."""
 
 
 def read(body: object, headers: Mapping[str, object]) -> Request:
@@ -48,12 +48,12 @@ def as_json(value: object) -> bytes:
         {"content-type": "application/octet-stream"},
     ],
 )
-def test_a_text_body_is_one_text(headers: dict[str, str]) -> None:
+def test_the_body_of_a_text_is_the_text(headers: dict[str, str]) -> None:
     assert read("Grüße ✈".encode(), headers) == Request(("Grüße ✈",), Form.SINGLE)
 
 
 @pytest.mark.parametrize("value", ['{"text": "a"}', '["a"]', "[]", "\ufeffa", "[a]", "{"])
-def test_text_plain_is_the_text_always(value: str) -> None:
+def test_a_body_with_the_type_text_plain_is_always_the_text(value: str) -> None:
     assert read(value.encode(), TEXT) == Request((value.lstrip("\ufeff"),), Form.SINGLE)
 
 
@@ -72,20 +72,22 @@ def test_text_plain_is_the_text_always(value: str) -> None:
 @pytest.mark.parametrize(
     "content_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json", "text/json"]
 )
-def test_json_bodies(value: object, expected: Request, content_type: str) -> None:
+def test_a_json_body_has_the_texts_and_the_form_of_its_shape(
+    value: object, expected: Request, content_type: str
+) -> None:
     assert read(as_json(value), {"content-type": content_type}) == expected
 
 
 @pytest.mark.parametrize(("body", "headers"), [(b"late", TEXT), (b"late", UNTYPED), (b'{"text": "late"}', JSON)])
-def test_an_address_parameter_is_not_taken_for_the_body(body: bytes, headers: dict[str, str]) -> None:
-    """TorchServe adds those of `POST /invocations?text=early` to the fields, before the body."""
+def test_query_parameters_are_ignored(body: bytes, headers: dict[str, str]) -> None:
+    """For `POST /invocations?text=early`, TorchServe adds the query parameters to the fields, before the body."""
     assert read_request({"body": body, "text": b"early"}, headers, LIMITS).texts == ("late",)
     assert read_request({"body": (b"early", body)}, headers, LIMITS).texts == ("late",)
 
 
 @pytest.mark.parametrize("name", ["text", "data", "body"])
 @pytest.mark.parametrize("headers", [FORM, MULTIPART])
-def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str], name: str) -> None:
+def test_the_field_of_a_form_is_the_exact_text(headers: dict[str, str], name: str) -> None:
     fields = {name: b'["a", "b"]', "other": b"c"}
     assert read_request(fields, headers, LIMITS) == Request(('["a", "b"]',), Form.SINGLE)
 
@@ -104,12 +106,12 @@ def test_a_forms_field_is_the_text_to_the_letter(headers: dict[str, str], name: 
         ({"data": b'{"text": "a", "text": "b"}'}, GRPC),
     ],
 )
-def test_two_texts_where_one_is_read_are_refused(fields: dict[str, object], headers: Mapping[str, object]) -> None:
+def test_two_texts_where_one_is_expected_are_refused(fields: dict[str, object], headers: Mapping[str, object]) -> None:
     with pytest.raises(WrongShapeError, match="more than on"):
         read_request(fields, headers, LIMITS)
 
 
-def test_a_repeated_name_that_is_not_read_is_no_matter() -> None:
+def test_a_repeated_name_that_is_not_read_is_ignored() -> None:
     assert read(b'{"id": 1, "text": "a", "id": NaN}', JSON) == Request(("a",), Form.SINGLE)
     assert read_request({"text": b"a", "id": (b"1", b"2")}, FORM, LIMITS) == Request(("a",), Form.SINGLE)
 
@@ -131,22 +133,22 @@ def test_a_repeated_name_that_is_not_read_is_no_matter() -> None:
         ("[" * 20, Request(("[" * 20,), Form.SINGLE)),
     ],
 )
-def test_without_a_content_type_objects_and_arrays_are_json_and_all_else_is_text(
+def test_without_a_content_type_objects_and_arrays_are_json_and_other_bodies_are_texts(
     headers: Mapping[str, object], mark: str, value: str, expected: Request
 ) -> None:
     assert read_request({"body": (mark + value).encode()}, headers, LIMITS) == expected
 
 
 @pytest.mark.parametrize("value", ['{"txet": "a"}', "[1]", "{}"])
-def test_without_a_content_type_json_of_another_shape_is_refused_with_the_way_to_send_it(value: str) -> None:
+def test_without_a_content_type_json_of_another_shape_is_refused_with_the_expected_forms(value: str) -> None:
     for headers in (UNTYPED, GRPC):
         with pytest.raises(WrongShapeError, match="text/plain"):
             read(value.encode(), headers)
 
 
 @given(st.text(min_size=1, max_size=40).filter(lambda text: text.replace("\ufeff", "").strip()), st.integers(0, 2))
-def test_a_text_is_the_same_by_every_way(text: str, marks: int) -> None:
-    """Marks before the text, and one before the JSON, change nothing."""
+def test_a_text_is_the_same_in_every_form(text: str, marks: int) -> None:
+    """Byte-order marks before the text and before the JSON have no effect."""
     marked = "\ufeff" * marks + text
     raw, single = marked.encode(), "\ufeff".encode() + as_json({"text": marked})
     ways: list[tuple[dict[str, object], Mapping[str, object]]] = [
@@ -169,14 +171,14 @@ def test_a_text_is_the_same_by_every_way(text: str, marks: int) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "identity, gzip", "utf-8"])
 @pytest.mark.parametrize("headers", [TEXT, JSON, FORM, UNTYPED])
-def test_a_compressed_body_is_refused_whatever_it_is(headers: dict[str, str], encoding: str) -> None:
+def test_a_compressed_body_is_refused_in_every_form(headers: dict[str, str], encoding: str) -> None:
     with pytest.raises(ContentEncodingError) as caught:
         read(b"\x1f\x8b", headers | {"Content-Encoding": encoding})
     assert caught.value.status == 415
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
-def test_an_encoding_that_changes_nothing_is_none(encoding: str) -> None:
+def test_the_encoding_identity_is_accepted(encoding: str) -> None:
     assert read(b"a", TEXT | {"content-encoding": encoding}).texts == ("a",)
 
 
@@ -184,7 +186,7 @@ def test_an_encoding_that_changes_nothing_is_none(encoding: str) -> None:
     ("fields", "headers"),
     [
         ({"body": b"a"}, {"content-type": "text/plain", "Content-Type": "application/json"}),
-        # TorchServe reads the body by the first header of two, and hands over the second.
+        # If there are two headers, TorchServe uses the first to read the body, and hands over the second.
         ({"body": b"a"}, {"content-type": "text/plain", "body": {"content-type": "application/json"}}),
         ({"text": b"a"}, {"content-type": "text/plain"}),
         ({"body": b"text=a"}, FORM | {"body": {"content-type": "text/plain"}, "Content-Type": "text/plain"}),
@@ -195,8 +197,8 @@ def test_two_content_types_are_refused(fields: dict[str, object], headers: dict[
         read_request(fields, headers, LIMITS)
 
 
-def test_a_form_that_torchserve_did_not_take_apart_is_no_text() -> None:
-    """For want of a boundary."""
+def test_a_form_that_torchserve_could_not_decode_is_refused() -> None:
+    """The content type of the form has no boundary."""
     headers = {"content-type": "multipart/form-data", "body": {"content-type": "multipart/form-data"}}
     with pytest.raises(WrongShapeError, match="boundary"):
         read_request({"body": b"--x\r\n"}, headers, LIMITS)
@@ -214,7 +216,7 @@ def test_a_form_that_torchserve_did_not_take_apart_is_no_text() -> None:
         (b'{"text": "late', Request(('{"text": "late',), Form.SINGLE)),
     ],
 )
-def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> None:
+def test_a_grpc_input_may_be_any_body(name: str, value: bytes, expected: Request) -> None:
     assert read_request({name: value, "content-type": b""}, GRPC | {name: {"content-type": ""}}, LIMITS) == expected
 
 
@@ -266,19 +268,19 @@ def test_grpc_input_is_any_body(name: str, value: bytes, expected: Request) -> N
         ({"body": as_json(["a" * 40] * 3)}, JSON, TooLargeError),
     ],
 )
-def test_wrong_bodies_get_their_error(fields: dict[str, Any], headers: dict[str, str], error: type) -> None:
+def test_an_invalid_body_gets_its_error_type(fields: dict[str, Any], headers: dict[str, str], error: type) -> None:
     with pytest.raises(RequestError) as caught:
         read_request(fields, headers, LIMITS)
     assert type(caught.value) is error
     assert len(str(caught.value)) > 20, "a message says what was wrong and what is expected"
 
 
-def test_limits_count_characters_and_include_their_bound() -> None:
+def test_limits_count_characters_and_are_inclusive() -> None:
     assert len(read(("✈" * 50).encode(), TEXT).texts[0]) == 50
     assert read(as_json(["a" * 50, "b" * 50]), JSON).characters == 100
 
 
-def test_an_error_names_the_item() -> None:
+def test_an_error_names_the_item_of_a_list() -> None:
     with pytest.raises(BlankTextError, match="Item 1"):
         read(b'["a", " "]', JSON)
 
@@ -320,7 +322,7 @@ def test_any_json_is_read_or_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_a_limit_that_is_no_number_is_refused(value: str) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="CLASSIFIER_MAX_TEXTS must be a whole number above 0"):
         Limits.from_environment({"CLASSIFIER_MAX_TEXTS": value})
 

@@ -1,4 +1,4 @@
-"""The second step: tokens and ids, held against fastai's own."""
+"""The tokenizer: its tokens and ids equal the tokens and ids of fastai."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ SPECIAL = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup
 DEFAULT = TokenizerConfig("en", tuple(RULES), tuple(TOKEN_RULES), SPECIAL)
 VOCABULARY = (*SPECIAL, "the", "flight")
 
-# Pieces that the rules and spaCy's affixes are about, so that generated texts meet them.
+# Parts of texts that the rules and spaCy's affixes apply to, so that generated texts contain them.
 PIECES = [
     *(
         "@JetAway",
@@ -107,7 +107,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def fastai_tokens() -> Callable[[list[str]], list[list[str]]]:
-    """The training path: fastai's rules around fastai's tokenizer."""
+    """Return a function that tokenizes like training: fastai's rules and fastai's tokenizer."""
     from fastai.text.core import TokenizeWithRules, WordTokenizer
 
     tokenize: Any = TokenizeWithRules(WordTokenizer())
@@ -123,10 +123,10 @@ def fastai_tokens() -> Callable[[list[str]], list[list[str]]]:
 @example("x" + "😀😂" * 100 + ")")
 @example("3km" * 60)
 @example("a.b,c;" * 60)
-def test_tokens_are_fastais_for_any_text(
+def test_tokens_of_any_text_equal_fastais_tokens(
     tokenizer: Tokenizer, served: TextClassifier, fastai_tokens: Callable[[list[str]], list[list[str]]], text: str
 ) -> None:
-    """Warmed up, as a worker's, or not."""
+    """The tokens are the same before and after the warm-up."""
     [expected] = fastai_tokens([text])
     assert tokenizer.tokens(text) == served.tokens(text) == expected
 
@@ -134,23 +134,23 @@ def test_tokens_are_fastais_for_any_text(
 @pytest.mark.parametrize("name", list(RULES))
 @settings(max_examples=300)
 @given(text=TEXTS)
-def test_each_rule_is_fastais(name: str, text: str) -> None:
+def test_each_rule_equals_fastais_rule(name: str, text: str) -> None:
     import fastai.text.core
 
     assert RULES[name](text) == getattr(fastai.text.core, name)(text)
 
 
-def test_the_rules_are_fastais_defaults_in_their_order() -> None:
+def test_the_rules_have_the_order_of_fastais_defaults() -> None:
     from fastai.text.core import defaults
 
     assert tuple(RULES) == tuple(rule.__name__ for rule in defaults.text_proc_rules)
     assert tuple(TOKEN_RULES) == tuple(rule.__name__ for rule in defaults.text_postproc_rules)
 
 
-def test_words_are_kept_within_bounds(tokenizer: Tokenizer) -> None:
+def test_the_cache_of_words_is_bounded(tokenizer: Tokenizer) -> None:
     split: Any = tokenizer._split
     kept = split._short_word_tokens
-    for number in range(MAX_WORDS + 2_000):  # repeated digits are split off, so some make no new word
+    for number in range(MAX_WORDS + 2_000):  # repeated digits are split off, so some numbers add no word to the cache
         tokenizer.tokens(f"the word{number}")
     assert kept.cache_info().currsize == MAX_WORDS
     for characters, more in ((MAX_WORD_CHARACTERS, 1), (MAX_WORD_CHARACTERS + 1, 0)):
@@ -159,7 +159,7 @@ def test_words_are_kept_within_bounds(tokenizer: Tokenizer) -> None:
         assert kept.cache_info().misses == misses + more
 
 
-def test_tokens_and_ids_are_those_of_training_on_every_tweet(
+def test_tokens_and_ids_of_every_tweet_equal_the_training_data(
     classifier: TextClassifier,
     served: TextClassifier,
     fastai_tokens: Callable[[list[str]], list[list[str]]],
@@ -183,20 +183,20 @@ def test_a_typed_padding_token_is_an_unknown_word(tokenizer: Tokenizer) -> None:
     assert tokenizer.ids(["the", "xxpad", "flight"]) == [9, tokenizer.unknown_id, 10]
 
 
-def test_other_typed_special_tokens_keep_their_ids(tokenizer: Tokenizer) -> None:
+def test_other_typed_special_tokens_have_their_own_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.ids(["xxbos", "xxup"]) == [SPECIAL.index("xxbos"), SPECIAL.index("xxup")]
 
 
-def test_a_place_without_a_token_is_never_reached() -> None:
+def test_an_id_without_a_token_is_never_used() -> None:
     tokenizer = Tokenizer(DEFAULT, (*SPECIAL, None, "flight"))
     assert tokenizer.ids(["flight", "None"]) == [10, tokenizer.unknown_id]
 
 
 CHINESE = TokenizerConfig("zh", (), (), ())
-"""A language with a tokenizer of its own in spaCy."""
+"""A language for which spaCy has a tokenizer of its own."""
 
 
-def test_unknown_words_leave_nothing_behind(tokenizer: Tokenizer) -> None:
+def test_unknown_words_do_not_increase_memory(tokenizer: Tokenizer) -> None:
     before = len(tokenizer._ids)
     for number in range(500):
         tokenizer.ids(tokenizer.tokens(f"unheard{number} of{number}"))
@@ -210,7 +210,7 @@ def test_unknown_words_leave_nothing_behind(tokenizer: Tokenizer) -> None:
     assert len(strings) == before
 
 
-def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewed_tokenizer_returns_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler.tokens, "MAX_SPACY_TOKENS", 50)
     renewed, kept = Tokenizer(CHINESE, VOCABULARY), Tokenizer(CHINESE, VOCABULARY)
     split: Any = renewed._split
@@ -224,8 +224,8 @@ def test_fresh_tables_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "unit", ["AB", "()", "😀😂", "a ", "\"'", "a.", "Ab", "#/", "A B ", "&amp;", "9", "aA", "1:@", "a:b@", ": ) "]
 )
-def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: str) -> None:
-    """With fastai's and spaCy's own searches, quadratic in the length, some of these take minutes."""
+def test_the_longest_text_of_any_kind_is_tokenized_in_linear_time(tokenizer: Tokenizer, unit: str) -> None:
+    """With the quadratic searches of fastai and spaCy, some of these texts take minutes."""
     text = (unit * Limits().max_text_characters)[: Limits().max_text_characters - 1] + "a"
     assert len(tokenizer.tokens(text)) > 1
 
@@ -241,14 +241,14 @@ def test_the_longest_text_of_any_kind_is_tokenized(tokenizer: Tokenizer, unit: s
     ],
 )
 @pytest.mark.parametrize("end", [";", " ", ""])
-def test_a_character_may_be_written_as_any_number(number: str, character: str, end: str) -> None:
-    """fastai's own rule, and Python's, fail at thousands of digits."""
+def test_a_character_reference_may_have_any_number_of_digits(number: str, character: str, end: str) -> None:
+    """The rules of fastai and of Python fail for thousands of digits."""
     assert fix_html(f"an &#{number}{end}") == f"an {character}{end.strip(';')}"
     assert fix_html(f"a # {number}{end}") == f"a # {number}{end}"
 
 
 @pytest.mark.parametrize("digits", ["0", "1", "065"])
-def test_long_numbers_that_fastai_can_read_are_read_alike(digits: str) -> None:
+def test_long_numbers_that_fastai_can_read_have_the_same_meaning(digits: str) -> None:
     from fastai.text.core import fix_html as fastais
 
     text = f"an &#{digits * 1_200};"

@@ -23,7 +23,7 @@ import requests
 
 from sentiment.transport import VERSION_HEADER
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")

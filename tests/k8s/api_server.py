@@ -89,6 +89,7 @@ class Resource:
 
 RESOURCES = [
     Resource("v1", "ConfigMap", "configmaps"),
+    Resource("v1", "Event", "events"),
     Resource("v1", "Namespace", "namespaces"),
     Resource("v1", "Pod", "pods"),
     Resource("v1", "Secret", "secrets"),
@@ -185,6 +186,8 @@ class _Requests(BaseHTTPRequestHandler):
         elif path.endswith("/portforward"):
             # Newer clients try a WebSocket first, which older servers do not support.
             self._fail(400, "BadRequest", "Upgrade request required")
+        elif path.endswith("/log"):
+            self._answer(200, [])
         elif path == PODS and not self.server.may_list:
             self._fail(403, "Forbidden", 'pods is forbidden: User "somebody" cannot list resource "pods"')
         elif manifest := self.server.get(path):

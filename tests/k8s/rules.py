@@ -26,6 +26,8 @@ from tests.paths import ROOT
 KUBERNETES = "1.33"
 SCHEMAS = Path(__file__).parent / "schemas"
 MANAGEMENT_PORT = 8081
+ARCHIVE_BYTES = 10_000_000
+"""Size of the embedded model's unpacked archive."""
 
 
 # -- Schemas --
@@ -519,7 +521,7 @@ def exposed_metrics() -> frozenset[str]:
         for metric in group
         for suffix in suffixes.get(kind, ("",))
     }
-    page = (ROOT / "handler" / "METRICS.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     return frozenset(torchserves | set(re.findall(r"^\| `(haproxy_\w+)` ", page, flags=re.MULTILINE)))
 
 

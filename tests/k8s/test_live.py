@@ -20,8 +20,8 @@ from tests.k8s.rendered import K8S, Manifest, find, render, with_component
 from tests.paths import ROOT
 
 DEPLOYMENT = "/apis/apps/v1/namespaces/sentiment/deployments/sentiment"
-README = (K8S / "README.md").read_text(encoding="utf-8")
-[APPLY] = set(re.findall(r"`(kubectl apply -k k8s/overlays/gke)`", README[README.index("### Add or remove") :]))
+README = re.sub(r"^ +", "", (K8S / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+[APPLY] = set(re.findall(r"`(kubectl apply -k k8s/overlays/gke)`", README[README.index("## Add or remove") :]))
 DELETE = dict(re.findall(r"^\| (\w+) \| `(kubectl delete .*)` \|$", README, flags=re.MULTILINE))
 [MAKE_KEY] = re.findall(r"^python3 -c .*>> keys$", README, flags=re.MULTILINE)
 [CREATE_SECRET] = re.findall(r"^kubectl create secret [^\n]*\|\n[^\n]*$", README, flags=re.MULTILINE)

@@ -246,6 +246,8 @@ def resources() -> list[Broken]:
         Broken(check, "Deployment", (*requests, "memory"), "3Gi", "more memory than its limit"),
         Broken(check, "Deployment", (*limits, "memory"), ABSENT, "no limit of memory"),
         Broken(check, "Deployment", (*limits, "memory"), "1Gi", "less memory than its processes"),
+        # Enough for two workers of 240 MB, not for two of 420 MB.
+        Broken(check, "Deployment", (*limits, "memory"), "1400Mi", "less memory than its processes"),
         Broken(check, "Deployment", (*limits, "cpu"), "4", "less memory than its processes"),
         Broken(check, "Deployment", (*POD, "volumes", 0, "emptyDir"), {}, "volume tmp has no limit"),
         Broken(check, "Deployment", (*POD, "volumes", 0, "emptyDir", "sizeLimit"), "1Gi", "larger than its ephemeral"),

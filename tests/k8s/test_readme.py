@@ -1,25 +1,37 @@
-"""`k8s/README.md`: what it says of the manifests is so, and what can be run without a cluster is run."""
+"""The pages about Kubernetes: their figures are those of the manifests, and their commands run without a cluster."""
 
 import json
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.approximately import approximately
 from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-SENTIMENT = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/sentiment ")]
+OPERATE = (ROOT / "docs" / "guides" / "operate.md").read_text(encoding="utf-8")
+SIZING = (ROOT / "docs" / "guides" / "sizing.md").read_text(encoding="utf-8")
+
+
+def blocks_of(page: str, language: str = "sh") -> list[str]:
+    """The code blocks of a page, without the indentation that a block in a numbered step has."""
+    blocks = re.findall(rf"^ *```{language}\n.*?^ *```$", page, flags=re.DOTALL | re.MULTILINE)
+    return ["".join(f"{line}\n" for line in textwrap.dedent(block).splitlines()[1:-1]) for block in blocks]
+
+
+BLOCKS = blocks_of(README)
+SENTIMENT = [line for block in blocks_of(OPERATE) for line in block.splitlines() if line.startswith(".venv/bin/sent")]
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")})
 BLOCKING = re.compile(
@@ -64,6 +76,21 @@ def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, m
     ]
 
 
+def test_a_local_deployment_prints_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    [shown] = blocks_of(README, "text")
+    with cluster(tmp_path, monkeypatch):
+        command = ["kubectl", "apply", "--validate=false", "-k", "k8s/overlays/local"]
+        applied = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert applied.stdout + 'deployment "sentiment" successfully rolled out\n' == shown
+    [request] = blocks_of(README, "console")
+    command_line, _, answer = request.removeprefix("$ ").partition("\n")
+    command_line = command_line.replace("http://127.0.0.1:8080", server.project.inference)
+    replied = subprocess.run(["bash", "-c", command_line], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(replied.stdout) == approximately(json.loads(answer), 0.005)
+
+
 def test_the_digest_goes_into_the_overlay(tmp_path: Path) -> None:
     """The page's block, on a copy, and what kustomize makes of it; the registry's commands say what they would."""
     command = kustomize()
@@ -97,7 +124,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_command_that_blocks_is_alone_in_its_block(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE):
+    for block in blocks_of(text):
         blocking = [command for command in commands(block) if BLOCKING.search(command.strip())]
         assert not blocking or len(commands(block)) == 1, f"{blocking[0]} is followed by others:\n{block}"
 
@@ -143,7 +170,7 @@ def test_the_numbers_are_the_manifests() -> None:
     autoscaler = find(manifests, "HorizontalPodAutoscaler", "sentiment")["spec"]
     cpu, queue = autoscaler["metrics"]
     policy = find(manifests, "GCPBackendPolicy", "sentiment")["spec"]["default"]
-    said = {
+    stated = {
         f"**CPU: {resources['cpu']}.**",
         f"**Memory: {resources['memory'].removesuffix('Gi')} GiB",
         f"**Disk: {resources['ephemeral-storage'].removesuffix('Mi')} MiB.**",
@@ -156,14 +183,15 @@ def test_the_numbers_are_the_manifests() -> None:
         f"After {pod['terminationGracePeriodSeconds']} s (`terminationGracePeriodSeconds`)",
     }
     assert policy["timeoutSec"] == policy["connectionDraining"]["drainingTimeoutSec"]
-    assert {text for text in said if text not in README} == set()
-    assert (autoscaler["minReplicas"], autoscaler["maxReplicas"]) == (2, 10)
+    assert {text for text in stated if text not in SIZING + OPERATE} == set()
+    assert f"**Number of pods: {autoscaler['minReplicas']} to {autoscaler['maxReplicas']}.**" in SIZING
 
 
 def test_every_alert_is_in_the_table() -> None:
     [group] = find(render("gke"), "Rules", "sentiment")["spec"]["groups"]
     alerts = {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"] if "alert" in rule}
-    assert dict(re.findall(r"^\| `(Sentiment\w+)` \| (\w+) \|", README, flags=re.MULTILINE)) == alerts
+    rows = re.findall(r"^\| \[`(Sentiment\w+)`\]\(../runbooks/\1.md\) \| (\w+) \|", OPERATE, flags=re.MULTILINE)
+    assert dict(rows) == alerts
 
 
 def test_the_dashboard_is_one_that_grafana_can_import() -> None:

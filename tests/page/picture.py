@@ -10,7 +10,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.e2e.server_process import Project, serving
 from tests.page.conftest import chromium
 from tests.paths import MODEL, ROOT
-from training.archive import archive
+from training.export.archive import archive
 
 PICTURE = ROOT / "door" / "page.png"
 TEXT = "@JetAway lovely crew, but TWO hours late"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server import memory
-from tests.k8s.rendered import K8S
+from tests.k8s.rules import MODEL_BYTES
 from tests.paths import ROOT
 
 ALL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -50,12 +50,10 @@ def test_each_model_has_as_many_workers_as_cores_and_memory_allow(
 
 
 def test_the_memory_figures_are_those_of_the_documented_table() -> None:
-    rows = dict(
-        re.findall(r"^\| ([^|]+) \| ([0-9]+) \|", (K8S / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    archive_bytes = 10_000_000
-    assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + archive_bytes)
-    parts = ["Java's heap", "Java's buffers outside the heap", "the rest of Java", "the door"]
+    page = (ROOT / "docs" / "guides" / "sizing.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([0-9]+) \|", page, re.MULTILINE))
+    assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + MODEL_BYTES)
+    parts = ["Java's heap", "Java's buffers outside the heap", "the rest of Java", "HAProxy"]
     rest = sum(int(rows[part]) for part in [*parts, "the server, and the workers' parent processes"])
     assert rest * 1_000_000 == memory.REST_BYTES
     assert "-Xmx256m" in (ROOT / "config.properties").read_text(encoding="utf-8")

@@ -2,8 +2,8 @@
 
     python -m tests.training.learners --texts labelled.tsv
 
-`labelled.tsv` has lines of label<TAB>text. The table that the command prints is in `model_store/README.md`; `--write`
-puts it there. Each kind takes from a few seconds to a minute of one core.
+`labelled.tsv` has lines of label<TAB>text. The table that the command prints is in `docs/reference/learners.md`;
+`--write` puts it there. Each kind takes from a few seconds to a minute of one core.
 """
 
 import argparse
@@ -69,9 +69,9 @@ from handler.service import MODEL_FOLDER
 from handler.task import Task
 from tests.paths import LEARNERS, ROOT
 from training import cli
-from training.learner_file import read_learner
+from training.export.learner_file import read_learner
 
-PAGE = ROOT / "model_store" / "README.md"
+PAGE = ROOT / "docs" / "reference" / "learners.md"
 BEGIN, END = "<!-- learners: begin -->\n", "<!-- learners: end -->\n"
 TOLERANCE = 1e-5
 CLEAR = 0.03

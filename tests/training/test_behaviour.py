@@ -12,10 +12,13 @@ import pytest
 
 from handler import exported
 from tests.training.test_export import make_learner
-from training import augmentation, behaviour, cli
-from training.augmentation import made_up
-from training.behaviour import LABELS, BehaviouralTest, Case, Result, run, suite
-from training.export import export_learner
+from training import cli
+from training.export.learner import export_learner
+from training.measure import behaviour
+from training.measure.behaviour import BehaviouralTest, Case, Result, run, suite
+from training.stages import augmentation
+from training.stages.augmentation import synthetic_texts
+from training.templates import LABELS
 
 ALIKE = {"The {noun} is {good}!", "The {noun} is {bad}!"}
 """Sentences that are added to a tweet; a made-up one may have their form."""
@@ -97,7 +100,7 @@ def test_a_case_by_hand(kind: behaviour.Kind, labels: tuple[str, ...], scores: l
 def test_training_has_not_seen_the_suite() -> None:
     """No text of the suite, none of its adjectives, and no sentence of it with other words in its places, but for
     those of `ALIKE`."""
-    texts, labels = made_up(20_000, seed=1)
+    texts, labels = synthetic_texts(20_000, seed=1)
     tested = {text.lower() for test in suite() for case in test.cases for text in case.texts}
     assert not tested & {text.lower() for text in texts}
     assert set(Counter(labels)) == set(LABELS)

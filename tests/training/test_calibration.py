@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from training.behaviour import LABELS
-from training.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
 from training.cross_validation import FIGURES, Recipe, Trained, cross_validate
-from training.distil import keep_outputs
-from training.metrics import soft_cross_entropy
+from training.stages.calibration import LARGEST_BIAS, best_calibration, calibrate_and_round, calibrated_apart
+from training.stages.distil import truncate_outputs
+from training.stages.targets import soft_cross_entropy
+from training.templates import LABELS
 
 Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -89,7 +89,7 @@ def test_the_network_carries_its_calibration() -> None:
     assert temperature == pytest.approx(1, abs=1e-3)
     assert biases == pytest.approx(0, abs=1e-3)
     assert torch.equal(last.weight, last.weight.half().float())
-    keep_outputs(layers, 3)
+    truncate_outputs(layers, 3)
     with torch.no_grad():
         assert layers(features).numpy() == pytest.approx(outputs.numpy(), abs=1e-5)
 

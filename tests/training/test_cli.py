@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.server_process import Server
 from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
 from training.cli import main
 from training.errors import TrainingError
-from training.evaluate import TOKEN_VARIABLE, server_answer
+from training.measure.server import TOKEN_VARIABLE, server_predictor
 
 BLOCKED = """
 import runpy, sys
@@ -39,11 +40,11 @@ NEED_MORE: dict[str, list[object]] = {
     "teacher": ["--data", TOY_TWEETS],
     "classifier": ["--data", TOY_TWEETS],
     "cross-validate": ["--data", TOY_TWEETS],
-    "evaluate": ["--data", TOY_TWEETS, "--split", "train"],
-    "behaviour": ["--url", "http://127.0.0.1:9"],
     "export": ["--learner", "learner.pkl"],
-    "reference": ["--data", TOY_TWEETS],
 }
+
+
+SERVING_IS_ENOUGH = {"archive", "behaviour", "evaluate", "reference"}
 
 
 def not_served() -> set[str]:
@@ -74,18 +75,30 @@ def test_a_command_that_needs_more_than_serving_does_says_what_to_install(comman
     ), found.stderr
 
 
-def test_help_and_archive_need_what_serves_alone(tmp_path: Path) -> None:
+def test_help_and_archive_need_only_the_packages_of_serving(tmp_path: Path) -> None:
     assert "usage: python -m training" in run_with_what_serves("--help").stdout
     (tmp_path / "texts.csv").write_text("text\nlate again\n")
-    model = shutil.copytree(MODEL, tmp_path / "new")  # where what is measured is kept
-    found = run_with_what_serves("archive", "--model", model, "--texts", tmp_path / "texts.csv")
-    assert (found.returncode, "Measured on texts of texts.csv." in found.stdout) == (0, True), found.stderr
+    model = shutil.copytree(MODEL, tmp_path / "new")  # `archive` stores the measurement there
+    result = run_with_what_serves("archive", "--model", model, "--texts", tmp_path / "texts.csv")
+    assert (result.returncode, "Measured on texts of texts.csv." in result.stdout) == (0, True), result.stderr
     assert (tmp_path / "new.mar").is_file()
+
+
+def test_evaluation_needs_only_the_packages_of_serving(tmp_path: Path, server: Server) -> None:
+    options = ("evaluate", "--data", TOY_TWEETS, "--split", "train")
+    for source in ((), ("--url", server.project.inference, "--model-name", "sentiment")):
+        result = run_with_what_serves(*options, *source)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["n"] == 36
+    assert "| vocabulary |" in run_with_what_serves("behaviour").stdout
+    model = shutil.copytree(MODEL, tmp_path / "new")
+    result = run_with_what_serves("reference", "--data", TOY_TWEETS, "--model", model)
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_command_is_tried_without_its_packages() -> None:
     refused = run_with_what_serves("nothing").stderr
-    assert set(re.findall(r"'([\w-]+)'", refused.partition("choose from")[2])) == {*NEED_MORE, "archive"}
+    assert set(re.findall(r"'([\w-]+)'", refused.partition("choose from")[2])) == {*NEED_MORE, *SERVING_IS_ENOUGH}
 
 
 @pytest.mark.parametrize(
@@ -150,5 +163,5 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str, mo
     with pytest.raises(
         TrainingError, match=f"^{TOKEN_VARIABLE}: The token contains a space, a line break or a non-ASCII character"
     ) as refused:
-        server_answer("http://127.0.0.1:9")
+        server_predictor("http://127.0.0.1:9")
     assert token[:3] not in str(refused.value)

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training import cli, tfidf
-from training.augmentation import made_up, pieces
-from training.classifier import train_targets
+from training import cli
 from training.cross_validation import FIGURES, cross_validate, folds, majority
 from training.data import labels_of, read_tweets
-from training.distil import keep_outputs, mix_in
 from training.settings import ClassifierSettings
-from training.teacher import load_teacher
-from training.tfidf import FOLDS
+from training.stages import tfidf
+from training.stages.augmentation import spans, synthetic_texts
+from training.stages.classifier import train_targets
+from training.stages.distil import mix_in, truncate_outputs
+from training.stages.teacher import load_teacher
+from training.stages.tfidf import FOLDS
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_nothing_outside_the_train_split_is_trained_on(
         seen.extend(texts if stage == "distil" else texts[:train])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"training.{stage}.loaders", spy)
+    monkeypatch.setattr(f"training.stages.{stage}.loaders", spy)
     command = [stage, "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
     if stage == "distil":
         command += ["--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)]
@@ -75,7 +76,7 @@ def test_targets_are_distributions(tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
     settings = ClassifierSettings(made_up_texts=9)
     texts, targets = train_targets(train, labels_of(tweets), None, settings)
-    assert texts == [*train["text"], *made_up(9, settings.seed)[0]]
+    assert texts == [*train["text"], *synthetic_texts(9, settings.seed)[0]]
     assert targets.shape == (len(texts), 3)
     assert targets.sum(1) == pytest.approx(1, abs=1e-6)
 
@@ -89,7 +90,7 @@ def test_a_labelled_texts_target_is_part_label_part_answer() -> None:
 def test_the_labels_part_of_a_distilled_head_answers_as_before() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5, bias=False))
     before = model(torch.ones(2, 4))
-    keep_outputs(model, 3)
+    truncate_outputs(model, 3)
     torch.testing.assert_close(model(torch.ones(2, 4)), before[:, :3])  # of other sizes, so summed in another order
 
 
@@ -105,7 +106,7 @@ def test_a_target_is_the_label_as_far_as_annotators_agreed(tweets: pd.DataFrame)
 def test_a_recipe_is_cross_validated(
     toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.tfidf.FOLDS", 2)
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
     for stage in ("language-model", "general-teacher", "distil", "teacher"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
@@ -125,7 +126,7 @@ def test_a_recipe_is_cross_validated(
 def test_teachers_of_two_recipes_do_not_meet(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.tfidf.FOLDS", 2)
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
     (tmp_path / "general-teacher").symlink_to(toy_run / "run" / "general-teacher")
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--run", str(tmp_path), "--preset", "tiny"]
     command += ["--recipe", "teacher"]
@@ -140,7 +141,7 @@ def test_teachers_of_two_recipes_do_not_meet(
 def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFrame) -> None:
     texts = list(tweets["text"])
     words = {word for text in texts for word in text.split()}
-    found = pieces(texts, seed=1)
+    found = spans(texts, seed=1)
     assert len(found) == len(texts)
     assert all(found)
     in_pieces = [word for piece in found for word in piece.split()]
@@ -148,8 +149,8 @@ def test_a_piece_has_words_of_the_tweets_few_of_them_misspelt(tweets: pd.DataFra
     assert 0 < len(misspelt) < 0.1 * len(in_pieces)
     for word in misspelt:
         assert any(set(word) <= set(right) and abs(len(word) - len(right)) <= 1 for right in words)
-    assert found == pieces(texts, seed=1) != pieces(texts, seed=2)
-    assert pieces(["one"], seed=3)[0].split()[0] == "one"
+    assert found == spans(texts, seed=1) != spans(texts, seed=2)
+    assert spans(["one"], seed=3)[0].split()[0] == "one"
 
 
 def test_pieces_are_the_teachers_and_tweets_are_shared(toy_run: Path, tweets: pd.DataFrame) -> None:
@@ -173,7 +174,9 @@ def test_the_two_teachers_answers_are_mixed_by_weight(toy_run: Path, tweets: pd.
         return train_targets(train, labels_of(tweets), toy_run / "run" / "teacher", settings)[1]
 
     texts = list(train["text"])
-    assert rest(1) == pytest.approx(tfidf.answers(train, [texts, pieces(texts, 1)], labels_of(tweets)).reshape(-1, 3))
+    assert rest(1) == pytest.approx(
+        tfidf.soft_labels(train, [texts, spans(texts, 1)], labels_of(tweets)).reshape(-1, 3)
+    )
     assert rest(0.3) == pytest.approx(0.7 * rest(0) + 0.3 * rest(1), abs=0.01)  # the other computes in bfloat16
 
 
@@ -185,7 +188,7 @@ def test_tfidf_answers_without_having_seen_the_label() -> None:
     right = rows["label"] == "yes"
     has_seen = tfidf.new_classifier().fit(rows["text"], rows["label"]).predict_proba(rows["text"])
     assert ((has_seen[:, 1] > 0.5) == right).all()
-    of_texts, of_others = tfidf.answers(rows, [list(rows["text"]), list(rows["text"])[::-1]], ["no", "yes"])
+    of_texts, of_others = tfidf.soft_labels(rows, [list(rows["text"]), list(rows["text"])[::-1]], ["no", "yes"])
     assert ((of_texts[:, 1] > 0.5) == right).mean() < 0.75
     assert of_texts.sum(1) == pytest.approx(1, abs=1e-6)
     assert not np.allclose(of_texts, of_others)

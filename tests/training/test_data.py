@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import train_test_split
 
 from tests.paths import TOY_TWEETS
 from training.data import labelled, read_tweets, sha256_of, split_of_rows
@@ -18,6 +20,15 @@ def test_the_split_depends_on_the_number_of_rows_alone() -> None:
     split = split_of_rows(14_640)
     # The first rows of each split, as scikit-learn's two calls gave them when this was written.
     assert [int((split == name).argmax()) for name in ("train", "validation", "test")] == [1, 0, 4]
+
+
+@pytest.mark.parametrize("rows", [30, 46, 1_001, 14_640])
+def test_the_split_is_that_of_scikit_learn(rows: int) -> None:
+    rest, test = train_test_split(np.arange(rows), test_size=0.1, random_state=1)
+    train, validation = train_test_split(rest, test_size=0.11, random_state=1)
+    splits = split_of_rows(rows)
+    for name, positions in (("train", train), ("validation", validation), ("test", test)):
+        assert np.flatnonzero(splits == name).tolist() == sorted(positions)
 
 
 def test_real_labels_but_the_tests_are_all_there(real_tweets: pd.DataFrame) -> None:
@@ -46,8 +57,8 @@ def test_texts_are_read_to_the_letter(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "No file at"),
-        (b"", "does not read as a CSV"),
-        (b"PK\x03\x04\xff\xfe\x00", "does not read as a CSV"),
+        (b"", "cannot be read as CSV"),
+        (b"PK\x03\x04\xff\xfe\x00", "cannot be read as CSV"),
         (b"<html>\n<p>Sign in, please</p>\n</html>\n", "has no column `text` and no `airline_sentiment`"),
         (b"tweet_id,text\n1,hello\n", "has no column `airline_sentiment`; it has `tweet_id`, `text`"),
         (b"text,airline_sentiment\n" + b"a,neutral\n,neutral\n" * 20, "20 rows with no text, the first at row 1"),

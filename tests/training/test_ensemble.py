@@ -10,9 +10,11 @@ import pytest
 from fastai.text.all import SpacyTokenizer
 
 from handler import batch, exported
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
 from handler.limits import Limits
+from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
 from tests.training.test_export import (
     LENGTHS,
@@ -24,11 +26,11 @@ from tests.training.test_export import (
     toy_texts,
 )
 from tests.training.test_stages import run
-from training.archive import archive
 from training.errors import TrainingError
-from training.export import export_file
-from training.graph import Precision
-from training.sample import sample_of
+from training.export.archive import archive
+from training.export.folder import export_files
+from training.export.sample import sample_of
+from training.settings import Precision
 
 TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:10]), "zzyzx unheard-of"]
 
@@ -67,7 +69,7 @@ def test_the_answers_are_the_means_of_fastais(learners: list[Any], folder: Path)
 
 
 def test_the_order_of_the_learners_changes_nothing(learners: list[Any], folder: Path, tmp_path: Path) -> None:
-    export_file(folder / "backward.pkl", tmp_path, None, "", tmp_path / "model", others=[folder / "forward.pkl"])
+    export_files([folder / "backward.pkl", folder / "forward.pkl"], tmp_path / "model")
     found = TextClassifier.load(tmp_path / "model").predict(TEXTS)
     np.testing.assert_allclose(found, means(learners), rtol=0, atol=TOLERANCE)
 
@@ -88,15 +90,16 @@ def test_both_networks_are_work(folder: Path) -> None:
     limits = Limits(max_token_reads=100)
     statuses = []
     for words in (10, 35, 60):
-        jobs = batch.read([({"body": ("late again " * (words // 2)).encode()}, {"content-type": "text/plain"})], limits)
-        batch.infer(jobs, classifier, limits)
-        statuses.append(jobs[0].error is None)
+        row = {"body": ("late again " * (words // 2)).encode()}, {"content-type": "text/plain"}
+        [result], _ = batch.infer(batch.read([row], limits), classifier, limits)
+        statuses.append(isinstance(result, PredictedRequest))
     assert statuses == [True, False, False]
 
 
 def test_a_token_of_an_ensemble_is_explained(folder: Path) -> None:
     classifier = TextClassifier.load(folder / "model")
-    explanation = classifier.explain("late again")
+    prediction = Prediction.from_outputs(classifier.predict(["late again"])[0], classifier.task)
+    explanation = classifier.explain(classifier.tokenize("late again"), prediction)
     ids = classifier.ids("late again")
     place = explanation.tokens.index("late")
     occluded = [*ids[:place], classifier.unknown_id, *ids[place + 1 :]]
@@ -122,7 +125,7 @@ def test_learners_that_do_not_go_together_are_refused(
 ) -> None:
     make_learner(**options).export(tmp_path / "other.pkl")
     with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so that"):
-        export_file(folder / "forward.pkl", tmp_path, None, "", tmp_path / "model", others=[tmp_path / "other.pkl"])
+        export_files([folder / "forward.pkl", tmp_path / "other.pkl"], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

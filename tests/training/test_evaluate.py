@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from handler import batch, exported
+from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from tests.approximately import approximately
@@ -22,20 +24,14 @@ from tests.client.scripted import Reply, Request, scripted
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, ROOT, TOY_TWEETS, WITH_CLIENT
 from training import cli
-from training.calibration import best_calibration
-from training.data import labelled, read_tweets, split_of_rows
+from training.data import labelled, read_dataset, read_tweets, split_of_rows
 from training.errors import TrainingError
-from training.evaluate import (
-    JSON_HEADERS,
-    MODELS_PATH,
-    evaluate,
-    figures,
-    model_answer,
-    predict,
-    reliability,
-    server_answer,
-)
-from training.metrics import to_targets
+from training.measure.evaluate import evaluate, predict
+from training.measure.figures import figures, reliability
+from training.measure.model import JSON_HEADERS, model_predictor
+from training.measure.server import MODELS_PATH, server_predictor
+from training.stages.calibration import best_calibration
+from training.stages.targets import to_targets
 
 VALIDATION_ACCURACY = 0.85
 VALIDATION_MACRO_F1 = 0.8
@@ -67,6 +63,25 @@ def test_figures_by_hand() -> None:
     assert found["macro_f1"] == pytest.approx((0.571429 + 0.5 + 0) / 3, abs=1e-6)
     assert found["expected_calibration_error"] == pytest.approx(0.9 - 0.5)
     assert found["reliability"] == [[6, pytest.approx(0.9), 0.5]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_are_those_of_scikit_learn(seed: int) -> None:
+    """Some labels are never predicted, and some never true."""
+    generator = np.random.default_rng(seed)
+    labels = list("abcdef")
+    probabilities = generator.dirichlet(np.ones(6), size=50)
+    probabilities[:, seed % 6] = 0
+    true = [labels[index] for index in generator.integers(0, 5, size=50)]
+    predicted = [labels[index] for index in probabilities.argmax(1)]
+    result = figures(true, probabilities, labels)
+    precision, recall, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    assert result["accuracy"] == round(accuracy_score(true, predicted), 6)
+    assert result["macro_f1"] == round(f1_score(true, predicted, labels=labels, average="macro", zero_division=0), 6)
+    assert result["confusion_matrix"] == confusion_matrix(true, predicted, labels=labels).tolist()
+    for index, scores in enumerate(result["per_class"].values()):
+        expected = (*(round(float(figure[index]), 6) for figure in (precision, recall, f1)), support[index])
+        assert tuple(scores.values()) == expected
 
 
 def test_the_calibration_error_by_hand() -> None:
@@ -111,7 +126,8 @@ def test_figures_are_those_of_the_classifier(classifier: TextClassifier) -> None
     rows = tweets[tweets["split"] == "train"]
     predicted = classifier.predict(list(rows["text"])).argmax(axis=1)
     right = sum(classifier.labels[index] == label for index, label in zip(predicted, rows["label"], strict=True))
-    assert evaluate(tweets, "train", model_answer(MODEL))["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
+    result = evaluate(read_dataset(TOY_TWEETS), "train", model_predictor(classifier, "sentiment"))
+    assert result["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +196,8 @@ def test_texts_that_a_server_takes_are_never_too_many_for_it_together(toy_run: P
     def answer(body: bytes) -> bytes:
         instances = json.loads(body)["instances"]
         asked.extend(instances)
-        jobs = batch.read([({"body": body}, JSON_HEADERS)], limits)
-        batch.infer(jobs, classifier, limits)
-        assert jobs[0].error is None or len(instances) == 1, jobs[0].error
+        [result], _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
+        assert isinstance(result, PredictedRequest) or len(instances) == 1, result
         return json.dumps({"predictions": [{} for _ in instances]}).encode()
 
     assert len(list(predict(texts, answer))) == len(texts)
@@ -217,11 +232,11 @@ def test_the_model_to_ask_is_the_servers_only_one_or_the_one_that_is_named(
 
     with scripted(reply) as server:
         if asked.startswith("/"):
-            server_answer(server.url, model)(b'["late"]')
+            server_predictor(server.url, model)(b'["late"]')
             assert paths[-1] == asked
         else:
             with pytest.raises(TrainingError, match=asked):
-                server_answer(server.url, model)
+                server_predictor(server.url, model)
 
 
 def test_a_models_name_goes_with_a_servers_address_alone(capfd: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +250,7 @@ def test_a_models_name_goes_with_a_servers_address_alone(capfd: pytest.CaptureFi
 @pytest.mark.usefixtures("closed_proxy")
 def test_a_server_on_this_machine_is_asked_without_a_proxy() -> None:
     with scripted(lambda _: Reply(body=b'{"label": "x"}')) as server:
-        assert json.loads(server_answer(server.url, "x")(b'["late"]')) == {"label": "x"}
+        assert json.loads(server_predictor(server.url, "x")(b'["late"]')) == {"label": "x"}
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://[::1", "ftp://127.0.0.1"])

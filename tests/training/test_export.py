@@ -38,15 +38,18 @@ from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
 from tests.paths import MODEL, TOY_TWEETS
 from tests.training.learners import collaborative, language_model, of_images, tabular
-from training.archive import archive
-from training.card import code_span, new_card, plot, to_markdown
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.evaluate import figures
-from training.export import export_file, export_learner
-from training.graph import to_onnx
-from training.learner_file import read_learner
-from training.probes import probes
+from training.export.archive import archive
+from training.export.card import new_card
+from training.export.folder import export_files
+from training.export.graph import to_onnx
+from training.export.learner import export_learner
+from training.export.learner_file import read_learner
+from training.export.page import code_span, to_markdown
+from training.export.picture import plot
+from training.export.probes import probes
+from training.measure.figures import figures
 
 TOLERANCE = 1e-5
 NEAR = 0.03
@@ -408,7 +411,7 @@ def test_labels_that_a_reply_cannot_tell_are_refused_before_anything_is_written(
     learner.path = tmp_path
     learner.export("learner.pkl")
     with pytest.raises(TrainingError, match=message):
-        export_file(tmp_path / "learner.pkl", tmp_path, None, "", tmp_path / "model")
+        export_files([tmp_path / "learner.pkl"], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -462,7 +465,7 @@ def test_code_in_a_card_is_shown_as_it_is(text: str) -> None:
 def test_weights_that_are_no_numbers_are_refused() -> None:
     learner = make_learner()
     learner.model[1].layers[0][0].running_var[:] = float("nan")
-    with pytest.raises(ExportedModelError, match="values that are no numbers"):
+    with pytest.raises(ExportedModelError, match="values that are not finite numbers"):
         export_learner(learner, {})
 
 
@@ -474,7 +477,7 @@ def test_files_that_are_no_learner_are_told(tmp_path: Path, content: bytes | str
     else:
         torch.save(nn.Linear(2, 2).state_dict(), file)
     with pytest.raises(TrainingError, match="xpected what fastai's `Learner"):
-        export_file(file, tmp_path, None, "", tmp_path / "model")
+        export_files([file], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -486,7 +489,7 @@ def test_a_module_that_a_learner_names_and_is_missing_is_told(tmp_path: Path, mo
         patch.setitem(sys.modules, "no_such_module", module)
         torch.save(module.Thing(), file)
     with pytest.raises(TrainingError, match=r"the learner uses no_such_module\.Thing \(not installed here\)"):
-        export_file(file, tmp_path, None, "", tmp_path / "model")
+        export_files([file], tmp_path / "model")
 
 
 def test_the_proof_reaches_every_kind_of_length() -> None:

@@ -13,13 +13,13 @@ import pytest
 from handler.classifier import TextClassifier
 from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
-from training import tfidf
 from training.data import read_tweets
 from training.errors import TrainingError
-from training.fit_recipe import expected_minutes, recipe_for
-from training.fit_start import OWN_START, offers, start_named
-from training.precision import kept
-from training.run import record_of
+from training.export.precision import read_choice
+from training.fit.recipe import expected_minutes, recipe_for
+from training.fit.start import OWN_START, describe_starts, start_named
+from training.stages import tfidf
+from training.stages.record import record_of
 
 WORDS = {
     "billing": ("invoice", "refund", "charged", "payment", "card"),
@@ -84,7 +84,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_the_lines_that_serve(
 
 
 def test_its_archives_precision_is_measured_on_texts_that_it_is_not_trained_on(fitted: Fitted) -> None:
-    choice = kept(fitted.folder / "mail")
+    choice = read_choice(fitted.folder / "mail")
     assert choice is not None
     assert choice.source == "the validation and test splits of mail.csv"
     assert choice.differences["int8"].texts == 10
@@ -164,10 +164,10 @@ def test_the_stages_name_fit_to_whoever_has_a_file_of_their_own(
 
 
 def test_no_start_forbids_commercial_use_unnamed(tmp_path: Path) -> None:
-    assert "NO COMMERCIAL USE" not in " ".join(offers(OWN_START)[:2])
+    assert "NO COMMERCIAL USE" not in " ".join(describe_starts(OWN_START)[:2])
     for model in (GENERAL, MODEL):
         assert start_named(str(model)).permits.startswith("NO COMMERCIAL USE: it was trained on Twitter US Airline")
-        assert "NO COMMERCIAL USE" in offers(start_named(str(model)))[1]
+        assert "NO COMMERCIAL USE" in describe_starts(start_named(str(model)))[1]
 
 
 def test_the_baseline_counts_texts_that_share_no_word() -> None:

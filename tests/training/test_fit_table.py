@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from training.data import copies_of, read_tweets
 from training.errors import TrainingError
-from training.fit_split import keep, with_splits
-from training.fit_table import Columns, read_table
+from training.fit.split import with_splits, write_data
+from training.fit.table import Columns, read_table
 
 ROWS = [(f"text number {number}, said with care", ("good", "bad")[number % 2]) for number in range(40)]
 
@@ -121,10 +121,10 @@ def test_what_a_run_keeps_reads_back_to_the_letter(tmp_path_factory: pytest.Temp
     texts = [text if text.strip() else "blank" for text in texts]
     folder = tmp_path_factory.mktemp("run")
     rows = pd.DataFrame({"text": texts, "label": "NA", "split": "train", "line": 1})
-    kept = keep(rows, write(folder, "a.csv", "x"), {}, folder)
+    kept = write_data(rows, write(folder, "a.csv", "x"), {}, folder)
     read = read_tweets(kept)
     assert list(read["text"]) == texts
     assert set(read["label"]) == {"NA"}
     assert set(read["split"]) == {"train"}
     with pytest.raises(TrainingError, match="holds a run on other data"):
-        keep(rows.assign(label="other"), folder / "a.csv", {}, folder)
+        write_data(rows.assign(label="other"), folder / "a.csv", {}, folder)

@@ -17,7 +17,8 @@ from handler.network import TextNetwork
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
-from training.graph import DIGIT, LSTM_BITS, PRECISIONS, Precision, to_onnx
+from training.export.graph import DIGIT, LSTM_BITS, to_onnx
+from training.settings import PRECISIONS, Precision
 
 SAME = 1e-5
 NEAR = 0.03

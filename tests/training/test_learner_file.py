@@ -33,8 +33,8 @@ from handler.tokens import Tokenizer
 from tests.paths import LEARNERS, MODEL
 from tests.training.test_export import make_learner
 from training.errors import TrainingError
-from training.export import export_learner
-from training.learner_file import read_learner
+from training.export.learner import export_learner
+from training.export.learner_file import read_learner
 
 WRITTEN_ELSEWHERE = sorted(LEARNERS.glob("*.pkl"))
 TOLERANCE = 1e-5

@@ -1,4 +1,4 @@
-"""The table of learners in `model_store/README.md`."""
+"""The table of learners in `docs/reference/learners.md`."""
 
 import re
 from pathlib import Path

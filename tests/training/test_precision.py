@@ -19,19 +19,19 @@ from handler.task import Task
 from tests.paths import MODEL, ROOT, TOY_TWEETS
 from training import cli
 from training.data import read_tweets
-from training.precision import (
-    FAR_OFF,
+from training.export.precision import (
     PRECISION_FILE,
     Choice,
     Difference,
     choose,
     difference,
-    holds,
-    keep,
-    kept,
+    is_close,
+    read_choice,
     texts_within,
+    write_choice,
 )
-from training.sample import Sample, made_up
+from training.export.sample import Sample, synthetic_sample
+from training.settings import MAX_DIFFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,16 @@ def test_a_values_difference_is_a_share_of_their_range(value_range: tuple[float,
 @pytest.mark.parametrize(
     ("largest", "clear", "is_made_up", "held"),
     [
-        (FAR_OFF, 0, False, True),
-        (FAR_OFF + 0.001, 0, False, False),
-        (FAR_OFF, 1, False, False),
-        (FAR_OFF / 2, 0, True, True),
-        (FAR_OFF / 2 + 0.001, 0, True, False),
+        (MAX_DIFFERENCE, 0, False, True),
+        (MAX_DIFFERENCE + 0.001, 0, False, False),
+        (MAX_DIFFERENCE, 1, False, False),
+        (MAX_DIFFERENCE / 2, 0, True, True),
+        (MAX_DIFFERENCE / 2 + 0.001, 0, True, False),
     ],
 )
 def test_an_estimate_counts_double(largest: float, clear: int, is_made_up: bool, held: bool) -> None:
     of = Difference(100, clear, clear, largest, mean=0.001, percentile_99=largest)
-    assert holds(of, is_made_up) is held
+    assert is_close(of, is_made_up) is held
 
 
 def test_int8_is_chosen_where_it_holds(sample: Sample) -> None:
@@ -103,13 +103,13 @@ def test_int8_is_chosen_where_it_holds(sample: Sample) -> None:
 
 def test_the_embedded_models_archive_is_in_int8() -> None:
     model = exported.read(MODEL)
-    assert choose(model, made_up(model)).precision == "int8"
+    assert choose(model, synthetic_sample(model)).precision == "int8"
 
 
 def test_int8_fine_is_chosen_where_int8_does_not_hold(sample: Sample) -> None:
     choice = choose(with_large_embeddings(exported.read(MODEL), 40), sample)
     assert choice.precision == "int8-fine"
-    assert choice.differences["int8"].largest > FAR_OFF >= choice.differences["int8-fine"].largest
+    assert choice.differences["int8"].largest > MAX_DIFFERENCE >= choice.differences["int8-fine"].largest
     told = f"int8 differs from float32 by up to {choice.differences['int8'].largest:.4f}, over the limit of 0.03; "
     assert choice.reason == f"{told}int8-fine stays within 0.03 of float32"
 
@@ -231,18 +231,18 @@ def test_what_was_measured_on_another_model_is_ignored(model: Path, capsys: pyte
 )
 def test_a_damaged_file_is_ignored(change: Any, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = model / PRECISION_FILE
-    keep(Choice("int8", "a test", "few.txt"), model)
-    assert kept(model) is not None
+    write_choice(Choice("int8", "a test", "few.txt"), model)
+    assert read_choice(model) is not None
     path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
-    assert kept(model) is None
+    assert read_choice(model) is None
     path.write_bytes(b"\xff{")
-    assert kept(model) is None
+    assert read_choice(model) is None
     assert capsys.readouterr().err.count("is ignored: expected what `archive --texts` writes.") == 2
 
 
 def test_a_texts_file_whose_name_is_no_utf_8_is_kept(model: Path) -> None:
-    keep(Choice("int8", "a test", b"caf\xe9.txt".decode("utf-8", "surrogateescape")), model)
-    before = kept(model)
+    write_choice(Choice("int8", "a test", b"caf\xe9.txt".decode("utf-8", "surrogateescape")), model)
+    before = read_choice(model)
     assert before is not None
     assert before.source == r"caf\udce9.txt"
 

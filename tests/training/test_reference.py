@@ -11,28 +11,28 @@ from handler import exported
 from handler.classifier import TextClassifier
 from tests.paths import MODEL, TOY_TWEETS
 from training import cli
-from training.data import labelled, read_tweets, sha256_of
-from training.reference import reference_of
+from training.data import read_dataset, sha256_of
+from training.measure.reference import reference_of
 
 
 def test_it_is_the_train_splits(classifier: TextClassifier) -> None:
-    tweets = read_tweets(TOY_TWEETS)
-    train = labelled(tweets, "train")
-    found = reference_of(classifier, tweets, "a hash")
-    assert found["data_sha256"] == "a hash"
-    assert found["labels"] == {label: int((train["label"] == label).sum()) for label in classifier.labels}
-    lengths = sorted(len(classifier.ids(text)) for text in train["text"])
-    bounds, counts = found["tokens"]["bounds"], found["tokens"]["counts"]
+    data = read_dataset(TOY_TWEETS)
+    train = data.labelled("train")
+    reference = reference_of(classifier, data)
+    assert reference["data_sha256"] == sha256_of(TOY_TWEETS)
+    assert reference["labels"] == {label: sum(row.label == label for row in train) for label in classifier.labels}
+    lengths = sorted(len(classifier.ids(row.text)) for row in train)
+    bounds, counts = reference["tokens"]["bounds"], reference["tokens"]["counts"]
     assert counts[0] == sum(length <= bounds[0] for length in lengths)
     assert counts[-1] == sum(length > bounds[-1] for length in lengths) > 0
-    assert sum(counts) == sum(found["unknown_tokens"]["counts"]) == len(train)
+    assert sum(counts) == sum(reference["unknown_tokens"]["counts"]) == len(train)
 
 
 def test_an_export_with_data_has_it(toy_run: Path) -> None:
     reference = exported.read_description(toy_run / "model").reference
     assert reference is not None
     assert reference.data_sha256 == sha256_of(TOY_TWEETS)
-    assert sum(reference.labels.values()) == len(labelled(read_tweets(TOY_TWEETS), "train"))
+    assert sum(reference.labels.values()) == len(read_dataset(TOY_TWEETS).labelled("train"))
 
 
 def test_the_command_writes_it_and_nothing_else(toy_run: Path, tmp_path: Path) -> None:
@@ -59,4 +59,4 @@ def test_labels_that_the_model_does_not_have_are_a_clear_error(
 
 def test_the_embedded_models_is_that_of_the_real_data(real_csv: Path, classifier: TextClassifier) -> None:
     card = json.loads((MODEL / exported.CARD_FILE).read_text())
-    assert card["reference"] == reference_of(classifier, read_tweets(real_csv), sha256_of(real_csv))
+    assert card["reference"] == reference_of(classifier, read_dataset(real_csv))

@@ -11,14 +11,15 @@ import pytest
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from tests.training.test_stages import run
-from training.card import stages_behind
-from training.data import labels_of, read_tweets, sha256_of, split_of_rows
+from training.data import labels_of, read_dataset, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
-from training.export import export_file
-from training.run import Stage, record_of
+from training.export.folder import export_run
+from training.export.lineage import stages_behind
 from training.settings import MINILM, TeacherSettings
-from training.teacher import load_teacher
-from training.transformer import load
+from training.stages.record import record_of
+from training.stages.stage import Stage
+from training.stages.teacher import load_teacher
+from training.stages.transformer import load
 
 
 @pytest.fixture
@@ -242,11 +243,11 @@ def test_a_failed_export_leaves_the_model_that_was_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.export.behaviour_of", interrupted)
+        patch.setattr("training.export.folder.behaviour_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            export_file(None, toy_run / "run", TOY_TWEETS, "other notes", model)
+            export_run(toy_run / "run", model, notes="other notes", data=read_dataset(TOY_TWEETS))
     assert {path.name: sha256_of(path) for path in model.iterdir()} == before
-    export_file(None, toy_run / "run", None, "other notes", model)
+    export_run(toy_run / "run", model, notes="other notes")
     assert set(before) - {path.name for path in model.iterdir()} == {"validation.png"}, "it was of the one before"
     assert (model / "README.md").read_text().startswith("# Model card: model\n")
 

@@ -10,7 +10,7 @@ import pytest
 from handler import exported
 from tests.paths import MODEL
 from training.errors import TrainingError
-from training.sample import MADE_UP_TEXTS, MOST_TEXTS, made_up, read_sample
+from training.export.sample import MAX_TEXTS, SYNTHETIC_TEXTS, read_sample, synthetic_sample
 
 
 def test_texts_are_one_column_of_a_table(tmp_path: Path) -> None:
@@ -21,10 +21,10 @@ def test_texts_are_one_column_of_a_table(tmp_path: Path) -> None:
 
 
 def test_of_a_long_file_the_same_texts_are_taken_each_time(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("".join(f"{number}\n" for number in range(MOST_TEXTS * 3)))
+    (tmp_path / "a.txt").write_text("".join(f"{number}\n" for number in range(MAX_TEXTS * 3)))
     first, second = (read_sample(tmp_path / "a.txt", "text").texts for _ in range(2))
     assert first == second
-    assert len(set(first)) == MOST_TEXTS
+    assert len(set(first)) == MAX_TEXTS
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_what_is_wrong_with_the_texts_is_said(name: str, content: str, message: 
 
 def test_made_up_texts_have_frequent_words_often() -> None:
     model = exported.read_description(MODEL)
-    sample = made_up(model)
-    assert sample == made_up(model)
+    sample = synthetic_sample(model)
+    assert sample == synthetic_sample(model)
     assert sample.made_up
-    assert len(sample.texts) == MADE_UP_TEXTS
+    assert len(sample.texts) == SYNTHETIC_TEXTS
     words = [token for token in model.vocabulary if token and not token.startswith("xx") and not token.isspace()]
     counts = Counter(word for text in sample.texts for word in text.split())
     assert set(words[:3]) <= {word for word, _ in counts.most_common(6)}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
+from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
 from tests.training.test_export import (
     LENGTHS,
@@ -25,9 +26,9 @@ from tests.training.test_export import (
     texts_of_lengths,
     toy_texts,
 )
-from training.archive import archive
-from training.export import export_file
-from training.learner_file import read_learner
+from training.export.archive import archive
+from training.export.folder import export_files
+from training.export.learner_file import read_learner
 
 pytest.importorskip("sentencepiece")
 TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:9]), "ﬁne ①② ＡＢＣ \x00 你好 \U0001f600 xxpad xxunk"]
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learner = make_learner(block={"tok": SentencePieceTokenizer(vocab_sz=200, cache_dir=folder / "cache")})
     learner.export(folder / "learner.pkl")
     shutil.rmtree(folder / "cache")
-    export_file(folder / "learner.pkl", folder, None, "", folder / "model")
+    export_files([folder / "learner.pkl"], folder / "model")
     return folder
 
 
@@ -67,7 +68,7 @@ def test_tokens_and_ids_are_fastais(learner: Any, classifier: TextClassifier, te
     tokens = list(tokenize(text))
     assert classifier.tokens(text) == tokens
     assert classifier.ids(text) == (numericalize(tokens).tolist() or [classifier.unknown_id])
-    spans = classifier._tokenizer.spans(text)
+    spans = classifier._tokenizer.spans(classifier.tokenize(text))
     assert len(spans) == len(tokens)
     assert all(0 <= begin <= end <= len(text) for begin, end in spans)
 
@@ -89,7 +90,8 @@ def test_the_archive_has_the_tokenizers_model(folder: Path, classifier: TextClas
 
 def test_a_token_is_shown_where_it_is(classifier: TextClassifier) -> None:
     text = "Late flight, again!"
-    explanation = classifier.explain(text)
+    prediction = Prediction.from_outputs(classifier.predict([text])[0], classifier.task)
+    explanation = classifier.explain(classifier.tokenize(text), prediction)
     spans = [text[begin:end] for begin, end in explanation.spans]
     place = explanation.tokens.index("\u2581flight")
     assert spans[place] == "flight"
@@ -119,5 +121,5 @@ def test_a_models_tokenizer_must_be_whole(folder: Path, tmp_path: Path, monkeypa
 def test_a_model_of_another_tokenizer_in_its_place_has_none(folder: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
     make_learner().export(tmp_path / "learner.pkl")
-    export_file(tmp_path / "learner.pkl", tmp_path, None, "", model)
+    export_files([tmp_path / "learner.pkl"], model)
     assert not (model / exported.PIECES_FILE).exists()

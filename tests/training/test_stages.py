@@ -14,14 +14,16 @@ import torch
 from fastai.text.all import Learner
 
 from tests.paths import GENERAL, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
-from training import augmentation, cli
-from training.augmentation import OPINIONS, WORDS
+from training import cli
 from training.errors import TrainingError
-from training.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
-from training.precision import kept
-from training.run import Stage, record_of
+from training.export.precision import read_choice
 from training.settings import PRESETS, Settings, with_changes
-from training.transformer import PACKAGED
+from training.stages import augmentation
+from training.stages.augmentation import OPINIONS, WORDS
+from training.stages.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
+from training.stages.record import record_of
+from training.stages.stage import Stage
+from training.stages.transformer import PACKAGED
 
 TEXTS = ("--texts", str(TOY_TEXTS))
 STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
@@ -57,7 +59,7 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
         "test": 5,
     }
     assert (toy_run / "model.mar").stat().st_size > 10_000
-    choice = kept(toy_run / "model")
+    choice = read_choice(toy_run / "model")
     assert choice is not None
     assert (choice.source, choice.differences["int8"].texts) == ("the validation and test splits of tweets.csv", 10)
     page = (toy_run / "model" / "README.md").read_text()
@@ -104,7 +106,7 @@ def test_every_stage_resumes(
     )
     if stage != "general-teacher":
         assert f"go on with `python -m training {stage}`" in capfd.readouterr().err
-    monkeypatch.setattr("training.distil.load_teacher", None)  # its answers are kept
+    monkeypatch.setattr("training.stages.distil.load_teacher", None)  # its answers are kept
     assert run(*command) == 0
     after = record_of(tmp_path / stage)
     assert (len(before["epochs"]), len(after["epochs"])) == (1, 2)
@@ -140,7 +142,7 @@ def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
 ) -> None:
     """With the weights and the optimizer of the checkpoint, and the batches that an uninterrupted run has."""
     command = ("general", "--preset", "tiny", "--texts", TOY_TEXTS)
-    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)  # a checkpoint after every batch
+    monkeypatch.setattr("training.stages.stage.CHECKPOINT_MINUTES", 0)  # a checkpoint after every batch
     trained_on: list[torch.Tensor] = []
     save, fit_one_cycle = Stage.save, Learner.fit_one_cycle
 
@@ -179,8 +181,8 @@ def test_a_stage_killed_in_an_epoch_goes_on_with_its_next_batch(
 def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.run.KEPT_AT_ONCE", 3)
-    monkeypatch.setattr("training.run.CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr("training.stages.stage.TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr("training.stages.stage.CHECKPOINT_MINUTES", 0)
     texts = [str(number) for number in range(10)]
     asked: list[str] = []
 
@@ -196,9 +198,9 @@ def test_what_was_computed_of_texts_before_a_kill_is_not_computed_again(
         assert stage.begin()
         if expected == texts[:9]:
             with pytest.raises(KeyboardInterrupt):
-                stage.keep(texts, compute)
+                stage.compute(texts, compute)
         else:
-            assert stage.keep(texts, compute).flatten().tolist() == list(range(10))
+            assert stage.compute(texts, compute).flatten().tolist() == list(range(10))
         assert asked == expected
 
 
@@ -289,7 +291,7 @@ def test_wt103_is_fastais_download(toy_run: Path, fastai_home: Path) -> None:
     """fastai keeps its downloads in a folder; one that is there already is used without a network."""
     from fastai.text.all import URLs
 
-    from training.language_model import general_model
+    from training.stages.language_model import general_model
 
     shutil.copytree(toy_run / "run" / "general", fastai_home / "models" / Path(URLs.WT103_FWD).stem)
     folder = general_model("wt103")
@@ -325,7 +327,7 @@ def test_vocabularies_merge_own_tokens_first() -> None:
 
 
 def test_an_unknown_word_for_an_opinion_begins_among_its_like() -> None:
-    from training.classifier import with_opinions
+    from training.stages.classifier import with_opinions
 
     vocabulary = ["xxunk", "liked", "loved", "the", "awful"]
     embeddings = torch.arange(10.0).reshape(5, 2)
@@ -435,7 +437,7 @@ def test_the_embedded_model_is_made_by_the_defaults() -> None:
         stage = name.removeprefix("earlier ").replace("-", "_")
         assert record["settings"] == asdict(getattr(Settings(), stage)), name
     assert stages["teacher"]["inputs"]["transformer"] == PACKAGED[Settings().transformer].sha256
-    texts, _ = augmentation.made_up(Settings().classifier.made_up_texts, Settings().classifier.seed)
+    texts, _ = augmentation.synthetic_texts(Settings().classifier.made_up_texts, Settings().classifier.seed)
     assert stages["classifier"]["inputs"]["made_up_texts"] == hashlib.sha256("\n".join(texts).encode()).hexdigest()
     assert ROOT / Settings().start == GENERAL
     of_start = json.loads((GENERAL / "card.json").read_text())["stages"]

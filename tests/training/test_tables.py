@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from training.errors import TrainingError
-from training.fit_table import Columns, read_table
-from training.sample import read_sample
+from training.export.sample import read_sample
+from training.fit.table import Columns, read_table
 from training.tables import Record, Source
 
 ROWS = (("one, two", "1"), ("zwei\nZeilen", "2"), ("\u4f60\u597d", "1"))

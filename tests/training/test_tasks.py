@@ -23,17 +23,20 @@ from torch import nn
 
 from handler import exported
 from handler.classifier import TextClassifier
-from handler.reply import prediction
+from handler.prediction import Prediction
+from handler.reply import prediction_json
 from handler.service import MODEL_FOLDER
 from handler.task import Task
 from tests.paths import TOY_TWEETS
 from tests.training.test_export import NEAR, TOLERANCE, make_learner, texts_of_lengths, toy_texts
-from training.archive import archive
-from training.data import read_tweets
+from training.data import read_dataset
 from training.errors import TrainingError
-from training.evaluate import evaluate, model_answer
-from training.export import export_file, export_learner
-from training.graph import Precision
+from training.export.archive import archive
+from training.export.folder import export_files
+from training.export.learner import export_learner
+from training.measure.evaluate import evaluate
+from training.measure.model import model_predictor
+from training.settings import Precision
 
 TAGS = [["late"], ["crew", "food"], [], ["late", "crew"]]
 VALUES = [0.5, 3.0, -2.0, 4.5, 1.0]
@@ -77,9 +80,11 @@ def test_any_task_is_exported_exactly(options: dict[str, Any], task: Task, tmp_p
         np.testing.assert_allclose(row, outputs, rtol=0, atol=TOLERANCE, err_msg=text)
         if task.name == "multi-label":
             names = [label for label, is_over in zip(task.labels, decided.tolist(), strict=True) if is_over]
-            assert prediction(row, task)["labels"] == names, text
+            assert prediction_json(Prediction.from_outputs(row, task), task)["labels"] == names, text
         else:
-            assert prediction(row, task)["value"] == pytest.approx(decided.item(), abs=TOLERANCE)
+            assert prediction_json(Prediction.from_outputs(row, task), task)["value"] == pytest.approx(
+                decided.item(), abs=TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("options", [MULTI_LABEL, REGRESSION | {"y_range": (-3, 5)}], ids=["multi-label", "range"])
@@ -147,8 +152,11 @@ def test_a_refusal_leads_to_no_wrong_model(options: dict[str, Any], message: str
 def test_what_measures_labels_refuses_other_tasks(tmp_path: Path) -> None:
     learner = make_learner(**REGRESSION)
     learner.export(tmp_path / "learner.pkl")
-    with pytest.raises(TrainingError, match="--data measures single-label models, and this one is for regression"):
-        export_file(tmp_path / "learner.pkl", tmp_path, TOY_TWEETS, "", tmp_path / "model")
-    export_file(tmp_path / "learner.pkl", tmp_path, None, "", tmp_path / "model")
+    with pytest.raises(
+        TrainingError, match="--data evaluates single-label models; the task of this model is regression"
+    ):
+        export_files([tmp_path / "learner.pkl"], tmp_path / "model", data=read_dataset(TOY_TWEETS))
+    export_files([tmp_path / "learner.pkl"], tmp_path / "model")
+    predictor = model_predictor(TextClassifier.load(tmp_path / "model"), "model")
     with pytest.raises(TrainingError, match="The model is not single-label"):
-        evaluate(read_tweets(TOY_TWEETS), "test", model_answer(tmp_path / "model"))
+        evaluate(read_dataset(TOY_TWEETS), "test", predictor)

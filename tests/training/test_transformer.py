@@ -13,10 +13,11 @@ from tests.paths import ROOT, TOY_LABELLED, TOY_TWEETS
 from training import cli
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.run import record_of
 from training.settings import MINILM, MPNET
-from training.teacher import WEIGHTS_FILE, load_teacher
-from training.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
+from training.stages.products import TEACHER_FILE
+from training.stages.record import record_of
+from training.stages.teacher import load_teacher
+from training.stages.transformer import PACKAGED, Packaged, TransformerClassifier, load, to_plain_text, word_vectors
 
 
 def test_words_of_like_meaning_are_near() -> None:
@@ -139,7 +140,7 @@ def test_a_teacher_begins_with_another_transformer(tmp_path: Path, capfd: pytest
     assert cli.main([*command, "--transformer", str(folder)]) == 0
     inputs = record_of(tmp_path / "teacher")["inputs"]
     assert inputs.keys() == {"data", "transformer"}
-    trained = torch.load(tmp_path / "teacher" / WEIGHTS_FILE, weights_only=True)
+    trained = torch.load(tmp_path / "teacher" / TEACHER_FILE, weights_only=True)
     assert {value.dtype for value in trained.values() if value.is_floating_point()} == {torch.float32}
     elsewhere = ["general-teacher", *command[1:-1], str(tmp_path / "elsewhere"), "--labelled-texts", str(TOY_LABELLED)]
     assert cli.main([*elsewhere, "--transformer", str(folder)]) == 0

@@ -12,10 +12,11 @@ from tests.paths import GENERAL, TOY_LABELLED, TOY_TWEETS
 from tests.training.test_stages import run
 from training.cross_validation import folds, recipe
 from training.data import read_tweets
-from training.language_model import ENCODER_FILE, sizes_of
-from training.run import record_of
 from training.settings import MINILM, PRESETS
-from training.warm_start import saw_labels, start_of, unpack
+from training.stages.language_model import sizes_of
+from training.stages.products import ENCODER_FILE
+from training.stages.record import record_of
+from training.stages.warm_start import saw_labels, start_of, unpack
 
 
 def test_the_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Export: from a fastai learner to an exported model, its card and its archive."""

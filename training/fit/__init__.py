@@ -1,0 +1,1 @@
+"""The command `fit`: a classifier of a user's labelled texts."""

@@ -1,0 +1,1 @@
+"""Evaluation: figures, behavioural tests and reference distributions. Needs neither fastai nor transformers."""

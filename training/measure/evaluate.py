@@ -1,0 +1,104 @@
+"""Evaluation of a model on one split of labelled texts, and by the behavioural tests.
+
+The model is a function (`Predictor`): a running server (`training.measure.server`) or an exported model
+(`training.measure.model`).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+from tqdm import tqdm
+
+from sentiment import inference
+from training.data import Dataset
+from training.errors import TrainingError
+from training.measure import behaviour
+from training.measure.figures import figures, rounded
+from training.splits import Split
+from training.templates import LABELS
+
+TEXTS_PER_REQUEST: Final = 50
+CHARACTERS_PER_REQUEST: Final = 15_000
+"""Limits of a request; a longer text has a request of its own.
+
+A symbol can be a token, and a request has a limit of token reads (`handler.limits`), of which a model of two networks
+needs twice as many.
+"""
+
+Predictor = Callable[[bytes], bytes]
+"""Function that returns the JSON body of the reply to the JSON body of a request."""
+
+
+def evaluate(data: Dataset, split: Split, predictor: Predictor) -> dict[str, Any]:
+    """Compute the figures of one split.
+
+    Returns:
+        See `training.measure.figures.figures`. If the data has airlines, also `per_airline`: number of texts and
+        accuracy by airline.
+
+    Raises:
+        TrainingError: a label in the split is blank or unknown to the model, or the model is not single-label.
+    """
+    rows = data.labelled(split)
+    labels = labels_of(predictor)
+    if not labels:
+        raise TrainingError(
+            "The model is not single-label: it predicts several labels or a number. Only models that predict one label "
+            "can be evaluated. `sentiment score FILE` adds any model's predictions to the columns of a file."
+        )
+    true = [str(row.label) for row in rows]
+    unknown = sorted(set(true) - set(labels))
+    if unknown:
+        raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
+    predictions = list(predict([row.text for row in rows], predictor))
+    scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
+    result = figures(true, scores, labels)
+    hits = [prediction["label"] == label for prediction, label in zip(predictions, true, strict=True)]
+    if all(row.airline for row in rows):
+        result["per_airline"] = _accuracy_by([str(row.airline) for row in rows], hits)
+    return result
+
+
+def _accuracy_by(groups: Sequence[str], hits: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    """Compute the number of texts and the accuracy of each group."""
+    by_group: dict[str, list[bool]] = {name: [] for name in sorted(set(groups))}
+    for group, hit in zip(groups, hits, strict=True):
+        by_group[group].append(hit)
+    return {name: {"n": len(part), "accuracy": rounded(sum(part) / len(part))} for name, part in by_group.items()}
+
+
+def labels_of(predictor: Predictor) -> list[str]:
+    """Return the labels of a single-label model; an empty list for a model of another task."""
+    [prediction] = predict(["Hello"], predictor)
+    return list(prediction["scores"]) if "label" in prediction else []
+
+
+def behaviour_of(predictor: Predictor) -> list[dict[str, Any]]:
+    """Run the behavioural tests; return an empty list for a model with other labels than those of the tests."""
+    if set(labels_of(predictor)) != set(LABELS):
+        return []
+
+    def scores_of(texts: list[str]) -> list[dict[str, float]]:
+        return [prediction["scores"] for prediction in predict(texts, predictor)]
+
+    return [asdict(result) for result in behaviour.run(behaviour.suite(), scores_of)]
+
+
+def predict(texts: Sequence[str], predictor: Predictor) -> Iterator[dict[str, Any]]:
+    """Yield the prediction of each text, requested in batches, with a progress bar on a terminal."""
+    with tqdm(total=len(texts), unit="text", disable=None) as progress:
+        for instances in inference.split(texts, TEXTS_PER_REQUEST, CHARACTERS_PER_REQUEST):
+            predictions = json.loads(predictor(json.dumps({"instances": instances}).encode()))["predictions"]
+            progress.update(len(instances))
+            yield from predictions
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    """Format the result of `evaluate` as JSON with one figure per line and one class per line."""
+    lines = {name: json.dumps(value) for name, value in result.items()}
+    classes = [f"  {json.dumps(label)}: {json.dumps(scores)}" for label, scores in result["per_class"].items()]
+    lines["per_class"] = "{\n" + ",\n".join(classes) + "\n }"
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {line}" for name, line in lines.items()) + "\n}"

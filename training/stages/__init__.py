@@ -1,0 +1,1 @@
+"""The stages of training, each of which writes a folder of the run."""

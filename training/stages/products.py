@@ -1,0 +1,31 @@
+"""File names of the stages' products, which later stages and the export read from the stages' folders."""
+
+from typing import Final
+
+GENERAL_FILE: Final = "language_model.pth"
+"""Weights of the general language model, with its decoder."""
+
+ENCODER_FILE: Final = "encoder.pth"
+"""Weights of an AWD-LSTM encoder."""
+
+VOCABULARY_FILE: Final = "vocabulary.pkl"
+"""Vocabulary of a language model or an encoder: a list of tokens, whose index is the token's id."""
+
+TEACHER_FILE: Final = "teacher.pth"
+"""Weights of a fine-tuned transformer with its linear head."""
+
+LEARNER_FILE: Final = "learner.pkl"
+"""fastai learner, as `Learner.export` writes it."""
+
+PRODUCTS: Final = {
+    "general": GENERAL_FILE,
+    "language-model": ENCODER_FILE,
+    "general-teacher": TEACHER_FILE,
+    "distil": ENCODER_FILE,
+    "teacher": TEACHER_FILE,
+    "classifier": LEARNER_FILE,
+}
+"""The product of each stage that later stages read, by the stage's name, in the order of the stages."""
+
+LABEL_STAGES: Final = ("teacher", "classifier")
+"""Stages that are trained on the labels of the data."""

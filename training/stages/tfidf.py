@@ -1,0 +1,89 @@
+"""TF-IDF with logistic regression: the baseline, and a second teacher beside the transformer.
+
+TF-IDF depends on spelling, the transformer on meaning. The two err on different texts, and their mean errs on fewer.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline, make_union
+
+from training.errors import TrainingError
+
+FOLDS = 5
+"""Number of parts into which rows are divided, for cross-validation and for soft labels."""
+
+SEED = 1
+
+
+def new_classifier(words_min: int = 2, characters_min: int = 3) -> Any:
+    """Make a scikit-learn pipeline: TF-IDF of words, word pairs and 2 to 5 characters, then logistic regression.
+
+    Args:
+        words_min: number of texts in which a word or a word pair must occur to be counted.
+        characters_min: number of texts in which a sequence of characters must occur to be counted.
+    """
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=words_min, sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=characters_min, sublinear_tf=True)
+    return make_pipeline(make_union(words, characters), LogisticRegression(C=4, max_iter=500))
+
+
+def fitted(rows: pd.DataFrame) -> Any:
+    """Fit `new_classifier` on the columns `text` and `label` of the rows.
+
+    Raises:
+        TrainingError: the texts have no word of two letters or digits.
+    """
+    try:
+        return new_classifier().fit(rows["text"], rows["label"])
+    except ValueError:  # no word occurs in enough texts
+        try:
+            return new_classifier(1, 1).fit(rows["text"], rows["label"])
+        except ValueError as error:
+            raise TrainingError(f"The texts have no words that TF-IDF can count ({error}).") from error
+
+
+def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
+    """Yield the row positions of each of five stratified parts of the rows.
+
+    Copies of a text (compared by letters and digits) are in the same part.
+
+    Args:
+        rows: a table with the columns `text` and `label`.
+    """
+    copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # a label may have fewer than five texts
+        folds = list(splitter.split(rows, rows["label"], groups=copies))
+    for _, held_out in folds:
+        yield held_out
+
+
+def soft_labels(rows: pd.DataFrame, versions: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.float32]:
+    """Predict texts with models that have not seen their labels: each of five parts by a model of the other four.
+
+    Args:
+        rows: a table with the columns `text` and `label`.
+        versions: lists of texts, one text for each row: the row's text or a span of it.
+        labels: all labels, in the order of the columns.
+
+    Returns:
+        Probabilities, (len(versions), len(rows), C).
+    """
+    soft = np.zeros((len(versions), len(rows), len(labels)), dtype=np.float32)
+    for held_out in held_out_fifths(rows):
+        others = rows.drop(rows.index[held_out])
+        model = fitted(others)
+        columns = [labels.index(label) for label in model.classes_]
+        for version, texts in enumerate(versions):
+            probabilities = model.predict_proba([texts[row] for row in held_out])
+            soft[version, held_out[:, None], columns] = probabilities
+    return soft
