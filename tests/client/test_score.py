@@ -283,8 +283,8 @@ def texts_of(request: Request) -> list[str]:
 
 
 def ends_after(requests: int, last: Reply) -> Answer:
-    left = iter(range(requests))
-    return lambda request: model(request) if next(left, None) is not None else last
+    remaining = iter(range(requests))
+    return lambda request: model(request) if next(remaining, None) is not None else last
 
 
 @pytest.mark.parametrize(

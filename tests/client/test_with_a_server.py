@@ -212,9 +212,9 @@ def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_r
     ("name", "wrong", "message"),
     [
         ("torn.mar", "is cut short", "may be broken"),
-        ("text.mar", "is a text file", "a file that is no archive counts as 1.0"),
+        ("text.mar", "is a text file", "not an archive counts as version 1.0"),
         ("raises.mar", "has a handler that fails", "Version 2.0 does not load: its workers end."),
-        ("missing.mar", "is not there", "named as they are in the server's model store"),
+        ("missing.mar", "is not there", "Use the archive's file name in the server's model store"),
     ],
 )
 def test_an_unusable_archive_leaves_the_old_version_in_place(
