@@ -127,9 +127,14 @@ def read_dataset(file: Path) -> Dataset:
             f"it has {columns}.\n{_HOW_TO_FIT.format(csv=file)}\n{_HOW_TO_DOWNLOAD}"
         )
 
+    for number, fields in enumerate(rows, start=1):
+        if len(fields) > len(header):
+            raise _not_csv(file, f"row {number} has {len(fields)} fields, the first line has {len(header)}")
+
     def column(name: str) -> list[str]:
-        """Return the values of a column; blank ones if the file does not have it."""
-        return [row[header.index(name)] for row in rows] if name in header else [""] * len(rows)
+        """Return the values of a column; a row or a file without the column has blank values."""
+        position = header.index(name) if name in header else len(header)
+        return [fields[position] if position < len(fields) else "" for fields in rows]
 
     texts = column(TEXT_COLUMN)
     if blank := [index for index, text in enumerate(texts) if not text.strip()]:
@@ -151,21 +156,18 @@ def read_dataset(file: Path) -> Dataset:
 
 
 def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
-    """Parse CSV; return the names of the columns, and the rows, each with a value for each column."""
+    """Parse CSV; return the names of the columns, and the fields of each row that is not blank."""
     csv.field_size_limit(LONGEST_FIELD)
     try:
-        lines = [
-            fields for fields in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True) if fields
-        ]
-        if not lines:
-            raise ValueError("the file is empty")
-        header, *rows = lines
-        for number, fields in enumerate(rows, start=1):
-            if len(fields) > len(header):
-                raise ValueError(f"row {number} has {len(fields)} fields, the first line has {len(header)}")
+        lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        header, *rows = [fields for fields in lines if fields]
     except (ValueError, csv.Error) as error:
-        raise TrainingError(f"{file} cannot be read as CSV: {error}.\n{_HOW_TO_DOWNLOAD}") from error
-    return header, [[*fields, *[""] * (len(header) - len(fields))] for fields in rows]
+        raise _not_csv(file, str(error) if content.strip() else "the file is empty") from error
+    return header, rows
+
+
+def _not_csv(file: Path, reason: str) -> TrainingError:
+    return TrainingError(f"{file} cannot be read as CSV: {reason}.\n{_HOW_TO_DOWNLOAD}")
 
 
 def _confidence(value: str) -> float:
@@ -274,18 +276,18 @@ def read_labelled_texts(path: Path, labels: Sequence[str]) -> "pd.DataFrame":
     return rows
 
 
-def existing(path: Path, what: str) -> Path:
+def existing(path: Path, ending: str) -> Path:
     """Return the path if it is a file.
 
     Args:
         path: the path.
-        what: end of the error message, after the path.
+        ending: end of the error message, after the path.
 
     Raises:
         TrainingError: there is no file at the path.
     """
     if not path.is_file():
-        raise TrainingError(f"No file at {path}{what}")
+        raise TrainingError(f"No file at {path}{ending}")
     return path
 
 

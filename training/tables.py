@@ -110,12 +110,12 @@ class Source:
         """Unit of a record's position: `line` or `row`."""
         return "row" if self._kind == "parquet" else "line"
 
-    def refuse(self, lines: Iterable[int], what: str, remedy: str) -> None:
+    def refuse(self, lines: Iterable[int], fault: str, remedy: str) -> None:
         """Raise an error if there are invalid lines.
 
         Args:
             lines: numbers of the invalid lines.
-            what: what is wrong with them, after "rows have".
+            fault: what is wrong with them, after "rows have".
             remedy: what the user can do.
 
         Raises:
@@ -123,14 +123,14 @@ class Source:
         """
         if numbers := list(lines):
             count = f"{len(numbers):,} rows have" if len(numbers) > 1 else "A row has"
-            raise self.problem(f"{self.unit} {listed(numbers)}: {count} {what}. {remedy}")
+            raise self.problem(f"{self.unit} {listed(numbers)}: {count} {fault}. {remedy}")
 
-    def problem(self, what: str) -> TrainingError:
+    def problem(self, message: str) -> TrainingError:
         """Return an error whose message names the option and the file."""
-        return TrainingError(f"{self.option} {self.path}: {what}")
+        return TrainingError(f"{self.option} {self.path}: {message}")
 
-    def _at(self, line: int | None, what: str) -> TrainingError:
-        return self.problem(f"{self.unit} {line} {what}" if line else what)
+    def _at(self, line: int | None, message: str) -> TrainingError:
+        return self.problem(f"{self.unit} {line} {message}" if line else message)
 
     @property
     def _packing(self) -> str:
@@ -143,18 +143,18 @@ class Source:
 
     @property
     def _kind(self) -> str | None:
-        if self._wants_one and self._ending in TEXT_ENDINGS:
+        if self._wants_one_column and self._ending in TEXT_ENDINGS:
             return "lines"
         kind = FORMATS.get(self._ending)
         return None if self._packing and kind == "parquet" else kind
 
     @property
-    def _wants_one(self) -> bool:
+    def _wants_one_column(self) -> bool:
         return len(self.columns) == 1
 
     @property
     def _expected(self) -> str:
-        lines = ", or .txt with one text per line" if self._wants_one else ""
+        lines = ", or .txt with one text per line" if self._wants_one_column else ""
         return f"{', '.join(FORMATS)}{lines}; text formats may be compressed (.gz, .xz)"
 
     def _read(self) -> Iterator[Record]:
@@ -223,7 +223,7 @@ class Source:
         Raises:
             TrainingError: a column is missing or ambiguous.
         """
-        if self._wants_one and len(names) == 1:
+        if self._wants_one_column and len(names) == 1:
             return list(names)
         if missing := {option: name for option, name in self.columns.items() if name not in names}:
             existing = ", ".join(f"`{name:.40}`" for name in names[:20]) or "none"
@@ -313,7 +313,7 @@ class Source:
 
     def _json_lines(self, text: str) -> Iterator[Record]:
         """Parse the records of JSON lines: an object in each line that is not blank."""
-        kinds = "an object, or a string," if self._wants_one else "an object"
+        kinds = "an object, or a string," if self._wants_one_column else "an object"
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
@@ -321,7 +321,7 @@ class Source:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise self._at(number, f"is not JSON ({error}). Expected {kinds} in each line.") from error
-            if self._wants_one and isinstance(value, str):
+            if self._wants_one_column and isinstance(value, str):
                 yield Record(number, (value,))
             elif isinstance(value, dict):
                 yield Record(number, tuple(value[name] for name in self._names(list(value), number)))

@@ -140,8 +140,8 @@ def relabelled(names: dict[str, Any], rows: Rows) -> Rows:
 
 def fifty_labels(rows: Rows) -> Rows:
     """Label each text with the first of fifty words in it."""
-    found = rows["text"].str.lower().str.extract(rf"\b({FIFTY_WORDS})\b")[0]
-    return rows.assign(label=found)[found.notna()]
+    result = rows["text"].str.lower().str.extract(rf"\b({FIFTY_WORDS})\b")[0]
+    return rows.assign(label=result)[result.notna()]
 
 
 def several_labels(rows: Rows) -> Rows:
@@ -277,7 +277,7 @@ def collaborative(rows: Rows, folder: Path) -> Any:
 def of_images(rows: Rows, folder: Path) -> Any:
     """Write a file as of `vision_learner`, whose network is from torchvision, which is not installed here."""
     name = "torchvision.models.resnet"
-    modules: dict[str, Any] = {each: types.ModuleType(each) for each in ("torchvision", "torchvision.models", name)}
+    modules: dict[str, Any] = {part: types.ModuleType(part) for part in ("torchvision", "torchvision.models", name)}
     block = modules[name].BasicBlock = type("BasicBlock", (nn.Conv2d,), {"__module__": name})
     body = nn.Sequential(nn.Conv2d(3, 4, 3), block(4, 4, 3))
     data = trained(rows, folder, epochs=0).dls
@@ -491,8 +491,8 @@ def outcome_of(kind: Kind, table: Rows, folder: Path) -> Outcome:
     """Train a learner of a kind on the first texts, export and archive it, and measure on the last texts."""
     rows = kind.rows(table)
     train = rows[: min(TRAIN, len(rows) * 2 // 3)]
-    others = rows[len(train) :]
-    choose, measure = others[: min(CHOOSE, len(others) // 2)], others[len(others) // 2 :][:MEASURE]
+    held_out = rows[len(train) :]
+    choose, measure = held_out[: min(CHOOSE, len(held_out) // 2)], held_out[len(held_out) // 2 :][:MEASURE]
     set_seed(1, reproducible=True)
     with contextlib.redirect_stdout(io.StringIO()):  # fastai's progress
         made = kind.learner(train, folder)
@@ -515,23 +515,23 @@ def outcome_of_files(files: Sequence[Path], choose: Sequence[str], texts: Sequen
     """
     model, mar = folder / "model", folder / "model.mar"
     options = [option for file in files for option in ("--learner", str(file))]
-    code, told = training("export", *options, "--to", str(model))
+    code, message = training("export", *options, "--to", str(model))
     if code:
-        return Outcome(refused=told.replace(f"{folder}/", "").removeprefix("error: ").strip())
+        return Outcome(refused=message.replace(f"{folder}/", "").removeprefix("error: ").strip())
     classifier = TextClassifier.load(model)
     learners = [read_learner(file) for file in files]
     exported = max(difference(fastais(learners, text), classifier.predict([text])[0]) for text in texts[:PREDICTED])
     assert exported <= TOLERANCE, f"the exported model differs from fastai's predict by {exported}"
     (folder / "choose.txt").write_text("\n".join(" ".join(text.split()) for text in choose) + "\n", encoding="utf-8")
-    code, told = training("archive", "--model", str(model), "--to", str(mar), "--texts", str(folder / "choose.txt"))
-    assert code == 0, told
+    code, message = training("archive", "--model", str(model), "--to", str(mar), "--texts", str(folder / "choose.txt"))
+    assert code == 0, message
     shutil.unpack_archive(mar, folder / "unpacked", "zip")
     card = json.loads((folder / "unpacked" / MODEL_FOLDER / "card.json").read_text(encoding="utf-8"))["archive"]
     served = TextClassifier.load_archived(folder / "unpacked" / MODEL_FOLDER, threads=1)
-    found, reference = served.predict(texts), classifier.predict(texts)
+    result, reference = served.predict(texts), classifier.predict(texts)
     changed = [
         margin(classifier.task, expected)
-        for expected, output in zip(reference, found, strict=True)
+        for expected, output in zip(reference, result, strict=True)
         if classifier.task.name != "regression"
         and classifier.task.predicted(expected) != classifier.task.predicted(output)
     ]
@@ -539,7 +539,7 @@ def outcome_of_files(files: Sequence[Path], choose: Sequence[str], texts: Sequen
         exported=exported,
         precision=card["precision"],
         stated=card.get("differences", {}).get(card["precision"], {}).get("largest", 0.0),
-        served=difference(reference, found) / span(classifier.task, reference),
+        served=difference(reference, result) / span(classifier.task, reference),
         changed=len(changed),
         clear=sum(distance > CLEAR for distance in changed),
         measured=len(texts),
@@ -625,15 +625,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     table = read_texts(options.texts)
-    found = [*HEAD]
+    result = [*HEAD]
     print(*HEAD, sep="\n", flush=True)
     for row in rows_of([kind for kind in KINDS if options.only in kind.name], table):
         print(row, flush=True)
-        found.append(row)
+        result.append(row)
     if options.write:
         page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n".join(found) + "\n" + END + rest.partition(END)[2], encoding="utf-8")
+        before, _, remainder = page.partition(BEGIN)
+        PAGE.write_text(before + BEGIN + "\n".join(result) + "\n" + END + remainder.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

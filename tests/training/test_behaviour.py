@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from zlib import crc32
@@ -26,6 +27,11 @@ ALIKE = {"The {noun} is {good}!", "The {noun} is {bad}!"}
 
 def sure_of(label: str) -> dict[str, float]:
     return {name: 0.9 if name == label else 0.05 for name in LABELS}
+
+
+def always(label: str, texts: list[str]) -> list[dict[str, float]]:
+    """Predict the same label for each text."""
+    return [sure_of(label) for _ in texts]
 
 
 def test_the_suite_is_always_the_same_and_large() -> None:
@@ -54,14 +60,13 @@ def test_each_change_changes_the_text() -> None:
 def test_a_constant_prediction_fails_the_functionality_tests() -> None:
     """A model that always predicts the same label fails each functionality test that expects other labels."""
     for label in LABELS:
-        for result in run(suite(), lambda texts, label=label: [sure_of(label) for _ in texts]):  # type: ignore[misc]
+        for result in run(suite(), partial(always, label)):
             if result.kind == "functionality":
                 assert result.failures in (0, result.cases)
             else:
                 assert result.failures == 0
     failed_by = {
-        label: {r.name for r in run(suite(), lambda texts, of=label: [sure_of(of) for _ in texts]) if r.failures}  # type: ignore[misc]
-        for label in LABELS
+        label: {result.name for result in run(suite(), partial(always, label)) if result.failures} for label in LABELS
     }
     functionality = {test.name for test in suite() if test.kind == "functionality"}
     assert set.union(*failed_by.values()) == functionality
@@ -110,7 +115,9 @@ def test_the_synthetic_training_texts_are_not_in_the_suite() -> None:
     assert set(Counter(labels)) == set(LABELS)
     for adjectives in ("good", "bad", "plain"):
         assert not set(behaviour.WORDS[adjectives]) & set(augmentation.WORDS[adjectives])
-    words = sorted({plain(word) for of in (augmentation, behaviour) for words in of.WORDS.values() for word in words})
+    words = sorted(
+        {plain(word) for module in (augmentation, behaviour) for words in module.WORDS.values() for word in words}
+    )
     any_word = "(?:" + "|".join(map(re.escape, words)) + ")"
     frames = {frame.strip() for frame in string_literals(behaviour) if re.search(r"\{\w+\}", frame)}
     assert len(frames) > 40
@@ -131,7 +138,7 @@ def plain_part(text: str) -> str:
 
 def string_literals(module: ModuleType) -> list[str]:
     tree = ast.parse(inspect.getsource(module))
-    return [of.value for of in ast.walk(tree) if isinstance(of, ast.Constant) and isinstance(of.value, str)]
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 def test_a_model_with_other_labels_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

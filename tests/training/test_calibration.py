@@ -49,9 +49,9 @@ def test_no_row_is_calibrated_with_its_own_target(drawn: Drawn) -> None:
     logits, targets = drawn[0][:50], drawn[1][:50]
     before = calibrated_apart(logits, targets)
     for row in range(len(logits)):
-        others = targets.copy()
-        others[row] = np.roll(others[row], 1)
-        after = calibrated_apart(logits, others)
+        other_rows = targets.copy()
+        other_rows[row] = np.roll(other_rows[row], 1)
+        after = calibrated_apart(logits, other_rows)
         assert after[row] == pytest.approx(before[row], abs=1e-12)
         assert not np.allclose(after, before, atol=1e-4)
 
@@ -69,19 +69,19 @@ def test_the_calibration_is_in_the_exported_weights() -> None:
     layers = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), last).eval()
     features = torch.randn(4_000, 8)
     with torch.no_grad():
-        wanted = (layers(features)[:, :3] / 2 + torch.tensor(BIASES)).softmax(1)
-    targets = torch.eye(3)[torch.multinomial(wanted, 1)[:, 0]]
+        expected = (layers(features)[:, :3] / 2 + torch.tensor(BIASES)).softmax(1)
+    targets = torch.eye(3)[torch.multinomial(expected, 1)[:, 0]]
     rows = list(zip(features, targets, strict=True))
     learner = Learner(
         DataLoaders.from_dsets(rows[:10], rows, bs=500),
         layers,
         loss_func=lambda outputs, targets: soft_cross_entropy(outputs[:, :3], targets),
     )
-    found = calibrate_and_round(learner, labels=3)
-    assert found["temperature"] == pytest.approx(2, rel=0.15)
-    assert found["biases"] == pytest.approx(BIASES, abs=0.1)
-    assert found["apart"]["accuracy"] == pytest.approx(
-        float((wanted.argmax(1) == targets.argmax(1)).float().mean()), abs=0.01
+    result = calibrate_and_round(learner, labels=3)
+    assert result["temperature"] == pytest.approx(2, rel=0.15)
+    assert result["biases"] == pytest.approx(BIASES, abs=0.1)
+    assert result["apart"]["accuracy"] == pytest.approx(
+        float((expected.argmax(1) == targets.argmax(1)).float().mean()), abs=0.01
     )
     with torch.no_grad():
         outputs = layers.eval()(features)[:, :3]

@@ -68,11 +68,11 @@ def run_with_what_serves(*arguments: object) -> "subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("command", NEED_MORE)
 def test_a_command_without_its_packages_says_what_to_install(command: str) -> None:
-    found = run_with_what_serves(command, *NEED_MORE[command])
-    assert found.returncode == 1
+    result = run_with_what_serves(command, *NEED_MORE[command])
+    assert result.returncode == 1
     assert re.fullmatch(
-        r"error: the Python package '\w+' is not installed for .*\. `make train-setup` installs .*\n", found.stderr
-    ), found.stderr
+        r"error: the Python package '\w+' is not installed for .*\. `make train-setup` installs .*\n", result.stderr
+    ), result.stderr
 
 
 def test_help_and_archive_need_only_the_packages_of_serving(tmp_path: Path) -> None:
@@ -151,8 +151,10 @@ def test_a_file_name_that_is_not_utf_8_can_be_exported(tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(LEARNERS / "windows.pkl")
     command = [*(sys.executable, "-m", "training", "export"), "--learner", str(tmp_path / name)]
     command += ["--to", str(tmp_path / "model")]
-    found = subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | WITH_CLIENT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
     card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
     assert r"--learner caf\udce9.pkl" in card["exported"]["command"]
 

@@ -43,11 +43,11 @@ def test_each_labelled_row_is_held_out_once_and_no_test_row_is(tweets: pd.DataFr
 
 def test_the_figures_of_the_majority_recipe(tweets: pd.DataFrame) -> None:
     rows = tweets[tweets["split"] != "test"]
-    found = cross_validate(tweets, majority)
+    result = cross_validate(tweets, majority)
     hits = [(fold[fold["split"] == "validation"]["label"] == rows["label"].mode()[0]).mean() for fold in folds(tweets)]
-    assert found["accuracy"]["folds"] == pytest.approx(hits, abs=1e-6)
-    assert found["accuracy"]["mean"] == pytest.approx(np.mean(hits), abs=1e-4)
-    assert found["accuracy"]["deviation"] == pytest.approx(np.std(hits, ddof=1), abs=1e-4)
+    assert result["accuracy"]["folds"] == pytest.approx(hits, abs=1e-6)
+    assert result["accuracy"]["mean"] == pytest.approx(np.mean(hits), abs=1e-4)
+    assert result["accuracy"]["deviation"] == pytest.approx(np.std(hits, ddof=1), abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["classifier", "distil"])
@@ -114,11 +114,11 @@ def test_a_recipe_is_cross_validated(
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
     command += ["--preset", "tiny"]
     assert cli.main(command) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert found == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
-    assert set(found) == {*FIGURES, "command", "commit", "calibrated_apart"}
-    assert found["calibrated_apart"] == (recipe in {"language-model", "run"})
-    assert len(found["accuracy"]["folds"]) == 2
+    result = json.loads(capfd.readouterr().out)
+    assert result == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
+    assert set(result) == {*FIGURES, "command", "commit", "calibrated_apart"}
+    assert result["calibrated_apart"] == (recipe in {"language-model", "run"})
+    assert len(result["accuracy"]["folds"]) == 2
     folders = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
     trained = {"teacher" if folder.startswith("teacher-") else folder for folder in folders}
     others = {"run": {"teacher", "run"}, "teachers": {"teacher"}, "majority": set(), "tfidf": set()}
@@ -143,15 +143,15 @@ def test_recipes_with_different_teachers_do_not_share_them(
 def test_a_span_has_words_of_the_texts_and_few_are_misspelt(tweets: pd.DataFrame) -> None:
     texts = list(tweets["text"])
     words = {word for text in texts for word in text.split()}
-    found = spans(texts, seed=1)
-    assert len(found) == len(texts)
-    assert all(found)
-    in_pieces = [word for piece in found for word in piece.split()]
+    result = spans(texts, seed=1)
+    assert len(result) == len(texts)
+    assert all(result)
+    in_pieces = [word for piece in result for word in piece.split()]
     misspelt = [word for word in in_pieces if word not in words]
     assert 0 < len(misspelt) < 0.1 * len(in_pieces)
     for word in misspelt:
         assert any(set(word) <= set(right) and abs(len(word) - len(right)) <= 1 for right in words)
-    assert found == spans(texts, seed=1) != spans(texts, seed=2)
+    assert result == spans(texts, seed=1) != spans(texts, seed=2)
     assert spans(["one"], seed=3)[0].split()[0] == "one"
 
 

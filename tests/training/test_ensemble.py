@@ -70,8 +70,8 @@ def test_the_predictions_are_the_means_of_fastais(learners: list[Any], folder: P
 
 def test_the_order_of_the_learners_changes_nothing(learners: list[Any], folder: Path, tmp_path: Path) -> None:
     export_files([folder / "backward.pkl", folder / "forward.pkl"], tmp_path / "model")
-    found = TextClassifier.load(tmp_path / "model").predict(TEXTS)
-    np.testing.assert_allclose(found, means(learners), rtol=0, atol=TOLERANCE)
+    result = TextClassifier.load(tmp_path / "model").predict(TEXTS)
+    np.testing.assert_allclose(result, means(learners), rtol=0, atol=TOLERANCE)
 
 
 def test_the_archive_has_both_networks(learners: list[Any], folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_learners_that_cannot_be_averaged_are_refused(
     folder: Path, tmp_path: Path, options: dict[str, Any], part: str
 ) -> None:
     make_learner(**options).export(tmp_path / "other.pkl")
-    with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so that"):
+    with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so their"):
         export_files([folder / "forward.pkl", tmp_path / "other.pkl"], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

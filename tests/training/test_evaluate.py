@@ -55,14 +55,14 @@ def test_a_closed_pipe_gives_no_traceback() -> None:
 
 def test_figures_of_a_small_example() -> None:
     predicted = np.array([0, 0, 1, 1, 0, 0])
-    found = figures(["a", "a", "a", "b", "b", "c"], 0.8 * np.eye(3)[predicted] + 0.1, ["a", "b", "c"])
-    assert (found["n"], found["accuracy"]) == (6, 0.5)
-    assert found["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
-    assert found["per_class"]["a"] == {"precision": 0.5, "recall": 0.666667, "f1": 0.571429, "support": 3}
-    assert found["per_class"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
-    assert found["macro_f1"] == pytest.approx((0.571429 + 0.5 + 0) / 3, abs=1e-6)
-    assert found["expected_calibration_error"] == pytest.approx(0.9 - 0.5)
-    assert found["reliability"] == [[6, pytest.approx(0.9), 0.5]]
+    result = figures(["a", "a", "a", "b", "b", "c"], 0.8 * np.eye(3)[predicted] + 0.1, ["a", "b", "c"])
+    assert (result["n"], result["accuracy"]) == (6, 0.5)
+    assert result["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert result["per_class"]["a"] == {"precision": 0.5, "recall": 0.666667, "f1": 0.571429, "support": 3}
+    assert result["per_class"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
+    assert result["macro_f1"] == pytest.approx((0.571429 + 0.5 + 0) / 3, abs=1e-6)
+    assert result["expected_calibration_error"] == pytest.approx(0.9 - 0.5)
+    assert result["reliability"] == [[6, pytest.approx(0.9), 0.5]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -96,12 +96,12 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]
 
 
 def test_evaluate_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
-    found = run(capfd, "--data", TOY_TWEETS, "--split", "train")
-    assert set(found) == {
+    result = run(capfd, "--data", TOY_TWEETS, "--split", "train")
+    assert set(result) == {
         *("n", "accuracy", "macro_f1", "expected_calibration_error"),
         *("labels", "per_class", "confusion_matrix", "reliability", "per_airline"),
     }
-    assert found["n"] == 36
+    assert result["n"] == 36
 
 
 def test_blank_labels_are_a_clear_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -137,25 +137,25 @@ def test_the_figures_of_a_running_server_are_those_of_its_model(
 ) -> None:
     rows = labelled(read_tweets(TOY_TWEETS), "train")
     expected = figures(list(rows["label"]), served.predict(list(rows["text"])), served.labels)
-    found = run(capfd, "--data", TOY_TWEETS, "--split", "train", "--url", server.project.inference + path, *options)
-    assert {name: found[name] for name in expected} == approximately(expected)
+    result = run(capfd, "--data", TOY_TWEETS, "--split", "train", "--url", server.project.inference + path, *options)
+    assert {name: result[name] for name in expected} == approximately(expected)
 
 
 def test_the_embedded_model_on_the_validation_split(
     real_csv: Path, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--data", real_csv, "--split", "validation")
-    found = run(capfd, *arguments)
-    assert found["n"] == 1_450
-    assert found["accuracy"] >= VALIDATION_ACCURACY
-    assert found["macro_f1"] >= VALIDATION_MACRO_F1
-    assert found["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
-    assert sum(of["n"] for of in found["per_airline"].values()) == found["n"]
+    result = run(capfd, *arguments)
+    assert result["n"] == 1_450
+    assert result["accuracy"] >= VALIDATION_ACCURACY
+    assert result["macro_f1"] >= VALIDATION_MACRO_F1
+    assert result["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
+    assert sum(scores["n"] for scores in result["per_airline"].values()) == result["n"]
     through_the_server = run(capfd, *arguments, "--url", server.project.inference, "--model-name", "sentiment")
-    assert through_the_server["accuracy"] >= found["accuracy"] - INT8_ACCURACY_LOST
+    assert through_the_server["accuracy"] >= result["accuracy"] - INT8_ACCURACY_LOST
     assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR + INT8_CALIBRATION_LOST
     card = json.loads((MODEL / "card.json").read_text())
-    assert card["metrics"]["validation"] == approximately(found)
+    assert card["metrics"]["validation"] == approximately(result)
 
 
 def test_the_embedded_model_is_calibrated_on_the_validation_split(

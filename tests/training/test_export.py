@@ -254,9 +254,9 @@ def test_the_embedded_model_equals_fastai_on_the_validation_split(
 ) -> None:
     texts = list(real_tweets.loc[real_tweets["split"] == "validation", "text"])
     ids = [classifier.ids(text) for text in texts]
-    for text, row, found in zip(texts, ids, classifier.probabilities(ids), strict=True):
+    for text, row, result in zip(texts, ids, classifier.probabilities(ids), strict=True):
         expected = fastai_probabilities(fastai_default_network, row)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=text)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE, err_msg=text)
 
 
 def test_the_embedded_model_equals_fastai_for_texts_of_all_lengths(
@@ -267,8 +267,8 @@ def test_the_embedded_model_equals_fastai_for_texts_of_all_lengths(
         # Without the padding id, which fastai would treat as padding in the middle of a text.
         row = [2, *(generator.choice([0, *range(2, 400)]) for _ in range(length - 1))]
         expected = fastai_probabilities(fastai_default_network, row)
-        found = classifier.probabilities([row])[0]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=f"{length} tokens")
+        result = classifier.probabilities([row])[0]
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE, err_msg=f"{length} tokens")
 
 
 def test_tokens_and_ids_are_those_of_the_learner(toy_run: Path) -> None:
@@ -385,9 +385,9 @@ def test_custom_special_cases_are_exported(tmp_path: Path) -> None:
     tokenizer = learner.dls.train_ds.tfms[0].fs[1]
     tokenizer.tok.pipe.__self__.tokenizer.add_special_case("flight", [{"ORTH": "fli"}, {"ORTH": "ght"}])
     exported.write(export_learner(learner, {}), tmp_path)
-    found = exported.read(tmp_path).tokenizer
+    result = exported.read(tmp_path).tokenizer
     for text in ["my flight, flights or (flight)", *toy_texts()]:
-        assert found.tokens(text) == [replace_space(token) for token in tokenizer(text)], text
+        assert result.tokens(text) == [replace_space(token) for token in tokenizer(text)], text
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), FocalLossFlat(), LabelSmoothingCrossEntropyFlat()], ids=str)

@@ -59,7 +59,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 def test_fit_describes_data_start_and_recipe_first(fitted: Fitted) -> None:
     before, began, _ = fitted.said.partition("1 of 6")
     assert began
-    for told in (
+    for output in (
         "56 texts, 3 labels (delivery 30, praise 14, billing 12)",
         "train 46, validation 5, test 5",
         "labels with fewer than 20 different texts have unreliable figures: 'billing' 12, 'praise' 14",
@@ -69,7 +69,7 @@ def test_fit_describes_data_start_and_recipe_first(fitted: Fitted) -> None:
         "Or --start model_store/general: this project's encoder of English tweets. NO COMMERCIAL USE",
         "Expected time on two cores: about",
     ):
-        assert told in before, before
+        assert output in before, before
 
 
 def test_fit_ends_with_the_figures_and_the_commands_to_serve(fitted: Fitted) -> None:
@@ -119,9 +119,9 @@ def test_the_same_command_trains_nothing_again(fitted: Fitted, capfd: pytest.Cap
 def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(*fitted.command, "--start", GENERAL) == 1
     assert "was started with --start own" in capfd.readouterr().err
-    other = fitted.folder / "other.csv"
-    other.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
-    assert run(*fitted.command, "--data", other) == 1
+    other_data = fitted.folder / "other.csv"
+    other_data.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
+    assert run(*fitted.command, "--data", other_data) == 1
     assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
@@ -147,10 +147,10 @@ def test_other_commands_read_the_data_of_fit(fitted: Fitted, capfd: pytest.Captu
     data = fitted.folder / "run" / "data.csv"
     assert read_tweets(data)["split"].value_counts().to_dict() == {"train": 46, "validation": 5, "test": 5}
     assert run("evaluate", "--data", data, "--split", "test", "--model", fitted.folder / "mail") == 0
-    told = capfd.readouterr()
+    output = capfd.readouterr()
     card = json.loads((fitted.folder / "mail" / "card.json").read_text())
-    assert json.loads(told.out) == card["metrics"]["test"]
-    assert told.err == ""
+    assert json.loads(output.out) == card["metrics"]["test"]
+    assert output.err == ""
 
 
 def test_a_stage_with_a_users_file_recommends_fit(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:

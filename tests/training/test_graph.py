@@ -36,10 +36,10 @@ def test_int8_loses_almost_no_accuracy_on_the_validation_split(
 ) -> None:
     rows = real_tweets[real_tweets["split"] == "validation"]
     texts = list(rows["text"])
-    expected, found = classifier.predict(texts), served.predict(texts)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
+    expected, result = classifier.predict(texts), served.predict(texts)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=NEAR)
     labels = np.array(classifier.labels)
-    lost = (labels[expected.argmax(1)] == rows["label"]).mean() - (labels[found.argmax(1)] == rows["label"]).mean()
+    lost = (labels[expected.argmax(1)] == rows["label"]).mean() - (labels[result.argmax(1)] == rows["label"]).mean()
     assert lost <= ACCURACY_LOST
 
 
@@ -100,8 +100,8 @@ def test_a_row_of_zeros_stays_zero(precision: Precision, toy_run: Path, tmp_path
     model.weights["lstm.0.weight_hh_l0"][:] = 0
     ids = [[2, 5, 5, 5, 7]]
     expected = TextNetwork.of(model).probabilities(ids)
-    found = engine(model, precision, tmp_path).probabilities(ids)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
+    result = engine(model, precision, tmp_path).probabilities(ids)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=NEAR)
 
 
 def test_no_sum_of_two_products_overflows_16_bits() -> None:
@@ -130,5 +130,5 @@ def test_pooling_equals_the_reference_for_texts_of_all_lengths(
 ) -> None:
     model = exported.read(MODEL)
     ids = [[2, *np.random.default_rng(0).integers(2, 400, length - 1).tolist()]]
-    found = engine(model, "float32", tmp_path).probabilities(ids)
-    np.testing.assert_allclose(found, classifier.probabilities(ids), rtol=0, atol=SAME)
+    result = engine(model, "float32", tmp_path).probabilities(ids)
+    np.testing.assert_allclose(result, classifier.probabilities(ids), rtol=0, atol=SAME)

@@ -47,8 +47,8 @@ def test_a_learner_of_any_version_and_system_predicts_as_it_did_there(file: Path
     classifier = TextClassifier.load(tmp_path)
     assert list(classifier.labels) == ["negative", "neutral", "positive"]
     for text, probabilities in stored_predictions(file).items():
-        found = classifier.predict([text])[0]
-        np.testing.assert_allclose(found, probabilities, rtol=0, atol=TOLERANCE, err_msg=text)
+        result = classifier.predict([text])[0]
+        np.testing.assert_allclose(result, probabilities, rtol=0, atol=TOLERANCE, err_msg=text)
 
 
 def stored_predictions(file: Path) -> dict[str, list[float]]:
@@ -220,10 +220,12 @@ def test_missing_code_that_takes_no_part_in_a_prediction_is_ignored(
     monkeypatch.undo()
     read = read_learner(tmp_path / "own.pkl")
     assert [metric.name for metric in read.metrics] == ["accuracy"]
-    told = "without those that do not work here: gone.function (not installed here), gone.Own (not installed here), Div"
-    assert told in capfd.readouterr().err
-    found = export_learner(read, {}).weights
-    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    output = (
+        "without those that do not work here: gone.function (not installed here), gone.Own (not installed here), Div"
+    )
+    assert output in capfd.readouterr().err
+    result = export_learner(read, {}).weights
+    assert all(np.array_equal(result[name], value) for name, value in expected.items())
     with read.no_bar(), read.no_logging():
         read.predict("late")
 

@@ -53,34 +53,34 @@ def with_a_large_head(model: ExportedModel) -> ExportedModel:
 
 def test_labels_that_change_close_to_a_tie_are_counted_separately() -> None:
     expected = np.array([[0.6, 0.4], [0.51, 0.49], [0.3, 0.7], [0.9, 0.1]], np.float32)
-    found = np.array([[0.6, 0.4], [0.49, 0.51], [0.7, 0.3], [0.8, 0.2]], np.float32)
-    of = difference(found, expected, Task(("a", "b")))
-    assert (of.texts, of.labels_changed, of.clear_labels_changed) == (4, 2, 1)
-    assert of.largest == pytest.approx(0.4)
-    assert of.mean == pytest.approx((0 + 0.02 + 0.4 + 0.1) / 4)
-    assert of.mean < of.percentile_99 <= of.largest
+    outputs = np.array([[0.6, 0.4], [0.49, 0.51], [0.7, 0.3], [0.8, 0.2]], np.float32)
+    measured = difference(outputs, expected, Task(("a", "b")))
+    assert (measured.texts, measured.labels_changed, measured.clear_labels_changed) == (4, 2, 1)
+    assert measured.largest == pytest.approx(0.4)
+    assert measured.mean == pytest.approx((0 + 0.02 + 0.4 + 0.1) / 4)
+    assert measured.mean < measured.percentile_99 <= measured.largest
 
 
 def test_a_multi_label_prediction_changes_at_its_threshold() -> None:
     expected = np.array([[0.6, 0.31], [0.6, 0.34], [0.5, 0.1]], np.float32)
-    found = np.array([[0.6, 0.29], [0.6, 0.29], [0.4, 0.2]], np.float32)
-    of = difference(found, expected, Task(("a", "b"), "multi-label", (0.9, 0.3)))
-    assert (of.labels_changed, of.clear_labels_changed) == (2, 1)
+    outputs = np.array([[0.6, 0.29], [0.6, 0.29], [0.4, 0.2]], np.float32)
+    measured = difference(outputs, expected, Task(("a", "b"), "multi-label", (0.9, 0.3)))
+    assert (measured.labels_changed, measured.clear_labels_changed) == (2, 1)
 
 
 @pytest.mark.parametrize(("value_range", "share"), [(None, 0.5), ((0.0, 10.0), 0.1)])
 def test_a_regressions_difference_is_a_share_of_the_range(
     value_range: tuple[float, float] | None, share: float
 ) -> None:
-    expected, found = np.array([[2.0], [4.0]], np.float32), np.array([[2.0], [3.0]], np.float32)
-    of = difference(found, expected, Task((), "regression", (), value_range))
-    assert of.largest == pytest.approx(share)
-    assert of.labels_changed == 0
-    assert "share of the range" in str(of)
+    expected, outputs = np.array([[2.0], [4.0]], np.float32), np.array([[2.0], [3.0]], np.float32)
+    measured = difference(outputs, expected, Task((), "regression", (), value_range))
+    assert measured.largest == pytest.approx(share)
+    assert measured.labels_changed == 0
+    assert "share of the range" in str(measured)
 
 
 @pytest.mark.parametrize(
-    ("largest", "clear", "is_made_up", "held"),
+    ("largest", "clear", "is_synthetic", "held"),
     [
         (MAX_DIFFERENCE, 0, False, True),
         (MAX_DIFFERENCE + 0.001, 0, False, False),
@@ -89,9 +89,9 @@ def test_a_regressions_difference_is_a_share_of_the_range(
         (MAX_DIFFERENCE / 2 + 0.001, 0, True, False),
     ],
 )
-def test_an_estimate_counts_double(largest: float, clear: int, is_made_up: bool, held: bool) -> None:
-    of = Difference(100, clear, clear, largest, mean=0.001, percentile_99=largest)
-    assert is_close(of, is_made_up) is held
+def test_an_estimate_counts_double(largest: float, clear: int, is_synthetic: bool, held: bool) -> None:
+    measured = Difference(100, clear, clear, largest, mean=0.001, percentile_99=largest)
+    assert is_close(measured, is_synthetic) is held
 
 
 def test_int8_is_chosen_if_it_is_close(sample: Sample) -> None:
@@ -112,8 +112,8 @@ def test_int8_fine_is_chosen_if_int8_is_not_close(sample: Sample) -> None:
     choice = choose(with_large_embeddings(exported.read(MODEL), 40), sample)
     assert choice.precision == "int8-fine"
     assert choice.differences["int8"].largest > MAX_DIFFERENCE >= choice.differences["int8-fine"].largest
-    told = f"int8 differs from float32 by up to {choice.differences['int8'].largest:.4f}, over the limit of 0.03; "
-    assert choice.reason == f"{told}int8-fine stays within 0.03 of float32"
+    reason = f"int8 differs from float32 by up to {choice.differences['int8'].largest:.4f}, over the limit of 0.03; "
+    assert choice.reason == f"{reason}int8-fine stays within 0.03 of float32"
 
 
 def test_float32_is_chosen_for_a_small_network_if_int8_is_not_close(toy_run: Path, sample: Sample) -> None:
@@ -192,9 +192,7 @@ def test_a_choice_on_real_texts_is_stored_with_the_model(model: Path, capsys: py
     assert archived(model) == first
     printed = capsys.readouterr()
     assert f"Measured earlier on texts of few.txt ({model / PRECISION_FILE})." in printed.out
-    assert (
-        "With only 1 texts, the measurement can miss a larger difference. Measure on hundreds of texts." in printed.out
-    )
+    assert "With only one text, the measurement can miss a larger difference." in printed.out
     assert not printed.err
     assert archived(model, "--texts", TOY_TWEETS)["precision"] == "float32"
     assert archived(model)["precision"] == "float32"

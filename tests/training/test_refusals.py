@@ -46,9 +46,9 @@ def test_a_teacher_of_other_labels_is_refused(toy_run: Path) -> None:
     """The number of labels is the same, so only their names differ."""
     teacher = toy_run / "run" / "teacher"
     load_teacher(teacher, ["negative", "neutral", "positive"])
-    for others in (["negative", "positive", "neutral"], ["bad", "good", "mixed"], ["negative", "positive"]):
+    for other_labels in (["negative", "positive", "neutral"], ["bad", "good", "mixed"], ["negative", "positive"]):
         with pytest.raises(TrainingError, match="has the labels negative, neutral, positive"):
-            load_teacher(teacher, others)
+            load_teacher(teacher, other_labels)
 
 
 def test_a_run_is_not_evaluated_on_splits_of_another_file(
@@ -106,9 +106,9 @@ def test_a_runs_card_has_no_figures_of_folds_with_other_stages(
         assert run("cross-validate", *command) == 1
         assert difference in capfd.readouterr().err
         (tmp_path / stage).unlink()
-    other = tmp_path / "other.csv"
-    other.write_text(TOY_TWEETS.read_text() + "\n")
-    assert run("cross-validate", *command, "--data", other) == 1
+    other_run = tmp_path / "other.csv"
+    other_run.write_text(TOY_TWEETS.read_text() + "\n")
+    assert run("cross-validate", *command, "--data", other_run) == 1
     assert "data was" in capfd.readouterr().err
     assert not (tmp_path / "cross-validation").exists()
 

@@ -17,7 +17,7 @@ def test_texts_are_one_column_of_a_table(tmp_path: Path) -> None:
     table = pyarrow.table({"id": [1, 2, 3], "review": ["one", None, "two"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     sample = read_sample(tmp_path / "a.parquet", "review")
-    assert (sample.texts, sample.source, sample.made_up) == (("one", "two"), "a.parquet", False)
+    assert (sample.texts, sample.source, sample.is_synthetic) == (("one", "two"), "a.parquet", False)
 
 
 def test_the_sample_of_a_long_file_is_always_the_same(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_synthetic_texts_have_frequent_words_often() -> None:
     model = exported.read_description(MODEL)
     sample = synthetic_sample(model)
     assert sample == synthetic_sample(model)
-    assert sample.made_up
+    assert sample.is_synthetic
     assert len(sample.texts) == SYNTHETIC_TEXTS
     words = [token for token in model.vocabulary if token and not token.startswith("xx") and not token.isspace()]
     counts = Counter(word for text in sample.texts for word in text.split())

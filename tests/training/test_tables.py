@@ -94,12 +94,12 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
     [
         ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; text"),
         ("a.parquet.gz", b"", "the ending .parquet.gz is not known"),
-        ("a.csv", b"", "has no first line with the names of its columns"),
+        ("a.csv", b"", "has no first line with the names of the columns"),
         (
             "a.csv",
             b"review,stars\n",
             "has no column `text` and no `label`; it has `review`, `stars`. Name the column: --text-column NAME "
-            "--label-column NAME; if the first line is a text, put a line with the columns' names above it: text,label",
+            "--label-column NAME; if the first line is a text, insert a line with the columns' names: text,label",
         ),
         ("a.csv", b"text,label,text\n", "has more than one column `text`"),
         ("a.csv", b'text,label\na,b\n"a,b\n', "line 3 has a quote that is not closed"),
@@ -129,14 +129,14 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
         ),
         ("a.jsonl", b'{"text": "\\ud800", "label": "b"}\n' * 7, "line 1, 2, 3, 4, 5 and 2 more: 7 rows have a NUL"),
         ("a.jsonl", b'{"text": "a", "label": "\\u0000"}\n', "line 1: A row has a NUL character or an unpaired"),
-        ("a.parquet", b"PAR1", "does not read as Parquet"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
 def test_an_error_names_the_line_and_a_remedy(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, name, content)
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as error:
         Source("--data", path, TEXT_AND_LABEL, labels="label").records()
-    assert str(told.value).startswith(f"--data {path}: {message}")
+    assert str(error.value).startswith(f"--data {path}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,21 @@ def test_an_error_names_the_line_and_a_remedy(name: str, content: bytes, message
 def test_a_message_for_one_column_does_not_mention_others(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as error:
         Source("--texts", write(tmp_path, name, content), TEXT).records()
-    assert message in str(told.value)
-    assert "label" not in str(told.value)
+    assert message in str(error.value)
+    assert "label" not in str(error.value)
 
 
 def test_messages_name_the_option_of_the_command(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.csv", write(tmp_path, "a.csv", b"text,label\n\xff,1\n")):
-        with pytest.raises(TrainingError) as told:
+        with pytest.raises(TrainingError) as error:
             read_sample(path, "text")
-        said = str(told.value)
+        said = str(error.value)
         assert said.startswith(f"--texts {path}: ")
-        with pytest.raises(TrainingError) as told:
+        with pytest.raises(TrainingError) as error:
             read_table(path, Columns())
-        assert str(told.value).startswith(f"--data {path}: ")
+        assert str(error.value).startswith(f"--data {path}: ")
 
 
 def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPat
 def test_the_command_in_a_message_makes_a_valid_file(
     name: str, content: bytes, copy: str, expected: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as error:
         Source("--texts", write(tmp_path, name, content), TEXT).records()
-    _, _, command = str(told.value).replace("To remove them: ", "for example: ").partition("for example: ")
+    _, _, command = str(error.value).replace("To remove NUL bytes: ", "for example: ").partition("for example: ")
     (tmp_path / "elsewhere").mkdir()
     subprocess.run(command, shell=True, check=True, cwd=tmp_path / "elsewhere")
     assert Source("--texts", tmp_path / "elsewhere" / copy, TEXT).records() == [Record(2, (expected,))]

@@ -73,8 +73,8 @@ def test_any_task_is_exported_exactly(options: dict[str, Any], task: Task, tmp_p
     exported.write(export_learner(learner, {}), tmp_path)
     classifier = TextClassifier.load(tmp_path)
     assert classifier.task == task
-    found = classifier.predict(TEXTS)
-    for text, row in zip(TEXTS, found, strict=True):
+    result = classifier.predict(TEXTS)
+    for text, row in zip(TEXTS, result, strict=True):
         outputs, decided = fastais_answer(learner, text)
         np.testing.assert_allclose(row, outputs, rtol=0, atol=TOLERANCE, err_msg=text)
         if task.name == "multi-label":

@@ -20,11 +20,11 @@ from training.stages.warm_start import saw_labels, start_of, unpack
 
 
 def test_the_unpacked_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path) -> None:
-    found = torch.load(unpack(toy_run / "model", tmp_path) / ENCODER_FILE, weights_only=True)
+    result = torch.load(unpack(toy_run / "model", tmp_path) / ENCODER_FILE, weights_only=True)
     trained = load_learner(toy_run / "run" / "classifier" / "learner.pkl").model[0].module.state_dict()
-    assert found.keys() == trained.keys()
+    assert result.keys() == trained.keys()
     for name, value in trained.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(result[name], value), name
 
 
 def test_a_classifier_is_initialized_from_an_exported_model(
@@ -42,24 +42,24 @@ def test_a_classifier_is_initialized_from_an_exported_model(
     capfd.readouterr()
     assert run("cross-validate", *classifier[1:]) == 1
     assert "figures would be too good" in capfd.readouterr().err
-    other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
-    vocabulary = json.loads((other / "vocabulary.json").read_text())
+    other_start = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
+    vocabulary = json.loads((other_start / "vocabulary.json").read_text())
     for word in ("one", "two", "three"):  # folders of the same encoder, before and after this one in the order of names
-        (other / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], f"another{word}"]))
-        unpack(other, tmp_path)
+        (other_start / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], f"another{word}"]))
+        unpack(other_start, tmp_path)
     assert start_of(tmp_path) == unpack(toy_run / "model", tmp_path), "other starts leave this one as it was"
 
 
 def test_a_card_warns_of_earlier_training_on_other_labels(toy_run: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
-    card = json.loads((other / "card.json").read_text())
+    other_start = Path(shutil.copytree(toy_run / "model", tmp_path / "other"))
+    card = json.loads((other_start / "card.json").read_text())
     card["stages"]["teacher"]["inputs"]["data"] = "0" * 64
-    (other / "card.json").write_text(json.dumps(card))
-    for start, told in ((toy_run / "model", False), (other, True)):
-        options = ("--run", tmp_path / str(told))
+    (other_start / "card.json").write_text(json.dumps(card))
+    for start, message in ((toy_run / "model", False), (other_start, True)):
+        options = ("--run", tmp_path / str(message))
         assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, *options, "--start", start) == 0
         assert run("export", *options, "--to", tmp_path / "model") == 0
-        assert ("labels of another file" in (tmp_path / "model" / "README.md").read_text()) == told
+        assert ("labels of another file" in (tmp_path / "model" / "README.md").read_text()) == message
 
 
 def test_a_distilled_classifier_has_seen_no_label_of_the_data(toy_run: Path, tmp_path: Path) -> None:
@@ -144,6 +144,6 @@ def test_a_folder_without_an_exported_model_is_refused(
     rules = config["tokenizer"]["rules"][:-1]
     (model / "config.json").write_text(json.dumps(config | {"tokenizer": config["tokenizer"] | {"rules": rules}}))
     assert run(*command, "--start", model) == 1
-    told = capfd.readouterr().err
-    assert "its tokenizer differs from that of the classifiers trained here: rules ('fix_html'," in told
-    assert "language" not in told, "what is alike is not told"
+    message = capfd.readouterr().err
+    assert "its tokenizer differs from that of the classifiers trained here: rules ('fix_html'," in message
+    assert "language" not in message, "what is alike is not told"

@@ -88,13 +88,13 @@ def _choice(folder: Path, model: ExportedModel, precision: Precision | None, sam
     The choice is stored before the archive is written: `make` rebuilds an archive that is older than a file of its
     model.
     """
-    earlier = read_choice(folder) if sample is None or sample.made_up else None
+    earlier = read_choice(folder) if sample is None or sample.is_synthetic else None
     if precision is not None:
         return forced(model, precision, sample, earlier)
     if earlier is not None:
         return earlier
     choice = choose(model, sample or synthetic_sample(model))
-    if not choice.made_up:
+    if not choice.is_synthetic:
         write_choice(choice, folder)
     return choice
 
@@ -112,7 +112,7 @@ def report(destination: Path, choice: Choice) -> None:
     for line in choice.describe():
         print(line)
     measured = choice.differences.get(choice.precision)
-    if measured is not None and not is_close(measured, choice.made_up):
+    if measured is not None and not is_close(measured, choice.is_synthetic):
         print(
             f"warning: in {choice.precision}, a probability may differ by more than {MAX_DIFFERENCE}. Without "
             f"--precision, archive chooses another precision.",

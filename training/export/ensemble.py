@@ -49,19 +49,19 @@ def joined(models: Sequence[ExportedModel], names: Sequence[str]) -> ExportedMod
     return model
 
 
-def _check_alike(first: ExportedModel, other: ExportedModel, first_name: str, name: str) -> None:
+def _check_alike(first: ExportedModel, second: ExportedModel, first_name: str, name: str) -> None:
     """Check that two models can be averaged.
 
     Raises:
         TrainingError: the models differ in a part that must be equal.
     """
     parts: dict[str, tuple[Any, Any]] = {
-        "task": (first.config.task, other.config.task),
-        "labels": (first.config.labels, other.config.labels),
-        "thresholds": (first.config.thresholds, other.config.thresholds),
-        "range of values": (first.config.value_range, other.config.value_range),
-        "tokenizer": (first.config.tokenizer, other.config.tokenizer),
-        "SentencePiece model": (first.pieces, other.pieces),
+        "task": (first.config.task, second.config.task),
+        "labels": (first.config.labels, second.config.labels),
+        "thresholds": (first.config.thresholds, second.config.thresholds),
+        "range of values": (first.config.value_range, second.config.value_range),
+        "tokenizer": (first.config.tokenizer, second.config.tokenizer),
+        "SentencePiece model": (first.pieces, second.pieces),
     }
     for part, (expected, actual) in parts.items():
         if actual != expected:

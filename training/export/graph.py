@@ -256,17 +256,17 @@ def _fine_product(graph: "Graph", name: str, matrix: Array, high: str, low: str,
 
 def _times(graph: "Graph", digits: str, matrix: str, scales: str) -> str:
     """Multiply digits (..., K) with a matrix (K, N) and a scale for each column, in float32."""
-    one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
-    return graph.add("MatMulIntegerToFloat", digits, matrix, one, scales, zero, domain=MICROSOFT)
+    unit, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
+    return graph.add("MatMulIntegerToFloat", digits, matrix, unit, scales, zero, domain=MICROSOFT)
 
 
 def _digits(graph: "Graph", x: str) -> tuple[str, str]:
     """Split numbers of at most `FINE` into two digits: x is about `DIGIT` times the first plus the second."""
-    one, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
+    unit, zero = graph.constant("one", np.float32(1)), graph.constant("digit.zero", np.uint8(DIGIT // 2))
     digit = graph.constant("digit", np.float32(DIGIT))
     high = graph.add("QuantizeLinear", x, digit, zero)
-    rest = graph.add("Sub", x, graph.add("DequantizeLinear", high, digit, zero))
-    return high, graph.add("QuantizeLinear", rest, one, zero)
+    remainder = graph.add("Sub", x, graph.add("DequantizeLinear", high, digit, zero))
+    return high, graph.add("QuantizeLinear", remainder, unit, zero)
 
 
 def _pooled(graph: "Graph", x: str) -> str:

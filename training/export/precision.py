@@ -117,7 +117,7 @@ class Choice:
     source: str | None = None
     """Source of the texts; None if nothing was measured."""
 
-    made_up: bool = False
+    is_synthetic: bool = False
     """True if the texts are synthetic."""
 
     differences: Mapping[Precision, Difference] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Choice:
         entry: dict[str, Any] = {"precision": self.precision, "reason": self.reason}
         if self.source is not None:
             source = self.source.encode("utf-8", "backslashreplace").decode("utf-8")
-            entry["texts"] = {"source": source, "made_up": self.made_up}
+            entry["texts"] = {"source": source, "made_up": self.is_synthetic}
             entry["differences"] = {name: difference.to_json() for name, difference in self.differences.items()}
         return entry
 
@@ -141,7 +141,7 @@ class Choice:
         remedy = "build the archive again with --texts FILE (with make: TEXTS=FILE)."
         if self.stored_in is not None:
             lines.append(f"Measured earlier on texts of {self.source} ({self.stored_in}).")
-        elif not self.made_up:
+        elif not self.is_synthetic:
             lines.append(f"Measured on texts of {self.source}.")
         elif self.precision != "int8" and "int8" in self.differences:
             lines.append(
@@ -154,9 +154,10 @@ class Choice:
                 f"{SYNTHETIC_FACTOR} times as large. To measure it on your own texts, {remedy}"
             )
         texts = max((difference.texts for difference in self.differences.values()), default=FEW_TEXTS)
-        if texts < FEW_TEXTS and not self.made_up:
+        if texts < FEW_TEXTS and not self.is_synthetic:
+            count = "one text" if texts == 1 else f"{texts} texts"
             lines.append(
-                f"With only {texts} texts, the measurement can miss a larger difference. Measure on hundreds of texts."
+                f"With only {count}, the measurement can miss a larger difference. Measure on hundreds of texts."
             )
         return lines
 
@@ -204,13 +205,13 @@ def choose(model: ExportedModel, sample: Sample) -> Choice:
     reasons: list[str] = []
     for precision in candidates:
         differences[precision] = measurement.difference(precision)
-        fault = _fault(differences[precision], sample.made_up)
+        fault = _fault(differences[precision], sample.is_synthetic)
         reasons.append(f"{precision} {fault or f'stays within {MAX_DIFFERENCE} of float32'}")
         if not fault:
-            return Choice(precision, "; ".join(reasons), sample.source, sample.made_up, differences)
+            return Choice(precision, "; ".join(reasons), sample.source, sample.is_synthetic, differences)
     if small:
         reasons.append("int8-fine is no faster than float32 in a network of this size")
-    return Choice("float32", "; ".join(reasons), sample.source, sample.made_up, differences)
+    return Choice("float32", "; ".join(reasons), sample.source, sample.is_synthetic, differences)
 
 
 def measure(folder: Path, sample: Sample) -> list[str]:
@@ -229,20 +230,20 @@ def forced(model: ExportedModel, precision: Precision, sample: Sample | None, ea
     if sample is None or precision == "float32":
         return Choice(precision, reason)
     differences = {precision: Measurement(model, sample).difference(precision)}
-    return Choice(precision, reason, sample.source, sample.made_up, differences)
+    return Choice(precision, reason, sample.source, sample.is_synthetic, differences)
 
 
-def is_close(difference: Difference, made_up: bool) -> bool:
+def is_close(difference: Difference, is_synthetic: bool) -> bool:
     """Return whether a precision is close to float32; see `choose`."""
-    return not _fault(difference, made_up)
+    return not _fault(difference, is_synthetic)
 
 
-def _fault(difference: Difference, made_up: bool) -> str:
+def _fault(difference: Difference, is_synthetic: bool) -> str:
     """Describe why a precision is not close to float32; an empty string if it is."""
-    expected = (SYNTHETIC_FACTOR if made_up else 1) * difference.largest
+    expected = (SYNTHETIC_FACTOR if is_synthetic else 1) * difference.largest
     if not expected <= MAX_DIFFERENCE:
-        estimate = f" (twice the estimate of {difference.largest:.4f})" if made_up else ""
-        verb = "may differ" if made_up else "differs"
+        estimate = f" (twice the estimate of {difference.largest:.4f})" if is_synthetic else ""
+        verb = "may differ" if is_synthetic else "differs"
         return f"{verb} from float32 by up to {expected:.4f}{estimate}, over the limit of {MAX_DIFFERENCE}"
     if difference.clear_labels_changed:
         return f"changes the label of {difference.clear_labels_changed} texts that are not close to a tie"

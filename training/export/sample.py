@@ -38,7 +38,7 @@ class Sample:
     source: str
     """Description of the source, after "texts" or "texts of"."""
 
-    made_up: bool = False
+    is_synthetic: bool = False
     """True if the texts are synthetic."""
 
 
@@ -49,13 +49,13 @@ def synthetic_sample(model: Description) -> Sample:
     """
     words = [token for token in model.vocabulary if token and not token.startswith("xx") and not token.isspace()]
     if not words:
-        return Sample(("a",), "made up of no word, as the vocabulary has none", made_up=True)
+        return Sample(("a",), "made up of no word, as the vocabulary has none", is_synthetic=True)
     generator = np.random.default_rng(1)
     frequencies = 1 / (np.arange(len(words)) + ZIPF_SHIFT)
     lengths = generator.lognormal(np.log(MEDIAN_WORDS), SIGMA, SYNTHETIC_TEXTS).round().clip(1, MAX_WORDS).astype(int)
     chosen = (generator.choice(len(words), length, p=frequencies / frequencies.sum()) for length in lengths)
     texts = tuple(_joined([words[index] for index in indexes]) for indexes in chosen)
-    return Sample(texts, "made up of the vocabulary's words", made_up=True)
+    return Sample(texts, "made up of the vocabulary's words", is_synthetic=True)
 
 
 def _joined(words: Sequence[str]) -> str:
