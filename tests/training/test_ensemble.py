@@ -124,7 +124,7 @@ def test_learners_that_cannot_be_averaged_are_refused(
     folder: Path, tmp_path: Path, options: dict[str, Any], part: str
 ) -> None:
     make_learner(**options).export(tmp_path / "other.pkl")
-    with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so that"):
+    with pytest.raises(TrainingError, match=f"forward.pkl and .*other.pkl differ in their {part}, so their"):
         export_files([folder / "forward.pkl", tmp_path / "other.pkl"], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
