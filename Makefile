@@ -135,11 +135,13 @@ image-test: image $(TEST) ## build the image, run it as Kubernetes does, and tes
 sbom: $(TEST) ## write sbom.json, the Python packages of the image (CycloneDX)
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file $@.json requirements/serve.lock
 
+# `make serve` and `make test` share an environment, so serve.lock has the versions of test.lock.
 .PHONY: lock
 lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in serve test teacher benchmarks docs; do \
+	for name in test serve teacher benchmarks docs; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
+	    $$(test $$name != serve || echo --constraint requirements/test.lock) \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
 	    requirements/$$name.txt --output-file requirements/$$name.lock || exit 1; \
 	done

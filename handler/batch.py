@@ -405,7 +405,7 @@ def _attempt(kind: Kind, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     try:
         return step(*args, **kwargs)
     except RequestError as error:
-        return Failure(kind, error)
+        return Failure(kind, error.with_traceback(None))  # the frames of a traceback would keep texts in memory
     except Exception as error:
         _log(error)
         return Failure(

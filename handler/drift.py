@@ -94,7 +94,7 @@ class Reference:
         counts = [value["labels"][label] for label in labels]
         tokens, unknown_tokens = (_distribution(value[name], name) for name in ("tokens", "unknown_tokens"))
         if not _are_counts(counts) or not sum(counts) == sum(tokens.counts) == sum(unknown_tokens.counts) > 0:
-            raise ValueError("expected the same texts, one or more, in each of the distributions")
+            raise ValueError("expected the same number of texts, at least one, in each distribution")
         return cls(value["data_sha256"], dict(zip(labels, counts, strict=True)), tokens, unknown_tokens)
 
 

@@ -1,7 +1,7 @@
-"""The notebook runs from top to bottom, and prints what is saved in it.
+"""Tests of the notebook: it runs from top to bottom and prints its saved outputs.
 
-Its cells are plain Python, so that a fresh process runs them in order without Jupyter, whose kernel would bring twenty
-packages for the same. To save new outputs, run the notebook in Jupyter.
+Its cells are plain Python, so a new process runs them in order without Jupyter, whose kernel would need twenty further
+packages. To save new outputs, run the notebook in Jupyter.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.paths import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "your_own_model.ipynb"
 NUMBERS_WITHIN = 0.1
-"""Training and int8 depend on the processor in the last digits, which training makes larger."""
+"""The tolerance of numbers: they depend on the processor in their last digits, and training amplifies differences."""
 
 RUN = """
 import contextlib, io, json, sys
@@ -42,9 +42,9 @@ def cells() -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_prints_what_is_saved_in_it(tmp_path: Path) -> None:
+def test_the_notebook_prints_its_saved_outputs(tmp_path: Path) -> None:
     sources = ["".join(cell["source"]) for cell in cells()]
-    # As Jupyter has it: the working directory is the notebook's.
+    # As in Jupyter, the working folder is that of the notebook.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "TMPDIR": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-W", "ignore::UserWarning", "-c", RUN],
@@ -61,7 +61,7 @@ def test_the_notebook_prints_what_is_saved_in_it(tmp_path: Path) -> None:
         lines = [in_parts(line) for line in printed.splitlines()]
         for line in saved_lines(cell):
             assert approximately(in_parts(line), NUMBERS_WITHIN) in lines, (line, printed)
-    assert not list(tmp_path.iterdir()), "The last cell removes what the notebook made."
+    assert not list(tmp_path.iterdir()), "The last cell removes the notebook's files."
 
 
 def test_every_cell_has_run_once_in_order() -> None:
@@ -71,13 +71,13 @@ def test_every_cell_has_run_once_in_order() -> None:
     assert any("image/png" in output.get("data", {}) for cell in cells() for output in cell["outputs"])
 
 
-@pytest.mark.parametrize("place", ["/tmp/", "/home/", "/root/", "/Users/"])
-def test_no_saved_output_contains_a_local_path(place: str) -> None:
-    assert place not in json.dumps([cell["outputs"] for cell in cells()])
+@pytest.mark.parametrize("folder", ["/tmp/", "/home/", "/root/", "/Users/"])
+def test_no_saved_output_contains_a_local_path(folder: str) -> None:
+    assert folder not in json.dumps([cell["outputs"] for cell in cells()])
 
 
 def saved_lines(cell: dict[str, Any]) -> list[str]:
-    """What the cell has printed."""
+    """The lines in the cell's saved output."""
     text = "".join("".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream")
     return text.splitlines()
 

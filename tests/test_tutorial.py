@@ -1,7 +1,7 @@
-"""Every command of the tutorial is run here, in its order, on free ports, and gives the answer that it shows.
+"""Tests of the tutorial: every command runs in its order, on free ports, and prints the output that the tutorial shows.
 
-`make train-setup` and `make archive` are run by whoever runs this. What `make serve` with a learner does is held to be
-the steps that follow it.
+The commands of `make` are not run here. A test checks that `make serve` with a learner runs the same steps as the
+commands after it.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from training import cli
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 NUMBERS_WITHIN = 0.15
-"""Training depends on the processor in the last digits, which it makes larger."""
+"""The tolerance of numbers: they depend on the processor in their last digits, and training amplifies differences."""
 
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", TUTORIAL, flags=re.DOTALL | re.MULTILINE)
 TRAIN, ASK = (block for kind, block in BLOCKS if kind == "python")
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-IN_ONE_COMMAND = "make serve LEARNER=reviews.pkl NAME=reviews TEXTS=reviews.csv"
+ONE_COMMAND = "make serve LEARNER=reviews.pkl NAME=reviews TEXTS=reviews.csv"
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fastai's configuration file
@@ -40,7 +40,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path, mar: Path, monkeypat
         for kind, block in BLOCKS:
             for line in block.splitlines() if kind == "sh" else ():
                 if line.startswith(f"{PYTHON} -m server"):
-                    servers.close()  # the one before
+                    servers.close()  # the previous server
                     command = [sys.executable, *shlex.split(line)[1:], "--config", str(project.config)]
                     server = servers.enter_context(serving(project, command))
                 elif not line.startswith("make"):
@@ -55,7 +55,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path, mar: Path, monkeypat
 
 
 def run_training(line: str) -> None:
-    """In this process, which has imported fastai once."""
+    """Run a command of training in this process, so that fastai is imported only once."""
     arguments = shlex.split(line)
     assert arguments.pop(0) == PYTHON
     with warnings.catch_warnings():
@@ -71,17 +71,17 @@ def check_answer(block: str, server: Server, folder: Path) -> None:
     command, _, answer = block.removeprefix("$ ").partition("\n")
     command = command.replace(PYTHON, sys.executable).replace(SENTIMENT, f"{sys.executable} -m sentiment")
     command = f"export SENTIMENT_URL={server.project.inference}; {command}"
-    found = comparable(run(with_addresses_of(server, command), folder))
-    assert found == approximately(comparable(answer.strip()), NUMBERS_WITHIN)
+    output = comparable(run(with_addresses_of(server, command), folder))
+    assert output == approximately(comparable(answer.strip()), NUMBERS_WITHIN)
 
 
-def test_the_one_command_does_what_the_steps_do() -> None:
-    assert IN_ONE_COMMAND in COMMANDS
+def test_make_serve_runs_the_same_steps() -> None:
+    assert ONE_COMMAND in COMMANDS
     steps = [line for line in COMMANDS if line.startswith(f"{PYTHON} -m")][:3]
-    would_run = run(f"{IN_ONE_COMMAND} --no-print-directory --dry-run", ROOT).splitlines()
-    assert [words(line) for line in would_run[-3:]] == [words(line) for line in steps]
+    planned = run(f"{ONE_COMMAND} --no-print-directory --dry-run", ROOT).splitlines()
+    assert [words(line) for line in planned[-3:]] == [words(line) for line in steps]
 
 
 def words(command: str) -> list[str]:
-    """Without what makes no difference here: how Python takes its environment, and the configuration's default."""
+    """The words of a command, without options that make no difference: Python's -E and -s, and the default --config."""
     return shlex.split(re.sub(r"^exec | -E| -s|--config \S+", "", command))

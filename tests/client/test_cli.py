@@ -338,12 +338,17 @@ def test_more_workers_than_the_machine_can_use_require_force(fake: FakeTorchServ
     report = "7 workers are too many: the useful maximum here is 6"
     assert report in capsys.readouterr().err, "by the memory"
     assert main(["register", "sentiment-2.mar", "--workers", "5"]) == 1
-    assert "5 workers are more than 4" in capsys.readouterr().err, "two of version 1.0 are there"
+    assert "5 workers are too many: the useful maximum here is 4" in capsys.readouterr().err, (
+        "two of version 1.0 are there"
+    )
     assert (list(fake.versions), fake.versions["1.0"].workers) == (["1.0"], 2)
     assert main(["scale", "6"]) == 0
     fake.machine = {"machine": {"cores": 2, "memory_bytes": 2**40, "worker_bytes": 2**28}}
     assert main(["scale", "1000"]) == 1
-    assert "The server has 2 cores and 1024.0 GiB, and a worker takes 256 MiB. --force" in capsys.readouterr().err
+    assert (
+        "The server has 2 cores and 1024.0 GiB of memory; a worker takes 256 MiB. Use --force"
+        in capsys.readouterr().err
+    )
     assert main(["scale", "5"]) == 0, "fewer than there are is never too many"
     assert main(["scale", "9", "--force"]) == 0
     assert fake.versions["1.0"].workers == 9
@@ -354,7 +359,7 @@ def test_the_workers_of_other_versions_and_models_count_towards_the_memory(fake:
     machine = {"cores": 8, "memory_bytes": SPARED_BYTES + 8 * 2**28, "worker_bytes": 2**28}
     fake.machine = {"machine": machine}
     assert main(["scale", "9"]) == 1
-    assert "9 workers are more than 8, " in capsys.readouterr().err
+    assert "9 workers are too many: the useful maximum here is 8" in capsys.readouterr().err
     fake.versions["2.0"] = Registered("sentiment-2.mar", 2, started=1)
     fake.others = ("reviews",)
     assert main(["scale", "4"]) == 1
@@ -363,7 +368,9 @@ def test_the_workers_of_other_versions_and_models_count_towards_the_memory(fake:
     assert " The workers of other versions (reviews 1.0: 3, sentiment 2.0: 2) take 1280 MiB." in error
     fake.machine_of_others = {"machine": machine | {"worker_bytes": 2**27}}
     assert main(["scale", "5"]) == 1
-    assert "5 workers are more than 4" in capsys.readouterr().err, "a worker of reviews takes half as much"
+    assert "5 workers are too many: the useful maximum here is 4" in capsys.readouterr().err, (
+        "a worker of reviews takes half as much"
+    )
     assert main(["scale", "4"]) == 0
     assert main(["register", "films.mar", "--name", "films", "--workers", "3"]) == 1
     assert "3 workers are too many: the useful maximum here is 1" in capsys.readouterr().err

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 import sentiment
 from sentiment import errors
@@ -78,6 +80,16 @@ def repacked(name: str, folder: Path) -> None:
 def required_packages(requirements: list[str]) -> list[str]:
     """Names of the packages that are required here: without extras, and without those of other systems."""
     return [re.split(r"[^\w.-]", line)[0] for line in requirements if ";" not in line]
+
+
+def test_ci_tests_every_python_version_that_the_package_declares() -> None:
+    classifiers = tomllib.loads((CLIENT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(classifiers))
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text(encoding="utf-8"))["jobs"]
+    [main] = {
+        step["with"]["python-version"] for step in jobs["test"]["steps"] if "python-version" in step.get("with", {})
+    }
+    assert {main, *jobs["client"]["strategy"]["matrix"]["python"]} == set(declared)
 
 
 @pytest.fixture(scope="module")

@@ -283,8 +283,8 @@ def texts_of(request: Request) -> list[str]:
 
 
 def ends_after(requests: int, last: Reply) -> Answer:
-    left = iter(range(requests))
-    return lambda request: model(request) if next(left, None) is not None else last
+    remaining = iter(range(requests))
+    return lambda request: model(request) if next(remaining, None) is not None else last
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_parquet_with_damaged_pages_is_an_error(answering: Scripted, folder: Pat
     content = bytearray(source.read_bytes())
     content[10:400] = b"\xff" * 390
     source.write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read to its end"):
+    with pytest.raises(InputError, match="is damaged"):
         run(source, answering)
 
 
@@ -478,7 +478,7 @@ def test_an_existing_output_is_not_overwritten(answering: Scripted, folder: Path
         ("in.txt", b"late", "Expected the ending .csv, .tsv, .tab, .jsonl, .ndjson, .parquet"),
         ("in.csv", b"", "no column 'text'; it has none"),
         ("in.csv", b"id,tweet\n1,late\n", "no column 'text'; it has id, tweet. Choose one with --text-column"),
-        ("in.csv", b"id,text\n1,late\n2\n", "line 3, has 1 cells where the header has 2"),
+        ("in.csv", b"id,text\n1,late\n2\n", "line 3, has 1 cells, but the header has 2"),
         ("in.csv", b'text\n"late\n', "line 2, is not valid CSV"),
         ("in.csv", b"text\nGr\xfc\xdfe\n", "is not UTF-8"),
         ("in.jsonl", b'{"text": "late"}\n[1]\n', "line 2, is not a JSON object"),

@@ -127,13 +127,13 @@ def test_common_variants_of_files_are_read_and_copied(
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.csv", TABLE.encode(), [], "no column 'text' as it is read. With --delimiter ';' it has one."),
-        ("a.csv", TABLE.replace(";", "\t").encode(), [], "With --delimiter tab it has one."),
+        ("a.csv", TABLE.encode(), [], "no column 'text' with this delimiter. With --delimiter ';', it has one."),
+        ("a.csv", TABLE.replace(";", "\t").encode(), [], "With --delimiter tab, it has one."),
         ("a.csv", b"text\n" + b"late\n" * 5_000 + b"Gr\xfc\xdfe\n", [], "line 5002, is not UTF-8: "),
-        ("a.csv", b"text\nGr\xfc\xdfe\n", [], "line 2, is not UTF-8: invalid start byte. Name its encoding"),
-        ("a.csv", "text\nlate\n".encode("utf-16"), [], "It begins as UTF-16 does: --encoding utf-16."),
+        ("a.csv", b"text\nGr\xfc\xdfe\n", [], "line 2, is not UTF-8: invalid start byte. Set the file's encoding"),
+        ("a.csv", "text\nlate\n".encode("utf-16"), [], "The file starts like UTF-16: use --encoding utf-16."),
         ("a.csv", b"text\nlate\n\x81\n", ["--encoding", "cp1252"], "line 3, is not CP1252"),
-        ("a.csv", b'text,n\n"two\n\nlines",1\n\nlate\n', [], "line 6, has 1 cells where the header has 2"),
+        ("a.csv", b'text,n\n"two\n\nlines",1\n\nlate\n', [], "line 6, has 1 cells, but the header has 2"),
         (
             "a.csv",
             b'text\nlate\n"open\n' + b"a\n" * 9,
@@ -144,15 +144,15 @@ def test_common_variants_of_files_are_read_and_copied(
             "a.tsv",
             b'text\tn\n"Great" film\t1\n',
             [],
-            "line 2, is not valid TSV: '\\t' expected after '\"'. If quotes are ch",
+            "line 2, is not valid TSV: '\\t' expected after '\"'. If quotes have",
         ),
         ("a.csv.gz", gzip.compress(TABLE.encode() * 99, mtime=0)[:-20], ["--delimiter", ";"], "is not complete gzip"),
         ("a.csv.gz", gzip.compress(b"text\n\xff\n" * 9, mtime=0)[:-9], [], "line 2, is not UTF-8"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": 5}\n', [], "line 3, is not a JSON object with a string in 'text'"),
         ("a.jsonl", b'{"text": "late"}\n\n{"text": "\xfc"}\n', [], "line 3, is not UTF-8"),
-        ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter goes with CSV and TSV; a.jsonl is JSON lines."),
-        ("a.parquet", b"PAR1", ["--encoding", "utf-8"], "--encoding goes with CSV, TSV and JSON lines"),
-        ("a.parquet.gz", b"PAR1", [], "a Parquet file is compressed within"),
+        ("a.jsonl", LINES.encode(), ["--delimiter", ";"], "--delimiter applies to CSV and TSV; a.jsonl is JSON lines."),
+        ("a.parquet", b"PAR1", ["--encoding", "utf-8"], "--encoding applies to CSV, TSV and JSON lines"),
+        ("a.parquet.gz", b"PAR1", [], "Parquet compressed by gzip is not supported"),
         (
             "a.xlsx",
             b"PK",
@@ -163,9 +163,14 @@ def test_common_variants_of_files_are_read_and_copied(
             "a.csv",
             b"text\nlate\n",
             ["--output", "a.jsonl"],
-            "The output has the input's format, CSV: a.jsonl is the na",
+            "The output is written in the input's format, CSV, but a.jsonl",
         ),
-        ("a.csv", b"text\nlate\n", ["--output", "a.tsv"], "The output has the input's format, CSV: a.tsv is the name"),
+        (
+            "a.csv",
+            b"text\nlate\n",
+            ["--output", "a.tsv"],
+            "The output is written in the input's format, CSV, but a.tsv",
+        ),
     ],
     ids=str,
 )
@@ -271,7 +276,7 @@ def test_a_label_that_contains_the_separator_is_refused_for_csv(
     answer = server_of(lambda _: {"labels": ["a;b"], "scores": {"a;b": 1}})
     with scripted(answer) as server:
         assert main(["score", "a.csv", "--url", server.url]) == 1
-    assert "The label 'a;b' has a ';'" in capsys.readouterr().err
+    assert "The label 'a;b' contains ';'" in capsys.readouterr().err
 
 
 def test_a_label_that_the_encoding_cannot_represent_is_an_error(here: Path, capsys: Out) -> None:
@@ -279,7 +284,7 @@ def test_a_label_that_the_encoding_cannot_represent_is_an_error(here: Path, caps
     answer = server_of(lambda _: {"label": "✈", "score": 1, "scores": {"✈": 1}})
     with scripted(answer) as server:
         assert main(["score", "a.csv", "--encoding", "latin-1", "--url", server.url]) == 1
-    assert "The results have the character '✈', which iso8859-1 does not have." in capsys.readouterr().err
+    assert "The results contain the character '✈', which iso8859-1 cannot represent." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
@@ -287,7 +292,7 @@ def test_a_file_with_its_own_label_column_keeps_it(answering: Scripted, here: Pa
     """A column `label` conflicts with labels, not with numbers; the results so far are kept."""
     (here / name).write_text('{"text": "late", "label": "x"}\n' if "json" in name else "text,label\nlate,x\n")
     assert main(["score", name]) == 1
-    assert f"{name} has a column 'label' already" in capsys.readouterr().err
+    assert f"{name} already has a column 'label'" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == [name]
     assert main(["score", name, "--prefix", "predicted_"]) == 0
     copy = (here / name.replace(".", ".scored.")).read_text()
@@ -325,7 +330,7 @@ def test_standard_input_is_scored_to_standard_output(answering: Scripted) -> Non
     assert result.stderr.startswith(b"standard output: 2 rows, 0 with errors")
     result = sentiment(["score", "-"], answering.url, b"text,n\nlate\n")
     assert (result.returncode, result.stdout) == (1, b"")
-    assert result.stderr == b"error: standard input, line 2, has 1 cells where the header has 2.\n"
+    assert result.stderr == b"error: standard input, line 2, has 1 cells, but the header has 2.\n"
 
 
 def test_a_file_is_scored_to_standard_output_and_standard_input_to_a_file(
@@ -386,9 +391,9 @@ def test_the_journal_of_an_older_release_blocks_a_run_only_if_it_has_results(
 def test_a_terminal_shows_that_input_is_expected(answering: Scripted) -> None:
     controller, terminal = pty.openpty()
     for command, message in [
-        ("predict", b"Type a text and press Enter. Ctrl-D ends."),
+        ("predict", b"Type a text and press Enter. Ctrl-D ends the input."),
         ("explain", b"Type a text"),
-        ("score", b"Type or paste a table. Ctrl-D ends."),
+        ("score", b"Type or paste a table. Ctrl-D ends the input."),
     ]:
         process = subprocess.Popen(
             [sys.executable, "-m", "sentiment", command, "-"],
@@ -400,8 +405,9 @@ def test_a_terminal_shows_that_input_is_expected(answering: Scripted) -> None:
         )
         with process:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith(message)
+            first_line = process.stderr.readline()
             os.write(controller, b"text\n\x04")
             assert process.wait(30) in (0, 1)
+        assert first_line.startswith(message)
     os.close(controller)
     os.close(terminal)

@@ -124,16 +124,21 @@ def score(server: Scripted, monkeypatch: pytest.MonkeyPatch, content: bytes, *op
 @pytest.mark.parametrize(
     ("content", "options", "written", "message"),
     [
-        (b"text,n\nlate,1\n\nlate\n", [], 2, "line 4, has 1 cells where the header has 2"),
-        (b"text\nlate\n\nGr\xfc\xdfe\n", [], 2, "line 4, is not UTF-8: invalid start byte. Name its encoding"),
+        (b"text,n\nlate,1\n\nlate\n", [], 2, "line 4, has 1 cells, but the header has 2"),
+        (b"text\nlate\n\nGr\xfc\xdfe\n", [], 2, "line 4, is not UTF-8: invalid start byte. Set the file's encoding"),
         (b"text\nlate\n" + b"late\n" * 9_999 + b"\xff\n", [], 10_001, "line 10002, is not UTF-8"),
         (b'text\nlate\n"open\n' + b"late\n" * 9, [], 2, "line 3, is not valid CSV: unexpected end of data"),
         (gzip.compress(b"text\nlate\n")[:-4], [], 2, "is not complete gzip"),
         (b'{"text": "late"}\n\n{"text": 5}\n', ["--format", "jsonl"], 1, "line 3, is not a JSON object"),
-        (b'{"text": "late"}\n{"text": "", "error": 1}\n', ["--format", "jsonl"], 1, "has a column 'error' already"),
-        (b"text;n\nlate;1\n", [], 0, "With --delimiter ';' it has one."),
-        ("text\nlate\n".encode("utf-16"), [], 0, "line 1, is not UTF-8: invalid start byte. It begins as UTF-16 does"),
-        (b"text,label\nlate,x\n", [], 0, "has a column 'label' already"),
+        (b'{"text": "late"}\n{"text": "", "error": 1}\n', ["--format", "jsonl"], 1, "already has a column 'error'"),
+        (b"text;n\nlate;1\n", [], 0, "With --delimiter ';', it has one."),
+        (
+            "text\nlate\n".encode("utf-16"),
+            [],
+            0,
+            "line 1, is not UTF-8: invalid start byte. The file starts like UTF-16",
+        ),
+        (b"text,label\nlate,x\n", [], 0, "already has a column 'label'"),
         (b'{"tweet": "late"}\n', ["--format", "jsonl"], 0, "has no column 'text'; it has tweet"),
         (b"", [], 0, "has no column 'text'; it has none"),
     ],
@@ -252,5 +257,5 @@ def test_a_change_of_the_model_during_a_stream_is_an_error(monkeypatch: pytest.M
         content = "text\n" + "early\n" * 200 + "late\n"
         assert score(server, monkeypatch, content.encode()) == 1
     output = capsysbinary.readouterr()
-    assert b"its results need the column 'value', and the header is written" in output.err
+    assert b"The new model's results need the column 'value', which the header lacks" in output.err
     assert b"early,negative" in output.out

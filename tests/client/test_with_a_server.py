@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from sentiment.inference import InferenceClient
 from sentiment.management import ManagementClient
 from server import probe
 from server.properties import Properties
+from tests.approximately import approximately
+from tests.docs.test_documents import NUMBERS_WITHIN, comparable, with_addresses_of
 from tests.e2e.report import Report
 from tests.e2e.server_process import Project, Server, sentiment, serving
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
@@ -32,6 +36,33 @@ class Handler:
     def handle(self, data, context):
         return []
 """
+
+
+def readme_blocks(kind: str) -> list[str]:
+    text = (CLIENT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_commands_of_the_readme_print_what_it_shows(server: Server) -> None:
+    examples = [example for block in readme_blocks("console") for example in re.split(r"^\$ ", block, flags=re.M)[1:]]
+    assert examples
+    for example in examples:
+        command, _, output = example.partition("\n")
+        program, *arguments = shlex.split(command)
+        assert program == "sentiment"
+        result = sentiment(server, *arguments)
+        assert result.returncode == 0, result.stderr
+        assert comparable(result.stdout.strip()) == approximately(comparable(output.strip()), NUMBERS_WITHIN), (
+            f"{command}\n{result.stdout}"
+        )
+
+
+def test_the_python_code_of_the_readme_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in readme_blocks("python"):
+        exec(with_addresses_of(server, block), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("positive 0.9")
+    assert lines[3:] == ["400 BlankTextError", "1.0 True True"]
 
 
 def test_predict(server: Server) -> None:
@@ -60,12 +91,12 @@ def test_score(server: Server, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert (report["rows"], report["errors"], report["model_versions"]) == (len(rows), 2, ["1.0"])
     with (tmp_path / "tweets.scored.csv").open(newline="", encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
-    assert [{name: row[name] for name in rows[0]} for row in found] == rows
-    assert found[150]["error"].startswith("BlankTextError: ")
-    assert found[250]["error"].startswith("TooLargeError: ")
+        scored = list(csv.DictReader(file))
+    assert [{name: row[name] for name in rows[0]} for row in scored] == rows
+    assert scored[150]["error"].startswith("BlankTextError: ")
+    assert scored[250]["error"].startswith("TooLargeError: ")
     with InferenceClient(server.project.inference) as client:
-        for row in found[:40]:
+        for row in scored[:40]:
             expected = client.predict(row["text"])
             assert row["label"] == expected.label, row
             assert float(row["score"]) == pytest.approx(expected.score, abs=1e-5), row
@@ -156,9 +187,9 @@ def killed_after(server: Server, lines: int, *arguments: str) -> list[str]:
     command = [sys.executable, "-u", "-m", "sentiment", *arguments]
     with subprocess.Popen(command, cwd=CLIENT, env=addresses, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = [line for _, line in zip(range(lines), process.stdout, strict=False)]
+        lines_printed = [line for _, line in zip(range(lines), process.stdout, strict=False)]
         process.kill()
-    return said
+    return lines_printed
 
 
 def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_request(
@@ -167,11 +198,11 @@ def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_r
     """The rollout is killed after the registration, and after the switch. `test_rollout.py` tests the other points."""
     with traffic.going():
         for lines, archive, version in ((2, "sentiment-2.mar", "2.0"), (5, "sentiment.mar", "1.0")):
-            said = killed_after(open_server, lines, "rollout", archive, "--drain", "1")
-            assert len(said) == lines, said
+            lines_printed = killed_after(open_server, lines, "rollout", archive, "--drain", "1")
+            assert len(lines_printed) == lines, lines_printed
             finished = sentiment(open_server, "rollout", archive, "--drain", "1")
-            assert finished.returncode == 0, f"killed after {said}: {finished.stdout}{finished.stderr}"
-            assert names(management) == [(version, True)], f"killed after {said}: {finished.stdout}"
+            assert finished.returncode == 0, f"killed after {lines_printed}: {finished.stdout}{finished.stderr}"
+            assert names(management) == [(version, True)], f"killed after {lines_printed}: {finished.stdout}"
             assert management.default().workers() == "1 READY"
     assert traffic.refusals() == {}
     assert names(management) == [("1.0", True)]
@@ -181,9 +212,9 @@ def test_a_rollout_that_is_killed_is_finished_by_the_same_command_and_loses_no_r
     ("name", "wrong", "message"),
     [
         ("torn.mar", "is cut short", "may be broken"),
-        ("text.mar", "is a text file", "a file that is no archive counts as 1.0"),
+        ("text.mar", "is a text file", "not an archive counts as version 1.0"),
         ("raises.mar", "has a handler that fails", "Version 2.0 does not load: its workers end."),
-        ("missing.mar", "is not there", "named as they are in the server's model store"),
+        ("missing.mar", "is not there", "Use the archive's file name in the server's model store"),
     ],
 )
 def test_an_unusable_archive_leaves_the_old_version_in_place(

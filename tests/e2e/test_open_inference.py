@@ -138,7 +138,7 @@ def test_requests_of_all_apis_share_batches(server: Server, served: TextClassifi
 
 
 ERRORS: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
-    "another input": (lambda: {"inputs": [tensor(["late"], name="x")]}, "400", "one input"),
+    "another input": (lambda: {"inputs": [tensor(["late"], name="x")]}, "400", "only input"),
     "two inputs": (lambda: {"inputs": [tensor(["late"]), tensor(["early"])]}, "400", "2 inputs"),
     "a wrong shape": (lambda: {"inputs": [tensor(["late"], shape=[2])]}, "400", "1 elements"),
     "an unknown output": (lambda: {"inputs": [tensor(["late"])], "outputs": outputs("x")}, "400", "unknown"),

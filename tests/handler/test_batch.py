@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import weakref
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler import batch, reply
-from handler.batch import TokenizedRequest
+from handler.batch import Failure, TokenizedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.padding import cost
@@ -80,7 +81,7 @@ def test_empty_lists_get_empty_lists(classifier: TextClassifier) -> None:
     ]
 
 
-def test_one_malformed_request_leaves_its_neighbours_alone(classifier: TextClassifier) -> None:
+def test_a_malformed_request_does_not_affect_other_requests(classifier: TextClassifier) -> None:
     bad: list[Row] = [
         ({"body": b"\xff"}, TEXT),
         ({"body": b"{"}, JSON),
@@ -164,6 +165,21 @@ def test_the_tokenizer_stops_when_refused_requests_have_used_its_time(classifier
     assert len(counted.tokenized) == 6
 
 
+def test_a_refused_request_keeps_no_texts_in_memory(classifier: TextClassifier) -> None:
+    references: list[weakref.ref[TokenizedText]] = []
+
+    class Referencing(Delegate):
+        def tokenize(self, text: str) -> TokenizedText:
+            tokenized = super().tokenize(text)
+            references.append(weakref.ref(tokenized))
+            return tokenized
+
+    referencing: Any = Referencing(classifier)
+    [result], _ = batch.infer(batch.read([explained_row(b"!? " * 1_000)], DEFAULT_LIMITS), referencing, DEFAULT_LIMITS)
+    assert isinstance(result, Failure)
+    assert [reference() for reference in references] == [None]
+
+
 def test_the_limit_counts_an_explained_text_once_more_for_each_of_its_tokens(classifier: TextClassifier) -> None:
     """A batch with many explanations would take longer than the response timeout."""
     tokens = len(classifier.ids("great flight today"))
@@ -200,8 +216,8 @@ ATTACK = ["😀$—" * 2_660 + "".join(chr(0x20000 + index) for index in range(1
 def test_a_batch_of_the_largest_requests_has_the_work_of_one_request(served: TextClassifier) -> None:
     """The batch has as many requests as TorchServe hands over. A refused request leaves the limit to other requests."""
     for texts in (ATTACK, ["()" * 10_000] * 10, ["!?" * 35] * 1_000):
-        neighbour = text_row("late again")
-        rows = [json_row(texts), neighbour, *[json_row(texts)] * 14]
+        small_request = text_row("late again")
+        rows = [json_row(texts), small_request, *[json_row(texts)] * 14]
         tokenization = batch._Tokenization(served, DEFAULT_LIMITS)
         results = batch._smallest_first(batch.read(rows, DEFAULT_LIMITS), tokenization)
         assert isinstance(results[1], TokenizedRequest)

@@ -95,14 +95,14 @@ def change_reference(**changes: object) -> Callable[[Path], None]:
         (change_reference(more=1), "`reference`: expected an object with the keys"),
         (change_reference(data_sha256=1), "`data_sha256` is not a string"),
         (change_reference(labels={"a": 36}), "`labels` are not the model's, negative, neutral, positive"),
-        (change_reference(labels={"negative": 36, "neutral": 1, "positive": 0}), "expected the same texts"),
-        (change_reference(labels={"negative": 36, "neutral": -1, "positive": 1}), "expected the same texts"),
+        (change_reference(labels={"negative": 36, "neutral": 1, "positive": 0}), "expected the same number of texts"),
+        (change_reference(labels={"negative": 36, "neutral": -1, "positive": 1}), "expected the same number of texts"),
         (change_reference(tokens=[1]), "`tokens`: expected an object with `bounds`, ascending numbers"),
         (change_reference(tokens={"bounds": [2, 1], "counts": [12, 12, 12]}), "ascending numbers"),
         (change_reference(tokens={"bounds": ["a"], "counts": [36, 0]}), "ascending numbers"),
         (change_reference(tokens={"bounds": [1], "counts": [36]}), "`tokens`: expected 2 counts"),
         (change_reference(tokens={"bounds": [1], "counts": [36.0, 0]}), "`tokens`: expected 2 counts"),
-        (change_reference(tokens={"bounds": [1], "counts": [36, 1]}), "expected the same texts"),
+        (change_reference(tokens={"bounds": [1], "counts": [36, 1]}), "expected the same number of texts"),
     ],
 )
 def test_an_error_names_an_invalid_reference(folder: Path, damage: Callable[[Path], None], message: str) -> None:

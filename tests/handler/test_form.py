@@ -212,7 +212,7 @@ WRONG: dict[str, tuple[bytes, str, type[RequestError], str]] = {
         "iso-8859-1",
     ),
     "not UTF-8 in a part": (multipart(part("text", b"\xfc")), MULTIPART, NotUtf8Error, "form's text"),
-    "blanks behind a boundary": (
+    "blanks after a boundary": (
         multipart(part("a", b"b").replace(b"Z\r", b"Z" + b" " * 100 + b"\r")),
         MULTIPART,
         WrongShapeError,
@@ -278,7 +278,7 @@ LONG: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: (HEAD[:6] + b" " * 99 + b"\r\n" + HEAD[8:] + b"\r\n\r\n1\r\n") * 999,
         MULTIPART,
     ),
-    "blanks behind a boundary": (long(b" ", b"--Xy-Z"), MULTIPART),
+    "blanks after a boundary": (long(b" ", b"--Xy-Z"), MULTIPART),
     "a boundary of hyphens": (long(b"-"), "multipart/form-data; boundary=" + "-" * 70),
     "an epilogue": (long(b"a", multipart(part("text", b"late"))), MULTIPART),
     "a long boundary": (long(b"a"), f"multipart/form-data; boundary={'a' * 1_000_000}"),

@@ -19,11 +19,11 @@ MESSAGES = {
     404: "The server has no such model.",
     408: "The request took too long to arrive. Check the connection and try again.",
     413: "This is too much for one request. Shorten the text.",
-    415: "The server does not read this kind of content.",
-    500: "The server failed on this request. Try again; if it fails again, tell whoever runs the server.",
-    502: "The server did not get an answer from the model in time. Try again.",
-    504: "The server did not get an answer from the model in time. Try again.",
-    507: "The server did not get an answer from the model in time. Try again.",
+    415: "The server does not accept this content type.",
+    500: "The server failed on this request. Try again. If it fails again, inform the server's administrator.",
+    502: "The model did not respond in time. Try again.",
+    504: "The model did not respond in time. Try again.",
+    507: "The model did not respond in time. Try again.",
     418: "The server answered with an error (status 418).",
 }
 
@@ -106,7 +106,7 @@ def test_every_status_has_a_message(page: Page) -> None:
 def test_a_malformed_response_is_an_error(page: Page, body: str) -> None:
     answer_with(page, 200, body)
     classify(page)
-    expect(page.get_by_role("alert").filter(has_text="The server's answer")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="The server's response")).to_be_visible()
 
 
 def test_a_request_is_retried_after_the_time_in_retry_after(page: Page) -> None:
@@ -123,7 +123,7 @@ def test_a_request_is_retried_after_the_time_in_retry_after(page: Page) -> None:
 
     page.route("**/predictions/*", busy_twice)
     classify(page)
-    expect(page.get_by_text("The server is busy. It is asked again in 1 second (2 of 6).")).to_be_visible()
+    expect(page.get_by_text("The server is overloaded. The next attempt is in 1 second (2 of 6).")).to_be_visible()
     expect(page.locator("#verdict")).to_be_visible()
     expect(page.locator("#one-message")).to_be_empty()
     assert len(answers) == 3
@@ -137,12 +137,12 @@ def test_retries_end_if_the_server_stays_overloaded(page: Page) -> None:
     for attempt in range(2, 7):
         expect(page.get_by_text(f"({attempt} of 6)")).to_be_visible()
         page.clock.run_for(30_000)
-    alert(page, "The server is too busy, or is about to stop. Try again later.")
+    alert(page, "The server is overloaded or stopping. Try again later.")
 
 
 def test_a_failed_part_of_a_list_can_be_retried(page: Page) -> None:
     page.get_by_role("tab", name="Many texts").click()
-    page.get_by_label("Texts, one a line").fill("\n".join(["late"] * 300))
+    page.get_by_label("Texts, one per line").fill("\n".join(["late"] * 300))
     sent = []
 
     def fail_second(route: Route) -> None:
@@ -167,12 +167,12 @@ def test_the_page_asks_the_user_for_a_key(browser: Browser, server_with_keys: Se
     problems = watch(context)
     page = context.new_page()
     page.goto("/")
-    dialog = page.get_by_role("dialog", name="This server asks for a key")
+    dialog = page.get_by_role("dialog", name="This server requires a key")
     expect(dialog).to_be_hidden()
     classify(page)
     expect(page.get_by_label("Key", exact=True)).to_be_focused()
     page.keyboard.press("Escape")
-    alert(page, "This server asks for a key. Without it, it does not answer.")
+    alert(page, "This server requires a key, and refuses requests without one.")
 
     page.get_by_role("button", name="Try again").click()
     for wrong, answer in (("two words", "A key has letters"), ("another", "The server does not know this key.")):

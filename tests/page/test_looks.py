@@ -66,7 +66,7 @@ def classify(page: Page) -> None:
 
 def classify_many(page: Page) -> None:
     page.get_by_role("tab", name="Many texts").click()
-    page.get_by_label("Texts, one a line").fill(f"{TEXT}\n{LONG_WORD}\n{'x ' * 10_001}")
+    page.get_by_label("Texts, one per line").fill(f"{TEXT}\n{LONG_WORD}\n{'x ' * 10_001}")
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#table tbody tr")).to_have_count(3)
     expect(page.locator("#cancel")).to_be_hidden()

@@ -51,7 +51,7 @@ def downloaded(page: Page) -> list[dict[str, str]]:
 
 def test_lines_become_a_table_and_a_download(many: Page, server: Server) -> None:
     texts = ["Thank you for the great flight!", "<b>late</b> again", "Which gate is flight 12?"]
-    many.get_by_label("Texts, one a line").fill("\n".join([texts[0], "", *texts[1:], " "]))
+    many.get_by_label("Texts, one per line").fill("\n".join([texts[0], "", *texts[1:], " "]))
     classify_all(many)
     expected = predictions(server, texts)
     shown = many.locator("#table tbody tr").all()
@@ -116,7 +116,7 @@ def test_files_in_other_encodings_and_formats_are_read(many: Page) -> None:
         classify_all(many)
         assert many.locator("#table tbody td.text").all_inner_texts() == texts, name
     many.get_by_role("button", name="Close the file").click()
-    expect(many.get_by_label("Texts, one a line")).to_be_visible()
+    expect(many.get_by_label("Texts, one per line")).to_be_visible()
     many.get_by_label("File").set_input_files({"name": "empty.csv", "mimeType": "text/csv", "buffer": b"\n"})
     expect(many.get_by_role("alert").filter(has_text="This file has no text.")).to_be_visible()
 
@@ -167,14 +167,14 @@ def test_a_long_list_is_sent_in_parts_and_can_be_cancelled(many: Page) -> None:
             bodies.append(len(request.post_data_buffer or b""))
 
     many.on("request", on_request)
-    many.get_by_label("Texts, one a line").fill("\n".join(f"flight {number} is late" for number in range(count)))
+    many.get_by_label("Texts, one per line").fill("\n".join(f"flight {number} is late" for number in range(count)))
     held = []
     many.route("**/predictions/*", lambda route: route.continue_() if len(bodies) < 4 else held.append(route))
     many.get_by_role("button", name="Classify all").click()
     expect(many.locator("#progress-text")).to_have_text("600 of 1,100 texts.")
     assert many.locator("#progress").evaluate("(bar) => bar.value / bar.max") == pytest.approx(600 / count)
     many.get_by_role("button", name="Cancel").click()
-    expect(many.get_by_text("Cancelled. What is done is below.")).to_be_visible()
+    expect(many.get_by_text("Cancelled. The predictions so far are below.")).to_be_visible()
     expect(many.locator("#table tbody tr")).to_have_count(100)
     many.unroute("**/predictions/*")
     assert len(held) == 1
@@ -198,7 +198,7 @@ def test_the_download_has_the_rows_of_the_classified_file(many: Page) -> None:
 
 
 def test_a_list_never_mixes_predictions_of_two_models(many: Page) -> None:
-    many.get_by_label("Texts, one a line").fill("late\nthank you")
+    many.get_by_label("Texts, one per line").fill("late\nthank you")
     classify_all(many)
     many.get_by_label("Model", exact=True).select_option("batched")
     expect(many.locator("#table-field")).to_be_hidden()

@@ -238,7 +238,7 @@ def test_a_model_that_predicts_several_labels_or_a_number_is_shown(
     expect(page.locator("#why-key")).to_have_text(f"for and against {subject}")
     expect(page.locator("#sides")).to_contain_text(f"For {subject}")
     page.get_by_role("tab", name="Many texts").click()
-    page.get_by_label("Texts, one a line").fill("good crew\ngood crew")
+    page.get_by_label("Texts, one per line").fill("good crew\ngood crew")
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#table tbody tr").nth(1)).to_contain_text("" if title == "No label" else title)
     with page.expect_download() as download:
