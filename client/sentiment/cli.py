@@ -419,9 +419,6 @@ def _add(
     return command
 
 
-_DEFAULT = "default: %(default)s"
-
-
 def _texts_options(command: argparse.ArgumentParser) -> None:
     texts = command.add_mutually_exclusive_group()
     texts.add_argument(
@@ -436,7 +433,9 @@ def _texts_options(command: argparse.ArgumentParser) -> None:
 
 def _url_option(command: argparse.ArgumentParser) -> None:
     url = os.environ.get("SENTIMENT_URL") or inference.URL
-    command.add_argument("--url", type=_checked(address.address), default=url, help=_DEFAULT)
+    command.add_argument(
+        "--url", type=_checked(address.address), default=url, help="inference address; default: %(default)s"
+    )
 
 
 def _version_option(command: argparse.ArgumentParser) -> None:
@@ -452,7 +451,13 @@ def _inference_options(command: argparse.ArgumentParser) -> None:
 
 def _management_options(command: argparse.ArgumentParser) -> None:
     url = os.environ.get("SENTIMENT_MANAGEMENT_URL") or management.URL
-    command.add_argument("--management-url", type=_checked(address.address), default=url, metavar="URL", help=_DEFAULT)
+    command.add_argument(
+        "--management-url",
+        type=_checked(address.address),
+        default=url,
+        metavar="URL",
+        help="management address; default: %(default)s",
+    )
 
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
