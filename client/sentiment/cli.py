@@ -31,7 +31,15 @@ from sentiment.errors import (
 from sentiment.fields import is_unicode
 from sentiment.inference import MAX_CONNECTIONS, MAX_TEXTS, Explanation, InferenceClient, Prediction, split
 from sentiment.management import MAX_WORKERS, ManagementClient, archive_name
-from sentiment.rollout import MAX_CHANGED, Outcome, Switch, left_by_a_registration, of_model, old_stays, remove
+from sentiment.rollout import (
+    MAX_CHANGED,
+    Outcome,
+    Switch,
+    default_restored_on_failure,
+    model_option,
+    remove,
+    reusable_version,
+)
 from sentiment.sample import TEXTS
 from sentiment.score import TEXTS_BESIDE_LIVE_TRAFFIC, Run, Summary, check_output, score, score_whole_streams
 from sentiment.status import status
@@ -419,9 +427,6 @@ def _add(
     return command
 
 
-_DEFAULT = "default: %(default)s"
-
-
 def _texts_options(command: argparse.ArgumentParser) -> None:
     texts = command.add_mutually_exclusive_group()
     texts.add_argument(
@@ -436,7 +441,9 @@ def _texts_options(command: argparse.ArgumentParser) -> None:
 
 def _url_option(command: argparse.ArgumentParser) -> None:
     url = os.environ.get("SENTIMENT_URL") or inference.URL
-    command.add_argument("--url", type=_checked(address.address), default=url, help=_DEFAULT)
+    command.add_argument(
+        "--url", type=_checked(address.address), default=url, help="inference address; default: %(default)s"
+    )
 
 
 def _version_option(command: argparse.ArgumentParser) -> None:
@@ -452,7 +459,13 @@ def _inference_options(command: argparse.ArgumentParser) -> None:
 
 def _management_options(command: argparse.ArgumentParser) -> None:
     url = os.environ.get("SENTIMENT_MANAGEMENT_URL") or management.URL
-    command.add_argument("--management-url", type=_checked(address.address), default=url, metavar="URL", help=_DEFAULT)
+    command.add_argument(
+        "--management-url",
+        type=_checked(address.address),
+        default=url,
+        metavar="URL",
+        help="management address; default: %(default)s",
+    )
 
 
 def _switch_options(command: argparse.ArgumentParser) -> None:
@@ -809,7 +822,7 @@ def _register(options: argparse.Namespace) -> int:
             return OK
         versions = client.versions()
         default = next(version for version in versions if version.default)
-        registered = left_by_a_registration(versions, options.archive)
+        registered = reusable_version(versions, options.archive)
         if options.workers and not options.force:
             client.check_workers(options.workers, registered.name if registered else None)
         if registered:
@@ -819,7 +832,7 @@ def _register(options: argparse.Namespace) -> int:
             client.scale(options.workers or registered.settings.workers, version)
         else:
             settings = replace(default.settings, workers=options.workers or default.settings.workers)
-            with old_stays(client, default, options.archive, _say):
+            with default_restored_on_failure(client, default, options.archive, _say):
                 version = client.register(options.archive, settings)
                 client.wait_until_ready(version)
         _print_version(client, version, options.json)
@@ -900,7 +913,7 @@ def _switched(options: argparse.Namespace, switched: Callable[[Switch], Outcome]
     undo = None
     if outcome.old is not None:
         undo = f"sentiment{' --every-pod' if options.every_pod else ''} rollback"
-        undo += f" {shlex.quote(str(outcome.old_archive))}{of_model(client.model)}"
+        undo += f" {shlex.quote(str(outcome.old_archive))}{model_option(client.model)}"
         say(f"To go back to version {outcome.old}: {undo}")
     say("If the server is restarted, it serves the version that its config.properties names.")
     if options.json:

@@ -20,8 +20,8 @@ from sentiment.transport import (
     Answer,
     Client,
     Transport,
+    server_text,
     shown,
-    words,
 )
 
 Result = TypeVar("Result")
@@ -201,7 +201,7 @@ class InferenceClient(Client):
             ClientError: see `Transport.send`.
         """
         answer = self._transport.send("GET", "/ping")
-        return words(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
+        return server_text(answer.value.get("status") if isinstance(answer.value, dict) else answer.value)
 
     def models(self) -> list[str]:
         """Names of the server's models.

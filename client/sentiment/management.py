@@ -274,7 +274,7 @@ class ManagementClient(Client):
             "max_worker": workers,
             "synchronous": "false",
         }
-        with self._unless(lambda: self.version(version).settings.workers == workers):
+        with self._failure_ignored_if(lambda: self.version(version).settings.workers == workers):
             self._transport.send("PUT", self._version_path(version), parameters=parameters, repeat=False)
         self.wait_until_ready(version)
 
@@ -316,7 +316,7 @@ class ManagementClient(Client):
             "response_timeout": settings.response_timeout_s,
         }
         try:
-            with self._unless(lambda: self.added(archive, before) is not None):
+            with self._failure_ignored_if(lambda: self.added(archive, before) is not None):
                 self._transport.send("POST", "/models", parameters=parameters, repeat=False)
         except RefusedError as error:
             hint = _HINTS.get(error.status, "")
@@ -356,7 +356,7 @@ class ManagementClient(Client):
 
     def set_default(self, version: str) -> None:
         """Make a version the default, which answers `/predictions/NAME`. The old one answers its queued requests."""
-        with self._unless(lambda: self.default().name == version):
+        with self._failure_ignored_if(lambda: self.default().name == version):
             self._transport.send("PUT", f"{self._version_path(version)}/set-default", repeat=False)
 
     def unregister(self, version: str) -> None:
@@ -365,11 +365,13 @@ class ManagementClient(Client):
         Raises:
             RefusedError: status 403: the version is the default.
         """
-        with self._unless(lambda: not self.is_registered() or version not in {other.name for other in self.versions()}):
+        with self._failure_ignored_if(
+            lambda: not self.is_registered() or version not in {other.name for other in self.versions()}
+        ):
             self._transport.send("DELETE", self._version_path(version), repeat=False)
 
     @contextmanager
-    def _unless(self, done: Callable[[], bool]) -> Iterator[None]:
+    def _failure_ignored_if(self, done: Callable[[], bool]) -> Iterator[None]:
         """Ignore the failure of a change's request if the change takes effect.
 
         A port-forward or a load balancer may drop the connection while the server continues, and TorchServe answers
@@ -384,7 +386,7 @@ class ManagementClient(Client):
             if isinstance(error, RefusedError) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
             deadline = time.monotonic() + (CHANGE_TIMEOUT_S if isinstance(error, UnreachableError) else 0)
-            while not _holds(done):
+            while not _is_done(done):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_S)
@@ -439,7 +441,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _holds(done: Callable[[], bool]) -> bool:
+def _is_done(done: Callable[[], bool]) -> bool:
     try:
         return done()
     except ClientError:

@@ -131,10 +131,10 @@ class Switch:
         if others and [version for version in versions if version.archive == archive] == [old]:
             return self._finish(old, others, keep_old)
         self.say(f"The default is version {old.name} ({old.archive}): {old.workers()}.")
-        adopted = left_by_a_registration(versions, archive)
+        adopted = reusable_version(versions, archive)
         if adopted is None:
             try:
-                with old_stays(self.management, old, archive, self.say):
+                with default_restored_on_failure(self.management, old, archive, self.say):
                     new = self._register(archive, old)
                     comparison = self._switch(old, new, max_changed)
             except RefusedError as error:
@@ -144,7 +144,7 @@ class Switch:
                     return self._finish(adopted, others, keep_old)
         if adopted is not None:
             new = adopted.name
-            with old_stays(self.management, old, archive, self.say, adopted=new):
+            with default_restored_on_failure(self.management, old, archive, self.say, adopted=new):
                 self.say(f"To roll out a replaced file of this name, run {self._unregister(new)} first.")
                 self._adopt(adopted, old)
                 comparison = self._switch(old, new, max_changed)
@@ -178,7 +178,7 @@ class Switch:
         adopted = targets[0] if targets else None
         if adopted is None:
             try:
-                with old_stays(self.management, present, archive, self.say):
+                with default_restored_on_failure(self.management, present, archive, self.say):
                     target = self._register(archive, present)
                     self._warm(target)
                     self._set_default(target, instead_of=present.name)
@@ -259,7 +259,7 @@ class Switch:
             # TorchServe: "Model version 2.0 is already registered for model sentiment"
             if version.archive == archive and f" {version.name} is already registered" in error.message:
                 return version
-        _tell_default(versions, old, self.say)
+        _say_default(versions, old, self.say)
         raise error
 
     def _adopt(self, version: Version, like: Version) -> None:
@@ -328,7 +328,7 @@ class Switch:
                 "version to restore, by its file name in the server's model store."
             )
         choices = ", ".join(
-            f"`sentiment rollback {shlex.quote(version.archive)}{of_model(self.management.model)}` (version "
+            f"`sentiment rollback {shlex.quote(version.archive)}{model_option(self.management.model)}` (version "
             f"{version.name})"
             for version in others
         )
@@ -347,7 +347,7 @@ class Switch:
         self.say(f"Version {version} is the default.")
 
 
-def left_by_a_registration(versions: Sequence[Version], archive: str) -> Version | None:
+def reusable_version(versions: Sequence[Version], archive: str) -> Version | None:
     """The version from an earlier registration of `archive` that can be used without registering it again.
 
     This version is newer than the default, and the only one from a file of this name. In all other cases the file may
@@ -402,7 +402,7 @@ def remove(management: ManagementClient, old: Version, drain_s: float | None, sa
 
 
 @contextmanager
-def old_stays(
+def default_restored_on_failure(
     management: ManagementClient, old: Version, archive: str, say: Say, adopted: str | None = None
 ) -> Iterator[None]:
     """If the body of the `with` fails, restore the old version as the default, and remove the version from `archive`.
@@ -433,13 +433,13 @@ def old_stays(
                     say(f"Removed version {new}.")
                 else:
                     say(f"Version {new} stays registered. To remove it: {_unregister(new, management.model)}.")
-            _tell_default(management.versions(), old, say)
+            _say_default(management.versions(), old, say)
         except ClientError as error:
             say(f"Cleanup failed: {error}. `sentiment status` shows the present state.")
         raise
 
 
-def _tell_default(versions: Sequence[Version], old: Version, say: Say) -> None:
+def _say_default(versions: Sequence[Version], old: Version, say: Say) -> None:
     default = next(version.name for version in versions if version.default)
     say(f"Version {default} is {'still ' if default == old.name else ''}the default.")
 
@@ -458,10 +458,10 @@ def _added(management: ManagementClient, archive: str, before: Set[str], problem
 
 def _unregister(version: str, model: str) -> str:
     """The command that removes a version, quoted for a shell: the version's name comes from the server."""
-    return f"`sentiment unregister {shlex.quote(version)}{of_model(model)}`"
+    return f"`sentiment unregister {shlex.quote(version)}{model_option(model)}`"
 
 
-def of_model(model: str) -> str:
+def model_option(model: str) -> str:
     """The option `--model` for commands that are shown to the user, quoted for a shell; empty for the default model."""
     return "" if model == MODEL else f" --model {shlex.quote(model)}"
 

@@ -273,7 +273,7 @@ _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 
-def words(value: object) -> str:
+def server_text(value: object) -> str:
     """Text from the server, or the start of another JSON value: cut to a maximum length, and encodable as UTF-8."""
     text = value if isinstance(value, str) else shown(value)
     return text[:MAX_WORDS_CHARACTERS].encode(errors="replace").decode()
@@ -333,16 +333,16 @@ def _answer(reply: _Reply) -> Answer:
             "Check that this is TorchServe's address."
         )
     version = reply.headers.get(VERSION_HEADER)
-    return Answer(value, None if version is None else words(version))
+    return Answer(value, None if version is None else server_text(version))
 
 
 def _refusal(reply: _Reply) -> RefusedError:
     try:
         error = reply.json()
-        return RefusedError(reply.status, words(error["type"]), words(error["message"]))
+        return RefusedError(reply.status, server_text(error["type"]), server_text(error["message"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         # TorchServe refuses a body over `max_request_size` with an empty reply.
-        return RefusedError(reply.status, words(reply.reason or str(reply.status)), reply.start)
+        return RefusedError(reply.status, server_text(reply.reason or str(reply.status)), reply.start)
 
 
 def _finite(number: str) -> float:

@@ -143,11 +143,13 @@ def test_the_wheel_has_the_command_with_its_help_and_version(empty_environment: 
     assert run_in(empty_environment, "sentiment", "--version") == f"sentiment {sentiment.__version__}\n"
 
 
-def test_the_wheel_has_type_hints_and_one_top_level_name(empty_environment: Path) -> None:
+def test_the_wheel_has_type_hints_a_licence_and_one_top_level_name(empty_environment: Path) -> None:
     [packages] = empty_environment.glob("lib/python*/site-packages")
     assert (packages / "sentiment" / "py.typed").is_file()
     [top_level] = packages.glob("sentiment_client-*.dist-info/top_level.txt")
     assert top_level.read_text() == "sentiment\n"
+    [licence] = packages.glob("sentiment_client-*.dist-info/licenses/LICENSE")
+    assert "Apache License" in licence.read_text()
 
 
 def test_parquet_without_pyarrow_is_an_error_that_names_the_package(empty_environment: Path) -> None:

@@ -456,7 +456,7 @@ def test_a_rollback_to_an_archive_of_two_versions_is_an_error() -> None:
     assert (fake.default, len(fake.versions)) == ("2.0", 3)
 
 
-def of_kinds(old: Callable[[int], Any], new: Callable[[int], Any]) -> FakeTorchServe:
+def two_versions(old: Callable[[int], Any], new: Callable[[int], Any]) -> FakeTorchServe:
     """A server with two versions, each with a function from the index of a sample's text to its prediction."""
 
     def answer(version: str, texts: list[str]) -> Any:
@@ -536,7 +536,7 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
 def test_the_comparison_is_reported_by_the_kind_of_the_model(
     old: Callable[[int], Any], new: Callable[[int], Any], messages: list[str], refused: str | None
 ) -> None:
-    fake, lines = of_kinds(old, new), list[str]()
+    fake, lines = two_versions(old, new), list[str]()
     if refused is None:
         rollout(fake, lines)
     else:

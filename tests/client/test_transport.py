@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 import pytest
 from urllib3.connection import HTTPConnection
@@ -86,7 +87,7 @@ def test_a_wrong_token_is_a_not_authorized_error(failure: Reply) -> None:
 def test_a_refusal_without_a_body_has_the_reason_phrase() -> None:
     problem, _ = ask(lambda _: Reply(413, b""))
     assert isinstance(problem, RefusedError)
-    assert (problem.status, problem.type) == (413, "Request Entity Too Large")
+    assert (problem.status, problem.type) == (413, HTTPStatus.REQUEST_ENTITY_TOO_LARGE.phrase)
 
 
 @pytest.mark.parametrize("slow", [Reply(delay_s=0.6), Reply(body_delay_s=0.6)], ids=["no answer", "half an answer"])

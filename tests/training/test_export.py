@@ -370,7 +370,7 @@ def with_specials_elsewhere(learner: Any) -> None:
             lambda it: setattr(it.dls.train_ds.tfms[0].fs[1].tok, "__class__", OwnSpacy),
             "The tokenizer is OwnSpacy",
         ),
-        (with_a_search_of_its_own, "a function of its own"),
+        (with_a_search_of_its_own, "a custom function"),
     ],
 )
 def test_a_learner_whose_predictions_would_differ_is_refused(change: Callable[[Any], object], message: str) -> None:
