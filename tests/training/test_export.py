@@ -36,7 +36,7 @@ from handler.classifier import TextClassifier
 from handler.engine import GRAPH_FILE
 from handler.exported import ExportedModel, ExportedModelError
 from handler.service import MODEL_FOLDER
-from tests.paths import MODEL, TOY_TWEETS
+from tests.paths import MODEL, ROOT, TOY_TWEETS
 from tests.training.learners import collaborative, language_model, of_images, tabular
 from training.data import read_tweets
 from training.errors import TrainingError
@@ -436,6 +436,16 @@ ANY_LABELS = [
     "\\",
     "\x1b[31m",
 ]
+
+
+@pytest.mark.parametrize("name", ["sentiment", "general"])
+def test_the_page_of_an_embedded_model_is_made_from_its_card(name: str) -> None:
+    """The page has no figure that the card does not have, also after either of them was edited."""
+    folder = ROOT / "model_store" / name
+    model = exported.read(folder)
+    parameters = sum(value.size for value in model.weights.values())
+    size = sum((folder / file).stat().st_size for file in exported.FILES)
+    assert (folder / "README.md").read_text(encoding="utf-8") == to_markdown(model.card, name, parameters, size)
 
 
 def test_labels_of_any_characters_are_exported_with_their_card(tmp_path: Path) -> None:
