@@ -62,7 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Scripted
 
     def _any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has gone
+            self.close_connection = True
+            return
         request = Request(self.command, self.path, dict(self.headers), body)
         self.server.requests.append(request)
         reply = self.server.answer(request)
