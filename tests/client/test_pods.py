@@ -56,7 +56,13 @@ def add(api: ApiServer) -> Iterator[Add]:
 
 def _forwards(pid: int | None = None) -> list[psutil.Process]:
     """The kubectl processes that a process has started and not reaped; by default, those of this process."""
-    return [child for child in psutil.Process(pid).children() if "kubectl" in child.name()]
+    return [child for child in psutil.Process(pid).children() if _is_kubectl(child)]
+
+
+def _is_kubectl(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ends between the list and the question
+        return "kubectl" in process.name()
+    return False
 
 
 def _ended(process: psutil.Process) -> bool:

@@ -40,7 +40,16 @@ def piped(server: Scripted, *options: str) -> Iterator[tuple[subprocess.Popen[by
     command = [sys.executable, "-m", "sentiment", "score", "-", *options]
     settings = {"SENTIMENT_URL": server.url, "SENTIMENT_MODEL": "mine"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=CLIENT, env=settings, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(
+        command,
+        cwd=CLIENT,
+        env=settings,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        # In a background job of a script, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
