@@ -217,7 +217,15 @@ def test_an_interrupted_command_lists_the_pods_that_are_done(
 def test_no_forward_survives_a_signal(api: ApiServer, add: Add, number: int, message: str, code: int) -> None:
     add("sentiment-a", forward=Forward.SILENT)
     command = [sys.executable, "-m", "sentiment", "--every-pod", "status"]
-    with subprocess.Popen(command, cwd=CLIENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command,
+        cwd=CLIENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # In a background job of a script, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as running:
         while running.poll() is None and not (forwards := list(filter(_forwarding, _forwards(running.pid)))):
             time.sleep(0.05)
         running.send_signal(number)
