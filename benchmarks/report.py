@@ -222,9 +222,9 @@ def details(results: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
         *_profile(engine, profile),
         "",
-        f"With one connection, the median latency is {profile['one_connection']['p50_ms']:.1f} ms. It includes two "
-        "times without CPU usage: TorchServe waits 1 ms for further requests, and threads and processes wait for each "
-        "other.",
+        f"In this profile, one connection had a median latency of {profile['one_connection']['p50_ms']:.1f} ms. The "
+        "latency includes two times without CPU usage: TorchServe waits 1 ms for further requests, and threads and "
+        "processes wait for each other.",
         "",
         "### What bounds the engine",
         "",
