@@ -240,10 +240,10 @@ def test_the_columns_depend_on_the_kind_of_model_and_on_scores(kind: str, ending
     }
     write[ending](pd.DataFrame({"text": ["late", "on time"]}), f"a.{ending}")
     assert main(["score", f"a.{ending}", "--scores"]) == 0
-    found = read[ending](f"a.scored.{ending}")
-    assert sorted(found.columns) == sorted(["text", *COLUMNS[kind]])
+    table = read[ending](f"a.scored.{ending}")
+    assert sorted(table.columns) == sorted(["text", *COLUMNS[kind]])
     for index, expected in enumerate(CELLS[kind]):
-        row = found.iloc[index]
+        row = table.iloc[index]
         if "labels" in expected:
             labels = row["labels"].split(";") if ending == "csv" else list(row["labels"])
             assert labels == expected["labels"]

@@ -245,8 +245,8 @@ def test_the_columns_fit_the_model_if_the_first_rows_have_no_prediction(
         asked.extend(texts)
         if not all(text.strip() for text in texts):
             return error(400, "BlankTextError")
-        found = [multi_label(text) for text in texts]
-        return Reply(200, json.dumps(found if isinstance(request.json, list) else found[0]).encode())
+        predictions = [multi_label(text) for text in texts]
+        return Reply(200, json.dumps(predictions if isinstance(request.json, list) else predictions[0]).encode())
 
     with scripted(answer) as server:
         assert score(server, monkeypatch, b'text\n" "\n', "--scores") == 4
@@ -259,8 +259,8 @@ def test_the_columns_fit_the_model_if_the_first_rows_have_no_prediction(
 def test_a_change_of_the_model_during_a_stream_is_an_error(monkeypatch: pytest.MonkeyPatch, capsysbinary: Out) -> None:
     def answer(request: Request) -> Reply:
         texts = request.json if isinstance(request.json, list) else [request.json["text"]]
-        found = [{"value": 1.5} if "late" in text else prediction(text) for text in texts]
-        return Reply(200, json.dumps(found if isinstance(request.json, list) else found[0]).encode())
+        predictions = [{"value": 1.5} if "late" in text else prediction(text) for text in texts]
+        return Reply(200, json.dumps(predictions if isinstance(request.json, list) else predictions[0]).encode())
 
     with scripted(answer) as server:
         content = "text\n" + "early\n" * 200 + "late\n"

@@ -81,13 +81,13 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 def examples() -> list[Example]:
     """The commands with their output in all documents."""
-    found = []
+    commands = []
     for page in DOCUMENTS:
         for block in blocks(page, "console"):
             for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
                 command, _, answer = part.partition("\n")
-                found.append(Example(page, command, answer.strip()))
-    return found
+                commands.append(Example(page, command, answer.strip()))
+    return commands
 
 
 COMMANDS = [line for page in DOCUMENTS for block in blocks(page, "sh") for line in block.splitlines()]
@@ -257,9 +257,9 @@ def without_code(markdown: str) -> str:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
-    found: set[str] = set()
+    anchors: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", without_code(page.read_text(encoding="utf-8")), flags=re.MULTILINE):
         name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        number = next(number for number in range(100) if (f"{name}-{number}" if number else name) not in found)
-        found.add(f"{name}-{number}" if number else name)
-    return found
+        number = next(number for number in range(100) if (f"{name}-{number}" if number else name) not in anchors)
+        anchors.add(f"{name}-{number}" if number else name)
+    return anchors
