@@ -22,6 +22,7 @@ from sentiment.management import MAX_WORKERS
 from tests.client.fake_torchserve import FakeTorchServe, serving
 from tests.client.scripted import Reply, Request, Scripted, model, scripted
 from tests.e2e.server_process import free_ports
+from tests.interruptible import heed_sigint
 from tests.paths import CLIENT
 
 CODES = {0, 1, 2, 3, 4, 130, 143}
@@ -351,8 +352,7 @@ def started(arguments: list[str], url: str, **settings: Any) -> Iterator[subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # In a background job of a script, SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        preexec_fn=heed_sigint,  # noqa: PLW1509
         **settings,
     )
     with process:

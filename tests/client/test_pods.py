@@ -18,6 +18,7 @@ import pytest
 from sentiment import pods
 from sentiment.cli import main
 from tests.client.fake_torchserve import FakeTorchServe, serving
+from tests.interruptible import heed_sigint
 from tests.k8s.api_server import ApiServer, Forward, StandInPod, cluster
 from tests.paths import CLIENT
 
@@ -223,8 +224,7 @@ def test_no_forward_survives_a_signal(api: ApiServer, add: Add, number: int, mes
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # In a background job of a script, SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        preexec_fn=heed_sigint,  # noqa: PLW1509
     ) as running:
         while running.poll() is None and not (forwards := list(filter(_forwarding, _forwards(running.pid)))):
             time.sleep(0.05)

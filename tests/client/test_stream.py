@@ -23,6 +23,7 @@ from sentiment.inference import InferenceClient
 from sentiment.score import REQUESTS_AHEAD, TEXTS_BESIDE_LIVE_TRAFFIC
 from sentiment.stream import PROBE, answered
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
+from tests.interruptible import heed_sigint
 from tests.paths import CLIENT
 
 Out = pytest.CaptureFixture[bytes]
@@ -47,8 +48,7 @@ def piped(server: Scripted, *options: str) -> Iterator[tuple[subprocess.Popen[by
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
-        # In a background job of a script, SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        preexec_fn=heed_sigint,  # noqa: PLW1509
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import requests
 
+from tests.interruptible import heed_sigint
 from tests.paths import CLIENT, ROOT
 
 START_TIMEOUT_S = 180
@@ -128,8 +129,7 @@ class Server:
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A background job of a script ignores SIGINT, and its child processes would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+            preexec_fn=heed_sigint,  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -98,8 +98,7 @@ def train_frozen_teacher(
     stage = Stage(folder, settings, {"data": csv_sha256} | transformer_input(transformer))
     if stage.is_done():
         return
-    tokenizer, network = load(transformer)
-    tokenizer.model_max_length = min(settings.max_pieces, tokenizer.model_max_length)
+    tokenizer, network = _load(transformer, settings.max_pieces)
     stage.begin()
     teacher = TransformerClassifier(len(labels), tokenizer, network)
     if torch.cuda.is_available():
@@ -180,8 +179,8 @@ def _train(
 ) -> None:
     if stage.is_done():
         return
-    tokenizer, network = load(transformer)  # first: if it fails, no record of an unfinished stage is left
-    tokenizer.model_max_length = min(settings.max_pieces, tokenizer.model_max_length)
+    # First: if it fails, no record of an unfinished stage is left.
+    tokenizer, network = _load(transformer, settings.max_pieces)
     stage.begin()
     teacher = TransformerClassifier(len(labels), tokenizer, network)
     loaders = [
@@ -198,6 +197,13 @@ def _train(
     stage.fit(learner, [Phase("all but embeddings", settings.epochs, settings.learning_rate, 1)])
     _save(teacher, labels, stage.folder)
     stage.finish()
+
+
+def _load(transformer: str, max_pieces: int) -> tuple[Any, Any]:
+    """The tokenizer and the network of a transformer that reads at most so many word pieces of a text."""
+    tokenizer, network = load(transformer)
+    tokenizer.model_max_length = min(max_pieces, tokenizer.model_max_length)
+    return tokenizer, network
 
 
 def _save(teacher: TransformerClassifier, labels: list[str], folder: Path) -> None:
