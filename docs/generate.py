@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: `python -m docs.generate`.
+"""Write the generated parts of the documentation: `python -m docs`.
 
 Each part stands between two comments, `<!-- NAME of SOURCE: begin -->` and `<!-- NAME of SOURCE: end -->`, and is made
 from its source: the limits, the settings, the paths of the API, the targets of make, the help of each command line, and
@@ -22,7 +22,7 @@ from unittest import mock
 import yaml
 
 import sentiment.cli
-import server.__main__
+import server.cli
 import training.cli
 from handler.limits import ENVIRONMENT_PREFIX, Limits
 from tests import rooms
@@ -126,7 +126,7 @@ PARTS: Final = (
     Part(COMMANDS, "targets", "Makefile", targets),
     Part(COMMANDS, "help", "sentiment", partial(command_help, sentiment.cli.main, "sentiment")),
     Part(COMMANDS, "help", "python -m training", partial(command_help, training.cli.main, "training")),
-    Part(COMMANDS, "help", "python -m server", partial(command_help, server.__main__.main, "server")),
+    Part(COMMANDS, "help", "python -m server", partial(command_help, server.cli.main, "server")),
     Part(DESIGN, "table", "tests/rooms.py", rooms.table),
 )
 
@@ -172,6 +172,3 @@ def _help(main: Main, command: list[str]) -> str:
 def _block(text: str) -> str:
     return f"```text\n{text}\n```"
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,13 @@
-"""Run the command line: `python -m sentiment` does the same as `sentiment`."""
+"""Entry point of the command line: `python -m sentiment` does the same as `sentiment`."""
 
 import sys
 
-from sentiment.cli import main
-
 if __name__ == "__main__":
+    try:
+        from sentiment.cli import main
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: the Python package {error.name!r} is not installed for {sys.executable}. `pip install` of the "
+            "client's folder installs it; `make serve` installs it into .venv."
+        )
     sys.exit(main())

@@ -9,7 +9,7 @@ from docs.generate import PARTS, Part
 def test_a_generated_part_is_current(part: Part) -> None:
     page = part.page.read_text(encoding="utf-8")
     assert part.written_into(page) == page, (
-        "Run `.venv/bin/python -m docs.generate` to write the generated parts again."
+        "Run `.venv/bin/python -m docs` to write the generated parts again."
     )
 
 

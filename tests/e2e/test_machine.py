@@ -225,9 +225,9 @@ def check_that_workers_listen_on_ports(server: Server) -> None:
 
 NO_OTHER_FOLDER = """
 import sys
-from server import __main__, workspace
+from server import cli, workspace
 workspace.OTHERS = ()
-sys.exit(__main__.main())
+sys.exit(cli.main())
 """
 """The server's command on a machine where TMPDIR is the only folder for temporary files."""
 

@@ -18,7 +18,7 @@ import kubernetes_validate
 import yaml
 
 from server import door, memory
-from server.__main__ import DRAIN_TIMEOUT_S
+from server.cli import DRAIN_TIMEOUT_S
 from server.torchserve import START_TIMEOUT_S, STOP_TIMEOUT_S
 from tests.k8s.rendered import Manifest
 from tests.paths import ROOT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.__main__ import REPLY_LIMIT, environment
+from server.cli import REPLY_LIMIT, environment
 from server.properties import ConfigurationError, Properties
 from tests.paths import ROOT
 

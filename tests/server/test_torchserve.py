@@ -1,4 +1,4 @@
-"""Tests of `server.torchserve` and of the signals of `server.__main__`."""
+"""Tests of `server.torchserve` and of the signals of `server.cli`."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server import __main__ as server_main
+from server import cli as server_main
 from server.properties import ConfigurationError, Properties
 from server.torchserve import _all_ready, _check_files
 

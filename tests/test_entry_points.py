@@ -1,0 +1,32 @@
+"""The command lines in an environment without their packages."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+COMMANDS = {
+    "benchmarks": ("pandas", "`make bench` installs"),
+    "docs": ("yaml", "`make test` installs"),
+    "sentiment": ("tqdm", "`make serve` installs"),
+    "server": ("psutil", "`make serve` installs"),
+    "training": ("numpy", "`make train-setup` installs"),
+}
+"""For each command: a package that it needs, and what its message says about the installation."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(command: str) -> None:
+    package, installation = COMMANDS[command]
+    program = (
+        f"import runpy, sys; sys.path.append('client'); sys.modules[{package!r}] = None; "
+        f"runpy.run_module({command!r}, run_name='__main__')"
+    )
+    arguments = [sys.executable, "-c", program, "evaluate", "--data", "Tweets.csv"]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: the Python package {package!r} is not installed for {sys.executable}. ")
+    assert installation in result.stderr
+    assert result.stderr.count("\n") == 1
