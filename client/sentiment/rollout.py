@@ -20,6 +20,7 @@ from statistics import median, pstdev
 from sentiment.errors import ClientError, RefusedError, RolloutError, UnreachableError
 from sentiment.inference import MODEL, InferenceClient, Kind, Prediction
 from sentiment.management import POLL_S, ManagementClient, Version
+from sentiment.sample import TEXTS
 
 MAX_CHANGED = 0.2
 MAX_CHANGES_SHOWN = 30
@@ -292,7 +293,8 @@ class Switch:
         answered = {prediction.model_version for prediction in predictions} - {None, version}
         if answered:
             raise RolloutError(f"Requests to version {version} were answered by {', '.join(map(str, answered))}.")
-        self.say(f"Warmed version {version} with {len(self.sample)} texts.")
+        kind = "tweets to an airline (--sample names other texts)" if self.sample is TEXTS else "texts"
+        self.say(f"Warmed version {version} with {len(self.sample)} {kind}.")
 
     def _report(self, comparison: Comparison, old: str, new: str) -> None:
         medians = f"median {comparison.old_median_ms:.1f} ms before, {comparison.new_median_ms:.1f} ms now."

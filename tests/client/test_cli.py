@@ -566,7 +566,7 @@ def test_a_rollout_with_json_prints_one_object_and_its_steps_to_standard_error(
     assert (report["new"], report["old"], report["old_kept"]) == ("2.0", "1.0", True)
     assert report["rollback"] == "sentiment rollback sentiment.mar"
     assert report["comparison"]["changes"] == []
-    assert "Warmed version 2.0 with" in output.err
+    assert "Warmed version 2.0 with 30 tweets to an airline (--sample names other texts)." in output.err
 
 
 def test_a_failed_rollout_gives_exit_code_1(fake: FakeTorchServe, capsys: Out, tmp_path: Path) -> None:
@@ -576,6 +576,7 @@ def test_a_failed_rollout_gives_exit_code_1(fake: FakeTorchServe, capsys: Out, t
     assert main(["rollout", "sentiment-2.mar", "--sample", str(sample)]) == 1
     output = capsys.readouterr()
     assert "Compared: 2 of 2 labels changed" in output.out
+    assert "Warmed version 2.0 with 2 texts." in output.out
     assert "error: 100% of the labels changed" in output.err
     assert list(fake.versions) == ["1.0"]
 
