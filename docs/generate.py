@@ -171,4 +171,3 @@ def _help(main: Main, command: list[str]) -> str:
 
 def _block(text: str) -> str:
     return f"```text\n{text}\n```"
-

@@ -243,4 +243,3 @@ Try it:
   curl {url}/predictions/{models[0]} -H 'Content-Type: text/plain' -d 'A text to classify'
 
 Ctrl-C stops it."""
-

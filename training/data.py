@@ -83,10 +83,10 @@ class Dataset:
         """Return the rows of one split.
 
         Raises:
-            TrainingError: a label in the split is blank.
+            TrainingError: the split has no row, or a label in it is blank.
         """
         rows = [row for row in self.rows if row.split == split]
-        _refuse_blank_labels(sum(row.label is None for row in rows), len(rows), split)
+        _check_split(sum(row.label is None for row in rows), len(rows), split)
         return rows
 
     def is_labelled(self, split: Split) -> bool:
@@ -112,7 +112,8 @@ def read_dataset(file: Path) -> Dataset:
     """Read a file of labelled texts: the columns are Kaggle's, or `FIT_COLUMNS`.
 
     Raises:
-        TrainingError: the file is missing, is not CSV, lacks a column, has a blank text, or has too few rows.
+        TrainingError: the file is missing, is not CSV, lacks a column, has a blank text, or has too few rows to
+            split them.
     """
     existing(file, f".\n{_HOW_TO_DOWNLOAD}")
     content = file.read_bytes()
@@ -139,7 +140,7 @@ def read_dataset(file: Path) -> Dataset:
     texts = column(TEXT_COLUMN)
     if blank := [index for index, text in enumerate(texts) if not text.strip()]:
         raise TrainingError(f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}.")
-    if len(rows) < MIN_ROWS:
+    if not is_fit and len(rows) < MIN_ROWS:
         raise TrainingError(
             f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_HOW_TO_DOWNLOAD}"
         )
@@ -212,14 +213,16 @@ def labelled(table: "pd.DataFrame", split: Split) -> "pd.DataFrame":
     """Return the rows of one split of a table.
 
     Raises:
-        TrainingError: a label in the split is blank.
+        TrainingError: the split has no row, or a label in it is blank.
     """
     rows = table[table["split"] == split]
-    _refuse_blank_labels(int(rows["label"].isna().sum()), len(rows), split)
+    _check_split(int(rows["label"].isna().sum()), len(rows), split)
     return rows
 
 
-def _refuse_blank_labels(blank: int, rows: int, split: Split) -> None:
+def _check_split(blank: int, rows: int, split: Split) -> None:
+    if not rows:
+        raise TrainingError(f"The {split} split has no row. Use another split, or a file with rows of this split.")
     if blank:
         raise TrainingError(
             f"{blank:,} of the {rows:,} rows in the {split} split have a blank label, and can be used neither to train "

@@ -8,9 +8,7 @@ from docs.generate import PARTS, Part
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.name} of {part.source}")
 def test_a_generated_part_is_current(part: Part) -> None:
     page = part.page.read_text(encoding="utf-8")
-    assert part.written_into(page) == page, (
-        "Run `.venv/bin/python -m docs` to write the generated parts again."
-    )
+    assert part.written_into(page) == page, "Run `.venv/bin/python -m docs` to write the generated parts again."
 
 
 def test_a_page_without_the_part_is_an_error() -> None:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from tests.paths import TOY_TWEETS
-from training.data import labelled, read_tweets, sha256_of, split_of_rows
+from training.data import labelled, read_dataset, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
 
 
@@ -45,6 +45,16 @@ def test_blank_labels_in_the_requested_split_are_an_error(tmp_path: Path) -> Non
     assert len(labelled(tweets, "validation")) > 0
     with pytest.raises(TrainingError, match="5 of the 5 rows in the test split have a blank label"):
         labelled(tweets, "test")
+
+
+def test_a_file_with_splits_may_be_small_but_the_requested_split_must_have_rows(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label,split\nlate again,negative,validation\nthank you!,positive,validation\n")
+    data = read_dataset(path)
+    assert [row.label for row in data.labelled("validation")] == ["negative", "positive"]
+    for rows in (lambda: data.labelled("test"), lambda: labelled(data.table(), "test")):
+        with pytest.raises(TrainingError, match="The test split has no row"):
+            rows()
 
 
 def test_texts_are_read_unchanged(tmp_path: Path) -> None:
