@@ -194,9 +194,9 @@ def test_the_prediction_shown_is_that_of_the_last_text(page: Page) -> None:
 
 def test_the_page_shows_the_models_card(page: Page) -> None:
     page.locator("#card summary").click()
-    facts = page.locator("#facts").inner_text()
-    assert "sentiment" in facts
-    assert "negative, neutral, positive" in facts
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text("sentiment")
+    expect(facts).to_contain_text("negative, neutral, positive")
 
 
 def test_each_model_has_its_own_address_in_the_page(page: Page, server: Server) -> None:
