@@ -104,6 +104,20 @@ def test_evaluate_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> N
     assert result["n"] == 36
 
 
+def test_accuracy_by_agreement_needs_annotators_who_disagree(tmp_path: Path, classifier: TextClassifier) -> None:
+    table = pd.read_csv(TOY_TWEETS)
+    predictor = model_predictor(classifier, "sentiment")
+
+    def evaluated(confidence: float | list[float]) -> dict[str, Any]:
+        table.assign(airline_sentiment_confidence=confidence).to_csv(tmp_path / "Tweets.csv", index=False)
+        return evaluate(read_dataset(tmp_path / "Tweets.csv"), "train", predictor)
+
+    assert "per_agreement" not in evaluated(1.0)
+    by_agreement = evaluated([1.0, 0.6] * (len(table) // 2))["per_agreement"]
+    assert {name: part["n"] > 0 for name, part in by_agreement.items()} == {"divided": True, "unanimous": True}
+    assert sum(part["n"] for part in by_agreement.values()) == 36
+
+
 def test_blank_labels_are_a_clear_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(TOY_TWEETS)
     table.loc[split_of_rows(len(table)) == "test", "airline_sentiment"] = None
@@ -150,7 +164,11 @@ def test_the_embedded_model_on_the_validation_split(
     assert result["accuracy"] >= VALIDATION_ACCURACY
     assert result["macro_f1"] >= VALIDATION_MACRO_F1
     assert result["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR
-    assert sum(scores["n"] for scores in result["per_airline"].values()) == result["n"]
+    for groups in ("per_airline", "per_agreement"):
+        assert sum(scores["n"] for scores in result[groups].values()) == result["n"]
+        right = sum(scores["n"] * scores["accuracy"] for scores in result[groups].values())
+        assert right / result["n"] == pytest.approx(result["accuracy"], abs=1e-5)
+    assert result["per_agreement"]["unanimous"]["n"] == 1_058
     through_the_server = run(capfd, *arguments, "--url", server.project.inference, "--model-name", "sentiment")
     assert through_the_server["accuracy"] >= result["accuracy"] - INT8_ACCURACY_LOST
     assert through_the_server["expected_calibration_error"] <= VALIDATION_CALIBRATION_ERROR + INT8_CALIBRATION_LOST

@@ -36,8 +36,9 @@ def evaluate(data: Dataset, split: Split, predictor: Predictor) -> dict[str, Any
     """Compute the figures of one split.
 
     Returns:
-        See `training.measure.figures.figures`. If the data has airlines, also `per_airline`: number of texts and
-        accuracy by airline.
+        See `training.measure.figures.figures`. Also, each with number of texts and accuracy: `per_agreement`, if the
+        data has the agreement of the annotators, for the texts on whose label all of them agreed (`unanimous`) and for
+        the others (`divided`); and `per_airline`, if the data has airlines.
 
     Raises:
         TrainingError: a label in the split is blank or unknown to the model, or the model is not single-label.
@@ -57,6 +58,8 @@ def evaluate(data: Dataset, split: Split, predictor: Predictor) -> dict[str, Any
     scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
     result = figures(true, scores, labels)
     hits = [prediction["label"] == label for prediction, label in zip(predictions, true, strict=True)]
+    if any(row.confidence < 1 for row in rows):
+        result["per_agreement"] = _accuracy_by(["divided" if row.confidence < 1 else "unanimous" for row in rows], hits)
     if all(row.airline for row in rows):
         result["per_airline"] = _accuracy_by([str(row.airline) for row in rows], hits)
     return result
