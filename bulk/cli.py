@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -53,10 +52,6 @@ exit codes:
 """
 
 
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM was received. It is handled like Ctrl-C."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
@@ -74,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (unknown := run.unknown_flag(flags)) is not None:
         parser.error(f"neither this command nor Beam has the option {unknown}")
     run.hide_messages(flags)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     try:
         job = run.prepare(
             options.input,
@@ -91,19 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BulkError as error:
         _say(f"error: {error}")
         return FAILED
-    except KeyboardInterrupt as interruption:
-        code = TERMINATED if isinstance(interruption, _TerminatedError) else INTERRUPTED
-        _say("Terminated." if code == TERMINATED else "Interrupted.")
-        _say("Run the same command again to continue.")
-        # Beam's threads wait for the workers, which end with this process.
-        sys.stderr.flush()
-        os._exit(code)
     _print(options, summary, time.monotonic() - started)
     return ROW_ERRORS if summary.errors else OK
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _TerminatedError
+def _end(number: int, _: object) -> NoReturn:
+    """End at once after Ctrl-C or SIGTERM. Workers on this machine end with this process (`bulk.worker`)."""
+    code, word = (INTERRUPTED, "Interrupted") if number == signal.SIGINT else (TERMINATED, "Terminated")
+    _say(f"{word}. Run the same command again to continue.")
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,4 +151,3 @@ def _print(options: Any, summary: "Summary", seconds: float) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-

@@ -50,7 +50,7 @@ class Columns:
         """Name and kind of each column."""
         labels = self.task.labels if self.scores else ()
         fields = (*_RESULTS[self.task.name], *((f"score_{label}", "number") for label in labels), ("error", "text"))
-        return tuple((self.prefix + name, kind) for name, kind in fields)  # type: ignore[misc]  # a literal's type
+        return tuple((self.prefix + name, kind) for name, kind in fields)
 
     @property
     def names(self) -> list[str]:

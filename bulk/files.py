@@ -101,7 +101,8 @@ def delete_files(paths: list[str]) -> None:
 
 def _reason(error: Exception) -> str:
     """Return the reason of an error, without the paths that Beam adds to it."""
-    details = list(getattr(error, "exception_details", None) or {})
-    causes = [error.exception_details[key] for key in details] if isinstance(error, BeamIOError) and details else [error]
-    cause = causes[0]
-    return (cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)).rstrip(".") + "."
+    causes = (
+        list(error.exception_details.values()) if isinstance(error, BeamIOError) and error.exception_details else []
+    )
+    cause = causes[0] if causes else error
+    return (getattr(cause, "strerror", None) or str(cause)).rstrip(".") + "."

@@ -34,8 +34,8 @@ def local_runner(options: PipelineOptions, flags: Sequence[str], shards: int) ->
         direct.direct_num_workers = min(_cores(), shards)
     environment = None
     if direct.direct_running_mode == PROCESSES or not _is_given("direct_running_mode", flags):
-        # Beam's own command does not quote the path of Python.
-        command = f"exec {shlex.quote(sys.executable)} -m bulk.worker"
+        # Ctrl-C reaches all processes of a terminal. The workers end when this process ends.
+        command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m bulk.worker {os.getpid()}"
         environment = SubprocessSDKEnvironment.from_command_string(command)
         direct.direct_running_mode = "in_memory"  # otherwise Beam's own command replaces it
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())

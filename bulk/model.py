@@ -9,7 +9,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from bulk.archive import Archive, SharedClassifier
 from bulk.columns import Cells, Columns
 from bulk.shards import Rows, ScoredRows
-from handler.batch import Failure, Kind, Measurements, TextRequest, infer
+from handler.batch import Failure, Kind, Measurements, PredictedRequest, TextRequest, infer
 from handler.errors import OverloadedError, RequestError
 from handler.limits import Limits
 from handler.request import Form, Request
@@ -83,12 +83,13 @@ class Model(ModelHandler[Rows, ScoredRows, SharedClassifier]):
             _count(measurements)
             overloaded = []
             for index, result in zip(remaining, results, strict=True):
-                if not isinstance(result, Failure):
-                    cells[index] = self._columns.of_prediction(result.predictions[0])
-                elif isinstance(result.error, OverloadedError):
-                    overloaded.append(index)
-                else:
-                    cells[index] = self._columns.of_error(result.error)
+                match result:
+                    case PredictedRequest(predictions=(prediction,)):
+                        cells[index] = self._columns.of_prediction(prediction)
+                    case Failure(error=OverloadedError()):
+                        overloaded.append(index)
+                    case Failure(error=error):
+                        cells[index] = self._columns.of_error(error)
             remaining = overloaded
         return cells
 

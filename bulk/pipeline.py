@@ -2,9 +2,9 @@
 
     Files ── Split ──> Shard ── Read ──> Rows ── RunInference ──> ScoredRows ── Write
 
-`Reshuffle` after `Files` and after `Split` spreads files and shards over the workers. The other steps need no shuffle: a
-runner fuses them, so that a worker holds the rows of one shard at a time. An element is a whole shard because Beam takes
-some 10 µs of CPU time for each element of each step.
+`Reshuffle` after `Files` and after `Split` spreads files and shards over the workers. The other steps need no shuffle:
+a runner fuses them, so that a worker holds the rows of one shard at a time. An element is a whole shard, because Beam
+takes CPU time for each element of each step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from apache_beam.ml.inference.base import RunInference
 
 from bulk.archive import Archive
 from bulk.columns import Cells, Columns, error_type
-from bulk.files import exists, opened, read_file, write_file
+from bulk.files import delete_files, exists, opened, read_file, write_file
 from bulk.model import NAMESPACE, Model
 from bulk.shards import Rows, ScoredRows, Shard, Source
 from bulk.tables import TABLES, Settings, Table
@@ -114,9 +114,11 @@ class Write(beam.DoFn):
         """Write the files. The file with all rows comes last: if it exists, the shard is done."""
         rows, cells = scored.rows, scored.cells
         table = self._job.table(rows.shard.source)
+        errors_path = rows.shard.output(self._job.output + ERRORS, table.ending)
         if errors := [index for index, row in enumerate(cells) if error_type(row)]:
-            content = table.written(rows, cells, errors)
-            write_file(rows.shard.output(self._job.output + ERRORS, table.ending), content)
+            write_file(errors_path, table.written(rows, cells, errors))
+        elif exists(errors_path):  # from a run of an earlier version of the input, which did not get further
+            delete_files([errors_path])
         content = table.written(rows, cells, range(len(cells)))
         write_file(rows.shard.output(self._job.output, table.ending), content)
         _count(cells, self._job.columns)

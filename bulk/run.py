@@ -6,10 +6,11 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import apache_beam as beam
@@ -26,6 +27,9 @@ from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Source, shard_count
 from bulk.tables import ENDINGS, TABLES, Settings
 from handler.limits import Limits
+
+RECORD: Final = ".run.json"
+"""Ending of the name of the file with what determines the output of a run."""
 
 LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
 CHECKS_AT_ONCE: Final = 16
@@ -87,7 +91,7 @@ def prepare(
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         sources = list(pool.map(lambda file: _source(file, pattern, kind, settings), files))
     job = Job(sources, output, model, settings, Limits.from_environment())
-    _continue(job, files)
+    _record(job, files)
     return job
 
 
@@ -140,7 +144,7 @@ def unknown_flag(flags: Sequence[str]) -> str | None:
 def hide_messages(flags: Sequence[str]) -> None:
     """Hide Beam's messages, except those about a job on other machines."""
     runner = PipelineOptions([*flags]).view_as(StandardOptions).runner
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if runner in LOCAL_RUNNERS else logging.INFO)
+    logging.getLogger().setLevel(logging.CRITICAL if runner in LOCAL_RUNNERS else logging.INFO)
 
 
 def _paths(job: Job) -> Iterator[str]:
@@ -172,13 +176,13 @@ def _source(file: File, pattern: str, kind: str | None, settings: Settings) -> S
     return Source(file.path, name, kind, file.size, shard_count(size))
 
 
-def _continue(job: Job, files: Sequence[File]) -> None:
-    """Record what determines the output. Shards that exist are kept, so they must come from the same run.
+def _record(job: Job, files: Sequence[File]) -> None:
+    """Write down what determines the output. Shards that exist are kept, so they must come from the same run.
 
     Raises:
-        BulkError: the output belongs to a run with another archive, other options, or other files.
+        BulkError: shards exist that come from another archive, other options, or other input files.
     """
-    path = f"{job.output}.run.json"
+    path = job.output + RECORD
     record: dict[str, Any] = {
         "archive": job.archive.sha256,
         "text column": job.settings.text_column,
@@ -189,21 +193,43 @@ def _continue(job: Job, files: Sequence[File]) -> None:
             for source, file in zip(job.sources, files, strict=True)
         },
     }
-    if exists(path):
-        try:
-            earlier = json.loads(read_file(path))
-            earlier_files = earlier["files"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BulkError(f"{path} is not a record of a run. Choose another --output.") from error
-        changed = [name for name in record if name != "files" and earlier.get(name) != record[name]]
-        changed += [name for name, status in earlier_files.items() if record["files"].get(name) != status]
-        if changed:
-            raise BulkError(
-                f"{path} belongs to another run: {changed[0]} has changed. Choose another --output, or delete the "
-                f"files of that run."
-            )
+    written = {_source_name(shard.path, job.output) for shard in _shards(job.output)}
+    if written:
+        _check_earlier(path, record, written)
     delete_files([file.path for file in matching(f"{_escaped(job.output)}*{PARTIAL}")])
     write_file(path, json.dumps(record, indent=1).encode())
+
+
+def _check_earlier(path: str, record: dict[str, Any], written: Collection[str]) -> None:
+    """Compare a run with the record of the run that wrote the shards of some input files.
+
+    Raises:
+        BulkError: see `_record`.
+    """
+    try:
+        earlier = json.loads(read_file(path)) if exists(path) else {"files": {}}
+        earlier_files = earlier["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BulkError(f"{path} is not the record of a run. Choose another --output.") from error
+    changed = [f"the {name}" for name in record if name != "files" and earlier.get(name) != record[name]]
+    changed += [
+        f"the input file {name}" for name in sorted(written) if earlier_files.get(name) != record["files"].get(name)
+    ]
+    if changed:
+        raise BulkError(
+            f"The output {path.removesuffix(RECORD)}-* belongs to another run: {changed[0]} differs. Choose another "
+            "--output, or delete the files of that run."
+        )
+
+
+def _shards(output: str) -> list[File]:
+    """Return the shards that are written."""
+    return matching(f"{_escaped(output)}-*-of-*")
+
+
+def _source_name(shard: str, output: str) -> str:
+    """Return the name of the input file of a shard: `Shard.output` without the part from its index on."""
+    return shard.removeprefix(f"{output}-").rsplit("-", 3)[0]
 
 
 def _escaped(path: str) -> str:
@@ -218,7 +244,7 @@ def _progress(job: Job, shards: int, interval_s: float, progress: Callable[[int,
 
     def report() -> None:
         while not ended.wait(interval_s):
-            progress(len(matching(f"{_escaped(job.output)}-*-of-*")), shards)
+            progress(len(_shards(job.output)), shards)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
@@ -230,26 +256,22 @@ def _progress(job: Job, shards: int, interval_s: float, progress: Callable[[int,
 
 
 def _summary(result: Any) -> Summary:
-    counters = {
-        counter.key.metric.name: int(counter.result or 0)
-        for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    }
-    counts: dict[str, int] = {}
-    for name in counters:
-        counts[name] = counters[name]
+    counts: Counter[str] = Counter()
+    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        counts[counter.key.metric.name] += counter.result  # each step has counters of its own
 
     def named(prefix: str) -> dict[str, int]:
         return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
 
     return Summary(
-        rows=counts.get("rows", 0),
-        scored=counts.get("scored", 0),
-        errors=counts.get("errors", 0),
+        rows=counts["rows"],
+        scored=counts["scored"],
+        errors=counts["errors"],
         errors_by_type=named("error:"),
         labels=named("label:"),
-        shards=counts.get("shards", 0),
-        earlier_shards=counts.get("earlier_shards", 0),
-        tokens=counts.get("tokens", 0),
-        engine_ms=counts.get("engine_us", 0) // 1000,
-        tokenizer_ms=counts.get("tokenizer_us", 0) // 1000,
+        shards=counts["shards"],
+        earlier_shards=counts["earlier_shards"],
+        tokens=counts["tokens"],
+        engine_ms=counts["engine_us"] // 1000,
+        tokenizer_ms=counts["tokenizer_us"] // 1000,
     )

@@ -6,6 +6,7 @@ of a file's shards depends on the file alone, so that a run that is started agai
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from bulk.columns import Cells
@@ -59,8 +60,8 @@ class Rows:
     """The rows of a shard."""
 
     shard: Shard
-    rows: Sequence[Any]
-    """The rows in the form of their format."""
+    rows: Any
+    """The rows in the form of their format: a sequence, or an Arrow table."""
 
     texts: Sequence[str | RequestError]
     """The text of each row, or the row's error."""
@@ -87,4 +88,4 @@ def shard_count(size: int) -> int:
 def equal_parts(size: int, parts: int) -> list[tuple[int, int]]:
     """Divide `size` bytes or rows into consecutive parts of equal size."""
     bounds = [size * part // parts for part in range(parts + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Protocol
 
-from bulk.columns import LABEL_SEPARATOR, Cell, Cells, Columns
+from bulk.columns import LABEL_SEPARATOR, Cell, Cells, Columns, Kind
 from bulk.errors import BulkError
 from bulk.shards import Rows, Shard, Source, equal_parts
 from handler.errors import NotJsonError, NotUtf8Error, RequestError, WrongShapeError
@@ -103,8 +103,8 @@ class CsvTable:
         task = self._settings.columns.task
         if task.name == "multi-label" and (split := [label for label in task.labels if LABEL_SEPARATOR in label]):
             raise BulkError(
-                f"The label {split[0]!r} contains {LABEL_SEPARATOR!r}, which separates labels in CSV. Use JSON lines or "
-                "Parquet instead."
+                f"The label {split[0]!r} contains {LABEL_SEPARATOR!r}, which separates labels in CSV. Use JSON "
+                "lines or Parquet instead."
             )
         return size
 
@@ -143,8 +143,10 @@ class CsvTable:
         writer.writerow([*header, *self._settings.columns.names])
         for index in indexes:
             row = rows.rows[index]
-            if len(row) != columns:
-                row = [*row[: columns - 1], self.delimiter.join(row[columns - 1 :]), *[""] * (columns - len(row))]
+            if len(row) < columns:
+                row = [*row, *[""] * (columns - len(row))]
+            elif len(row) > columns:
+                row = [*row[: columns - 1], self.delimiter.join(row[columns - 1 :])]
             writer.writerow([*row, *map(_csv_cell, cells[index])])
         return _encoded(line_end.join(line.removesuffix("\r\n") for line in [*lines, ""]))
 
@@ -154,8 +156,7 @@ class CsvTable:
         reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=self.delimiter)
         next(reader)
         for row in reader:
-            values = zip(row[-len(kinds) :], kinds, strict=True)
-            yield [value.split(LABEL_SEPARATOR) if value and kind == "texts" else value or None for value, kind in values]
+            yield [_cell(value, kind) for value, kind in zip(row[-len(kinds) :], kinds, strict=True)]
 
     def _header(self, path: str, head: bytes) -> tuple[list[str], str]:
         """Return the header, and the line end of the file."""
@@ -356,8 +357,8 @@ class ParquetTable:
         string = self._arrow.string()
         types = {"text": string, "number": self._arrow.float64(), "texts": self._arrow.list_(string)}
         table = rows.rows if len(indexes) == rows.rows.num_rows else rows.rows.take(indexes)
-        columns = list(zip(*(cells[index] for index in indexes), strict=True)) or [()] * len(self._settings.columns.fields)
-        for (name, kind), values in zip(self._settings.columns.fields, columns, strict=True):
+        for number, (name, kind) in enumerate(self._settings.columns.fields):
+            values = [cells[index][number] for index in indexes]
             table = table.append_column(name, self._arrow.array(values, types[kind]))
         content = io.BytesIO()
         with self._arrow.parquet.ParquetWriter(content, table.schema) as writer:
@@ -438,11 +439,8 @@ def _lines(shard: Shard, file: BinaryIO) -> list[bytes]:
     begin = max(shard.begin - 1, 0)
     file.seek(begin)
     content = file.read(shard.end - begin)
-    if shard.begin:
-        # The line before the shard ends at the first line feed that is not before the shard's first byte.
-        content = content.partition(b"\n")[2]
-    else:
-        content = content.removeprefix(codecs.BOM_UTF8)
+    # A line that begins before the shard ends at the first line feed that is not before the byte before the shard.
+    content = content.partition(b"\n")[2] if shard.begin else content.removeprefix(codecs.BOM_UTF8)
     parts = [content]
     while content and not parts[-1].endswith(b"\n") and (block := file.read(BLOCK_BYTES)):
         end = block.find(b"\n") + 1
@@ -464,7 +462,7 @@ def _split_bytes(source: Source) -> Iterator[Shard]:
 
 def _row_groups(metadata: Any, shard: Shard) -> tuple[list[int], int]:
     """Return the row groups that have rows of a shard, and the number of rows before the first of them."""
-    groups = []
+    groups: list[int] = []
     first = before = 0
     for index in range(metadata.num_row_groups):
         rows = metadata.row_group(index).num_rows
@@ -520,8 +518,13 @@ def _csv_cell(cell: Cell) -> str | float | None:
     return LABEL_SEPARATOR.join(cell) if isinstance(cell, list) else cell
 
 
+def _cell(value: str, kind: Kind) -> Cell:
+    """Read a cell of the results. A number stays text."""
+    return value.split(LABEL_SEPARATOR) if value and kind == "texts" else value or None
+
+
 def _encoded(text: str) -> bytes:
-    """Encode the rows of a CSV file. Bytes of the input that are not UTF-8 are escaped: `\\xff`."""
+    """Encode the rows of a CSV file, and escape the bytes of the input that are not UTF-8."""
     try:
         return text.encode()
     except UnicodeEncodeError:

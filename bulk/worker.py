@@ -1,6 +1,6 @@
-"""A worker process of the local runner: `python -m bulk.worker`.
+"""A worker process of the local runner: `python -m bulk.worker PARENT`.
 
-It is Beam's worker, and it ends when the process that started it ends, however that ends.
+It is Beam's worker, and it ends when the process that started it ends, however that ends. PARENT is that process' id.
 """
 
 import logging
@@ -8,26 +8,27 @@ import os
 import sys
 import threading
 import time
+from typing import Final
 
-CHECK_S = 0.5
+CHECK_S: Final = 0.5
 """Interval between two checks for the starting process, in seconds."""
+
+
+def main() -> None:
+    """Run the worker until the runner ends it."""
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+    logging.getLogger("handler").addHandler(logging.StreamHandler())
+    # Beam prints its messages and the traceback of each exception. The exception also reaches the runner.
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv)
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_S)
     os._exit(1)
-
-
-def main() -> None:
-    """Run the worker until the runner ends it."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Beam sends the messages of a worker to the runner. Without a handler, it would print them, too.
-    logging.getLogger().addHandler(logging.NullHandler())
-    from apache_beam.runners.worker import sdk_worker_main
-
-    logging.getLogger("handler").addHandler(logging.StreamHandler())
-    sdk_worker_main.main(sys.argv)
 
 
 if __name__ == "__main__":
