@@ -186,8 +186,8 @@ def _record(job: Job, files: Sequence[File]) -> None:
     record: dict[str, Any] = {
         "archive": job.archive.sha256,
         "text column": job.settings.text_column,
-        "columns": job.columns.names,
-        "limits": asdict(job.limits),
+        "set of columns": job.columns.names,
+        "set of limits": asdict(job.limits),
         "files": {
             source.name: [source.kind, file.size, file.modified_s]
             for source, file in zip(job.sources, files, strict=True)
@@ -211,14 +211,14 @@ def _check_earlier(path: str, record: dict[str, Any], written: Collection[str]) 
         earlier_files = earlier["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise BulkError(f"{path} is not the record of a run. Choose another --output.") from error
-    changed = [f"the {name}" for name in record if name != "files" and earlier.get(name) != record[name]]
+    changed = [f"its {name}" for name in record if name != "files" and earlier.get(name) != record[name]]
     changed += [
-        f"the input file {name}" for name in sorted(written) if earlier_files.get(name) != record["files"].get(name)
+        f"its input file {name}" for name in sorted(written) if earlier_files.get(name) != record["files"].get(name)
     ]
     if changed:
         raise BulkError(
-            f"The output {path.removesuffix(RECORD)}-* belongs to another run: {changed[0]} differs. Choose another "
-            "--output, or delete the files of that run."
+            f"The output {path.removesuffix(RECORD)}-* belongs to another run: {changed[0]} is not the same. Choose "
+            "another --output, or delete the files of that run."
         )
 
 

@@ -86,7 +86,7 @@ ROOMS = (
     Room(
         "docs",
         "the documentation: tutorial, guides, reference, explanation; `generate.py` writes the generated parts",
-        imports=("handler", "training", "server", "client", "tests"),
+        imports=("handler", "training", "server", "client", "bulk", "tests"),
         uses="all other folders",
     ),
     Room("notebooks", "the tutorial as a Jupyter notebook", uses="the command lines, the HTTP API"),
