@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 4, 130, 143
 
+_CONTINUE: Final = "Run the same command again to continue."
+
 _DESCRIPTION: Final = """\
 Classify the texts of many files with a model archive, on Apache Beam.
 
@@ -44,7 +46,7 @@ machine. For example:
 
 exit codes:
   0    success
-  1    error: no result is complete without the missing shards
+  1    error: the run has not completed
   2    invalid usage
   4    completed, but some rows have errors
   130  interrupted (Ctrl-C)
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say,
         )
         with _progress_bar() as progress:
-            summary = run.run(job, flags, progress)
+            summary = run.run(job, flags, progress, _end_without_worker)
     except BulkError as error:
         _say(f"error: {error}")
         return FAILED
@@ -94,8 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _end(number: int, _: object) -> NoReturn:
     """End at once after Ctrl-C or SIGTERM. Workers on this machine end with this process (`bulk.worker`)."""
     code, word = (INTERRUPTED, "Interrupted") if number == signal.SIGINT else (TERMINATED, "Terminated")
-    _say(f"{word}. Run the same command again to continue.")
+    _say(f"{word}. {_CONTINUE}")
     os._exit(code)
+
+
+def _end_without_worker(reason: str) -> None:
+    """End at once after the loss of a worker."""
+    _say(f"error: A worker was lost, perhaps because the machine is short of memory: {reason}. {_CONTINUE}")
+    os._exit(FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

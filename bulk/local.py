@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest import mock
@@ -17,6 +18,8 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 PROCESSES: Final = "multi_processing"
+WORKER_THREAD: Final = "run_worker"
+"""Name of the threads of Beam's runner that wait for the end of a worker. They raise an exception if it failed."""
 
 
 def local_runner(options: PipelineOptions, flags: Sequence[str], shards: int) -> FnApiRunner:
@@ -55,6 +58,25 @@ def loopback_only() -> Iterator[None]:
         return created
 
     with mock.patch.object(grpc, "server", on_loopback):
+        yield
+
+
+@contextmanager
+def watched(on_lost_worker: Callable[[str], None]) -> Iterator[None]:
+    """Watch the workers of the local runner, which would wait for ever for a worker that was killed.
+
+    Args:
+        on_lost_worker: called in another thread, with Beam's message.
+    """
+    hook = threading.excepthook
+
+    def watch(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread is not None and arguments.thread.name == WORKER_THREAD:
+            on_lost_worker(str(arguments.exc_value))
+        else:
+            hook(arguments)
+
+    with mock.patch.object(threading, "excepthook", watch):
         yield
 
 

@@ -21,7 +21,7 @@ from bulk.archive import read_archive
 from bulk.columns import Columns
 from bulk.errors import BulkError, bulk_error_in
 from bulk.files import PARTIAL, File, delete_files, exists, is_local, matching, opened, read_file, write_file
-from bulk.local import local_runner, loopback_only
+from bulk.local import local_runner, loopback_only, watched
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Source, shard_count
@@ -95,13 +95,16 @@ def prepare(
     return job
 
 
-def run(job: Job, flags: Sequence[str], progress: Callable[[int, int], None]) -> Summary:
+def run(
+    job: Job, flags: Sequence[str], progress: Callable[[int, int], None], on_lost_worker: Callable[[str], None]
+) -> Summary:
     """Run the pipeline of a job, and wait for its end.
 
     Args:
         job: the job.
         flags: the command line's part for Beam.
         progress: called with the number of written shards, and of all shards.
+        on_lost_worker: see `bulk.local.watched`.
 
     Raises:
         BulkError: an input is invalid, a file cannot be read or written, or the counts do not agree.
@@ -117,7 +120,7 @@ def run(job: Job, flags: Sequence[str], progress: Callable[[int, int], None]) ->
     build(pipeline, job)
     interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
     try:
-        with loopback_only(), _progress(job, shards, interval_s, progress):
+        with loopback_only(), watched(on_lost_worker), _progress(job, shards, interval_s, progress):
             result = pipeline.run()
             result.wait_until_finish()
     except Exception as error:

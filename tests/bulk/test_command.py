@@ -159,6 +159,28 @@ def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Sco
     assert gone(workers)
 
 
+def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp_path: Path) -> None:
+    """Beam's runner itself would wait for ever."""
+    process = subprocess.Popen(
+        command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES),
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(workers := psutil.Process(process.pid).children(recursive=True)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == FAILED
+    assert errors == (
+        "error: A worker was lost, perhaps because the machine is short of memory: Worker subprocess exited with "
+        "return code -9. Run the same command again to continue.\n"
+    )
+    assert gone(workers)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
