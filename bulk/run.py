@@ -123,6 +123,7 @@ def run(
         with loopback_only(), watched(on_lost_worker), _progress(job, shards, interval_s, progress):
             result = pipeline.run()
             result.wait_until_finish()
+        progress(shards, shards)
     except Exception as error:
         if (known := bulk_error_in(error)) is not None:
             raise known from error

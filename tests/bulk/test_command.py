@@ -208,21 +208,26 @@ MANY_TOKENS = "late again " * 1_800
 
 
 def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClassifier, tmp_path: Path) -> None:
-    """Two threads share the engine. With the low limit, the server would refuse some good texts as overloaded."""
+    """Two threads share the engine. With the low limit, the server would refuse some good texts as overloaded.
+
+    Files in several folders have output files with different names.
+    """
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
     good = [f"{text} late" * 40 for text in texts(60)]
     lines = [json.dumps({"text": text}).encode() for text in good]
     lines[20:20] = [*BROKEN_LINES, b"", b"  ", json.dumps({"text": MANY_TOKENS}).encode()]
-    (tmp_path / "broken.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "a" / "broken.jsonl").write_bytes(b"\n".join(lines))
     rows = [b"id,text", b"0,late", *BROKEN_ROWS, b"", b"9,on time"]
-    (tmp_path / "broken.csv").write_bytes(b"\r\n".join(rows))
-    (tmp_path / "broken.txt").write_bytes(b"sp\xe4t\nlate\n\non time")
+    (tmp_path / "a" / "broken.csv").write_bytes(b"\r\n".join(rows))
+    (tmp_path / "b" / "broken.txt").write_bytes(b"sp\xe4t\nlate\n\non time")
     output = tmp_path / "scored"
     options = ["--json", "--scores", "--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
-    result = bulk(tmp_path / "broken.*", output, mar, *options, CLASSIFIER_MAX_TOKEN_READS="4000")
+    result = bulk(tmp_path / "*" / "broken.*", output, mar, *options, CLASSIFIER_MAX_TOKEN_READS="4000")
     assert result.returncode == ROW_ERRORS, result.stderr
     assert summary(result)["errors"] == len(BROKEN_LINES) + len(BROKEN_ROWS) + 3
 
-    [jsonl] = shards(output, "broken.jsonl")
+    [jsonl] = shards(output, "a%2Fbroken.jsonl")
     results = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in results if row["error"] is None] == good
     errors = [row["error"] for row in results if row["error"]]
@@ -233,14 +238,14 @@ def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClas
         expected = dict(zip(served.labels, served.predict([text])[0].tolist(), strict=True))
         assert {label: row[f"score_{label}"] for label in served.labels} == pytest.approx(expected, abs=1e-6)
 
-    [table] = shards(output, "broken.csv")
+    [table] = shards(output, "a%2Fbroken.csv")
     with table.open(newline="", encoding="utf-8") as file:
         cells = list(csv.DictReader(file))
     assert [row["error"] for row in cells] == ["", *BROKEN_ROWS.values(), ""]
     assert [row["text"] for row in cells] == ["late", "late,again,and again", "", "sp\\xe4t", "on time"]
     assert table.read_bytes().count(b"\r\n") == len(cells) + 1
 
-    [plain] = shards(output, "broken.txt")
+    [plain] = shards(output, "b%2Fbroken.txt")
     with plain.open(newline="", encoding="utf-8") as file:
         found = [(row["text"], row["error"].partition(":")[0]) for row in csv.DictReader(file)]
     assert found == [("sp\\xe4t", "NotUtf8Error"), ("late", ""), ("", "BlankTextError"), ("on time", "")]
