@@ -38,6 +38,27 @@ RUN sed -i -E \
     && grep -qxF "load_models=${NAME}.mar" config.properties \
     && chmod -R a+rX archive config.properties metrics.yaml door handler server
 
+# Beam's program that starts a worker in a container.
+FROM apache/beam_python3.11_sdk:2.77.0 AS beam
+
+# The image of the workers of bulk scoring, on Dataflow, Flink and Spark: `docker build --target bulk .`
+FROM ${BASE} AS bulk
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+ENV PIP_NO_CACHE_DIR=1
+RUN python3 -m venv .venv
+COPY requirements/ requirements/
+RUN requirements/install .venv requirements/bulk.lock && .venv/bin/python -m compileall -q .venv/lib
+COPY --from=beam /opt/apache/beam /opt/apache/beam
+COPY handler/ handler/
+COPY bulk/ bulk/
+# By default, Beam creates another virtual environment, which would lack these packages.
+ENV PATH=/app/.venv/bin:$PATH PYTHONPATH=/app RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+ENTRYPOINT ["/opt/apache/beam/boot"]
+
 FROM ${BASE}
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -28,6 +28,7 @@ TEST := $(VENV)/test.installed
 TRAIN := $(VENV)/train.installed
 BENCH := .venv-benchmarks
 DOCS := .venv-docs
+BULK := .venv-bulk
 
 # Two processes with one thread each. The tests of a file stay in one process, because they may share a server.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -60,7 +61,7 @@ serve: $(or $(if $(LEARNER),learner),$(if $(LABELLED),labelled),$(SERVE) $(ARCHI
 	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
 
 .PHONY: test
-test: $(TEST) $(ARCHIVE) ## install what is missing, and run every test
+test: $(TEST) $(BULK)/installed $(ARCHIVE) ## install what is missing, and run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: fault-test
@@ -114,6 +115,9 @@ train-setup: $(TRAIN) ## install what training needs
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this server and others, and write the results
 	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
 
+.PHONY: bulk-setup
+bulk-setup: $(BULK)/installed $(ARCHIVE) ## install what bulk scoring needs (Apache Beam) into .venv-bulk
+
 .PHONY: docs
 docs: $(DOCS)/installed ## build the documentation site into site/, with warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
@@ -139,7 +143,7 @@ sbom: $(TEST) ## write sbom.json, the Python packages of the image (CycloneDX)
 .PHONY: lock
 lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^uv=/uv==/p' requirements/install)
-	for name in test serve teacher benchmarks docs; do \
+	for name in test serve teacher benchmarks docs bulk; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-package torch --no-annotate --generate-hashes \
 	    $$(test $$name != serve || echo --constraint requirements/test.lock) \
 	    --override requirements/overrides.txt --custom-compile-command 'make lock' \
@@ -148,7 +152,7 @@ lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 
 .PHONY: clean
 clean: ## remove everything that make created, including the environments
-	rm -rf $(VENV) $(BENCH) $(DOCS) $(ARCHIVE) site logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DOCS) $(BULK) $(ARCHIVE) site logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -175,6 +179,12 @@ $(TRAIN): requirements/teacher.lock requirements/teacher.txt requirements/instal
 $(BENCH)/installed: requirements/benchmarks.lock requirements/benchmarks.txt requirements/train.txt requirements/install | $(VENV)/python
 	$(BIN)/python -m venv $(BENCH)
 	requirements/install $(BENCH) requirements/benchmarks.lock
+	@touch $@
+
+# Apache Beam needs earlier versions of some packages than the tests.
+$(BULK)/installed: requirements/bulk.lock requirements/bulk.txt requirements/install | $(VENV)/python
+	$(BIN)/python -m venv $(BULK)
+	requirements/install $(BULK) requirements/bulk.lock
 	@touch $@
 
 $(DOCS)/installed: requirements/docs.lock requirements/docs.txt | $(VENV)/python

@@ -21,6 +21,7 @@ from unittest import mock
 
 import yaml
 
+import bulk.cli
 import sentiment.cli
 import server.cli
 import training.cli
@@ -126,6 +127,7 @@ PARTS: Final = (
     Part(COMMANDS, "targets", "Makefile", targets),
     Part(COMMANDS, "help", "sentiment", partial(command_help, sentiment.cli.main, "sentiment")),
     Part(COMMANDS, "help", "python -m training", partial(command_help, training.cli.main, "training")),
+    Part(COMMANDS, "help", "python -m bulk", partial(command_help, bulk.cli.main, "bulk")),
     Part(COMMANDS, "help", "python -m server", partial(command_help, server.cli.main, "server")),
     Part(DESIGN, "table", "tests/rooms.py", rooms.table),
 )

@@ -26,6 +26,7 @@ _LONGEST_SPECIAL_TOKEN = "xxwrep"
 _TOKENS_PER_CHARACTER = 2
 """Upper bound. A capital and a symbol, such as `A…`, are `xxmaj` and two tokens: 1.5 for each character."""
 _SEPARATOR_BYTES = len(", ")
+_FORM_BYTES = len(to_json({"predictions": []}))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def max_bytes(request: Request, task: Task, is_explained: bool) -> int:
     """
     if isinstance(request.form, Outputs):
         return open_inference.max_bytes(len(request.texts), task, request.form)
-    size = len(to_json({"predictions": []})) + len(request.texts) * _max_prediction_bytes(task)
+    size = _FORM_BYTES + len(request.texts) * _max_prediction_bytes(task)
     if is_explained:
         tokens = _TOKENS_PER_CHARACTER * request.characters + len(request.texts)
         longest = max(map(len, request.texts), default=0)

@@ -78,7 +78,17 @@ def read_request(
         RequestError: see `handler.errors`.
     """
     check_encoding(headers)
-    request = _read(fields, headers, limits, task)
+    return checked(_read(fields, headers, limits, task), limits)
+
+
+def checked(request: Request, limits: Limits) -> Request:
+    """Return a request without the byte-order marks at the beginning of its texts.
+
+    Raises:
+        TooLargeError: a text, the list, or all texts together exceed a limit.
+        BlankTextError: a text is empty or has only white space.
+        NotUtf8Error: a text has half of a surrogate pair.
+    """
     request = Request(tuple(text.lstrip(BYTE_ORDER_MARK) for text in request.texts), request.form)
     _check(request, limits)
     return request

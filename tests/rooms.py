@@ -67,6 +67,12 @@ ROOMS = (
         uses="the HTTP API, `kubectl`",
         package="sentiment",
     ),
+    Room(
+        "bulk",
+        "`python -m bulk`: the texts of many files, on Apache Beam",
+        imports=("handler",),
+        uses="the archives",
+    ),
     Room("door", "HAProxy's configuration: limits, retries, paths; the web page and `/docs`", uses="the HTTP API"),
     Room("model_store", "the exported models with their cards, and the archives built from them"),
     Room(
@@ -80,14 +86,14 @@ ROOMS = (
     Room(
         "docs",
         "the documentation: tutorial, guides, reference, explanation; `generate.py` writes the generated parts",
-        imports=("handler", "training", "server", "client", "tests"),
+        imports=("handler", "training", "server", "client", "bulk", "tests"),
         uses="all other folders",
     ),
     Room("notebooks", "the tutorial as a Jupyter notebook", uses="the command lines, the HTTP API"),
     Room(
         "tests",
         "tests, in the same folders as the code; `tests/e2e/` starts a real server",
-        imports=("handler", "training", "server", "client", "benchmarks", "docs"),
+        imports=("handler", "training", "server", "client", "bulk", "benchmarks", "docs"),
         uses="all other folders",
     ),
 )

@@ -8,6 +8,7 @@ import pytest
 from tests.paths import ROOT
 
 COMMANDS = {
+    "bulk": ("tqdm", "`make bulk-setup` installs"),
     "benchmarks": ("pandas", "`make bench` installs"),
     "docs": ("yaml", "`make test` installs"),
     "sentiment": ("tqdm", "`make serve` installs"),

@@ -29,3 +29,10 @@ def test_a_lock_has_the_versions_that_are_pinned(name: str) -> None:
     expected = {package: version for package, version in pins(name).items() if package not in NOT_IN_LOCKS}
     assert expected
     assert {package: locked.get(package) for package in expected} == expected, "run `make lock`"
+
+
+def test_bulk_scoring_has_the_server_s_versions_of_what_determines_a_prediction() -> None:
+    server, bulk = pins("serve"), pins("bulk")
+    shared = server.keys() & bulk.keys()
+    assert {"onnxruntime", "spacy", "sentencepiece", "numpy"} <= shared
+    assert {name: bulk[name] for name in shared} == {name: server[name] for name in shared}

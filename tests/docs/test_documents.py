@@ -57,6 +57,10 @@ ELSEWHERE = {
     "make train TRAIN_ARGS='--to my_model'": "tests/docs/test_documents.py",
     ".venv/bin/python -m server --model sentiment --model reviews": "tests/test_tutorial.py",
     "SENTIMENT_KEY_FILE=keys make serve": "tests/e2e/test_keys.py",
+    "make bulk-setup": ".ci/run",
+    ".venv-bulk/bin/python -m bulk --input 'tweets-*.csv' --output out/scored --archive model_store/sentiment.mar": (
+        "tests/bulk/test_documents.py"
+    ),
     ".venv/bin/sentiment score tweets.csv": "tests/client/test_with_a_server.py",
     ".venv/bin/sentiment rollout sentiment-2.mar": "tests/client/test_with_a_server.py",
     ".venv/bin/sentiment rollback sentiment.mar": "tests/client/test_with_a_server.py",

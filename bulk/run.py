@@ -1,0 +1,281 @@
+"""A run: finds the input files, compares them with an earlier run, runs the pipeline, and counts its results."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from bulk.archive import read_archive
+from bulk.columns import Columns
+from bulk.errors import BulkError, bulk_error_in
+from bulk.files import PARTIAL, File, delete_files, exists, is_local, matching, opened, read_file, write_file
+from bulk.local import local_runner, loopback_only, watched
+from bulk.model import NAMESPACE
+from bulk.pipeline import ERRORS, Job, build
+from bulk.shards import Source, shard_count
+from bulk.tables import ENDINGS, TABLES, Settings
+from handler.limits import Limits
+
+RECORD: Final = ".run.json"
+"""Ending of the name of the file with what determines the output of a run."""
+
+LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
+CHECKS_AT_ONCE: Final = 16
+PROGRESS_INTERVAL_S, REMOTE_PROGRESS_INTERVAL_S = 1.0, 30.0
+
+_WILDCARD: Final = re.compile(r"[*?\[]")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run, from Beam's counters."""
+
+    rows: int
+    """Number of rows read: the sum of `scored` and `errors`."""
+
+    scored: int
+    errors: int
+    errors_by_type: Mapping[str, int]
+    labels: Mapping[str, int]
+    shards: int
+    earlier_shards: int
+    """Number of shards that an earlier run had written. Their rows are counted, too."""
+
+    tokens: int
+    engine_ms: int
+    tokenizer_ms: int
+
+
+def prepare(
+    pattern: str, output: str, archive: str, kind: str | None, text_column: str, scores: bool, prefix: str, say: Say
+) -> Job:
+    """Check the archive, the input files and an earlier run's output.
+
+    Args:
+        pattern: pattern of the input files' paths.
+        output: prefix of the output files' paths.
+        archive: path of the archive.
+        kind: format of the input files; None for the formats of their endings.
+        text_column: column with the texts.
+        scores: whether to add a column for the probability of each label.
+        prefix: prefix of the names of the added columns.
+        say: shows a message to the user.
+
+    Raises:
+        BulkError: a file is missing or invalid, or the output belongs to another run.
+    """
+    if not output or output.endswith("/") or (is_local(output) and os.path.isdir(output)):
+        raise BulkError(f"--output {output!r} is a folder. Expected the beginning of file names, such as out/scored.")
+    model, is_this_code = read_archive(archive)
+    if not is_this_code:
+        say(
+            f"warning: {archive} was built with other code than this handler/. A server with this archive may give "
+            "other predictions. `make archive` builds it again."
+        )
+    settings = Settings(text_column, Columns(model.task, scores, prefix))
+    files = _inputs(pattern, output)
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+        sources = list(pool.map(lambda file: _source(file, pattern, kind, settings), files))
+    job = Job(sources, output, model, settings, Limits.from_environment())
+    _record(job, files)
+    return job
+
+
+def run(
+    job: Job, flags: Sequence[str], progress: Callable[[int, int], None], on_lost_worker: Callable[[str], None]
+) -> Summary:
+    """Run the pipeline of a job, and wait for its end.
+
+    Args:
+        job: the job.
+        flags: the command line's part for Beam.
+        progress: called with the number of written shards, and of all shards.
+        on_lost_worker: see `bulk.local.watched`.
+
+    Raises:
+        BulkError: an input is invalid, a file cannot be read or written, or the counts do not agree.
+    """
+    options = PipelineOptions([*flags])
+    shards = sum(source.shards for source in job.sources)
+    runner: Any = options.view_as(StandardOptions).runner
+    if runner == "DataflowRunner" and (paths := [path for path in _paths(job) if is_local(path)]):
+        raise BulkError(f"{paths[0]}: the workers of Dataflow cannot reach it. Expected a path such as gs://BUCKET/...")
+    if is_here := runner in LOCAL_RUNNERS:
+        runner = local_runner(options, flags, shards)
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    build(pipeline, job)
+    interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
+    try:
+        with loopback_only(), watched(on_lost_worker), _progress(job, shards, interval_s, progress):
+            result = pipeline.run()
+            result.wait_until_finish()
+        progress(shards, shards)
+    except Exception as error:
+        if (known := bulk_error_in(error)) is not None:
+            raise known from error
+        raise
+    summary = _summary(result)
+    if summary.rows != summary.scored + summary.errors or summary.shards != shards:
+        raise BulkError(
+            f"The counts do not agree: {summary.rows:,} rows were read, {summary.scored:,} scored, {summary.errors:,} "
+            f"have errors; {summary.shards:,} of {shards:,} shards were written."
+        )
+    return summary
+
+
+def unknown_flag(flags: Sequence[str]) -> str | None:
+    """Return the first option that Beam does not know; None if it knows all. Beam itself would ignore the option."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)  # Beam's only list of its options
+    return next(iter(parser.parse_known_args([*flags])[1]), None)
+
+
+def hide_messages(flags: Sequence[str]) -> None:
+    """Hide Beam's messages, except those about a job on other machines."""
+    runner = PipelineOptions([*flags]).view_as(StandardOptions).runner
+    logging.getLogger().setLevel(logging.CRITICAL if runner in LOCAL_RUNNERS else logging.INFO)
+
+
+def _paths(job: Job) -> Iterator[str]:
+    yield from (job.archive.path, job.output)
+    yield from (source.path for source in job.sources)
+
+
+def _inputs(pattern: str, output: str) -> list[File]:
+    """Return the files of a pattern, without those that a run with this output has written."""
+    written = re.compile(rf"{re.escape(output)}({re.escape(ERRORS)})?-.*-\d{{5}}-of-\d{{5}}\.\w+")
+    files = [file for file in matching(pattern) if not written.fullmatch(file.path)]
+    if not files:
+        raise BulkError(f"No file matches {pattern}.")
+    return files
+
+
+def _source(file: File, pattern: str, kind: str | None, settings: Settings) -> Source:
+    kind = kind or ENDINGS.get(os.path.splitext(file.path.lower())[1])
+    if kind is None:
+        raise BulkError(
+            f"The format of {file.path} is unknown. Expected the ending {', '.join(ENDINGS)}, or --format with one of "
+            f"{', '.join(TABLES)}."
+        )
+    table = TABLES[kind](settings)
+    with opened(file.path) as content:
+        size = table.check(file.path, content, file.size)
+    folder = _WILDCARD.split(pattern)[0].rpartition("/")[0]
+    name = file.path[len(folder) :].lstrip("/").replace("%", "%25").replace("/", "%2F")
+    return Source(file.path, name, kind, file.size, shard_count(size))
+
+
+def _record(job: Job, files: Sequence[File]) -> None:
+    """Write down what determines the output. Shards that exist are kept, so they must come from the same run.
+
+    Raises:
+        BulkError: shards exist that come from another archive, other options, or other input files.
+    """
+    path = job.output + RECORD
+    record: dict[str, Any] = {
+        "archive": job.archive.sha256,
+        "text column": job.settings.text_column,
+        "set of columns": job.columns.names,
+        "set of limits": asdict(job.limits),
+        "files": {
+            source.name: [source.kind, file.size, file.modified_s]
+            for source, file in zip(job.sources, files, strict=True)
+        },
+    }
+    written = {_source_name(shard.path, job.output) for shard in _shards(job.output)}
+    if written:
+        _check_earlier(path, record, written)
+    delete_files([file.path for file in matching(f"{_escaped(job.output)}*{PARTIAL}")])
+    write_file(path, json.dumps(record, indent=1).encode())
+
+
+def _check_earlier(path: str, record: dict[str, Any], written: Collection[str]) -> None:
+    """Compare a run with the record of the run that wrote the shards of some input files.
+
+    Raises:
+        BulkError: see `_record`.
+    """
+    try:
+        earlier = json.loads(read_file(path)) if exists(path) else {"files": {}}
+        earlier_files = earlier["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BulkError(f"{path} is not the record of a run. Choose another --output.") from error
+    changed = [f"its {name}" for name in record if name != "files" and earlier.get(name) != record[name]]
+    changed += [
+        f"its input file {name}" for name in sorted(written) if earlier_files.get(name) != record["files"].get(name)
+    ]
+    if changed:
+        raise BulkError(
+            f"The output {path.removesuffix(RECORD)}-* belongs to another run: {changed[0]} is not the same. Choose "
+            "another --output, or delete the files of that run."
+        )
+
+
+def _shards(output: str) -> list[File]:
+    """Return the shards that are written."""
+    return matching(f"{_escaped(output)}-*-of-*")
+
+
+def _source_name(shard: str, output: str) -> str:
+    """Return the name of the input file of a shard: `Shard.output` without the part from its index on."""
+    return shard.removeprefix(f"{output}-").rsplit("-", 3)[0]
+
+
+def _escaped(path: str) -> str:
+    """Return a path as a pattern that matches only this path."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+@contextmanager
+def _progress(job: Job, shards: int, interval_s: float, progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Report the number of shards that are written, at regular intervals. All runners write them in the same place."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(interval_s):
+            progress(len(_shards(job.output)), shards)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _summary(result: Any) -> Summary:
+    counts: Counter[str] = Counter()
+    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        counts[counter.key.metric.name] += counter.result  # each step has counters of its own
+
+    def named(prefix: str) -> dict[str, int]:
+        return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
+
+    return Summary(
+        rows=counts["rows"],
+        scored=counts["scored"],
+        errors=counts["errors"],
+        errors_by_type=named("error:"),
+        labels=named("label:"),
+        shards=counts["shards"],
+        earlier_shards=counts["earlier_shards"],
+        tokens=counts["tokens"],
+        engine_ms=counts["engine_us"] // 1000,
+        tokenizer_ms=counts["tokenizer_us"] // 1000,
+    )
