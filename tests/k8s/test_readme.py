@@ -45,7 +45,7 @@ BLOCKING = re.compile(
 def live(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator[Server]:
     """A server as in an image with two versions; a rollout waits for as long as a worker may hold a request."""
     settings = {"defaultVersion": True, "marName": "sentiment.mar", "batchSize": 16, "maxBatchDelay": 1}
-    models = {"sentiment": {"1.0": settings | {"responseTimeout": 5}}}
+    models = {"sentiment": {"1.0": settings | {"responseTimeout": 3}}}
     project = Project(tmp_path_factory.mktemp("pod"), mar, models=json.dumps(models))
     archive(MODEL, project.folder / "model_store" / "sentiment-2.mar", "2.0", "int8")
     with serving(project) as running:
