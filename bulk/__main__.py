@@ -10,6 +10,8 @@ def run() -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         from bulk.cli import main
+
+        return main()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "bulk", "handler"):
@@ -20,7 +22,6 @@ def run() -> int:
             file=sys.stderr,
         )
         return 1
-    return main()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from tests.paths import ROOT
 
 COMMANDS = {
-    "bulk": ("tqdm", "`make bulk-setup` installs"),
+    "bulk": ("apache_beam", "`make bulk-setup` installs"),
     "benchmarks": ("pandas", "`make bench` installs"),
     "docs": ("yaml", "`make test` installs"),
     "sentiment": ("tqdm", "`make serve` installs"),
@@ -16,6 +16,12 @@ COMMANDS = {
     "training": ("numpy", "`make train-setup` installs"),
 }
 """For each command: a package that it needs, and what its message says about the installation."""
+
+ARGUMENTS = {
+    "bulk": ["--input", "a.csv", "--output", "scored", "--archive", "a.mar"],
+    "training": ["evaluate", "--data", "Tweets.csv", "--split", "validation"],
+}
+"""Arguments of the commands that print their usage without any."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -25,8 +31,10 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(command: s
         f"import runpy, sys; sys.path.append('client'); sys.modules[{package!r}] = None; "
         f"runpy.run_module({command!r}, run_name='__main__')"
     )
-    arguments = [sys.executable, "-c", program, "evaluate", "--data", "Tweets.csv"]
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    options = ARGUMENTS.get(command, [])
+    result = subprocess.run(
+        [sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: the Python package {package!r} is not installed for {sys.executable}. ")
     assert installation in result.stderr
