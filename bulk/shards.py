@@ -12,8 +12,8 @@ from typing import Any, Final
 from bulk.columns import Cells
 from handler.errors import RequestError
 
-MIN_SHARD_BYTES: Final = 1 << 20
-"""Size of a small file's shards: about 7,000 tweets, which take a core four seconds."""
+MIN_SHARD_BYTES: Final = 256 << 10
+"""Size of a small file's shards: about 2,000 tweets, which take a core a second."""
 
 MAX_SHARD_BYTES: Final = 8 << 20
 """Size of a large file's shards: about 56,000 tweets, which take a core half a minute. A worker holds one in memory."""
@@ -81,7 +81,7 @@ class ScoredRows:
 
 def shard_count(size: int) -> int:
     """Return the number of shards of a file of `size` bytes."""
-    shard_bytes = min(max(size // SHARDS_OF_A_FILE, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
+    shard_bytes = min(max(-(-size // SHARDS_OF_A_FILE), MIN_SHARD_BYTES), MAX_SHARD_BYTES)
     return max(1, -(-size // shard_bytes))
 
 

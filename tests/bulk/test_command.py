@@ -38,7 +38,9 @@ class Scored:
     def rows(self, name: str, *, errors: bool = False) -> list[dict[str, Any]]:
         """The rows of a CSV or text file's results."""
         rows: list[dict[str, Any]] = []
-        for path in shards(self.output.with_name(self.output.name + ".errors") if errors else self.output, name):
+        # A shard without errors has no file of errors.
+        with_errors = sorted(self.output.parent.glob(f"{self.output.name}.errors-{name}-*"))
+        for path in with_errors if errors else shards(self.output, name):
             with path.open(newline="", encoding="utf-8") as file:
                 rows += csv.DictReader(file)
         return rows
