@@ -8,8 +8,6 @@ import argparse
 import csv
 import json
 import multiprocessing
-import os
-import re
 import resource
 import shutil
 import subprocess
@@ -27,7 +25,8 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.sides import CONFIG, ROOT, running, torchserve
+from benchmarks.report import with_text_between
+from benchmarks.sides import CONFIG, ROOT, running, torchserve, usable_cores
 from benchmarks.tweets import rare_words, with_new_words
 from handler.classifier import TextClassifier
 from handler.memory import give_freed_memory_back
@@ -87,7 +86,7 @@ def measure(data: Path, counts: Sequence[int], archive: Path, *, with_server: bo
         archive: the model archive.
         with_server: whether to measure `sentiment score`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     with data.open(newline="", encoding="utf-8") as file:
         tweets = [row["text"] for row in csv.DictReader(file)]
     sizes = []
@@ -249,11 +248,7 @@ def with_table(page: str, results: Mapping[str, Any]) -> str:
     Raises:
         ValueError: the page does not have the table's comments exactly once.
     """
-    pattern = rf"(?s){re.escape(BEGIN)}\n.*?{re.escape(END)}"
-    written, count = re.subn(pattern, lambda _: f"{BEGIN}\n{table(results)}\n{END}", page)
-    if count != 1:
-        raise ValueError(f"The page has the table's comments {count} times; expected once.")
-    return written
+    return with_text_between(page, BEGIN, END, table(results))
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -49,11 +49,19 @@ def with_part(page: str, name: str, results: Mapping[str, Any]) -> str:
         ValueError: the page does not have the part's markers exactly once.
     """
     part = {"summary": summary, "details": details}[name](results)
-    begin, end = f"<!-- {name} of benchmarks/results.json: begin -->", f"<!-- {name}: end -->"
-    text, count = re.subn(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", page)
+    return with_text_between(page, f"<!-- {name} of benchmarks/results.json: begin -->", f"<!-- {name}: end -->", part)
+
+
+def with_text_between(page: str, begin: str, end: str, text: str) -> str:
+    """A page with another text between two markers, which keep lines of their own.
+
+    Raises:
+        ValueError: the page does not have the markers exactly once.
+    """
+    written, count = re.subn(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", page)
     if count != 1:
-        raise ValueError(f"The page has the markers of {name!r} {count} times; expected once.")
-    return text
+        raise ValueError(f"The page has the markers {begin} and {end} {count} times; expected once.")
+    return written
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -24,7 +23,7 @@ from benchmarks import measure
 from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
 from benchmarks.report import DIRECT, FLASK, FLASK_ALL, OURS, RESULTS, UNBATCHED, write_report
-from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve
+from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve, usable_cores
 from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
 from handler.classifier import TextClassifier
@@ -122,7 +121,7 @@ def run(texts: list[str], asked: list[str], options: argparse.Namespace, workspa
     """
     log = Path(tempfile.gettempdir(), "benchmarks.log")
     print(f"The servers write their output to {log}", file=sys.stderr)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = usable_cores()
     unpacked = _unpacked(ARCHIVE, workspace / "sentiment")
     learner = workspace / "learner.pkl"
     model = exported.read(MODEL)

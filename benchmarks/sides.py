@@ -130,6 +130,11 @@ def sides(product: Path, unbatched: Path, model: Path, learner: Path, workers: i
     ]
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def torchserve(product: Path, config: Path, workers: int, *, direct: bool = False) -> Side:
     """This project's server, started as by `make serve`.
 

@@ -34,4 +34,4 @@ def test_the_table_compares_the_rates() -> None:
 
 def test_a_page_without_the_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected once"):
-        with_table("# A page", {"date": "", "cores": 2, "sizes": [{"texts": 1}]})
+        with_table("# A page", json.loads(RESULTS.read_text(encoding="utf-8")))

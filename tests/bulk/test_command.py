@@ -142,9 +142,10 @@ def test_a_killed_run_that_is_started_again_writes_the_same_files(scored: Scored
     assert {name: content for name, content in contents(tmp_path).items() if name != "scored.run.json"} == expected
 
 
-def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Scored, mar: Path, tmp_path: Path) -> None:
+def with_two_workers(arguments: list[str]) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
+    """Start a command in a process group of its own, and wait for its workers."""
     process = subprocess.Popen(
-        command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES),
+        arguments,
         cwd=ROOT,
         env=os.environ | ENVIRONMENT,
         stderr=subprocess.PIPE,
@@ -155,6 +156,12 @@ def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Sco
     while len(workers := psutil.Process(process.pid).children(recursive=True)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
+    return process, workers
+
+
+def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Scored, mar: Path, tmp_path: Path) -> None:
+    arguments = command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES)
+    process, workers = with_two_workers(arguments)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (INTERRUPTED, "Interrupted. Run the same command again to continue.\n")
@@ -163,16 +170,8 @@ def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Sco
 
 def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp_path: Path) -> None:
     """Beam's runner itself would wait for ever."""
-    process = subprocess.Popen(
-        command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES),
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while len(workers := psutil.Process(process.pid).children(recursive=True)) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
+    arguments = command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES)
+    process, workers = with_two_workers(arguments)
     workers[0].kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == FAILED
