@@ -10,6 +10,7 @@ https://spacy.io/usage/linguistic-features#how-tokenizer-works).
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 from spacy.language import Language
@@ -77,19 +78,26 @@ class LinearTokenizer:
         self._cases.update((token, (token,)) for token in special_tokens)
         self._case_characters = max(map(len, self._cases), default=0)
         self._case_tokens = self._tokens_of_special_cases()
+        # With none of these in a text, it has no special case of several tokens, and no other special case changes it.
+        self._case_pairs = {(first, second) for first, node in self._case_tokens.items() for second in node}
+        self._changed_tokens = {
+            token
+            for token, node in self._case_tokens.items()
+            if None in node and self._cases.get(str(token)) not in (None, (token,))
+        }
         self._short_word_tokens = lru_cache(MAX_WORDS)(self._word_tokens)
 
     def __call__(self, text: str) -> list[str]:
         """Return the tokens of a text."""
+        words = text.split()
+        if " ".join(words) != text:  # most texts have nothing but single spaces between their words
+            words = [word for word, _ in _words(text)]
         tokens: list[str] = []
-        spaced: list[int] = []
-        for word, follows_space in _words(text):
-            if follows_space:
-                spaced.append(len(tokens))
-            tokens += self._short_word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._word_tokens(word)
-        if self._case_tokens.keys().isdisjoint(tokens):
+        for word in words:
+            tokens += self._tokens_of(word)
+        if self._case_pairs.isdisjoint(pairwise(tokens)) and self._changed_tokens.isdisjoint(tokens):
             return tokens
-        return self._with_special_cases(tokens, spaced)
+        return self._with_special_cases(tokens, text)
 
     def keep(self, words: Iterable[str]) -> None:
         """Add words to the cache. The last words stay in it longest."""
@@ -99,6 +107,9 @@ class LinearTokenizer:
     def forget(self) -> None:
         """Clear the cache."""
         self._short_word_tokens.cache_clear()
+
+    def _tokens_of(self, word: str) -> tuple[str, ...]:
+        return self._short_word_tokens(word) if len(word) <= MAX_WORD_CHARACTERS else self._word_tokens(word)
 
     def _word_tokens(self, word: str, special_cases: bool = True) -> tuple[str, ...]:
         """Return the tokens of a run of characters without spaces, like spaCy's `_tokenize`."""
@@ -213,7 +224,17 @@ class LinearTokenizer:
                 node[None] = True
         return trie
 
-    def _with_special_cases(self, tokens: list[str], spaced: list[int]) -> list[str]:
+    def _after_space(self, text: str) -> set[int]:
+        """Return the indexes of the tokens that follow a separating space."""
+        indexes = set()
+        count = 0
+        for word, follows_space in _words(text):
+            if follows_space:
+                indexes.add(count)
+            count += len(self._tokens_of(word))
+        return indexes
+
+    def _with_special_cases(self, tokens: list[str], text: str) -> list[str]:
         """Merge the tokens of special cases, like spaCy's `_apply_special_cases`.
 
         spaCy searches for special cases in the whole text, across its spaces. If tokens with a space between them match
@@ -221,8 +242,8 @@ class LinearTokenizer:
         with them.
 
         Args:
-            tokens: the tokens of the text.
-            spaced: indexes of the tokens that follow a space, in ascending order.
+            tokens: the tokens of the text without this step.
+            text: the text.
         """
         spans = sorted(_spans(tokens, self._case_tokens), key=lambda span: (span[0] - span[1], span[0]))
         seen: set[int] = set()
@@ -231,7 +252,7 @@ class LinearTokenizer:
             if begin not in seen and end - 1 not in seen:
                 chosen.append((begin, end))
             seen.update(range(begin, end))
-        after_space = set(spaced)
+        after_space = self._after_space(text) if chosen else set()
         result: list[str] = []
         done = 0
         for begin, end in sorted(chosen):

@@ -73,11 +73,12 @@ _REPEATED_WORD = Substitution(
 )
 _SLASH_OR_HASH = Substitution(re.compile(r"([/#\\])"), r" \1 ")
 _SPACES = Substitution(re.compile(r" {2,}+"), " ")
+# fastai's patterns begin with the white space before the word. These begin with the capital, which is found faster.
 _ALL_CAPS = Substitution(
-    re.compile(r"(\s|^)([A-Z][^a-z\s]*+)(?=\s|$)"), lambda m: f"{m[1]}{_mark(UPPER_CASE, m[2])}{m[2].lower()}"
+    re.compile(r"[A-Z](?<!\S[A-Z])[^a-z\s]*+(?!\S)"), lambda m: f"{_mark(UPPER_CASE, m[0])}{m[0].lower()}"
 )
 _CAPITALIZED = Substitution(
-    re.compile(r"(\s|^)([A-Z][^A-Z\s]*+)(?=\s|$)"), lambda m: f"{m[1]}{_mark(CAPITALIZED, m[2])}{m[2].lower()}"
+    re.compile(r"[A-Z](?<!\S[A-Z])[^A-Z\s]*+(?!\S)"), lambda m: f"{_mark(CAPITALIZED, m[0])}{m[0].lower()}"
 )
 
 
@@ -100,12 +101,14 @@ def replace_wrep(text: str) -> str:
 
 def spec_add_spaces(text: str) -> str:
     """Add spaces around `/`, `#` and the backslash."""
-    return _SLASH_OR_HASH(text)
+    for character in "/#\\":
+        text = text.replace(character, f" {character} ")
+    return text
 
 
 def rm_useless_spaces(text: str) -> str:
     """Replace several spaces by one."""
-    return _SPACES(text)
+    return _SPACES(text) if "  " in text else text
 
 
 def replace_all_caps(text: str) -> str:
