@@ -193,7 +193,7 @@ def _record(job: Job, files: Sequence[File]) -> None:
         "set of columns": job.columns.names,
         "set of limits": asdict(job.limits),
         "files": {
-            source.name: [source.kind, file.size, file.modified_s]
+            source.name: [source.kind, file.size, file.modified_s, source.shards]
             for source, file in zip(job.sources, files, strict=True)
         },
     }

@@ -18,8 +18,8 @@ MIN_SHARD_BYTES: Final = 256 << 10
 MAX_SHARD_BYTES: Final = 8 << 20
 """Size of a large file's shards: about 56,000 tweets, which take a core half a minute. A worker holds one in memory."""
 
-SHARDS_OF_A_FILE: Final = 32
-"""Number of shards of a file of medium size. With fewer, some cores would wait for the last shard of others."""
+SHARDS_OF_A_FILE: Final = 128
+"""Number of shards of a file of medium size. With fewer, some cores would wait for the last shards of others."""
 
 
 @dataclass(frozen=True)

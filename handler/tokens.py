@@ -10,6 +10,7 @@ tokenizer, it takes time linear in the length of a text:
 """
 
 import html
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def replace_rep(text: str) -> str:
 
 def replace_wrep(text: str) -> str:
     """Replace three or more equal words: `word word word` becomes ` xxwrep 3 word `."""
-    return _REPEATED_WORD(text)
+    words = text.split()
+    return _REPEATED_WORD(text) if any(map(operator.eq, words, words[1:])) else text
 
 
 def spec_add_spaces(text: str) -> str:
