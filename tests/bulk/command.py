@@ -22,14 +22,14 @@ def bulk_python() -> str:
     return str(BULK_PYTHON)
 
 
-def command(pattern: Path | str, output: Path, archive: Path, *options: str) -> list[str]:
+def command(pattern: Path | str, output: Path | str, archive: Path | str, *options: str) -> list[str]:
     """The command to score files."""
     files = ["--input", str(pattern), "--output", str(output), "--archive", str(archive)]
     return [bulk_python(), "-m", "bulk", *files, *options]
 
 
 def bulk(
-    pattern: Path | str, output: Path, archive: Path, *options: str, **environment: str
+    pattern: Path | str, output: Path | str, archive: Path | str, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Score files, and wait for the end of the command."""
     return subprocess.run(
