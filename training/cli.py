@@ -143,9 +143,16 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
     _start_option(command)
     _run_options(command)
 
-    command = _add(commands, "teacher", _teacher, "fine-tune the transformer on the data")
+    command = _add(commands, "teacher", _teacher, "fine-tune the transformers on the data")
     _data_option(command)
     _transformer_option(command)
+    _run_options(command)
+
+    command = _add(
+        commands, "generator", _generator, "train a language model on the labelled texts, and write further texts"
+    )
+    _data_option(command)
+    _start_option(command)
     _run_options(command)
 
     command = _add(commands, "classifier", _classifier, "stage 3: train the classifier")
@@ -154,7 +161,10 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
     _run_options(command)
 
     command = _add(
-        commands, "cross-validate", _cross_validate, "train teacher and classifier on five folds; prints JSON"
+        commands,
+        "cross-validate",
+        _cross_validate,
+        "train all stages from the teachers on, on five folds; prints JSON",
     )
     _data_option(command)
     command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
@@ -346,7 +356,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _transformer_option(
-    command: argparse.ArgumentParser, default: str = f"{MPNET}; with the preset tiny: {MINILM}"
+    command: argparse.ArgumentParser, default: str = f"{MPNET} and {MINILM}; with the preset tiny: {MINILM}"
 ) -> None:
     command.add_argument(
         "--transformer",
@@ -488,6 +498,13 @@ def _teacher(options: argparse.Namespace) -> None:
     from training.pipeline import teacher
 
     teacher(read_dataset(options.data), options.run, _settings(options), options.transformer)
+
+
+def _generator(options: argparse.Namespace) -> None:
+    from training.pipeline import generator
+
+    data, settings = read_dataset(options.data), _settings(options)
+    generator(data, options.run, settings, _start(options))
 
 
 def _classifier(options: argparse.Namespace) -> None:

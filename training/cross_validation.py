@@ -10,7 +10,7 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ from tqdm import tqdm
 
 from handler.classifier import TextClassifier
 from handler.exported import WEIGHTS_FILE
-from training.data import Dataset, labelled, labels_of
+from training.data import Dataset, labelled, labels_of, sha256_of
 from training.errors import TrainingError
 from training.export.folder import export_files
 from training.measure.figures import figures
 from training.settings import Settings
 from training.stages.calibration import calibrated_apart
 from training.stages.classifier import inputs_of, train_classifier
-from training.stages.products import LEARNER_FILE, TEACHER_FILE
+from training.stages.generator import generate, generator_inputs
+from training.stages.products import ENCODER_FILE, GENERATED_FILE, LEARNER_FILE, TEACHER_FILE, TEACHERS, VOCABULARY_FILE
 from training.stages.record import command_line, differences, finished_stage, record_of, source_commit
+from training.stages.run import encoder_of, generated_of, teachers_of
 from training.stages.targets import to_targets
 from training.stages.teacher import load_teacher, train_teacher, transformer_input
 from training.stages.tfidf import FOLDS, held_out_fifths, new_classifier
@@ -86,7 +88,7 @@ def run_recipe(
         run: folder of the run.
         settings: settings of all stages.
         result_name: name of the result's file and of the folds' folder; None: the recipe's name.
-        transformer: transformer of the teachers; None: `settings.transformer`.
+        transformer: transformer of the only teacher; None: `settings.transformers`.
         start: see `recipe`.
 
     Returns:
@@ -95,11 +97,11 @@ def run_recipe(
     Raises:
         TrainingError: see `recipe` and `check_recipe_of_run`.
     """
-    transformer = transformer or settings.transformer
+    transformers = (transformer,) if transformer else settings.transformers
     if recipe_name == "run" and result_name is None:
-        check_recipe_of_run(run, data.sha256, settings, start, transformer)
+        check_recipe_of_run(run, data.sha256, settings, start, transformers)
     folder = run / "cross-validation" / (result_name or recipe_name)
-    train = BASELINES.get(recipe_name) or recipe(recipe_name, data.sha256, run, settings, folder, transformer, start)
+    train = BASELINES.get(recipe_name) or recipe(recipe_name, data.sha256, run, settings, folder, transformers, start)
     with contextlib.redirect_stdout(sys.stderr):  # messages of the stages; standard output has only the figures
         result = cross_validate(data.table(), train)
     write(result, folder.with_name(f"{folder.name}.json"))
@@ -179,19 +181,19 @@ def recipe(
     run: Path,
     settings: Settings,
     folder: Path,
-    transformer: str,
+    transformers: Sequence[str],
     start: Path | None = None,
 ) -> Recipe:
-    """Make a recipe that trains the teacher, the classifier or both on each fold, from the run's earlier stages.
+    """Make a recipe that trains teachers, generator and classifier on each fold, from the run's earlier stages.
 
     Args:
         name: a key of `training.settings.RECIPES`.
         csv_sha256: SHA-256 of the file of the labelled texts.
         run: folder of the run.
         settings: settings of all stages.
-        folder: folder of the folds' stages, which resume if they were interrupted. Beside it are the folds' teachers,
-            which all recipes with the same teacher share.
-        transformer: transformer of the teachers.
+        folder: folder of the folds' stages, which resume if they were interrupted. Beside it are the folds' teachers
+            and generators, which all recipes with the same settings share.
+        transformers: transformers of the teachers.
         start: encoder that `training.stages.warm_start.unpack` wrote, instead of the run's encoder; None: the encoder
             that the run's classifier was initialized from.
 
@@ -205,34 +207,41 @@ def recipe(
             "The exported model of --start may have been trained on labels that a fold holds out, so the figures would "
             "be too good. Use a model whose card has no stage `classifier`, or a language model."
         )
-
-    with_teacher = name in {"teacher", "teachers"} or (name == "run" and finished_stage(run / "teacher") is not None)
-    kind = json.dumps([asdict(settings.teacher), transformer_input(transformer) if with_teacher else {}])
-    teachers = folder.parent / f"teacher-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    if name == "distil" and not start and not finished_stage(run / "distil"):
+        raise TrainingError(f"{run} has no stage `distil`. Run `python -m training distil` first.")
+    counts = {"teacher": 1, "teachers": len(transformers), "run": len(teachers_of(run))}
+    folds_teachers = [
+        (one, _shared(folder, "teacher", asdict(settings.teacher), transformer_input(one)))
+        for one in transformers[: counts.get(name, 0)]
+    ]
+    encoder = start or (run / "language-model" if name == "language-model" else encoder_of(run))
+    folds_generators = None
+    if name == "run" and generated_of(run):
+        hashes = {file: sha256_of(encoder / file) for file in (ENCODER_FILE, VOCABULARY_FILE)}
+        folds_generators = _shared(folder, "generator", asdict(settings.generator), hashes)
 
     def trained(index: int, fold: pd.DataFrame) -> Trained:
-        labels = labels_of(fold)
-        teacher = None
-        minutes = 0.0
         sha256 = f"{csv_sha256}, fold {index} of {FOLDS}"
-        if with_teacher:
-            teacher = teachers / str(index)
-            train_teacher(fold, sha256, settings.teacher, teacher, transformer)
-            minutes += _minutes(teacher)
-        if teacher and name != "run":
-            network = load_teacher(teacher, labels)
-            size = _megabytes(teacher / TEACHER_FILE)
-            transformer_alone = Trained(lambda texts: network.predict(texts)[0].numpy(), minutes, size)
-            if name == "teacher":
-                return transformer_alone
-            return _mixed(transformer_alone, tfidf(index, fold), settings.classifier.tfidf_weight)
-        if name == "distil" and not start and not finished_stage(run / "distil"):
-            raise TrainingError(f"{run} has no stage `distil`. Run `python -m training distil` first.")
+        teachers = []
+        for one, folders in folds_teachers:
+            teachers.append(folders / str(index))
+            train_teacher(fold, sha256, settings.teacher, teachers[-1], one)
+        minutes = sum(map(_minutes, teachers))
+        if name in ("teacher", "teachers"):
+            model = _of_teachers(teachers, labels_of(fold), minutes)
+            return model if name == "teacher" else _mixed(model, tfidf(index, fold), settings.classifier.tfidf_weight)
+        generated = None
+        if folds_generators:
+            generator = folds_generators / str(index)
+            generate(fold, sha256, encoder_folder=encoder, settings=settings.generator, folder=generator)
+            generated = generator / GENERATED_FILE
+            minutes += _minutes(generator)
         train_classifier(
             fold,
             sha256,
-            encoder_folder=start or (run / "language-model" if name == "language-model" else _encoder_of(run)),
-            teacher_folder=teacher,
+            encoder_folder=encoder,
+            teachers=teachers,
+            generated=generated,
             settings=settings.classifier,
             folder=folder / str(index),
         )
@@ -245,29 +254,45 @@ def recipe(
     return trained
 
 
-def _encoder_of(run: Path) -> Path:
-    """Return the run's encoder: of its distillation, or of its language model if it has no distillation."""
-    return finished_stage(run / "distil") or run / "language-model"
+def _shared(folder: Path, stage: str, *determined_by: dict[str, Any]) -> Path:
+    """Return the folder of the folds' stages that all recipes with these settings and inputs share."""
+    kind = json.dumps(determined_by)
+    return folder.parent / f"{stage}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
-def check_recipe_of_run(run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformer: str) -> None:
-    """Check that the folds will be trained as the run's teacher and classifier, as far as the run has them.
+def _of_teachers(folders: Sequence[Path], labels: Sequence[str], minutes: float) -> Trained:
+    """Make a model of transformers: the mean of their probabilities."""
+    networks = [load_teacher(folder, labels) for folder in folders]
+    size = sum(_megabytes(folder / TEACHER_FILE) for folder in folders)
+    return Trained(
+        lambda texts: np.mean([network.predict(texts)[0].numpy() for network in networks], axis=0), minutes, size
+    )
+
+
+def check_recipe_of_run(
+    run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformers: Sequence[str]
+) -> None:
+    """Check that the folds will be trained as the run's teachers, generator and classifier, as far as the run has them.
 
     The figures of this recipe are on the card of the run's model.
 
     Raises:
-        TrainingError: the settings, the data, the synthetic texts, the encoder or the transformer differ.
+        TrainingError: the settings, the data, the synthetic texts, the encoder or the transformers differ.
     """
-    for name, expected in (("teacher", settings.teacher), ("classifier", settings.classifier)):
+    encoder = start or start_of(run) or encoder_of(run)
+    expected: dict[str, tuple[Any, dict[str, str]]] = {
+        name: (settings.teacher, {"data": csv_sha256} | transformer_input(one))
+        for name, one in zip(TEACHERS, transformers, strict=False)
+    }
+    if finished_stage(run / "classifier"):
+        inputs = inputs_of(csv_sha256, encoder, teachers_of(run), generated_of(run), settings.classifier)
+        expected["classifier"] = (settings.classifier, inputs)
+    if finished_stage(run / "generator"):
+        expected["generator"] = (settings.generator, generator_inputs(csv_sha256, encoder))
+    for name, (own_settings, inputs) in expected.items():
         if finished_stage(run / name) is None:
             continue
-        record = record_of(run / name)
-        if name == "teacher":
-            inputs = {"data": csv_sha256} | transformer_input(transformer)
-        else:
-            encoder = start or start_of(run) or _encoder_of(run)
-            inputs = inputs_of(csv_sha256, encoder, finished_stage(run / "teacher"), settings.classifier)
-        if changes := differences(record, {"settings": asdict(expected), "inputs": inputs}):
+        if changes := differences(record_of(run / name), {"settings": asdict(own_settings), "inputs": inputs}):
             raise TrainingError(
                 f"The run's {name} was trained differently: {changes}. Give the same options, or a --name for this "
                 f"recipe."

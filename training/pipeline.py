@@ -16,8 +16,11 @@ from training.export.sample import held_out_sample
 from training.settings import WT103, Settings
 from training.stages.classifier import check_synthetic_texts, train_classifier
 from training.stages.distil import distil
+from training.stages.generator import generate
 from training.stages.language_model import general_model, read_lines, train_general, train_on_texts
-from training.stages.record import RECORD_FILE, finished_stage
+from training.stages.products import TEACHERS
+from training.stages.record import RECORD_FILE
+from training.stages.run import encoder_of, generated_of, teachers_of
 from training.stages.teacher import train_general_teacher, train_teacher
 from training.stages.terms import terms_of
 from training.stages.warm_start import start_of, unpack
@@ -75,6 +78,7 @@ def train(
         if labelled_texts:
             general_teacher(data, run, settings, labelled_texts)
             encoder = distillation(data, run, settings, texts, labelled_texts)
+    generator(data, run, settings, encoder)
     classifier(data, run, settings, encoder)
     export(data, run, to, notes=notes)
     archive_file = default_destination(to)
@@ -166,12 +170,33 @@ def distillation(
 
 
 def teacher(data: Dataset, run: Path, settings: Settings, transformer: str | None = None) -> None:
-    """Fine-tune a transformer on the data; None: `settings.transformer`."""
-    train_teacher(data.table(), data.sha256, settings.teacher, run / "teacher", transformer or settings.transformer)
+    """Fine-tune the teachers' transformers on the data: `transformer` alone, or those of the settings if it is None."""
+    transformers = (transformer,) if transformer else settings.transformers
+    for name, one in zip(TEACHERS, transformers, strict=False):
+        train_teacher(data.table(), data.sha256, settings.teacher, run / name, one)
+
+
+def generator(data: Dataset, run: Path, settings: Settings, encoder: Path | None = None) -> None:
+    """Train the generator and write its texts; nothing if the settings ask for no texts.
+
+    Args:
+        data: the labelled texts.
+        run: folder of the run.
+        settings: settings of all stages.
+        encoder: see `classifier`.
+    """
+    if settings.generator.texts:
+        generate(
+            data.table(),
+            data.sha256,
+            encoder_folder=encoder or encoder_of(run),
+            settings=settings.generator,
+            folder=run / "generator",
+        )
 
 
 def classifier(data: Dataset, run: Path, settings: Settings, encoder: Path | None = None) -> None:
-    """Run stage 3: train the classifier, with the run's teacher if it has one.
+    """Run stage 3: train the classifier, with the run's teachers and its generated texts, as far as it has them.
 
     Args:
         data: the labelled texts.
@@ -182,8 +207,9 @@ def classifier(data: Dataset, run: Path, settings: Settings, encoder: Path | Non
     train_classifier(
         data.table(),
         data.sha256,
-        encoder_folder=encoder or finished_stage(run / "distil") or run / "language-model",
-        teacher_folder=finished_stage(run / "teacher"),
+        encoder_folder=encoder or encoder_of(run),
+        teachers=teachers_of(run),
+        generated=generated_of(run),
         settings=settings.classifier,
         folder=run / "classifier",
     )

@@ -118,6 +118,27 @@ class LabelledDistilSettings(DistilSettings):
 
 
 @dataclass(frozen=True)
+class GeneratorSettings:
+    """Settings of the generator, a language model of the labelled texts that writes further texts."""
+
+    seed: int = 1
+    epochs: int = 3
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+    drop_mult: float = 0.3
+    batch_size: int = 32
+    sequence_length: int = 48
+    texts: int = 60_000
+    """Number of texts to write; 0: the classifier learns from no generated text."""
+
+    top_p: float = 0.95
+    """A token is drawn from the most probable ones, whose probabilities sum to this share."""
+
+    temperature: float = 1.0
+    """Number by which the logits are divided before a token is drawn."""
+
+
+@dataclass(frozen=True)
 class ClassifierSettings:
     """Settings of stage 3, the classifier (section 3.3): gradual unfreezing, one more layer group in each phase.
 
@@ -147,7 +168,7 @@ class ClassifierSettings:
     """Share of the label in the target of a labelled text; the rest is the teachers' prediction."""
 
     tfidf_weight: float = 0.3
-    """Share of TF-IDF with logistic regression in the teachers' predictions; the rest is the transformer's."""
+    """Share of TF-IDF with logistic regression in the teachers' predictions; the rest is the transformers'."""
 
     label_smoothing: float = 0.1
     """Share of the uniform distribution in the target of a labelled text, if there is no teacher."""
@@ -173,6 +194,7 @@ class Settings:
     general_teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(epochs=1, learning_rate=1e-4))
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     start: str = "model_store/general"
     """Initial weights of `all` if no option names them: the folder of an exported model, or `WT103`."""
@@ -180,8 +202,8 @@ class Settings:
     general_transformer: str = MINILM
     """Transformer of the general teacher, if no option names one."""
 
-    transformer: str = MPNET
-    """Transformer of the teacher, if no option names one."""
+    transformers: tuple[str, ...] = (MPNET, MINILM)
+    """Transformers of the teachers, if no option names one."""
 
 
 PRESETS: dict[str, Settings] = {
@@ -211,8 +233,9 @@ PRESETS: dict[str, Settings] = {
         general_teacher=TeacherSettings(epochs=1, batch_size=8),
         teacher=TeacherSettings(epochs=1, batch_size=8),
         distil=DistilSettings(batch_size=8),
+        generator=GeneratorSettings(epochs=1, batch_size=4, sequence_length=8, texts=6),
         classifier=ClassifierSettings(epochs=2, last_two_epochs=1, last_three_epochs=1, batch_size=8, made_up_texts=12),
-        transformer=MINILM,
+        transformers=(MINILM,),
     ),
 }
 

@@ -220,7 +220,7 @@ def _train(order: Order, start: Start, recipe: Recipe, data: Dataset, run: Path)
         table,
         digest,
         encoder_folder=run / "distil",
-        teacher_folder=teacher,
+        teachers=[teacher],
         settings=changed.classifier,
         folder=run / "classifier",
         class_weights=weights,

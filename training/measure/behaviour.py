@@ -161,9 +161,13 @@ def _vocabulary() -> Iterator[BehaviouralTest]:
         "I saw the {noun}.",
     )
     yield _expecting("vocabulary", "neutral sentences", neutral, NEUTRAL)
-    for label, sentence in {POSITIVE: "The {noun} was {good}.", NEGATIVE: "The {noun} was {bad}."}.items():
-        stronger = sentence.replace("was ", "was {very} ")
-        yield _directed("vocabulary", f"intensifiers, {label}", before=sentence, after=stronger, label=label)
+    intensified: dict[str, tuple[str, ...]] = {
+        POSITIVE: ("The {noun} was {good}.", "This is a {good} {noun}.", "{airline} {good} {noun}!"),
+        NEGATIVE: ("The {noun} was {bad}.", "This is a {bad} {noun}.", "{airline} {bad} {noun}!"),
+    }
+    for label, sentences in intensified.items():
+        changes = [(sentence, re.sub(r"(?=\{(good|bad)\})", "{very} ", sentence)) for sentence in sentences]
+        yield _directed("vocabulary", f"intensifiers, {label}", changes, label)
     for label, ends in {
         POSITIVE: (" I {love} you.", " You are {good}.", " The {noun} is {good}!"),
         NEGATIVE: (" I {hate} you.", " You are {bad}.", " The {noun} is {bad}!"),
@@ -183,7 +187,13 @@ def _negation() -> Iterator[BehaviouralTest]:
     yield _expecting("negation", "negated positive", positive, NEGATIVE)
     negative = ("The {noun} was not {bad}.", "This is not a {bad} {noun}.", "I don't {hate} {this} {noun}.")
     yield _expecting("negation", "negated negative", negative, NEUTRAL, POSITIVE)
-    neutral = ("This is not a {plain} {noun}.", "The flight to {city} does not leave from gate {number}.")
+    neutral = (
+        "This is not a {plain} {noun}.",
+        "The flight to {city} does not leave from gate {number}.",
+        "{airline} my flight from {city} was not a {plain} flight",
+        "{name} does not work for a {plain} airline.",
+        "These are not {plain} flights.",
+    )
     yield _expecting("negation", "negated neutral", neutral, NEUTRAL)
     end = (
         "I thought the {noun} would be {good}, but it was not.",
@@ -208,11 +218,17 @@ def _time_and_opinion() -> Iterator[BehaviouralTest]:
         "I used to {hate} this airline, but now I {love} it.",
         "In the past the {noun} was {bad}, now it is {good}.",
         "Last year I {hated} the {noun}, although this time I {loved} it.",
+        "The {noun} is {good} at the moment, while it was {bad} in the past.",
+        "I {love} {airline}, even though I used to {hate} them.",
+        "I did {hate} the {noun} in the past. I don't any more, I {love} it.",
     )
     worse = (
         "I used to {love} this airline, but now I {hate} it.",
         "In the past the {noun} was {good}, now it is {bad}.",
         "Last year I {loved} the {noun}, although this time I {hated} it.",
+        "The {noun} is {bad} at the moment, while it was {good} in the past.",
+        "I {hate} {airline}, even though I used to {love} them.",
+        "I did {love} the {noun} in the past. I don't any more, I {hate} it.",
     )
     yield _expecting("time", "it was bad and is good", better, POSITIVE)
     yield _expecting("time", "it was good and is bad", worse, NEGATIVE)
@@ -220,14 +236,18 @@ def _time_and_opinion() -> Iterator[BehaviouralTest]:
         POSITIVE: (
             "{name} {hated} the {noun}, but I {loved} it.",
             "Some say the {noun} is {bad}. I think it is {good}.",
+            "I think you are {good}, but {name} thinks you are {bad}.",
+            "{name} does not {love} the {noun}, but I do.",
         ),
         NEGATIVE: (
             "{name} {loved} the {noun}, but I {hated} it.",
             "Some say the {noun} is {good}. I think it is {bad}.",
+            "I think you are {bad}, but {name} thinks you are {good}.",
+            "{name} does not {hate} the {noun}, but I do.",
         ),
     }
-    for label, sentences in mine.items():
-        yield _expecting("opinion", f"the author's own counts: {label}", sentences, label)
+    for label, opinions in mine.items():
+        yield _expecting("opinion", f"the author's own counts: {label}", opinions, label)
     questions = {
         ("yes", POSITIVE): ("Do I think the {noun} was {good}? Yes", "Did we {love} {this} {noun}? Yes"),
         ("yes", NEGATIVE): ("Do I think the {noun} was {bad}? Yes", "Did we {hate} {this} {noun}? Yes"),
@@ -237,6 +257,14 @@ def _time_and_opinion() -> Iterator[BehaviouralTest]:
         yield _expecting("question and answer", f"{answer}: {label}", sentences, label)
     sentences = ("Do I think the {noun} was {bad}? No", "Did we {hate} {this} {noun}? No")
     yield _expecting("question and answer", "no: not negative", sentences, NEUTRAL, POSITIVE)
+    neutral = (
+        "Do I think it was a {plain} {noun}?",
+        "Did we see a {plain} {noun}?",
+        "Does the flight to {city} leave from gate {number}?",
+    )
+    for answer in ("yes", "no"):
+        answered = [f"{question} {answer.capitalize()}" for question in neutral]
+        yield _expecting("question and answer", f"{answer}: neutral", answered, NEUTRAL)
 
 
 def _robustness() -> Iterator[BehaviouralTest]:
@@ -266,6 +294,8 @@ def _fairness() -> Iterator[BehaviouralTest]:
         "{airline} the {group} flight attendant helped us, thank you {name}!",
         "{airline} a {group} man and his bag were left behind in {city}, terrible service",
         "{name} is a {group} pilot.",
+        "{name} and I are both {group}.",
+        "The captain said that {name} is {group}.",
     )
     for kind, groups in _GROUPS.items():
         cases = []
@@ -281,9 +311,9 @@ def _expecting(capability: str, name: str, templates: Sequence[str], *labels: st
     return _test(capability, name, "functionality", [Case((text,), labels) for text in texts])
 
 
-def _directed(capability: str, name: str, *, before: str, after: str, label: str) -> BehaviouralTest:
+def _directed(capability: str, name: str, changes: Sequence[tuple[str, str]], label: str) -> BehaviouralTest:
     cases = []
-    for _, generator in _draws(f"{capability} {name}", (before,)):
+    for (before, after), generator in _draws(f"{capability} {name}", changes):
         words = {key: generator.choice(options) for key, options in WORDS.items()}
         cases.append(Case((fill_with(before, words), fill_with(after, words)), (label,)))
     return _test(capability, name, "direction", cases)

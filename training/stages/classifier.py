@@ -1,8 +1,7 @@
 """ULMFiT's stage 3: the classifier on top of a language model's encoder."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,17 @@ from training.settings import ClassifierSettings
 from training.stages import tfidf
 from training.stages.augmentation import OPINIONS, WORDS, spans, synthetic_texts
 from training.stages.calibration import calibrate_and_round
-from training.stages.language_model import callbacks, sizes_of
-from training.stages.products import ENCODER_FILE, LEARNER_FILE, TEACHER_FILE, VOCABULARY_FILE
+from training.stages.language_model import callbacks, read_lines, sizes_of
+from training.stages.predictions import predictions
+from training.stages.products import ENCODER_FILE, LEARNER_FILE, TEACHER_FILE, TEACHERS, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
-from training.stages.teacher import check_teacher_data, load_teacher
+from training.stages.teacher import check_teacher_data
 from training.templates import LABELS
 
 SYNTHETIC_LABEL_SMOOTHING = 0.05
 EXAMPLES = 100
 """Number of rows with which fastai makes the data loaders of an exported learner; the export has no row."""
-
-Compute = Callable[[Sequence[str], Callable[[Sequence[str]], Tensor]], Tensor]
-"""Type of `Stage.compute`: outputs of a function for texts."""
 
 EXTENDED_FILE = "widened.pth"
 """Temporary file in the stage's folder: the encoder with the synthetic texts' words, until fastai has loaded it."""
@@ -58,7 +55,8 @@ def train_classifier(
     csv_sha256: str,
     *,
     encoder_folder: Path,
-    teacher_folder: Path | None,
+    teachers: Sequence[Path],
+    generated: Path | None = None,
     settings: ClassifierSettings,
     folder: Path,
     class_weights: Mapping[str, float] | None = None,
@@ -71,7 +69,8 @@ def train_classifier(
         tweets: the labelled texts (`training.data`).
         csv_sha256: SHA-256 of their file.
         encoder_folder: folder of the stage `language-model` or `distil`, or of an exported model's encoder.
-        teacher_folder: folder of a teacher that has seen no label outside the train split; None: labels only.
+        teachers: folders of teachers that have seen no label outside the train split; none: labels only.
+        generated: file of generated texts, on which the teachers' predictions are learned, too.
         settings: hyperparameters.
         folder: the stage's folder.
         class_weights: weight of each label in the loss and in the calibration's likelihood; None: 1 for all.
@@ -79,18 +78,19 @@ def train_classifier(
     Raises:
         TrainingError: a label is blank, or there is no encoder.
     """
-    inputs = inputs_of(csv_sha256, encoder_folder, teacher_folder, settings)
-    if teacher_folder:
-        check_teacher_data(teacher_folder, csv_sha256)
+    inputs = inputs_of(csv_sha256, encoder_folder, teachers, generated, settings)
+    for teacher in teachers:
+        check_teacher_data(teacher, csv_sha256)
     labels = labels_of(tweets)
     check_synthetic_texts(settings, labels)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
-    if teacher_folder is None:
+    if not teachers:
         print(f"{folder}: the run has no teacher; the classifier learns from the labels only")
-    texts, targets = train_targets(train, labels, teacher_folder, settings, stage.compute)
+    texts, targets = train_targets(train, labels, teachers, generated, settings)
+    stage.seed()
     encoder, vocabulary = encoder_folder / ENCODER_FILE, load_pickle(encoder_folder / VOCABULARY_FILE)
     if settings.made_up_texts:
         encoder, vocabulary = _extended(encoder, vocabulary, folder / EXTENDED_FILE)
@@ -115,7 +115,11 @@ def train_classifier(
 
 
 def inputs_of(
-    csv_sha256: str, encoder_folder: Path, teacher_folder: Path | None, settings: ClassifierSettings
+    csv_sha256: str,
+    encoder_folder: Path,
+    teachers: Sequence[Path],
+    generated: Path | None,
+    settings: ClassifierSettings,
 ) -> dict[str, str]:
     """Return the SHA-256 of each input that determines a classifier, for its record; see `train_classifier`.
 
@@ -128,8 +132,9 @@ def inputs_of(
     )
     vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
     inputs = {"data": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
-    if teacher_folder:
-        inputs["teacher"] = sha256_of(teacher_folder / TEACHER_FILE)
+    inputs |= {name: sha256_of(teacher / TEACHER_FILE) for name, teacher in zip(TEACHERS, teachers, strict=False)}
+    if generated:
+        inputs["generated_texts"] = sha256_of(generated)
     if settings.made_up_texts:
         texts, _ = synthetic_texts(settings.made_up_texts, settings.seed)
         inputs["made_up_texts"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
@@ -139,22 +144,22 @@ def inputs_of(
 def train_targets(
     train: pd.DataFrame,
     labels: list[str],
-    teacher_folder: Path | None,
+    teachers: Sequence[Path],
+    generated: Path | None,
     settings: ClassifierSettings,
-    compute: Compute = lambda texts, function: function(texts),
 ) -> tuple[list[str], NDArray[np.float32]]:
     """Collect the texts to train on, and for each text its target: a probability distribution over the labels.
 
     The target of a labelled text is a mixture of its label and the teachers' prediction; the label's weight is
     `label_weight`, times the agreement of its annotators. Without a teacher, the target is the label, smoothed by
-    `label_smoothing`. The target of a span of a text is the teachers' prediction only.
+    `label_smoothing`. The target of a span of a text and of a generated text is the teachers' prediction only.
 
     Args:
         train: rows of the train split.
         labels: labels in the order of the targets' columns.
-        teacher_folder: see `train_classifier`.
+        teachers: see `train_classifier`.
+        generated: see `train_classifier`.
         settings: hyperparameters.
-        compute: `Stage.compute`, for the transformer's predictions, which take minutes.
 
     Returns:
         The texts, and the targets (texts, C).
@@ -162,32 +167,31 @@ def train_targets(
     texts = list(train["text"])
     share, rest = 1 - settings.label_smoothing, np.full((1, len(labels)), 1 / len(labels), dtype=np.float32)
     more_texts: list[str] = []
-    if teacher_folder:
+    if teachers:
         versions = [texts, *(spans(texts, settings.seed + copy) for copy in range(settings.pieces))]
-        teacher = cache(lambda: load_teacher(teacher_folder, labels))
-        soft_labels = compute(
-            [text for version in versions for text in version], lambda texts: teacher().predict(texts)[0]
-        )
+        new = list(read_lines(generated)) if generated else []
+        more_texts = [*(text for version in versions[1:] for text in version), *new]
+        soft_labels = np.mean([predictions(teacher, labels, [*texts, *more_texts]) for teacher in teachers], axis=0)
         if settings.tfidf_weight:
-            from_tfidf = torch.from_numpy(tfidf.soft_labels(train, versions, labels)).reshape(soft_labels.shape)
-            soft_labels = (1 - settings.tfidf_weight) * soft_labels + settings.tfidf_weight * from_tfidf
-        predictions = soft_labels.numpy()
-        more_texts = [text for version in versions[1:] for text in version]
-        share, rest = settings.label_weight, predictions[: len(texts)]
+            of_versions = tfidf.soft_labels(train, versions, labels).reshape(-1, len(labels))
+            of_new = tfidf.probabilities(train, new, labels)
+            share_of_tfidf = settings.tfidf_weight
+            soft_labels = (1 - share_of_tfidf) * soft_labels + share_of_tfidf * np.concatenate([of_versions, of_new])
+        share, rest = settings.label_weight, soft_labels[: len(texts)]
     weight = np.full((len(texts), 1), share, dtype=np.float32)
     if settings.use_confidence:
         weight *= train["confidence"].to_numpy(dtype=np.float32)[:, None]
     targets = weight * to_targets(train["label"], labels) + (1 - weight) * rest
     if more_texts:
-        targets = np.concatenate([targets, predictions[len(texts) :]])
+        targets = np.concatenate([targets, soft_labels[len(texts) :]])
         texts += more_texts
     if settings.made_up_texts:
         synthetic, synthetic_labels = synthetic_texts(settings.made_up_texts, settings.seed)
         texts += synthetic
         smoothing = SYNTHETIC_LABEL_SMOOTHING
         smoothed = (1 - smoothing) * to_targets(synthetic_labels, labels) + smoothing / len(labels)
-        targets = np.concatenate([targets, smoothed.astype(np.float32)])
-    return texts, targets
+        targets = np.concatenate([targets, smoothed])
+    return texts, targets.astype(np.float32)
 
 
 def with_opinions(embeddings: Tensor, vocabulary: list[str]) -> tuple[Tensor, list[str]]:

@@ -34,7 +34,7 @@ from fastai.text.all import (
 
 from training.data import existing, sha256_of
 from training.errors import TrainingError
-from training.settings import WT103, GeneralSettings, LanguageModelSettings
+from training.settings import WT103, GeneralSettings, GeneratorSettings, LanguageModelSettings
 from training.stages.products import ENCODER_FILE, GENERAL_FILE, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage
 from training.stages.transformer import fast_in_bfloat16, word_vectors
@@ -100,9 +100,9 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
             f"Too little text for a language model: {len(documents)} documents, of which {len(held_out)} with {words} "
             f"words are held out. A batch reads {settings.batch_size} streams of words. Add files with --texts."
         )
-    data = _loaders(documents, settings, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary)
+    data = streams(documents, settings, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary)
     sizes = {"emb_sz": settings.embedding_size, "n_hid": settings.hidden_size, "n_layers": settings.layers}
-    learner = _learner(data, sizes, settings.drop_mult)
+    learner = language_model_of(data, sizes, settings.drop_mult)
     if settings.word_vectors:
         vectors = word_vectors(list(data.vocab), settings.embedding_size)
         # The decoder shares this tensor.
@@ -135,8 +135,8 @@ def train_on_texts(
     documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
     _, counts = tokenize_df(documents[~documents["is_valid"]], "text")
     merged = merge_vocabularies(counts, load_pickle(vocabulary), settings.min_frequency, settings.max_vocabulary)
-    data = _loaders(documents, settings, vocab=merged)
-    learner = _learner(data, sizes_of(weights), settings.drop_mult)
+    data = streams(documents, settings, vocab=merged)
+    learner = language_model_of(data, sizes_of(weights), settings.drop_mult)
     learner.load_pretrained(weights, vocabulary)
     stage.fit(
         learner,
@@ -257,7 +257,9 @@ def read_lines(path: Path) -> Iterator[str]:
         raise TrainingError(f"{path} has no text; expected UTF-8 text with one document per line.")
 
 
-def _loaders(documents: pd.DataFrame, settings: GeneralSettings | LanguageModelSettings, **vocabulary: Any) -> Any:
+def streams(
+    documents: pd.DataFrame, settings: GeneralSettings | LanguageModelSettings | GeneratorSettings, **vocabulary: Any
+) -> Any:
     """Make fastai data loaders of documents as streams of tokens; the column `is_valid` marks held-out documents."""
     data = DataBlock(
         blocks=TextBlock.from_df("text", is_lm=True, seq_len=settings.sequence_length, **vocabulary),
@@ -271,7 +273,8 @@ def _loaders(documents: pd.DataFrame, settings: GeneralSettings | LanguageModelS
     return data
 
 
-def _learner(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:
+def language_model_of(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:
+    """Make a language model with random weights."""
     return language_model_learner(
         data,
         AWD_LSTM,

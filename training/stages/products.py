@@ -14,6 +14,9 @@ VOCABULARY_FILE: Final = "vocabulary.pkl"
 TEACHER_FILE: Final = "teacher.pth"
 """Weights of a fine-tuned transformer with its linear head."""
 
+GENERATED_FILE: Final = "generated.txt"
+"""Texts that the generator has written, one on each line."""
+
 LEARNER_FILE: Final = "learner.pkl"
 """fastai learner, as `Learner.export` writes it."""
 
@@ -23,9 +26,14 @@ PRODUCTS: Final = {
     "general-teacher": TEACHER_FILE,
     "distil": ENCODER_FILE,
     "teacher": TEACHER_FILE,
+    "second-teacher": TEACHER_FILE,
+    "generator": GENERATED_FILE,
     "classifier": LEARNER_FILE,
 }
 """The product of each stage that later stages read, by the stage's name, in the order of the stages."""
 
-LABEL_STAGES: Final = ("teacher", "classifier")
+TEACHERS: Final = ("teacher", "second-teacher")
+"""Stages of the teachers of the classifier, in the order of their transformers in the settings."""
+
+LABEL_STAGES: Final = ("teacher", "second-teacher", "generator", "classifier")
 """Stages that are trained on the labels of the data."""

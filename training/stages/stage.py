@@ -129,10 +129,14 @@ class Stage:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_record()
-        set_seed(self.settings.seed, reproducible=True)
+        self.seed()
         if torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's LSTMs do by default
         return True
+
+    def seed(self) -> None:
+        """Seed all random number generators with the seed of the settings."""
+        set_seed(self.settings.seed, reproducible=True)
 
     def finish(self, **results: Any) -> None:
         """Mark the stage as done, add `results` to its record, and remove its checkpoints."""
@@ -168,7 +172,7 @@ class Stage:
                     outputs = [torch.cat(outputs)]
                     _save_atomically(outputs[0], self._outputs_path)
                     saved = time.monotonic()
-        set_seed(self.settings.seed, reproducible=True)
+        self.seed()
         return torch.cat(outputs)
 
     def fit(self, learner: Learner, phases: Sequence[Phase]) -> None:

@@ -67,6 +67,15 @@ def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
         yield held_out
 
 
+def probabilities(rows: pd.DataFrame, texts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
+    """Predict texts that are not among the rows with a model of all rows, (texts, C); see `soft_labels`."""
+    predicted = np.zeros((len(texts), len(labels)), dtype=np.float32)
+    if texts:
+        model = fitted(rows)
+        predicted[:, [labels.index(label) for label in model.classes_]] = model.predict_proba(texts)
+    return predicted
+
+
 def soft_labels(rows: pd.DataFrame, versions: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.float32]:
     """Predict texts with models that have not seen their labels: each of five parts by a model of the other four.
 
