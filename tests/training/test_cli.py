@@ -38,6 +38,7 @@ NEED_MORE: dict[str, list[object]] = {
     "general-teacher": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
     "distil": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
     "teacher": ["--data", TOY_TWEETS],
+    "generator": ["--data", TOY_TWEETS],
     "classifier": ["--data", TOY_TWEETS],
     "cross-validate": ["--data", TOY_TWEETS],
     "export": ["--learner", "learner.pkl"],

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_only_the_train_split_is_trained_on(
 def test_targets_are_distributions(tweets: pd.DataFrame) -> None:
     train = tweets[tweets["split"] == "train"]
     settings = ClassifierSettings(made_up_texts=9)
-    texts, targets = train_targets(train, labels_of(tweets), None, settings)
+    texts, targets = train_targets(train, labels_of(tweets), [], None, settings)
     assert texts == [*train["text"], *synthetic_texts(9, settings.seed)[0]]
     assert targets.shape == (len(texts), 3)
     assert targets.sum(1) == pytest.approx(1, abs=1e-6)
@@ -99,7 +100,7 @@ def test_the_truncated_head_predicts_as_before() -> None:
 def test_a_target_depends_on_the_annotators_agreement(tweets: pd.DataFrame) -> None:
     rows = tweets[tweets["label"] == "negative"].head(2).assign(confidence=[1.0, 0.5])
     settings = ClassifierSettings(label_smoothing=0.1, made_up_texts=0)
-    _, targets = train_targets(rows, labels_of(tweets), None, settings)
+    _, targets = train_targets(rows, labels_of(tweets), [], None, settings)
     assert targets[0] == pytest.approx([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
     assert targets[1] == pytest.approx([0.45 + 0.55 / 3, 0.55 / 3, 0.55 / 3])
 
@@ -109,7 +110,7 @@ def test_a_recipe_is_cross_validated(
     toy_run: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
-    for stage in ("language-model", "general-teacher", "distil", "teacher"):
+    for stage in ("language-model", "general-teacher", "distil", "teacher", "generator"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
     command = ["cross-validate", "--data", str(TOY_TWEETS), "--recipe", recipe, "--run", str(tmp_path)]
     command += ["--preset", "tiny"]
@@ -120,8 +121,8 @@ def test_a_recipe_is_cross_validated(
     assert result["calibrated_apart"] == (recipe in {"language-model", "run"})
     assert len(result["accuracy"]["folds"]) == 2
     folders = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
-    trained = {"teacher" if folder.startswith("teacher-") else folder for folder in folders}
-    others = {"run": {"teacher", "run"}, "teachers": {"teacher"}, "majority": set(), "tfidf": set()}
+    trained = {re.sub(r"-[0-9a-f]{12}$", "", folder) for folder in folders}
+    others = {"run": {"teacher", "generator", "run"}, "teachers": {"teacher"}, "majority": set(), "tfidf": set()}
     assert trained == others.get(recipe, {recipe})
 
 
@@ -159,7 +160,7 @@ def test_the_targets_of_spans_are_the_teachers_predictions(toy_run: Path, tweets
     train = tweets[tweets["split"] == "train"]
     labels = labels_of(tweets)
     settings = ClassifierSettings(label_weight=0.5, tfidf_weight=0, use_confidence=0, pieces=2, made_up_texts=0)
-    texts, targets = train_targets(train, labels, toy_run / "run" / "teacher", settings)
+    texts, targets = train_targets(train, labels, [toy_run / "run" / "teacher"], None, settings)
     answers = load_teacher(toy_run / "run" / "teacher", labels).predict(texts)[0].numpy()
     assert texts[: len(train)] == list(train["text"])
     assert len(texts) == 3 * len(train)
@@ -173,13 +174,30 @@ def test_the_two_teachers_are_mixed_by_weight(toy_run: Path, tweets: pd.DataFram
 
     def rest(weight: float) -> NDArray[np.float32]:
         settings = ClassifierSettings(seed=1, label_weight=0, tfidf_weight=weight, pieces=1, made_up_texts=0)
-        return train_targets(train, labels_of(tweets), toy_run / "run" / "teacher", settings)[1]
+        return train_targets(train, labels_of(tweets), [toy_run / "run" / "teacher"], None, settings)[1]
 
     texts = list(train["text"])
     assert rest(1) == pytest.approx(
         tfidf.soft_labels(train, [texts, spans(texts, 1)], labels_of(tweets)).reshape(-1, 3)
     )
     assert rest(0.3) == pytest.approx(0.7 * rest(0) + 0.3 * rest(1), abs=0.01)  # the other computes in bfloat16
+
+
+def test_the_targets_of_generated_texts_are_the_teachers_predictions(
+    toy_run: Path, tmp_path: Path, tweets: pd.DataFrame
+) -> None:
+    """Two transformers count as much as each other; TF-IDF was fitted on all rows, as it has not seen these texts."""
+    train, labels = tweets[tweets["split"] == "train"], labels_of(tweets)
+    new = ["the crew was kind", "late again, thanks"]
+    (tmp_path / "generated.txt").write_text("".join(f"{text}\n" for text in new))
+    teachers = [toy_run / "run" / "teacher", toy_run / "run" / "general-teacher"]
+    settings = ClassifierSettings(tfidf_weight=0.25, pieces=1, made_up_texts=0)
+    texts, targets = train_targets(train, labels, teachers, tmp_path / "generated.txt", settings)
+    assert texts[-2:] == new
+    assert len(texts) == len(targets) == 2 * len(train) + 2
+    transformers = np.mean([load_teacher(teacher, labels).predict(new)[0].numpy() for teacher in teachers], axis=0)
+    expected = 0.75 * transformers + 0.25 * tfidf.probabilities(train, new, labels)
+    assert targets[-2:] == pytest.approx(expected, abs=0.01)  # the teachers compute in bfloat16
 
 
 def test_soft_labels_of_tfidf_do_not_depend_on_the_texts_own_labels() -> None:

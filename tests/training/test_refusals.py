@@ -70,7 +70,7 @@ def test_a_card_has_only_the_stages_behind_its_model(own_run: Path, tmp_path: Pa
     (own_run / "general" / "language_model.pth").write_bytes(b"another")
     assert run("export", "--run", own_run, "--to", tmp_path / "model") == 0
     stages = json.loads((tmp_path / "model" / "card.json").read_text())["stages"]
-    assert list(stages) == ["language-model", "general-teacher", "distil", "teacher", "classifier"]
+    assert list(stages) == ["language-model", "general-teacher", "distil", "teacher", "generator", "classifier"]
     (own_run / "distil" / "encoder.pth").write_bytes(b"another")
     assert stages_behind(own_run, "classifier") == ["teacher", "classifier"]
 

@@ -266,17 +266,19 @@ def to_text(tokens: Sequence[str]) -> str:
     """Return a text whose tokens these are: fastai's text rules and spaCy's spaces, backwards, as far as possible."""
     words: list[str] = []
     mark = ""
+    in_capitals = False  # a mark of capitals is for a whole word, which spaCy splits at its hyphens
     remaining = iter(tokens)
     for token in remaining:
         if token in MARKS:
             mark = token
         elif token in REPETITIONS:
             count, repeated = next(remaining, ""), next(remaining, "")
-            if count.isdecimal():
+            if count.isdecimal() and repeated not in defaults.text_spec_tok:
                 times = min(int(count), MAX_REPETITIONS)
                 words.append(" ".join([repeated] * times) if token == REPEATED_WORD else repeated * times)
         elif token not in defaults.text_spec_tok:
-            words.append(token.upper() if mark == UPPER_CASE else token.capitalize() if mark else token)
+            in_capitals = mark == UPPER_CASE or (in_capitals and "-" in (token, *words[-1:]))
+            words.append(token.upper() if in_capitals else token.capitalize() if mark else token)
             mark = ""
     text = " ".join(" ".join(words).split())
     text = _SPACED_URL.sub(r"\1://\2/\3", text)

@@ -43,8 +43,8 @@ def finished_stage(folder: Path) -> Path | None:
         return None
     if record_of(folder)["finished"] is None:
         raise TrainingError(
-            f"The stage in {folder} is not finished. Continue it with `python -m training {folder.name}`, or remove "
-            f"the folder."
+            f"The stage in {folder} is not finished. Continue it with `python -m training "
+            f"{folder.name.removeprefix('second-')}`, or remove the folder."
         )
     return folder
 
