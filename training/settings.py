@@ -249,8 +249,8 @@ PRESET_HELP = {
 
 RECIPES = {
     "run": "the stages of the run",
-    "teacher": "the transformer alone",
-    "teachers": "the transformer and TF-IDF, which teach the classifier",
+    "teacher": "the first transformer alone",
+    "teachers": "the transformers and TF-IDF, which teach the classifier",
     "majority": "the most frequent label for every text",
     "tfidf": "TF-IDF with logistic regression",
     "language-model": "ULMFiT: the encoder of the language model, without a teacher",
