@@ -71,7 +71,7 @@ def test_a_distilled_classifier_has_seen_no_label_of_the_data(toy_run: Path, tmp
     assert run("classifier", *options, "--start", tmp_path / "general") == 0
     [fold, *_] = folds(read_tweets(TOY_TWEETS))
     settings = PRESETS["tiny"]
-    trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run", MINILM)(0, fold)
+    trained = recipe("run", "its SHA-256", tmp_path, settings, tmp_path / "cross-validation" / "run", [MINILM])(0, fold)
     assert trained.predict(["the flight was late"]).shape == (1, 3)
     inputs = [
         record_of(folder)["inputs"] for folder in (tmp_path / "classifier", tmp_path / "cross-validation" / "run" / "0")
