@@ -74,6 +74,7 @@ class PersistentClient:
 
     def ask(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=60)
+        reset: list[str] = []
         while True:
             kept = connection.sock is not None
             try:
@@ -83,9 +84,14 @@ class PersistentClient:
             except ConnectionRefusedError:
                 break
             except (OSError, http.client.HTTPException) as error:
-                self.lost.append(f"{error!r} on a {'kept' if kept else 'new'} connection")
+                lost = f"{error!r} on a {'kept' if kept else 'new'} connection"
+                # When the port is closed, the kernel resets the connections that nobody has accepted yet. So a new
+                # connection may be reset, but no later one may be accepted.
+                (self.lost if kept or not isinstance(error, ConnectionResetError) else reset).append(lost)
                 connection.close()
                 continue
+            self.lost += reset
+            reset.clear()
             if reply.status == 200:
                 self.right += 1
             else:
@@ -98,7 +104,7 @@ class PersistentClient:
 def test_sigterm_resets_no_connection_in_use(project: Project) -> None:
     """In the grace period, `/ready` reports not ready, and each response announces that the connection closes.
 
-    A new connection is answered or refused.
+    A new connection is answered or refused, or reset when the port is closed.
     """
     server = Server(project)
     server.wait_for(READY)
