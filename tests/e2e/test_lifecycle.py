@@ -74,7 +74,6 @@ class PersistentClient:
 
     def ask(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=60)
-        reset: list[str] = []
         while True:
             kept = connection.sock is not None
             try:
@@ -84,14 +83,12 @@ class PersistentClient:
             except ConnectionRefusedError:
                 break
             except (OSError, http.client.HTTPException) as error:
-                lost = f"{error!r} on a {'kept' if kept else 'new'} connection"
-                # When the port is closed, the kernel resets the connections that nobody has accepted yet. So a new
-                # connection may be reset, but no later one may be accepted.
-                (self.lost if kept or not isinstance(error, ConnectionResetError) else reset).append(lost)
                 connection.close()
+                # When the port is closed, the kernel resets the connections that nobody has accepted yet.
+                if not kept and isinstance(error, ConnectionResetError) and self._is_refused():
+                    break
+                self.lost.append(f"{error!r} on a {'kept' if kept else 'new'} connection")
                 continue
-            self.lost += reset
-            reset.clear()
             if reply.status == 200:
                 self.right += 1
             else:
@@ -99,6 +96,13 @@ class PersistentClient:
             self.closing += reply.headers["Connection"] == "close"
             time.sleep(self._pause_s)
         connection.close()
+
+    def _is_refused(self) -> bool:
+        try:
+            http.client.HTTPConnection(self._address, timeout=60).connect()
+        except ConnectionRefusedError:
+            return True
+        return False
 
 
 def test_sigterm_resets_no_connection_in_use(project: Project) -> None:
