@@ -10,7 +10,7 @@ https://spacy.io/usage/linguistic-features#how-tokenizer-works).
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 from spacy.language import Language
@@ -81,9 +81,9 @@ class LinearTokenizer:
         # With none of these in a text, it has no special case of several tokens, and no other special case changes it.
         self._case_pairs = {(first, second) for first, node in self._case_tokens.items() for second in node}
         self._changed_tokens = {
-            token
-            for token, node in self._case_tokens.items()
-            if None in node and self._cases.get(str(token)) not in (None, (token,))
+            case
+            for case, tokens in self._cases.items()
+            if tokens != (case,) and None in self._case_tokens.get(case, {})
         }
         self._short_word_tokens = lru_cache(MAX_WORDS)(self._word_tokens)
 
@@ -92,12 +92,11 @@ class LinearTokenizer:
         words = text.split()
         if " ".join(words) != text:  # most texts have nothing but single spaces between their words
             words = [word for word, _ in _words(text)]
-        tokens: list[str] = []
-        for word in words:
-            tokens += self._tokens_of(word)
+        parts = [self._tokens_of(word) for word in words]
+        tokens = list(chain.from_iterable(parts))
         if self._case_pairs.isdisjoint(pairwise(tokens)) and self._changed_tokens.isdisjoint(tokens):
             return tokens
-        return self._with_special_cases(tokens, text)
+        return self._with_special_cases(tokens, _after_space(text, parts))
 
     def keep(self, words: Iterable[str]) -> None:
         """Add words to the cache. The last words stay in it longest."""
@@ -224,17 +223,7 @@ class LinearTokenizer:
                 node[None] = True
         return trie
 
-    def _after_space(self, text: str) -> set[int]:
-        """Return the indexes of the tokens that follow a separating space."""
-        indexes = set()
-        count = 0
-        for word, follows_space in _words(text):
-            if follows_space:
-                indexes.add(count)
-            count += len(self._tokens_of(word))
-        return indexes
-
-    def _with_special_cases(self, tokens: list[str], text: str) -> list[str]:
+    def _with_special_cases(self, tokens: list[str], after_space: set[int]) -> list[str]:
         """Merge the tokens of special cases, like spaCy's `_apply_special_cases`.
 
         spaCy searches for special cases in the whole text, across its spaces. If tokens with a space between them match
@@ -243,7 +232,7 @@ class LinearTokenizer:
 
         Args:
             tokens: the tokens of the text without this step.
-            text: the text.
+            after_space: indexes of the tokens that follow a separating space.
         """
         spans = sorted(_spans(tokens, self._case_tokens), key=lambda span: (span[0] - span[1], span[0]))
         seen: set[int] = set()
@@ -252,7 +241,6 @@ class LinearTokenizer:
             if begin not in seen and end - 1 not in seen:
                 chosen.append((begin, end))
             seen.update(range(begin, end))
-        after_space = self._after_space(text) if chosen else set()
         result: list[str] = []
         done = 0
         for begin, end in sorted(chosen):
@@ -280,6 +268,17 @@ def _words(text: str) -> Iterator[tuple[str, bool]]:
             yield word, follows_space
             follows_space = False
         before = word
+
+
+def _after_space(text: str, parts: Iterable[Sequence[str]]) -> set[int]:
+    """Return the indexes of the tokens that follow a separating space, from the tokens of each word of a text."""
+    indexes = set()
+    count = 0
+    for (_, follows_space), part in zip(_words(text), parts, strict=True):
+        if follows_space:
+            indexes.add(count)
+        count += len(part)
+    return indexes
 
 
 def _spans(tokens: Sequence[str], trie: _Trie) -> Iterator[tuple[int, int]]:

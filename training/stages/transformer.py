@@ -32,8 +32,8 @@ WEIGHTS_FILE = "model.safetensors"
 BATCH_TEXTS, BATCH_WORD_PIECES = 64, 64 * 96
 """Maximum number of texts in an inference batch, and of word pieces with their padding.
 
-For the tensors of larger batches, the system has to provide memory each time: with 256 texts, all-mpnet-base-v2 reads 55
-tweets a second on two cores, with 64 it reads 78.
+For the tensors of larger batches, the system has to provide memory each time: with 256 texts, all-mpnet-base-v2 reads
+55 tweets a second on two cores, with 64 it reads 78.
 """
 
 _URL = re.compile(r"https?://\S+")
