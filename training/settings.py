@@ -195,7 +195,10 @@ class Settings:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    classifier: ClassifierSettings = field(
+        # Generated texts can be learned longer than labelled ones before the network overfits.
+        default_factory=lambda: ClassifierSettings(epochs=5, learning_rate=3e-3, weight_decay=0.01, batch_size=128)
+    )
     start: str = "model_store/general"
     """Initial weights of `all` if no option names them: the folder of an exported model, or `WT103`."""
 
