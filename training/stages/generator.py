@@ -253,13 +253,17 @@ def draw(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Ten
     """
     numbers = torch.rand(len(probabilities), DRAWS, generator=generator)
     drawn = torch.searchsorted(probabilities.cumsum(1), numbers).clamp(max=probabilities.shape[1] - 1)
-    chances = probabilities.gather(1, drawn)
-    above = torch.stack(
-        [(probabilities * (probabilities > chances[:, [index]])).sum(1) for index in range(DRAWS)], dim=1
-    )
-    accepted = above < top_p
-    first = drawn.gather(1, accepted.int().argmax(1, keepdim=True))[:, 0]
-    return torch.where(accepted.any(1), first, probabilities.argmax(1))
+    tokens = torch.empty(len(probabilities), dtype=torch.long)
+    rows = torch.arange(len(probabilities))
+    for draws in drawn.T:
+        # After the first draw, few rows are left.
+        left = probabilities if len(rows) == len(probabilities) else probabilities[rows]
+        chances = left.gather(1, draws[rows, None])
+        accepted = torch.where(left > chances, left, 0).sum(1) < top_p
+        tokens[rows[accepted]] = draws[rows[accepted]]
+        rows = rows[~accepted]
+    tokens[rows] = probabilities[rows].argmax(1)
+    return tokens
 
 
 def to_text(tokens: Sequence[str]) -> str:
