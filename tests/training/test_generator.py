@@ -1,6 +1,7 @@
 """The generator: its texts are new, the same after an interruption, and tokens become text again."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,9 @@ from handler.tokens import RULES, TOKEN_RULES, Tokenizer, TokenizerConfig
 from tests.paths import TOY_TWEETS
 from training import cli
 from training.data import read_dataset
+from training.settings import GeneratorSettings
 from training.stages import generator
-from training.stages.generator import PROMPT_TOKENS, draw, prompts_of, to_text
+from training.stages.generator import PROMPT_TOKENS, Prompt, draw, prompts_of, to_text
 from training.stages.products import GENERATED_FILE, VOCABULARY_FILE
 from training.stages.record import record_of
 from training.stages.warm_start import TRAINED_HERE
@@ -61,7 +63,9 @@ def test_an_interrupted_generator_writes_the_same_texts(folder: Path, monkeypatc
     (folder / "generator").rename(folder / "before")
     samples = generator._Network.samples
 
-    def interrupted(self: object, prompts: object, settings: object, seed: int) -> object:
+    def interrupted(
+        self: generator._Network, prompts: list[list[Prompt]], settings: GeneratorSettings, seed: int
+    ) -> Iterator[str]:
         if seed == 2:
             raise KeyboardInterrupt
         return samples(self, prompts, settings, seed)

@@ -21,12 +21,13 @@ from training.settings import PRESETS, Settings, with_changes
 from training.stages import augmentation
 from training.stages.augmentation import OPINIONS, WORDS
 from training.stages.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
+from training.stages.products import PRODUCTS, TEACHERS
 from training.stages.record import record_of
 from training.stages.stage import Stage
 from training.stages.transformer import PACKAGED
 
 TEXTS = ("--texts", str(TOY_TEXTS))
-STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "classifier")
+STAGES = ("general", "language-model", "general-teacher", "distil", "teacher", "generator", "classifier")
 
 
 def run(*arguments: object) -> int:
@@ -432,17 +433,20 @@ def test_settings_change_by_name() -> None:
 
 
 SETTINGS_ADDED_SINCE = {"max_pieces"}
-"""Settings that were constants, with the same values, when the embedded model was trained."""
+"""Settings that were constants, with the same values, when the embedded model's start was trained."""
 
 
 def test_the_embedded_model_was_trained_with_the_defaults() -> None:
     stages = json.loads((MODEL / "card.json").read_text())["stages"]
-    assert [name.removeprefix("earlier ") for name in stages] == list(STAGES)
+    assert [name.removeprefix("earlier ") for name in stages] == list(PRODUCTS)
     for name, record in stages.items():
-        stage = name.removeprefix("earlier ").replace("-", "_")
+        # Both teachers have the same settings.
+        stage = name.removeprefix("earlier ").removeprefix("second-").replace("-", "_")
         defaults = asdict(getattr(Settings(), stage))
-        assert record["settings"] == {key: defaults[key] for key in defaults.keys() - SETTINGS_ADDED_SINCE}, name
-    assert stages["teacher"]["inputs"]["transformer"] == PACKAGED[Settings().transformer].sha256
+        added = SETTINGS_ADDED_SINCE if name.startswith("earlier ") else set()
+        assert record["settings"] == {key: defaults[key] for key in defaults.keys() - added}, name
+    for teacher, transformer in zip(TEACHERS, Settings().transformers, strict=True):
+        assert stages[teacher]["inputs"]["transformer"] == PACKAGED[transformer].sha256
     texts, _ = augmentation.synthetic_texts(Settings().classifier.made_up_texts, Settings().classifier.seed)
     assert stages["classifier"]["inputs"]["made_up_texts"] == hashlib.sha256("\n".join(texts).encode()).hexdigest()
     assert ROOT / Settings().start == GENERAL
