@@ -186,7 +186,7 @@ def test_every_training_command_runs(
     monkeypatch.setitem(PRESETS, "ulmfit", replace(PRESETS["tiny"], start=PRESETS["ulmfit"].start))
     shutil.copytree(toy_run / "model", tmp_path / "model_store" / "general")
     monkeypatch.chdir(tmp_path)
-    assert len(TRAINING_COMMANDS) == 15
+    assert len(TRAINING_COMMANDS) == 16
     for line in TRAINING_COMMANDS:
         command = shlex.split(line.removeprefix(f"{PYTHON} -m training "))
         if "--preset" not in command and command[0] not in {"export", "archive"}:

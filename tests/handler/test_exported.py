@@ -40,7 +40,7 @@ def test_all_files_have_the_same_permissions(folder: Path, tmp_path: Path) -> No
 
 def test_the_embedded_default_is_plain_data_and_small() -> None:
     files = sorted(path for path in MODEL.iterdir() if path.is_file())
-    assert {path.name for path in files} == {*exported.FILES, "README.md", "validation.png"}
+    assert {path.name for path in files} == {*exported.FILES, "README.md", "validation.png", "precision.json"}
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES_IN_GIT
     for path in files:
         with pytest.raises(Exception, match=r".") as caught:

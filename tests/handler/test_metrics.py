@@ -277,7 +277,7 @@ def test_the_models_identity_comes_from_its_card(served: TextClassifier) -> None
         "model_name": "a",
         "model_version": "2.0",
         "commit": card["exported"]["commit"],
-        "data_sha256": card["stages"]["classifier"]["inputs"]["tweets"],
+        "data_sha256": card["stages"]["classifier"]["inputs"]["data"],
         "model_sha256": card["archive"]["identity"],
         "precision": "int8",
     }
