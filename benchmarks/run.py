@@ -23,7 +23,7 @@ from benchmarks import measure
 from benchmarks.client import Load, load
 from benchmarks.learner import write_learner
 from benchmarks.report import DIRECT, FLASK, FLASK_ALL, OURS, RESULTS, UNBATCHED, write_report
-from benchmarks.sides import CONFIG, ROOT, Side, running, sides, torchserve, usable_cores
+from benchmarks.sides import CONFIG, ROOT, BenchmarkError, Side, running, sides, torchserve, usable_cores
 from benchmarks.tweets import rare_words, with_new_words
 from handler import exported
 from handler.classifier import TextClassifier
@@ -98,12 +98,12 @@ def main() -> int:
     try:
         tweets = read_tweets(options.data)
         texts = list(labelled(tweets, "validation")["text"])
-    except TrainingError as error:
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as workspace:
+            asked = with_new_words(texts, rare_words(tweets["text"]), ASKED_TEXTS)
+            results = run(texts, asked, options, Path(workspace))
+    except (TrainingError, BenchmarkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as workspace:
-        asked = with_new_words(texts, rare_words(tweets["text"]), ASKED_TEXTS)
-        results = run(texts, asked, options, Path(workspace))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_report(results)
     print(f"The results are in {RESULTS.relative_to(ROOT)} and in the pages that quote them.")
@@ -238,7 +238,7 @@ def _equal_load(
 
 def _all_answered(result: Load, side: Side) -> Load:
     if set(result.statuses) != {200}:
-        raise RuntimeError(f"{side.name} answered {dict(result.statuses)}")
+        raise BenchmarkError(f"{side.name} answered {dict(result.statuses)}")
     return result
 
 
@@ -248,8 +248,8 @@ def _label_check(
     """The number of labels that differ from those of the fp32 reference.
 
     Raises:
-        RuntimeError: a label differs although the reference's margin is large, or a server with this engine does not
-            return the engine's labels.
+        BenchmarkError: a label differs although the reference's margin is large, or a server with this engine does
+            not return the engine's labels.
     """
     expected = reference.predict(texts)
     ordered = np.sort(expected, axis=1)
@@ -259,9 +259,9 @@ def _label_check(
         labels = [classifier.labels.index(side.ask(text)) for text in texts]
     differences = [index for index, label in enumerate(labels) if label != expected[index].argmax()]
     if any(margins[index] > LABEL_MARGIN for index in differences):
-        raise RuntimeError(f"The labels of {side.name} differ from those of the fp32 network.")
+        raise BenchmarkError(f"The labels of {side.name} differ from those of the fp32 network.")
     if side.name not in (FLASK, FLASK_ALL) and labels != engine_labels.tolist():
-        raise RuntimeError(f"The labels of {side.name} differ from those of the engine.")
+        raise BenchmarkError(f"The labels of {side.name} differ from those of the engine.")
     return len(differences)
 
 

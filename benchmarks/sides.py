@@ -178,17 +178,21 @@ class Running:
         return used
 
 
+class BenchmarkError(Exception):
+    """A server cannot be measured: its port is in use, it does not start, or its answers are wrong."""
+
+
 @contextmanager
 def running(side: Side, log: Path) -> Iterator[Running]:
     """Start a server, wait for its first response, and stop it at the end.
 
     Raises:
-        RuntimeError: another program listens on its port, or the server does not respond.
+        BenchmarkError: another program listens on its port, or the server does not respond.
     """
     port = urlsplit(side.url).port
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise RuntimeError(f"Another program listens on port {port}, which {side.name} needs. Stop it first.")
+            raise BenchmarkError(f"Another program listens on port {port}, which {side.name} needs. Stop it first.")
     command = [part.replace("{port}", str(port)) for part in side.command]
     # One thread per worker, because there is one worker per core; a server with fewer workers overrides this.
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | side.environment
@@ -202,7 +206,7 @@ def running(side: Side, log: Path) -> Iterator[Running]:
                 break
             except requests.RequestException:
                 if process.poll() is not None or time.perf_counter() - started > START_TIMEOUT_S:
-                    raise RuntimeError(f"{side.name} does not respond; see its output in {log}.") from None
+                    raise BenchmarkError(f"{side.name} does not respond; see its output in {log}.") from None
                 time.sleep(0.05)
         yield Running(side, process, time.perf_counter() - started)
     finally:
