@@ -26,7 +26,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.report import with_text_between
-from benchmarks.sides import CONFIG, ROOT, running, torchserve, usable_cores
+from benchmarks.sides import CONFIG, ROOT, BenchmarkError, running, torchserve, usable_cores
 from benchmarks.tweets import rare_words, with_new_words
 from handler.classifier import TextClassifier
 from handler.memory import give_freed_memory_back
@@ -68,7 +68,11 @@ def main() -> int:
     parser.add_argument("--no-server", action="store_true", help="do not measure `sentiment score`")
     parser.add_argument("--print", action="store_true", help="print the results, and write no file")
     options = parser.parse_args()
-    results = measure(options.data, options.texts, options.archive, with_server=not options.no_server)
+    try:
+        results = measure(options.data, options.texts, options.archive, with_server=not options.no_server)
+    except (BenchmarkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if options.print:
         print(json.dumps(results, indent=1), table(results), sep="\n")
         return 0
@@ -180,7 +184,7 @@ def bulk(path: Path, output: Path, archive: Path) -> dict[str, Any]:
         answer, _ = process.communicate()
         samples.end()
     if process.returncode:
-        raise RuntimeError(f"python -m bulk ended with {process.returncode}.")
+        raise BenchmarkError(f"python -m bulk ended with {process.returncode}.")
     summary = json.loads(answer)
     return figures | samples.figures() | {"engine_ms": summary["engine_ms"], "tokenizer_ms": summary["tokenizer_ms"]}
 

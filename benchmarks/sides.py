@@ -179,7 +179,7 @@ class Running:
 
 
 class BenchmarkError(Exception):
-    """A server cannot be measured: its port is in use, it does not start, or its answers are wrong."""
+    """A program cannot be measured: its port is in use, it does not start, it fails, or its answers are wrong."""
 
 
 @contextmanager
