@@ -148,7 +148,7 @@ class ClassifierSettings:
     """
 
     seed: int = 2
-    """The best of three seeds (`docs/EXPERIMENTS.md`)."""
+    """The best of three seeds of an earlier recipe (`docs/EXPERIMENTS.md`)."""
 
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2

@@ -256,7 +256,7 @@ def draw(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Ten
     tokens = torch.empty(len(probabilities), dtype=torch.long)
     rows = torch.arange(len(probabilities))
     for draws in drawn.T:
-        # After the first draw, few rows are left.
+        # Most rows accept their first draw. The later draws copy the few rows that are left, the first copies nothing.
         left = probabilities if len(rows) == len(probabilities) else probabilities[rows]
         chances = left.gather(1, draws[rows, None])
         accepted = torch.where(left > chances, left, 0).sum(1) < top_p
