@@ -151,7 +151,7 @@ lock: $(VENV)/python ## pin the dependencies of requirements/*.txt again
 	done
 
 .PHONY: clean
-clean: ## remove everything that make created, including the environments
+clean: ## remove the environments and what make has built; trained models stay
 	rm -rf $(VENV) $(BENCH) $(DOCS) $(BULK) $(ARCHIVE) site logs client/*.egg-info sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

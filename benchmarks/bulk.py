@@ -259,7 +259,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Return the table of the results, in Markdown."""
     cores, sizes = results["cores"], results["sizes"]
     rows: list[list[str]] = [
-        [f"texts a second a core, on {cores} cores", *(f"{size['texts']:,} texts" for size in sizes)],
+        [f"texts per second and core, on {cores} cores", *(f"{size['texts']:,} texts" for size in sizes)],
         ["---"] * (len(sizes) + 1),
         ["a loop around the engine, tokens given", *(f"{_engine(size):,.0f}" for size in sizes)],
         ["a loop around tokenizer and engine", *(f"{_model(size):,.0f}" for size in sizes)],
@@ -318,8 +318,8 @@ def _marginal(results: Mapping[str, Any]) -> str:
     rate = (last["texts"] - first["texts"]) / seconds / results["cores"]
     shares = [_share(rate / of(last)) for of in (_engine, _model)]
     return (
-        f" Between the two sizes, without the start of the command: {rate:,.0f} texts a second a core, {shares[0]} of "
-        f"the engine's loop and {shares[1]} of the loop around tokenizer and engine."
+        f" Between the two sizes, without the start of the command: {rate:,.0f} texts per second and core, {shares[0]} "
+        f"of the engine's loop and {shares[1]} of the loop around tokenizer and engine."
     )
 
 

@@ -23,7 +23,7 @@ SHORT = {
     DIRECT: "the same without HAProxy",
     UNBATCHED: "the same with `batchSize` 1",
     FLASK: "Flask, `learn.predict`, 1 worker",
-    FLASK_ALL: "Flask, `learn.predict`, a worker a core",
+    FLASK_ALL: "Flask, `learn.predict`, one worker per core",
     "fastapi": "FastAPI, this engine",
     "litserve": "LitServe, this engine",
     "bentoml": "BentoML, this engine",
@@ -78,7 +78,7 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"Measured with the same tweets and the same client on {machine['cores']} cores ({machine['processor']}), "
-            f"{results['date']}:",
+            f"{results['date']}, {_rounds(sides[OURS])}:",
             "",
             "| Server | p50 latency, 1 connection: ms | Throughput, 32 connections: requests/s | Worker memory: MB |",
             "|---|---|---|---|",
@@ -90,6 +90,11 @@ def summary(results: Mapping[str, Any]) -> str:
             f"{int8['texts']} labels.",
         ]
     )
+
+
+def _rounds(side: Mapping[str, Any]) -> str:
+    number = len(side["rounds"]["p50_ms"])
+    return "one round" if number == 1 else f"medians of {number} rounds"
 
 
 def servers(results: Mapping[str, Any]) -> list[str]:
@@ -141,7 +146,7 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             latency >= 8,
         ),
         (
-            "throughput, 32 connections, against Flask with a worker a core",
+            "throughput, 32 connections, against Flask with one worker per core",
             "20×",
             f"{throughput:.1f}×",
             throughput >= 20,

@@ -41,11 +41,12 @@ class Limits:
     """Characters of all texts of one batch. This limit never refuses the smallest request of a batch."""
 
     max_token_reads: int = 91_000
-    """Work for one request, and work for one batch, in token reads.
+    """Computation for one request, and for one batch, in token reads.
 
     A token of a short text counts 1.4 token reads, as the network reads 32 such texts together. A token of a text of
-    more than 1,700 tokens counts 2.7. To explain a text, the network reads it once more for each of its tokens. Prose
-    has a token for every four or five characters; a symbol can be a token.
+    more than 1,700 tokens counts 2.7. To explain a text, the network reads it once more for each of its tokens, so the
+    default permits explanations of up to 280 tokens. Prose has a token for every four or five characters; a symbol can
+    be a token.
 
     With the embedded model, the work within the limit takes a core with AVX-512 at most 2 s. A batch with refused
     requests takes at most 3 s (`docs/explanation/performance.md`).

@@ -33,8 +33,8 @@ from sentiment.errors import (
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 40.0
-"""Timeout for a request with its whole reply. The server's own timeout (`responseTimeout`, 30 s) is shorter, so that
-its reply arrives first."""
+"""Timeout for a request with its whole reply. It exceeds the 25 s that the server takes at most without a retry of its
+own: 5 s in the queue and 20 s for the answer."""
 RETRIES = 6
 BACKOFF_S = 0.1
 """Pause before the first retry; doubled before each further one: 6 s in total."""

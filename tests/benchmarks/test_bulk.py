@@ -29,7 +29,7 @@ def test_the_table_compares_the_rates() -> None:
     assert "| **`python -m bulk`**, the whole command | 1,000 | 1,571 |" in text
     assert "| `sentiment score` with one server | 500 | 786 |" in text
     assert "| bulk against the engine's loop (goal: 85 %) | 50 % | 79 % |" in text
-    assert "without the start of the command: 1,667 texts a second a core, 83 % of the engine's loop" in text
+    assert "without the start of the command: 1,667 texts per second and core, 83 % of the engine's loop" in text
 
 
 def test_a_page_without_the_table_is_an_error() -> None:

@@ -54,7 +54,7 @@ ELSEWHERE = {
     ),
     "make train-setup": ".ci/run",
     "make train": "tests/docs/test_documents.py",
-    "make train TRAIN_ARGS='--to my_model'": "tests/docs/test_documents.py",
+    "make train TRAIN_ARGS='--to model_store/my_model'": "tests/docs/test_documents.py",
     ".venv/bin/python -m server --model sentiment --model reviews": "tests/test_tutorial.py",
     "SENTIMENT_KEY_FILE=keys make serve": "tests/e2e/test_keys.py",
     "make bulk-setup": ".ci/run",

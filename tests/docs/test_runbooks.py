@@ -40,10 +40,11 @@ KUBECTL = [
 ]
 ELSEWHERE = {
     "kubectl port-forward --namespace sentiment deployment/sentiment 8082:8082": "tests/k8s/test_readme.py",
+    "kubectl port-forward --namespace sentiment deployment/sentiment 8080:8080 8082:8082": "tests/k8s/test_readme.py",
     ".venv/bin/sentiment --every-pod status": "tests/k8s/test_readme.py",
     ".venv/bin/python -m training evaluate --data Tweets.csv --split validation": "tests/docs/test_documents.py",
 }
-"""Tests by the command that they run. The first command runs until Ctrl-C; its test asserts that no other follows."""
+"""Tests by the command that they run. `port-forward` runs until Ctrl-C; its test asserts that no command follows it."""
 
 
 def test_every_alert_names_its_runbook() -> None:
@@ -66,6 +67,14 @@ def test_a_runbook_goes_from_the_symptom_to_the_actions(page: Path) -> None:
 
 def test_every_command_is_run_by_a_test() -> None:
     assert set(COMMANDS) == {*KUBECTL, *IN_A_POD, *CURL, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_address_of_a_command_is_forwarded_before(page: Path) -> None:
+    """The tests' server has other addresses, so running a command does not show that its port was forwarded."""
+    text = page.read_text(encoding="utf-8")
+    for curl in re.finditer(r"^curl .*127\.0\.0\.1:(\d+)", text, flags=re.MULTILINE):
+        assert re.search(rf"^kubectl port-forward .* {curl[1]}:{curl[1]}\b", text[: curl.start()], flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ PRECISION_FILE: Final = "precision.json"
 SYNTHETIC_FACTOR: Final = 2
 """Factor by which a difference on synthetic texts is multiplied.
 
-For 13 learners, the largest difference on real texts was 0.5 to 2.1 times that on synthetic texts
+For 14 learners, the largest difference on real texts was 0.5 to 2.1 times that on synthetic texts
 (`docs/explanation/int8.md`).
 """
 
