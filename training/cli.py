@@ -207,8 +207,8 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="stage of the run; distil: a model that has seen no label of the data, unless it was initialized from one "
-        "that had, for use with --start (default: %(default)s)",
+        help="stage of the run; distil: a model from before the last stage, for use with --start; except in a run of "
+        "fit, it has seen no label of the data (default: %(default)s)",
     )
     _to_option(command)
     _notes_option(command)

@@ -26,12 +26,21 @@ from handler.exported import WEIGHTS_FILE
 from training.data import Dataset, labelled, labels_of, sha256_of
 from training.errors import TrainingError
 from training.export.folder import export_files
+from training.export.lineage import stages_behind
+from training.files import write_json
 from training.measure.figures import figures
 from training.settings import Settings
 from training.stages.calibration import calibrated_apart
 from training.stages.classifier import inputs_of, train_classifier
 from training.stages.generator import generate, generator_inputs
-from training.stages.products import ENCODER_FILE, GENERATED_FILE, LEARNER_FILE, TEACHER_FILE, TEACHERS, VOCABULARY_FILE
+from training.stages.products import (
+    ENCODER_FILE,
+    GENERATED_FILE,
+    LABEL_STAGES,
+    LEARNER_FILE,
+    TEACHER_FILE,
+    VOCABULARY_FILE,
+)
 from training.stages.record import command_line, differences, finished_stage, record_of, source_commit
 from training.stages.run import encoder_of, generated_of, teachers_of
 from training.stages.targets import to_targets
@@ -57,7 +66,8 @@ class Trained:
     """Function that returns the probabilities (n, C) of texts."""
 
     minutes: float
-    """Training time, without the stages that all folds share."""
+    """Training time, without the stages that all folds share, and without the teachers' predictions that another recipe
+    has stored."""
 
     megabytes: float
     """Size of the model's weights."""
@@ -95,15 +105,23 @@ def run_recipe(
         See `cross_validate`.
 
     Raises:
-        TrainingError: see `recipe` and `check_recipe_of_run`.
+        TrainingError: an option does not apply to the recipe; or see `recipe` and `check_recipe_of_run`.
     """
+    result_name = result_name or recipe_name
+    if result_name == "run" and recipe_name != "run":
+        raise TrainingError(f"--name run is for the recipe run, not {recipe_name}.")
+    if transformer and recipe_name not in ("teacher", "teachers", "run"):
+        raise TrainingError(f"The recipe {recipe_name} has no teacher: omit --transformer.")
+    if start and recipe_name not in ("distil", "run"):
+        raise TrainingError(f"The recipe {recipe_name} has its own encoder, or none: omit --start.")
     transformers = (transformer,) if transformer else settings.transformers
-    if recipe_name == "run" and result_name is None:
-        check_recipe_of_run(run, data.sha256, settings, start, transformers)
-    folder = run / "cross-validation" / (result_name or recipe_name)
+    provenance: dict[str, Any] = {}
+    if result_name == "run":
+        provenance["stages"] = check_recipe_of_run(run, data.sha256, settings, start, transformers)
+    folder = run / "cross-validation" / result_name
     train = BASELINES.get(recipe_name) or recipe(recipe_name, data.sha256, run, settings, folder, transformers, start)
     with contextlib.redirect_stdout(sys.stderr):  # messages of the stages; standard output has only the figures
-        result = cross_validate(data.table(), train)
+        result = cross_validate(data.table(), train) | provenance
     write(result, folder.with_name(f"{folder.name}.json"))
     return result
 
@@ -205,18 +223,27 @@ def recipe(
     if first and saw_labels(first):
         raise TrainingError(
             "The exported model of --start may have been trained on labels that a fold holds out, so the figures would "
-            "be too good. Use a model whose card has no stage `classifier`, or a language model."
+            "be too good. Use a model whose card has no stage that is trained on the data's labels."
         )
     if name == "distil" and not start and not finished_stage(run / "distil"):
         raise TrainingError(f"{run} has no stage `distil`. Run `python -m training distil` first.")
-    counts = {"teacher": 1, "teachers": len(transformers), "run": len(teachers_of(run))}
+    encoder = run / "language-model"
+    if name in ("run", "distil"):
+        encoder = start or encoder_of(run)
+        if encoder == run / "distil" and set(stages_behind(run, "distil")) & set(LABEL_STAGES):
+            raise TrainingError(
+                f"The distillation of {run} was trained on labels that a fold holds out, so the figures would be too "
+                "good. Name another encoder with --start, such as model_store/general."
+            )
+    number = {"teacher": 1, "teachers": len(transformers)}.get(name, 0)
+    if name == "run":
+        number = len(teachers_of(run, len(transformers)))
     folds_teachers = [
         (one, _shared(folder, "teacher", asdict(settings.teacher), transformer_input(one)))
-        for one in transformers[: counts.get(name, 0)]
+        for one in transformers[:number]
     ]
-    encoder = start or (run / "language-model" if name == "language-model" else encoder_of(run))
     folds_generators = None
-    if name == "run" and generated_of(run):
+    if name == "run" and generated_of(run, settings.generator):
         hashes = {file: sha256_of(encoder / file) for file in (ENCODER_FILE, VOCABULARY_FILE)}
         folds_generators = _shared(folder, "generator", asdict(settings.generator), hashes)
 
@@ -271,32 +298,35 @@ def _of_teachers(folders: Sequence[Path], labels: Sequence[str], minutes: float)
 
 def check_recipe_of_run(
     run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformers: Sequence[str]
-) -> None:
+) -> dict[str, Any]:
     """Check that the folds will be trained as the run's teachers, generator and classifier, as far as the run has them.
 
     The figures of this recipe are on the card of the run's model.
+
+    Returns:
+        Settings and inputs of the run's stages by the stage's name. `training.export.card` compares them with those of
+        the model, because the run's stages may be trained again later.
 
     Raises:
         TrainingError: the settings, the data, the synthetic texts, the encoder or the transformers differ.
     """
     encoder = start or start_of(run) or encoder_of(run)
-    expected: dict[str, tuple[Any, dict[str, str]]] = {
-        name: (settings.teacher, {"data": csv_sha256} | transformer_input(one))
-        for name, one in zip(TEACHERS, transformers, strict=False)
-    }
-    if finished_stage(run / "classifier"):
-        inputs = inputs_of(csv_sha256, encoder, teachers_of(run), generated_of(run), settings.classifier)
-        expected["classifier"] = (settings.classifier, inputs)
-    if finished_stage(run / "generator"):
-        expected["generator"] = (settings.generator, generator_inputs(csv_sha256, encoder))
-    for name, (own_settings, inputs) in expected.items():
-        if finished_stage(run / name) is None:
-            continue
-        if changes := differences(record_of(run / name), {"settings": asdict(own_settings), "inputs": inputs}):
+    teachers, generated = teachers_of(run, len(transformers)), generated_of(run, settings.generator)
+    stages: dict[str, Any] = {}
+    for folder, one in zip(teachers, transformers, strict=False):
+        inputs = {"data": csv_sha256} | transformer_input(one)
+        stages[folder.name] = {"settings": asdict(settings.teacher), "inputs": inputs}
+    if generated:
+        stages["generator"] = {"settings": asdict(settings.generator), "inputs": generator_inputs(csv_sha256, encoder)}
+    inputs = inputs_of(csv_sha256, encoder, teachers, generated, settings.classifier)
+    stages["classifier"] = {"settings": asdict(settings.classifier), "inputs": inputs}
+    for name, expected in stages.items():
+        if finished_stage(run / name) and (changes := differences(record_of(run / name), expected)):
             raise TrainingError(
                 f"The run's {name} was trained differently: {changes}. Give the same options, or a --name for this "
                 f"recipe."
             )
+    return stages
 
 
 def _mixed(first: Trained, second: Trained, weight: float) -> Trained:
@@ -328,4 +358,4 @@ def _scikit_learn(model: Any, fold: pd.DataFrame) -> Trained:
 def write(figures: dict[str, Any], path: Path) -> None:
     """Write the figures of a recipe as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(path, figures)

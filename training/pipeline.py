@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.data import Dataset, labels_of, read_labelled_texts
 from training.errors import TrainingError
-from training.export.archive import archive, default_destination, report
+from training.export.archive import archive, check_name, default_destination, report
 from training.export.folder import export_run
 from training.export.precision import measure
 from training.export.sample import held_out_sample
@@ -17,7 +17,14 @@ from training.settings import WT103, Settings
 from training.stages.classifier import check_synthetic_texts, train_classifier
 from training.stages.distil import distil
 from training.stages.generator import generate
-from training.stages.language_model import general_model, read_lines, train_general, train_on_texts
+from training.stages.language_model import (
+    general_model,
+    hashes_of,
+    language_model_files,
+    read_lines,
+    train_general,
+    train_on_texts,
+)
 from training.stages.products import TEACHERS
 from training.stages.record import RECORD_FILE
 from training.stages.run import encoder_of, generated_of, teachers_of
@@ -52,7 +59,7 @@ def train(
         general: the general language model: `wt103`, or a folder in fastai's format.
         texts: text files to train a general language model on.
         labelled_texts: file with lines of `label<TAB>text`, to distil a general teacher into the language model.
-        transformer: transformer of the teacher; None: `settings.transformer`.
+        transformer: transformer of the only teacher; None: `settings.transformers`.
         notes: see `training.export.card.card_of_run`.
 
     Raises:
@@ -60,7 +67,7 @@ def train(
     """
     if not (start or general or texts):
         start, general = (None, WT103) if settings.start == WT103 else (Path(settings.start), None)
-    _check(data, settings, start, texts, labelled_texts)
+    _check(data, to, settings, start, general, texts, labelled_texts)
     encoder = unpack_start(start, run) if start else None
     if (run / "classifier" / RECORD_FILE).exists() and start_of(run) != encoder:
         raise TrainingError(
@@ -79,14 +86,20 @@ def train(
             general_teacher(data, run, settings, labelled_texts)
             encoder = distillation(data, run, settings, texts, labelled_texts)
     generator(data, run, settings, encoder)
-    classifier(data, run, settings, encoder)
+    classifier(data, run, settings, encoder, transformer)
     export(data, run, to, notes=notes)
     archive_file = default_destination(to)
     report(archive_file, archive(to, archive_file, version="1.0"))
 
 
 def _check(
-    data: Dataset, settings: Settings, start: Path | None, texts: Sequence[Path], labelled_texts: Path | None
+    data: Dataset,
+    to: Path,
+    settings: Settings,
+    start: Path | None,
+    general: str | None,
+    texts: Sequence[Path],
+    labelled_texts: Path | None,
 ) -> None:
     """Check the inputs of all stages.
 
@@ -105,6 +118,10 @@ def _check(
         read_labelled_texts(labelled_texts, labels)
     for path in texts:
         next(read_lines(path))
+    hashes_of(list(texts))
+    if general:
+        language_model_files(general_model(general))
+    check_name(to)
 
 
 def unpack_start(start: Path, run: Path) -> Path:
@@ -195,21 +212,26 @@ def generator(data: Dataset, run: Path, settings: Settings, encoder: Path | None
         )
 
 
-def classifier(data: Dataset, run: Path, settings: Settings, encoder: Path | None = None) -> None:
+def classifier(
+    data: Dataset, run: Path, settings: Settings, encoder: Path | None = None, transformer: str | None = None
+) -> None:
     """Run stage 3: train the classifier, with the run's teachers and its generated texts, as far as it has them.
+
+    Teachers and texts that the settings do not ask for are left out, although the run may have them.
 
     Args:
         data: the labelled texts.
         run: folder of the run.
         settings: settings of all stages.
         encoder: folder of the encoder; None: the run's distillation, or its language model if it has no distillation.
+        transformer: transformer of the only teacher; None: `settings.transformers`.
     """
     train_classifier(
         data.table(),
         data.sha256,
         encoder_folder=encoder or encoder_of(run),
-        teachers=teachers_of(run),
-        generated=generated_of(run),
+        teachers=teachers_of(run, 1 if transformer else len(settings.transformers)),
+        generated=generated_of(run, settings.generator),
         settings=settings.classifier,
         folder=run / "classifier",
     )

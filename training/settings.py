@@ -275,14 +275,20 @@ AT_LEAST_ONE = {
     "sequence_length",
     "decay_per_group",
 }
-"""Names of the settings that cannot be 0."""
+"""Names of the settings that are at least 1."""
+
+ABOVE_ZERO = {"temperature", "top_p", "max_gradient_norm"}
+"""Names of the settings that are above 0."""
+
+AT_MOST = {"label_weight": 1, "tfidf_weight": 1, "label_smoothing": 1, "use_confidence": 1, "top_p": 1, "drop_mult": 2}
+"""Upper bounds of settings: shares, and the factor of fastai's dropout probabilities, which are 0.5 at most."""
 
 
 def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
     """Apply changes of the form `STAGE.NAME=VALUE`.
 
     Raises:
-        TrainingError: a name is unknown, or a value has the wrong type or is too small.
+        TrainingError: a name is unknown, or a value has the wrong type or is out of bounds.
     """
     for change in changes:
         key, _, value = change.partition("=")
@@ -302,8 +308,11 @@ def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
             number = kind(value)
         except ValueError as error:
             raise TrainingError(f"--set {change}: expected a value of type {kind.__name__}.") from error
-        least = 1 if name in AT_LEAST_ONE else 0
-        if not least <= number < float("inf"):
-            raise TrainingError(f"--set {change}: expected a number of at least {least}.")
+        least, most = int(name in AT_LEAST_ONE), AT_MOST.get(name, float("inf"))
+        if not least <= number <= most or number in (float("inf"), 0 if name in ABOVE_ZERO else None):
+            lower = "above 0" if name in ABOVE_ZERO else f"of at least {least}"
+            raise TrainingError(
+                f"--set {change}: expected a number {lower}{f' and at most {most}' if name in AT_MOST else ''}."
+            )
         settings = replace(settings, **{stage_name: replace(stage, **{name: number})})
     return settings

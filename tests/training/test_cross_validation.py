@@ -17,12 +17,15 @@ from torch import nn
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
 from training.cross_validation import FIGURES, cross_validate, folds, majority
-from training.data import labels_of, read_tweets
-from training.settings import ClassifierSettings
+from training.data import labels_of, read_tweets, sha256_of
+from training.errors import TrainingError
+from training.settings import MINILM, ClassifierSettings
 from training.stages import tfidf
 from training.stages.augmentation import spans, synthetic_texts
 from training.stages.classifier import train_targets
 from training.stages.distil import mix_in, truncate_outputs
+from training.stages.products import TEACHER_FILE
+from training.stages.record import record_of
 from training.stages.teacher import load_teacher
 from training.stages.tfidf import FOLDS
 
@@ -117,7 +120,8 @@ def test_a_recipe_is_cross_validated(
     assert cli.main(command) == 0
     result = json.loads(capfd.readouterr().out)
     assert result == json.loads((tmp_path / "cross-validation" / f"{recipe}.json").read_text())
-    assert set(result) == {*FIGURES, "command", "commit", "calibrated_apart"}
+    provenance = {"command", "commit", "calibrated_apart"} | ({"stages"} if recipe == "run" else set())
+    assert set(result) == {*FIGURES, *provenance}
     assert result["calibrated_apart"] == (recipe in {"language-model", "run"})
     assert len(result["accuracy"]["folds"]) == 2
     folders = {path.parts[-3] for path in tmp_path.glob("cross-validation/*/*/record.json")}
@@ -241,3 +245,82 @@ def test_a_card_shows_the_cross_validated_recipes(
             f"\n- {name}: `python -m training cross-validate --data {TOY_TWEETS.name} --recipe majority --run run "
             f"--name {name}`\n"
         ) in page
+
+
+def test_a_card_shows_the_recipe_of_the_run_only_if_its_folds_were_trained_like_the_model(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
+    own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
+    assert cli.main(["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(own)]) == 0
+    result = own / "cross-validation" / "run.json"
+    stages = json.loads(result.read_text())["stages"]
+    assert set(stages) == {"teacher", "generator", "classifier"}
+    other_epochs = stages | {"classifier": stages["classifier"] | {"settings": {"epochs": 9}}}
+    without_generator = {name: stages[name] for name in ("teacher", "classifier")}
+    for changed, reason in (
+        (stages, None),
+        (other_epochs, "classifier: batch_size was"),
+        (without_generator, "only one of them has the stage generator"),
+    ):
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"stages": changed}))
+        capfd.readouterr()
+        assert cli.main(["export", "--run", str(own), "--to", str(tmp_path / "model")]) == 0
+        rows = json.loads((tmp_path / "model" / "card.json").read_text())["cross_validation"]
+        assert (list(rows), reason or "", "stages" in rows.get("run", {})) == (
+            [] if reason else ["run"],
+            reason or "",
+            False,
+        )
+        assert (reason or "") in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "tfidf", "--name", "run"], "--name run is for the recipe run"),
+        (["--recipe", "distil", "--transformer", MINILM], "has no teacher: omit --transformer"),
+        (["--recipe", "teacher", "--start", "START"], "omit --start"),
+    ],
+)
+def test_an_option_that_does_not_apply_to_the_recipe_is_refused(
+    toy_run: Path, tmp_path: Path, options: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
+    options = [str(toy_run / "model") if option == "START" else option for option in options]
+    assert cli.main([*command, *options]) == 1
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "cross-validation").exists()
+
+
+def test_a_distillation_that_has_seen_labels_is_refused(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`fit` distils a teacher of the data's labels."""
+    own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
+    record = json.loads((own / "distil" / "record.json").read_text())
+    record["inputs"]["teacher"] = sha256_of(own / "teacher" / TEACHER_FILE)
+    (own / "distil" / "record.json").write_text(json.dumps(record))
+    command = ["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(own)]
+    for options in (["--recipe", "distil"], ["--recipe", "run", "--name", "x"]):
+        assert cli.main([*command, *options]) == 1
+        assert "was trained on labels that a fold holds out" in capfd.readouterr().err
+
+
+def test_the_generator_is_left_out_on_request(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
+    for stage in ("language-model", "general-teacher", "distil", "teacher", "generator"):
+        (tmp_path / stage).symlink_to(toy_run / "run" / stage)
+    command = ["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
+    assert cli.main([*command, "--name", "without", "--set", "generator.texts=0"]) == 0
+    assert not list(tmp_path.glob("cross-validation/generator-*"))
+    assert "generated_texts" not in record_of(tmp_path / "cross-validation" / "without" / "0")["inputs"]
+
+
+def test_tfidf_of_rare_labels() -> None:
+    rows = pd.DataFrame({"text": ["late again"] * 4 + ["so kind"], "label": ["bad"] * 4 + ["good"]})
+    assert tfidf.fitted(rows[:4]).predict_proba(["late"]).tolist() == [[1.0]], (
+        "a fifth may hold out a label's only text"
+    )
+    with pytest.raises(TrainingError, match=r"--set classifier\.tfidf_weight=0"):
+        tfidf.soft_labels(rows, [list(rows["text"])], ["bad", "good"])

@@ -99,7 +99,7 @@ def test_the_card_of_fit_is_complete(fitted: Fitted) -> None:
     assert card["reference"]["labels"] == {"billing": 10, "delivery": 24, "praise": 12}
     assert card["behaviour"] == []
     assert "| test, TF-IDF with logistic regression | 5 |" in page
-    assert "It began with `own`, the words of your texts" in page
+    assert "It was initialized from `own`, the words of your texts" in page
     assert (folder / "validation.png").is_file()
     for said in (page, fitted.said.replace("this project's encoder of English tweets", ""), json.dumps(card)):
         assert "tweet" not in said.lower()
@@ -107,7 +107,7 @@ def test_the_card_of_fit_is_complete(fitted: Fitted) -> None:
 
 
 def test_the_same_command_trains_nothing_again(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:
-    stages = [fitted.folder / "run" / stage for stage in ("teacher", "distil", "classifier")]
+    stages = [fitted.folder / "run" / stage for stage in ("own-words", "teacher", "distil", "classifier")]
     before = [record_of(stage) for stage in stages]
     kept = TextClassifier.load(fitted.folder / "mail").predict(["my parcel was late"])
     assert run(*fitted.command) == 0
@@ -141,6 +141,29 @@ def test_fit_can_start_from_a_model_or_a_language_model(
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     assert [name.split()[-1] for name in card["stages"]][-len(stages) :] == stages
     assert card["start"]["permits"].startswith(permits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("language_model.epochs=2", "with --start own has no stage language_model"),
+        ("teacher.epochs=2", "has no stage teacher"),
+        ("start.hidden_size=32", "hidden_size was 24, is 32"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    fitted: Fitted, change: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*fitted.command, "--set", change) == 1
+    assert message in capfd.readouterr().err
+
+
+def test_a_given_share_of_tfidf_is_used(fitted: Fitted, tmp_path: Path) -> None:
+    options = ("--to", tmp_path / "model", "--run", tmp_path / "run")
+    shares = ("--set", "distil.tfidf_weight=0.9", "--set", "classifier.tfidf_weight=0.8")
+    assert run(*fitted.command, *options, *shares) == 0
+    used = [record_of(tmp_path / "run" / stage)["settings"]["tfidf_weight"] for stage in ("distil", "classifier")]
+    assert used == [0.9, 0.8]
 
 
 def test_other_commands_read_the_data_of_fit(fitted: Fitted, capfd: pytest.CaptureFixture[str]) -> None:

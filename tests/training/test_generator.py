@@ -20,6 +20,7 @@ from training.stages import generator
 from training.stages.generator import PROMPT_TOKENS, Prompt, draw, prompts_of, to_text
 from training.stages.products import GENERATED_FILE, VOCABULARY_FILE
 from training.stages.record import record_of
+from training.stages.run import generated_of
 from training.stages.warm_start import TRAINED_HERE
 
 TOKENIZER = Tokenizer(
@@ -65,7 +66,7 @@ def test_an_interrupted_generator_writes_the_same_texts(folder: Path, monkeypatc
 
     def interrupted(
         self: generator._Network, prompts: list[list[Prompt]], settings: GeneratorSettings, seed: int
-    ) -> Iterator[str]:
+    ) -> Iterator[str | None]:
         if seed == 2:
             raise KeyboardInterrupt
         return samples(self, prompts, settings, seed)
@@ -83,6 +84,19 @@ def test_a_generator_that_repeats_itself_ends(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(generator._Network, "samples", lambda *_: iter(["late again today"] * 1_000))
     assert run(folder) == 0
     assert record_of(folder / "generator")["texts"] == 1
+
+
+def test_a_generator_of_texts_that_are_too_long_ends(
+    folder: Path, toy_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The classifier then learns from no generated text."""
+    monkeypatch.setattr(generator, "MAX_TOKENS", 3)
+    monkeypatch.setattr(generator, "SAMPLES_AT_ONCE", 8)
+    assert run(folder) == 0
+    assert record_of(folder / "generator")["texts"] == 0
+    assert "0 of 6 texts" in capfd.readouterr().out
+    (folder / "teacher").symlink_to(toy_run / "run" / "teacher")
+    assert generated_of(folder, GeneratorSettings()) is None
 
 
 def test_no_text_is_generated_if_none_is_wanted(folder: Path) -> None:

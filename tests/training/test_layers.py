@@ -14,7 +14,7 @@ from tests.rooms import imported_modules, python_files
 
 LAYERS = (
     {"training", "training.errors", "training.settings", "training.splits", "training.tables", "training.data"}
-    | {"training.templates"},
+    | {"training.templates", "training.files"},
     {"training.measure"},
     {"training.stages"},
     {"training.export"},

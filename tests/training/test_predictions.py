@@ -66,6 +66,15 @@ def test_other_weights_predict_again(teacher: Teacher, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
 
 
+def test_a_damaged_file_is_predicted_again(teacher: Teacher, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    expected = predictions(tmp_path, LABELS, ["a", "ab"])
+    content = (tmp_path / PREDICTIONS_FILE).read_bytes()
+    for damaged in (content[:-30], content[:9], b"", b"\0" * len(content)):
+        (tmp_path / PREDICTIONS_FILE).write_bytes(damaged)
+        assert (predictions(tmp_path, LABELS, ["a", "ab"]) == expected).all()
+        assert "is damaged: all texts are predicted again" in capfd.readouterr().err
+
+
 def test_a_run_stores_the_predictions_of_its_teacher(toy_run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(toy_run / "run" / "teacher", folder)

@@ -39,7 +39,30 @@ def other_csv(tmp_path: Path) -> Path:
 def test_a_teacher_of_other_data_is_refused(own_run: Path, other_csv: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(own_run / "classifier")
     assert run("classifier", "--preset", "tiny", "--data", other_csv, "--run", own_run) == 1
-    assert f"The teacher in {own_run / 'teacher'} was trained on another CSV file" in capfd.readouterr().err
+    assert f"The stage in {own_run / 'teacher'} was trained on another data file" in capfd.readouterr().err
+
+
+def test_generated_texts_of_other_data_are_refused(
+    own_run: Path, other_csv: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They may be near copies of texts that this file holds out."""
+    for stage in ("classifier", "teacher"):
+        shutil.rmtree(own_run / stage)
+    assert run("teacher", "--preset", "tiny", "--data", other_csv, "--run", own_run) == 0
+    assert run("classifier", "--preset", "tiny", "--data", other_csv, "--run", own_run) == 1
+    assert f"The stage in {own_run / 'generator'} was trained on another data file" in capfd.readouterr().err
+
+
+def test_stages_that_the_options_exclude_are_not_used(own_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(own_run / "teacher", own_run / "second-teacher")
+    shutil.rmtree(own_run / "classifier")
+    command = ("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", own_run)
+    assert run(*command, "--set", "generator.texts=0") == 0
+    inputs = record_of(own_run / "classifier")["inputs"]
+    assert not {"generated_texts", "second-teacher"} & inputs.keys(), "the preset has one transformer"
+    assert "teacher" in inputs
+    assert run(*command) == 1
+    assert "generated_texts was None, is" in capfd.readouterr().err
 
 
 def test_a_teacher_of_other_labels_is_refused(toy_run: Path) -> None:
@@ -176,13 +199,18 @@ def test_spaces_around_a_label_are_removed(tmp_path: Path) -> None:
         (["general-teacher", "--labelled-texts", "nowhere.tsv"], "No file at nowhere.tsv"),
         (["general-teacher", "--labelled-texts", "no_text.tsv"], r"found 'neutral\t'"),
         (["all", "--labelled-texts", "few.tsv"], "few.tsv: expected at least 10 lines; found 9"),
-        (["general", "--texts", "short.txt"], "Too little text for a language model: 2 documents"),
+        (
+            ["general", "--texts", "short.txt"],
+            "Too little text for a language model: the documents to train on",
+        ),
         (["general", "--run", "short.txt"], "Not a directory: 'short.txt/general'"),
         (["teacher", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--notes", "nowhere.md"], "--notes nowhere.md: no such file"),
         (["all", "--transformer", "nowhere"], "expected a transformer's folder"),
         (["all", "--transformer", "pointer"], "has no transformer that `transformers` can load"),
         (["all", "--texts", "nowhere.txt"], "No file at nowhere.txt"),
+        (["all", "--texts", "long.txt", "folder/long.txt"], "Two text files have the same name"),
+        (["all", "--to", "my model"], "--to my model: the folder's name becomes the model's name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -199,6 +227,9 @@ def test_invalid_files_are_reported_before_training(
     Path("no_text.tsv").write_text("neutral\t\n")
     Path("few.tsv").write_text("neutral\ta text\n" * 9)
     Path("short.txt").write_text("one two\nthree\n")
+    Path("folder").mkdir()
+    for path in (Path("long.txt"), Path("folder", "long.txt")):
+        path.write_text("one two three\n" * 99)
     transformer = Path("pointer")
     for part in load(MINILM):
         part.save_pretrained(transformer)

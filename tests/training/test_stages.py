@@ -4,11 +4,14 @@ import copy
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from fastai.text.all import Learner
@@ -17,10 +20,11 @@ from tests.paths import GENERAL, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEET
 from training import cli
 from training.errors import TrainingError
 from training.export.precision import read_choice
-from training.settings import PRESETS, Settings, with_changes
+from training.settings import PRESETS, GeneratorSettings, Settings, with_changes
 from training.stages import augmentation
 from training.stages.augmentation import OPINIONS, WORDS
-from training.stages.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of
+from training.stages.language_model import language_model_files, merge_vocabularies, read_lines, sizes_of, streams
+from training.stages.lock import lock
 from training.stages.products import PRODUCTS, TEACHERS
 from training.stages.record import record_of
 from training.stages.stage import Stage
@@ -66,7 +70,10 @@ def test_all_exports_and_archives(toy_run: Path) -> None:
     page = (toy_run / "model" / "README.md").read_text()
     assert f"| validation | 5 | {card['metrics']['validation']['accuracy']:.4f} |" in page
     apart = card["stages"]["classifier"]["apart"]
-    assert f"With those of every fifth text fitted on the others, its accuracy is {apart['accuracy']:.4f}," in page
+    assert (
+        f"If each fifth of the split is calibrated on the other four fifths, the accuracy is {apart['accuracy']:.4f},"
+        in page
+    )
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
@@ -413,6 +420,19 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
         (["general", *TEXTS, "--set", "general.epochs=-1"], "expected a number of at least 0"),
         (["general", *TEXTS, "--set", "general.batch_size=0"], "expected a number of at least 1"),
         (["general", *TEXTS, "--set", "general.learning_rate=nan"], "expected a number of at least 0"),
+        (["general", *TEXTS, "--set", "general.learning_rate=inf"], "expected a number of at least 0"),
+        (["general", *TEXTS, "--set", "classifier.label_weight=60"], "expected a number of at least 0 and at most 1"),
+        (["general", *TEXTS, "--set", "classifier.max_gradient_norm=0"], "expected a number above 0"),
+        (["general", *TEXTS, "--set", "generator.top_p=0"], "expected a number above 0 and at most 1"),
+        (["general", *TEXTS, "--set", "general.drop_mult=3"], "expected a number of at least 0 and at most 2"),
+        (
+            ["generator", "--data", str(TOY_TWEETS), "--run", "nowhere"],
+            "name an encoder with --start model_store/general",
+        ),
+        (
+            ["all", "--preset", "tiny", "--data", str(TOY_TWEETS), "--general", "nowhere", "--run", "nowhere"],
+            "expected one .pth file",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -452,3 +472,61 @@ def test_the_embedded_model_was_trained_with_the_defaults() -> None:
     assert ROOT / Settings().start == GENERAL
     of_start = json.loads((GENERAL / "card.json").read_text())["stages"]
     assert {f"earlier {name}": record for name, record in of_start.items()}.items() <= stages.items()
+
+
+def in_another_process(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a Python program; it prints a line when it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+LOCK = "import sys; from pathlib import Path; from training.stages.lock import lock; lock(Path(sys.argv[1]))\n"
+
+
+def test_two_processes_do_not_train_one_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "general").mkdir()
+    other = in_another_process(LOCK + "print('ready', flush=True); input()", tmp_path / "general")
+    command = ("general", "--preset", "tiny", *TEXTS, "--run", tmp_path)
+    assert run(*command) == 1
+    assert f"Another process is working in {tmp_path / 'general'}" in capfd.readouterr().err
+    assert not (tmp_path / "general" / "record.json").exists()
+    other.communicate()
+    assert run(*command) == 0
+
+
+def test_the_child_of_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+    code = LOCK + "import os, time\nif os.fork():\n os._exit(0)\nprint('ready', flush=True); time.sleep(9)"
+    in_another_process(code, tmp_path).wait()
+    lock(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path: Path) -> None:
+    """The limit of a file's size stands for a full disk."""
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from training.errors import TrainingError\n"
+        "from training.stages.stage import save_tensors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "try: save_tensors(torch.zeros(1 << 20), Path(sys.argv[1]))\n"
+        "except TrainingError as error: print(error)"
+    )
+    path = tmp_path / "encoder.pth"
+    path.write_bytes(b"previous")
+    result = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"{path} cannot be written. Is the disk full?"), result.stdout
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"encoder.pth": b"previous"}
+
+
+def test_too_few_words_for_a_batch_are_refused(tmp_path: Path) -> None:
+    documents = pd.DataFrame(
+        {"text": ["one two three four five six"] * 9 + ["one two"], "is_valid": [False] * 9 + [True]}
+    )
+    with pytest.raises(TrainingError, match="the documents held out have 2 words"):
+        streams(documents, GeneratorSettings(batch_size=4))

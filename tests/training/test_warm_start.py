@@ -108,13 +108,14 @@ def test_the_embedded_general_model_has_seen_no_label(tmp_path: Path) -> None:
     assert sizes_of(start / ENCODER_FILE, prefix="") == {"emb_sz": 300, "n_hid": 600, "n_layers": 2}
 
 
-def test_only_a_card_without_a_classifier_has_seen_no_label(toy_run: Path, tmp_path: Path) -> None:
+def test_only_a_card_without_a_stage_of_labels_has_seen_no_label(toy_run: Path, tmp_path: Path) -> None:
     start = unpack(toy_run / "model", tmp_path)
     cases: list[tuple[dict[str, object], bool]] = [
         ({}, True),
         ({"general": {}, "distil": {}}, False),
         ({"earlier distil": {}, "classifier": {}}, True),
         ({"earlier earlier classifier": {}, "distil": {}}, True),
+        ({"distil": {}, "teacher": {}}, True),
     ]
     for stages, expected in cases:
         (start / "card.json").write_text(json.dumps({"stages": stages}))

@@ -99,6 +99,19 @@ def _choice(folder: Path, model: ExportedModel, precision: Precision | None, sam
     return choice
 
 
+def check_name(model: Path) -> None:
+    """Check the name of an exported model's folder, which becomes the model's name.
+
+    Raises:
+        TrainingError: the name has other characters.
+    """
+    if not NAME.fullmatch(model.resolve().name):
+        raise TrainingError(
+            f"--to {model}: the folder's name becomes the model's name; expected letters, digits, points, hyphens and "
+            f"underscores."
+        )
+
+
 def default_destination(model: Path) -> Path:
     """Return the path of a model's archive if no option names it: beside the folder, with the folder's name."""
     # The resolved name, so that a name with points and the path `.` work, too.

@@ -4,13 +4,24 @@
 """
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from handler.exported import CARD_FILE
 from training.errors import TrainingError
 from training.export.lineage import stages_behind
-from training.stages.record import command_line, finished_stage, record_of, source_commit, timestamp, versions
+from training.stages.products import LABEL_STAGES
+from training.stages.record import (
+    command_line,
+    differences,
+    finished_stage,
+    record_of,
+    source_commit,
+    timestamp,
+    versions,
+)
 from training.stages.warm_start import start_of
 
 
@@ -36,9 +47,36 @@ def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, A
         records = {f"earlier {name}": record for name, record in start_card["stages"].items()} | records
     if stage != "classifier":
         return new_card(notes) | {"stages": records}
+    return new_card(notes) | {"stages": records, "cross_validation": _recipes(run, records)}
+
+
+def _recipes(run: Path, records: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of cross-validation in the run's folder, by the recipe's name.
+
+    The result `run` is left out if the model's stages were trained otherwise than its folds.
+    """
     files = sorted((run / "cross-validation").glob("*.json"))
     recipes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    return new_card(notes) | {"stages": records, "cross_validation": recipes}
+    for name, recipe in list(recipes.items()):
+        folds_stages = recipe.pop("stages", {})
+        if name == "run" and (change := _change(records, folds_stages)):
+            print(
+                f"note: the card does not have the cross-validation of {run}, whose folds were trained otherwise than "
+                f"the model: {change}",
+                file=sys.stderr,
+            )
+            del recipes[name]
+    return recipes
+
+
+def _change(records: Mapping[str, Any], folds_stages: Mapping[str, Any]) -> str:
+    """Return the first difference between a model's stages and those of its folds; an empty string if there is none."""
+    for stage in sorted({*folds_stages, *(records.keys() & {*LABEL_STAGES})}):
+        if stage not in records or stage not in folds_stages:
+            return f"only one of them has the stage {stage}"
+        if change := differences(records[stage], folds_stages[stage]):
+            return f"{stage}: {change}"
+    return ""
 
 
 def new_card(notes: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def export_run(
         run: folder of the run.
         folder: folder of the exported model.
         notes: see `training.export.card.card_of_run`.
-        stage: `classifier` or `distil`; the learner of `distil` has seen no label of the data.
+        stage: `classifier` or `distil`. The learner of `distil` has seen no label of the data, except in a run of
+            `fit`.
         data: the run's labelled texts, to evaluate the model for the card and to measure drift against; see `_write`.
         entries: additional entries of the card.
 

@@ -4,7 +4,6 @@ A choice on real texts is stored with the exported model, for archives that are 
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from handler.exported import ExportedModel, Probabilities
 from handler.task import TASKS, Task, TaskName
 from training.export.engine import network
 from training.export.sample import Sample
+from training.files import write_json
 from training.settings import MAX_DIFFERENCE, PRECISIONS, Precision
 
 PRECISION_FILE: Final = "precision.json"
@@ -254,10 +254,8 @@ def write_choice(choice: Choice, model: Path) -> None:
     """Store a choice in the exported model's folder, for `read_choice`; print a note if that fails."""
     path = model / PRECISION_FILE
     content = {"identity": exported.identity(model)} | choice.to_json()
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, content)
     except OSError as error:
         print(f"note: {path} cannot be written ({error.strerror}): later archives need --texts again.", file=sys.stderr)
 

@@ -4,7 +4,6 @@ The order: checks, splits, starting weights, recipe, stages, baseline, export.
 """
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,12 @@ from sklearn.metrics import f1_score, log_loss
 from handler.exported import CARD_FILE
 from training.data import Dataset, labelled, labels_of, read_dataset, sha256_of
 from training.errors import TrainingError
-from training.export.archive import NAME
+from training.export.archive import check_name
 from training.export.folder import export_run
 from training.export.lineage import trained_on
 from training.export.precision import measure
 from training.export.sample import held_out_sample
+from training.files import write_json
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
 from training.fit.split import DATA_FILE, SEED, leaks, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
@@ -79,11 +79,7 @@ def fit(order: Order) -> Path:
             folder contains other data or settings.
     """
     to = order.to or Path("model_store", _name_of(order.data))
-    if not NAME.fullmatch(to.resolve().name):
-        raise TrainingError(
-            f"--to {to}: the folder's name becomes the model's name; expected letters, digits, points, hyphens and "
-            f"underscores."
-        )
+    check_name(to)
     run = order.run or Path("runs", to.resolve().name)
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
@@ -96,6 +92,7 @@ def fit(order: Order) -> Path:
     recipe = recipe_for(len(train), words, order.tiny)
     settings = with_changes(recipe.settings, list(order.changes))
     recipe = Recipe(recipe.name, recipe.what, recipe.fine_tunes_teacher, settings)
+    _check_changes(order.changes, recipe, start)
     _check_destination(to, order, run)
     data_file = write_data(rows, order.data, asdict(order.columns), run)
     _check_start(run, start)
@@ -145,6 +142,22 @@ def _check_destination(to: Path, order: Order, run: Path) -> None:
             raise TrainingError(f"{to} contains another model. Name another folder with --to model_store/NAME.")
 
 
+def _check_changes(changes: Sequence[str], recipe: Recipe, start: Start) -> None:
+    """Check that each setting of `--set` is of a stage that will run.
+
+    Raises:
+        TrainingError: the recipe or the start does not have the stage.
+    """
+    absent = {"teacher" if not recipe.fine_tunes_teacher else "frozen_teacher"}
+    absent |= {"start"} if start.kind != OWN else set()
+    absent |= {"language_model"} if start.kind != "language model" else set()
+    for change in changes:
+        if (stage := change.partition(".")[0]) in absent:
+            raise TrainingError(
+                f"--set {change}: the recipe for {recipe.name} with --start {start.name} has no stage {stage}."
+            )
+
+
 def _check_start(run: Path, start: Start) -> None:
     """Check that the run has this start, and store the start in the run's folder.
 
@@ -158,7 +171,7 @@ def _check_start(run: Path, start: Start) -> None:
             f"{run} was started with --start {stored['start']}, not {start.name}. Choose another folder with --run, or "
             f"remove {run}."
         )
-    path.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    write_json(path, entry)
 
 
 def _describe_data(path: Path, rows: pd.DataFrame, table: Table) -> list[str]:
@@ -203,7 +216,9 @@ def _train(order: Order, start: Start, recipe: Recipe, data: Dataset, run: Path)
     measured = _measure(table, digest, teacher, run)
     print(measured["told"])
     weights, share = measured["class_weights"], measured["tfidf_weight"]
-    changed = with_changes(settings, [f"{stage}.tfidf_weight={share}" for stage in ("distil", "classifier")])
+    given = {change.partition("=")[0] for change in order.changes}
+    names = {f"{stage}.tfidf_weight" for stage in ("distil", "classifier")}
+    changed = with_changes(settings, [f"{name}={share}" for name in sorted(names - given)])
     print("4 of 6: distillation, which trains the network on the teacher's outputs")
     distil_with_labels(
         table,
@@ -280,9 +295,7 @@ def _measure(table: pd.DataFrame, digest: str, teacher_folder: Path, run: Path) 
         "tfidf_weight": share,
         "told": description,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, result)
     return result
 
 

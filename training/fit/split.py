@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ import pandas as pd
 
 from training.data import copies_of, sha256_of
 from training.errors import TrainingError
+from training.files import replacing, write_json
 from training.splits import SPLITS
 
 SEED: Final = 1
@@ -103,9 +102,8 @@ def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: P
             f"remove {run}."
         )
     run.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
     counts = {split: int((rows["split"] == split).sum()) for split in SPLITS}
     provenance = {
         "file": source.name,
@@ -114,5 +112,5 @@ def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: P
         "seed": SEED,
         "rows": counts,
     }
-    (run / SOURCE_FILE).write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run / SOURCE_FILE, provenance, indent=2)
     return path

@@ -1,12 +1,13 @@
 """Starting weights of `fit`, and the terms of their licences."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
-from fastai.text.all import AWD_LSTM, save_pickle, set_seed, tokenize_df
+import pandas as pd
+from fastai.text.all import AWD_LSTM, tokenize_df
 
 from handler.exported import CARD_FILE, CONFIG_FILE
 from training.data import sha256_of
@@ -14,6 +15,7 @@ from training.errors import TrainingError
 from training.settings import MINILM, WT103, GeneralSettings
 from training.stages.language_model import merge_vocabularies
 from training.stages.products import ENCODER_FILE, VOCABULARY_FILE
+from training.stages.stage import Stage, save_tensors, save_vocabulary
 from training.stages.terms import terms_of
 from training.stages.transformer import load, word_vectors
 
@@ -102,27 +104,29 @@ def own_words(texts: Iterable[str], settings: GeneralSettings, run: Path) -> Pat
 
     Returns:
         The folder in the run, in the format of a language model's stage.
-    """
-    import pandas as pd
 
-    folder = run / OWN_FOLDER
-    if (folder / ENCODER_FILE).is_file() and (folder / VOCABULARY_FILE).is_file():
+    Raises:
+        TrainingError: the folder has an encoder of other settings or texts.
+    """
+    folder, texts = run / OWN_FOLDER, list(texts)
+    stage = Stage(folder, settings, {"texts": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
+    if not stage.begin():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _, counts = tokenize_df(pd.DataFrame({"text": list(texts)}), "text")
+    _, counts = tokenize_df(pd.DataFrame({"text": texts}), "text")
     tokenizer, _ = load(MINILM)
     ids: dict[str, int] = tokenizer.get_vocab()
     words = sorted((word for word in ids if not word.startswith(("##", "["))), key=ids.__getitem__)
     vocabulary = merge_vocabularies(counts, words, settings.min_frequency, settings.max_vocabulary)
-    set_seed(settings.seed, reproducible=True)
+    stage.seed()
     encoder = AWD_LSTM(len(vocabulary), settings.embedding_size, settings.hidden_size, settings.layers)
     state = encoder.state_dict()
     if settings.word_vectors:
         vectors = settings.word_vectors * word_vectors(vocabulary, settings.embedding_size)
         # fastai stores the embedding under two names.
         state["encoder.weight"] = state["encoder_dp.emb.weight"] = vectors
-    save_pickle(folder / VOCABULARY_FILE, vocabulary)
-    torch.save(state, folder / ENCODER_FILE)
+    save_vocabulary(vocabulary, folder / VOCABULARY_FILE)
+    save_tensors(state, folder / ENCODER_FILE)
+    stage.finish()
     return folder
 
 

@@ -28,18 +28,19 @@ from fastai.text.all import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.data import existing, labelled, labels_of, sha256_of
+from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
+from training.files import replacing
 from training.settings import ClassifierSettings
 from training.stages import tfidf
 from training.stages.augmentation import OPINIONS, WORDS, spans, synthetic_texts
 from training.stages.calibration import calibrate_and_round
-from training.stages.language_model import callbacks, read_lines, sizes_of
+from training.stages.language_model import callbacks, existing_encoder, read_lines, sizes_of
 from training.stages.predictions import predictions
 from training.stages.products import ENCODER_FILE, LEARNER_FILE, TEACHER_FILE, TEACHERS, VOCABULARY_FILE
-from training.stages.stage import Phase, Stage
+from training.stages.record import check_data
+from training.stages.stage import Phase, Stage, save_tensors
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
-from training.stages.teacher import check_teacher_data
 from training.templates import LABELS
 
 SYNTHETIC_LABEL_SMOOTHING = 0.05
@@ -79,8 +80,8 @@ def train_classifier(
         TrainingError: a label is blank, or there is no encoder.
     """
     inputs = inputs_of(csv_sha256, encoder_folder, teachers, generated, settings)
-    for teacher in teachers:
-        check_teacher_data(teacher, csv_sha256)
+    for stage_folder in (*teachers, *([generated.parent] if generated else [])):
+        check_data(stage_folder, csv_sha256)
     labels = labels_of(tweets)
     check_synthetic_texts(settings, labels)
     train, validation = labelled(tweets, "train"), labelled(tweets, "validation")
@@ -126,10 +127,7 @@ def inputs_of(
     Raises:
         TrainingError: there is no encoder.
     """
-    encoder = existing(
-        encoder_folder / ENCODER_FILE,
-        ": name an encoder with --start model_store/general, or run `python -m training language-model` first.",
-    )
+    encoder = existing_encoder(encoder_folder)
     vocabulary = sha256_of(encoder_folder / VOCABULARY_FILE)
     inputs = {"data": csv_sha256, "encoder": sha256_of(encoder), "vocabulary": vocabulary}
     inputs |= {name: sha256_of(teacher / TEACHER_FILE) for name, teacher in zip(TEACHERS, teachers, strict=False)}
@@ -214,7 +212,7 @@ def _extended(encoder: Path, vocabulary: list[str], file: Path) -> tuple[Path, l
     embeddings, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
     # fastai stores the embedding under two names.
     state["encoder.weight"] = state["encoder_dp.emb.weight"] = embeddings
-    torch.save(state, file)
+    save_tensors(state, file)
     return file, vocabulary
 
 
@@ -301,4 +299,6 @@ def export(model: nn.Module, rows: pd.DataFrame, labels: list[str], vocabulary: 
         get_y=ColReader("label"),
     ).dataloaders(rows[:EXAMPLES], bs=8, num_workers=0)
     # A TextLearner has the callbacks that fastai needs to predict with this model.
-    TextLearner(data, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=folder).export(LEARNER_FILE)
+    learner = TextLearner(data, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=folder)
+    with replacing(folder / LEARNER_FILE) as partial:
+        learner.export(partial.name)

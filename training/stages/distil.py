@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.text.all import AccumMetric, load_pickle, save_pickle
+from fastai.text.all import AccumMetric, load_pickle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,10 +27,11 @@ from training.stages.calibration import calibrate_and_round
 from training.stages.classifier import classifier_learner, export, loaders
 from training.stages.language_model import hashes_of, read_lines
 from training.stages.products import ENCODER_FILE, TEACHER_FILE, VOCABULARY_FILE
-from training.stages.stage import Phase, Stage
+from training.stages.record import check_data
+from training.stages.stage import Phase, Stage, save_tensors, save_vocabulary
 from training.stages.targets import accuracy as label_accuracy
 from training.stages.targets import soft_cross_entropy, to_targets
-from training.stages.teacher import check_teacher_data, load_teacher
+from training.stages.teacher import load_teacher
 from training.stages.transformer import TransformerClassifier
 
 HELD_OUT = 2_000
@@ -137,7 +138,7 @@ def distil_with_labels(
         "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
         "teacher": sha256_of(teacher_folder / TEACHER_FILE),
     }
-    check_teacher_data(teacher_folder, csv_sha256)
+    check_data(teacher_folder, csv_sha256)
     stage = Stage(folder, settings, inputs)
     if not stage.begin():
         return
@@ -210,8 +211,8 @@ def _train(
             Phase("all", settings.epochs, settings.learning_rate, 0),
         ],
     )
-    torch.save(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
-    save_pickle(folder / VOCABULARY_FILE, vocabulary)
+    save_tensors(learner.model[0].module.state_dict(), folder / ENCODER_FILE)
+    save_vocabulary(vocabulary, folder / VOCABULARY_FILE)
     calibration = calibrate_and_round(learner, len(labels))
     truncate_outputs(learner.model, len(labels))
     export(learner.model, known, labels, vocabulary, folder)

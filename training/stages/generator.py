@@ -8,7 +8,6 @@ A document of the language model is a label, followed by a text. The generator c
 of a random text with that label, so that each label has as many texts as the others.
 """
 
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,9 @@ from tqdm import tqdm
 
 from handler.tokens import BEGINNING, CAPITALIZED, PADDING, REPEATED_CHARACTER, REPEATED_WORD, UNKNOWN, UPPER_CASE
 from training.data import labelled, sha256_of
+from training.files import write_text
 from training.settings import GeneratorSettings
-from training.stages.language_model import language_model_of, sizes_of, streams
+from training.stages.language_model import existing_encoder, language_model_of, sizes_of, streams
 from training.stages.products import ENCODER_FILE, GENERATED_FILE, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage
 
@@ -89,6 +89,9 @@ def generate(
         encoder_folder: folder of the encoder to initialize from; its vocabulary is the language model's.
         settings: hyperparameters.
         folder: the stage's folder.
+
+    Raises:
+        TrainingError: there is no encoder, or there is too little text.
     """
     stage = Stage(folder, settings, generator_inputs(csv_sha256, encoder_folder))
     if not stage.begin():
@@ -106,14 +109,21 @@ def generate(
     network = _Network(learner.model, vocabulary)
     prompts = prompts_of(labelled(data, "train"), vocabulary)
     known = {_letters(text) for text in data["text"]}
-    stage.finish(texts=_write(folder / GENERATED_FILE, network, prompts, known, settings))
+    written = _write(folder / GENERATED_FILE, network, prompts, known, settings)
+    if written < settings.texts:
+        print(f"{folder}: {written:,} of {settings.texts:,} texts. Other samples were too long, too short, or copies.")
+    stage.finish(texts=written)
 
 
 def generator_inputs(csv_sha256: str, encoder_folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each input that determines the generated texts, for the stage's record."""
+    """Return the SHA-256 of each input that determines the generated texts, for the stage's record.
+
+    Raises:
+        TrainingError: there is no encoder.
+    """
     return {
         "data": csv_sha256,
-        "encoder": sha256_of(encoder_folder / ENCODER_FILE),
+        "encoder": sha256_of(existing_encoder(encoder_folder)),
         "vocabulary": sha256_of(encoder_folder / VOCABULARY_FILE),
     }
 
@@ -157,7 +167,7 @@ def _write(
             wanted = min(ROUND_TEXTS, settings.texts - number * ROUND_TEXTS)
             new: list[str] = []
             samples = network.samples(prompts, settings, settings.seed + number)
-            for text in islice(samples, MAX_SAMPLES_PER_TEXT * wanted):
+            for text in filter(None, islice(samples, MAX_SAMPLES_PER_TEXT * wanted)):
                 letters = _letters(text)
                 if len(text.split()) >= MIN_WORDS and letters not in known:
                     known.add(letters)
@@ -166,9 +176,7 @@ def _write(
                 if len(new) == wanted:
                     break
             texts += new
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-            os.replace(partial, file)
+            write_text(file, "".join(f"{text}\n" for text in texts))
     return len(texts)
 
 
@@ -204,8 +212,8 @@ class _Network:
         ]
 
     @torch.inference_mode()
-    def samples(self, prompts: list[list[Prompt]], settings: GeneratorSettings, seed: int) -> Iterator[str]:
-        """Generate texts without end. A text that ends makes room for the next."""
+    def samples(self, prompts: list[list[Prompt]], settings: GeneratorSettings, seed: int) -> Iterator[str | None]:
+        """Generate texts without end; None for a text that is too long. A text that ends makes room for the next."""
         generator = torch.Generator().manual_seed(seed)
         choice = random.Random(seed)
 
@@ -233,8 +241,8 @@ class _Network:
                 if token != self._beginning and len(rows[row]) < MAX_TOKENS:
                     rows[row].append(token)
                     continue
-                if token == self._beginning:
-                    yield to_text([self._vocabulary[index] for index in rows[row][begun[row].heading :]])
+                is_whole = token == self._beginning
+                yield to_text([self._vocabulary[i] for i in rows[row][begun[row].heading :]]) if is_whole else None
                 begun[row] = prompt()
                 rows[row], read[row] = list(begun[row].ids), 0
                 for states in (*hidden, *cells):
@@ -246,7 +254,8 @@ def draw(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Ten
 
     These are the fewest tokens whose probabilities sum to at least `top_p` ("nucleus sampling": Holtzman et al., "The
     Curious Case of Neural Text Degeneration", ICLR 2020). Instead of sorting the tokens, a token is drawn from all of
-    them, and accepted if the more probable ones sum to less than `top_p`.
+    them, and accepted if the more probable ones sum to less than `top_p`. A row that accepts none of `DRAWS` draws gets
+    its most probable token: with `top_p` 0.95, one row in 8,000.
 
     Returns:
         the tokens, (B,).

@@ -26,7 +26,6 @@ from fastai.text.all import (
     language_model_learner,
     load_pickle,
     make_vocab,
-    save_pickle,
     to_float,
     tokenize_df,
     untar_data,
@@ -36,7 +35,7 @@ from training.data import existing, sha256_of
 from training.errors import TrainingError
 from training.settings import WT103, GeneralSettings, GeneratorSettings, LanguageModelSettings
 from training.stages.products import ENCODER_FILE, GENERAL_FILE, VOCABULARY_FILE
-from training.stages.stage import Phase, Stage
+from training.stages.stage import Phase, Stage, save_tensors, save_vocabulary
 from training.stages.transformer import fast_in_bfloat16, word_vectors
 from training.tables import DAMAGED, OPENERS
 
@@ -94,12 +93,6 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
         n=max(1, min(MAX_HELD_OUT, int(len(documents) * HELD_OUT_FRACTION))), random_state=settings.seed
     )
     documents["is_valid"] = documents.index.isin(held_out.index)
-    words = sum(len(text.split()) for text in held_out["text"])
-    if len(documents) == 1 or words <= settings.batch_size:
-        raise TrainingError(
-            f"Too little text for a language model: {len(documents)} documents, of which {len(held_out)} with {words} "
-            f"words are held out. A batch reads {settings.batch_size} streams of words. Add files with --texts."
-        )
     data = streams(documents, settings, min_freq=settings.min_frequency, max_vocab=settings.max_vocabulary)
     sizes = {"emb_sz": settings.embedding_size, "n_hid": settings.hidden_size, "n_layers": settings.layers}
     learner = language_model_of(data, sizes, settings.drop_mult)
@@ -108,8 +101,8 @@ def train_general(texts: list[Path], settings: GeneralSettings, folder: Path) ->
         # The decoder shares this tensor.
         learner.model[0].encoder.weight.data.copy_(settings.word_vectors * vectors)
     stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
-    torch.save(learner.model.state_dict(), folder / GENERAL_FILE)
-    save_pickle(folder / VOCABULARY_FILE, list(data.vocab))
+    save_tensors(learner.model.state_dict(), folder / GENERAL_FILE)
+    save_vocabulary(list(data.vocab), folder / VOCABULARY_FILE)
     stage.finish(documents=len(documents), tokens_per_epoch=len(data.train) * _tokens_per_batch(data))
 
 
@@ -145,8 +138,8 @@ def train_on_texts(
             Phase("all", settings.epochs, settings.learning_rate, 0),
         ],
     )
-    torch.save(learner.model[0].state_dict(), folder / ENCODER_FILE)
-    save_pickle(folder / VOCABULARY_FILE, merged)
+    save_tensors(learner.model[0].state_dict(), folder / ENCODER_FILE)
+    save_vocabulary(merged, folder / VOCABULARY_FILE)
     stage.finish()
 
 
@@ -260,7 +253,19 @@ def read_lines(path: Path) -> Iterator[str]:
 def streams(
     documents: pd.DataFrame, settings: GeneralSettings | LanguageModelSettings | GeneratorSettings, **vocabulary: Any
 ) -> Any:
-    """Make fastai data loaders of documents as streams of tokens; the column `is_valid` marks held-out documents."""
+    """Make fastai data loaders of documents as streams of tokens; the column `is_valid` marks held-out documents.
+
+    Raises:
+        TrainingError: the held-out documents, or the others, are too short for one token in each stream of a batch.
+    """
+    held_out = documents["is_valid"].astype(bool)
+    for part, rows in (("to train on", documents[~held_out]), ("held out", documents[held_out])):
+        words = sum(len(text.split()) for text in rows["text"])
+        if words <= settings.batch_size:
+            raise TrainingError(
+                f"Too little text for a language model: the documents {part} have {words} words; a batch reads "
+                f"{settings.batch_size} streams of words. Add text, or lower batch_size with --set."
+            )
     data = DataBlock(
         blocks=TextBlock.from_df("text", is_lm=True, seq_len=settings.sequence_length, **vocabulary),
         get_x=ColReader("text"),
@@ -271,6 +276,18 @@ def streams(
         token_ids = loader.items.coll
         loader.items.coll = [token_ids[row] for row in range(len(token_ids))]
     return data
+
+
+def existing_encoder(folder: Path) -> Path:
+    """Return the file of the encoder in a stage's folder.
+
+    Raises:
+        TrainingError: there is no encoder.
+    """
+    return existing(
+        folder / ENCODER_FILE,
+        ": name an encoder with --start model_store/general, or run `python -m training language-model` first.",
+    )
 
 
 def language_model_of(data: Any, sizes: dict[str, int], drop_mult: float) -> Learner:

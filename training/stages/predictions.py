@@ -4,17 +4,20 @@ A training that is started again, or with other settings, predicts only the text
 """
 
 import hashlib
-import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.data import sha256_of
+from training.files import replacing
+from training.stages.lock import lock
 from training.stages.products import TEACHER_FILE
 from training.stages.stage import CHECKPOINT_MINUTES, TEXTS_AT_ONCE
 from training.stages.teacher import load_teacher
@@ -36,8 +39,9 @@ def predictions(folder: Path, labels: Sequence[str], texts: Sequence[str]) -> Pr
         texts: the texts.
 
     Raises:
-        TrainingError: see `training.stages.teacher.load_teacher`.
+        TrainingError: see `training.stages.teacher.load_teacher`; or another process uses the teacher.
     """
+    lock(folder)
     weights = sha256_of(folder / TEACHER_FILE)
     known = _read(folder / PREDICTIONS_FILE, weights)
     hashes = [_hash(text) for text in texts]
@@ -62,20 +66,22 @@ def _hash(text: str) -> bytes:
 
 
 def _read(file: Path, weights: str) -> dict[bytes, Any]:
-    """Return the stored probabilities by hash; none if the file does not exist, or has those of other weights."""
+    """Return the stored probabilities by hash; none if the file is missing or damaged, or is of other weights."""
     if not file.exists():
         return {}
-    with np.load(file) as stored:
-        if str(stored["weights"]) != weights:
-            return {}
-        keys = [key.tobytes() for key in stored["hashes"]]
-        return dict(zip(keys, stored["probabilities"], strict=True))
+    try:
+        with file.open("rb") as source, np.load(source) as stored:
+            if str(stored["weights"]) != weights:
+                return {}
+            keys = [key.tobytes() for key in stored["hashes"]]
+            return dict(zip(keys, stored["probabilities"], strict=True))
+    except (ValueError, KeyError, EOFError, BadZipFile):
+        print(f"{file} is damaged: all texts are predicted again", file=sys.stderr)
+        return {}
 
 
 def _write(file: Path, weights: str, known: dict[bytes, Any]) -> None:
-    """Write the file, so that a killed process leaves the old file or the new one."""
-    partial = file.with_suffix(".partial")
+    """Write the file, whole or not at all."""
     hashes = np.frombuffer(b"".join(known), np.uint8).reshape(-1, _HASH_BYTES)
-    with partial.open("wb") as output:
+    with replacing(file) as partial, partial.open("wb") as output:
         np.savez(output, weights=weights, hashes=hashes, probabilities=np.stack(list(known.values())))
-    os.replace(partial, file)

@@ -49,6 +49,19 @@ def finished_stage(folder: Path) -> Path | None:
     return folder
 
 
+def check_data(folder: Path, csv_sha256: str) -> None:
+    """Check that a stage was trained on this data: another file may contain labels that this file holds out.
+
+    Raises:
+        TrainingError: the stage was trained on another file.
+    """
+    if record_of(folder)["inputs"].get("data") != csv_sha256:
+        raise TrainingError(
+            f"The stage in {folder} was trained on another data file, so it may have seen labels that this file holds "
+            f"out. Remove {folder} and train it again, or choose another folder with --run."
+        )
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Describe how the settings and inputs of two records differ; an empty string if they are equal."""
     return ", ".join(

@@ -10,7 +10,6 @@ A run is a folder, and each stage has a folder in it. A stage's folder contains:
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +20,14 @@ from typing import Any
 
 import matplotlib
 import torch
-from fastai.text.all import Callback, CancelBatchException, Learner, set_seed
+from fastai.text.all import Callback, CancelBatchException, Learner, save_pickle, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
 from handler.memory import give_freed_memory_back
 from training.errors import TrainingError
+from training.files import replacing, write_json
+from training.stages.lock import lock
 from training.stages.record import RECORD_FILE, command_line, differences, source_commit, timestamp, versions
 
 matplotlib.use("Agg")  # a server has no display
@@ -124,10 +125,15 @@ class Stage:
         return done
 
     def begin(self) -> bool:
-        """Write the record and seed all random number generators; return False if the stage is already done."""
+        """Write the record and seed all random number generators; return False if the stage is already done.
+
+        Raises:
+            TrainingError: another process is training the stage.
+        """
         if self.is_done():
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock(self.folder)
         self._write_record()
         self.seed()
         if torch.cuda.is_available():
@@ -140,10 +146,10 @@ class Stage:
 
     def finish(self, **results: Any) -> None:
         """Mark the stage as done, add `results` to its record, and remove its checkpoints."""
-        self.record |= {"finished": timestamp(), **results}
-        self._write_record()
         if self.record["epochs"]:
             self._draw_curves()
+        self.record |= {"finished": timestamp(), **results}
+        self._write_record()
         self._checkpoint_path.unlink(missing_ok=True)
         self._outputs_path.unlink(missing_ok=True)
 
@@ -170,7 +176,7 @@ class Stage:
                 is_last = start + TEXTS_AT_ONCE >= len(texts)
                 if is_last or time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES:
                     outputs = [torch.cat(outputs)]
-                    _save_atomically(outputs[0], self._outputs_path)
+                    save_tensors(outputs[0], self._outputs_path)
                     saved = time.monotonic()
         self.seed()
         return torch.cat(outputs)
@@ -226,7 +232,7 @@ class Stage:
             "batches": batches,
             "loss": float(learner.recorder.smooth_loss.value),
         }
-        _save_atomically(state, self._checkpoint_path)
+        save_tensors(state, self._checkpoint_path)
         self._write_record()
 
     def epoch_done(self, learner: Learner, phase: str, seconds: float) -> None:
@@ -259,9 +265,7 @@ class Stage:
         now = time.monotonic()
         self.record["seconds"] = round(self.record["seconds"] + now - self._clock, 1)
         self._clock = now
-        partial = self._record_path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, self._record_path)
+        write_json(self._record_path, self.record, indent=2)
 
     def _load_checkpoint(self, learner: Learner) -> dict[str, Any] | None:
         """Load the checkpoint's weights into the learner; return the checkpoint, or None if there is none."""
@@ -321,11 +325,20 @@ class _Skip(Callback):  # type: ignore[misc]
             raise CancelBatchException
 
 
-def _save_atomically(value: Any, path: Path) -> None:
-    """Write an object that contains tensors, so that a killed process leaves the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    torch.save(value, partial)
-    os.replace(partial, path)
+def save_tensors(value: Any, path: Path) -> None:
+    """Write an object that contains tensors, whole or not at all.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    with replacing(path) as partial:
+        torch.save(value, partial)
+
+
+def save_vocabulary(vocabulary: list[str], path: Path) -> None:
+    """Write a vocabulary in fastai's format, whole or not at all."""
+    with replacing(path) as partial:
+        save_pickle(partial, vocabulary)
 
 
 def plot_curves(record: dict[str, Any], picture: Path) -> None:

@@ -23,8 +23,7 @@ from training.errors import TrainingError
 from training.settings import FrozenTeacherSettings, TeacherSettings
 from training.stages.language_model import callbacks
 from training.stages.products import TEACHER_FILE
-from training.stages.record import record_of
-from training.stages.stage import Phase, Stage
+from training.stages.stage import Phase, Stage, save_tensors
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
 from training.stages.transformer import TransformerClassifier, load, weights_sha256
 
@@ -155,19 +154,6 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
     return teacher
 
 
-def check_teacher_data(folder: Path, csv_sha256: str) -> None:
-    """Check that a teacher was trained on this data: another file may contain labels that this file holds out.
-
-    Raises:
-        TrainingError: the teacher was trained on another file.
-    """
-    if record_of(folder)["inputs"].get("data") != csv_sha256:
-        raise TrainingError(
-            f"The teacher in {folder} was trained on another CSV file, so it may have seen labels that this file holds "
-            f"out. Remove {folder} and train it again, or choose another folder with --run."
-        )
-
-
 def _train(
     transformer: str,
     *,
@@ -210,7 +196,7 @@ def _save(teacher: TransformerClassifier, labels: list[str], folder: Path) -> No
     teacher.network.config.id2label = dict(enumerate(labels))
     for part in (teacher.tokenizer, teacher.network.config):
         part.save_pretrained(folder / TRANSFORMER_FOLDER)
-    torch.save(teacher.state_dict(), folder / TEACHER_FILE)
+    save_tensors(teacher.state_dict(), folder / TEACHER_FILE)
 
 
 def _groups(teacher: TransformerClassifier) -> list[list[nn.Parameter]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -36,11 +37,13 @@ def new_classifier(words_min: int = 2, characters_min: int = 3) -> Any:
 
 
 def fitted(rows: pd.DataFrame) -> Any:
-    """Fit `new_classifier` on the columns `text` and `label` of the rows.
+    """Fit `new_classifier` on the columns `text` and `label` of the rows; a constant if they have only one label.
 
     Raises:
         TrainingError: the texts have no word of two letters or digits.
     """
+    if rows["label"].nunique() == 1:
+        return DummyClassifier(strategy="prior").fit(rows["text"], rows["label"])
     try:
         return new_classifier().fit(rows["text"], rows["label"])
     except ValueError:  # no word occurs in enough texts
@@ -57,7 +60,15 @@ def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
 
     Args:
         rows: a table with the columns `text` and `label`.
+
+    Raises:
+        TrainingError: no label has five rows.
     """
+    if rows["label"].value_counts().max() < FOLDS:
+        raise TrainingError(
+            f"No label has {FOLDS} texts, so the texts cannot be divided into {FOLDS} parts. Add texts, or train "
+            "without TF-IDF: --set classifier.tfidf_weight=0."
+        )
     copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():

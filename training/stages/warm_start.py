@@ -8,15 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from fastai.text.all import AWD_LSTM, save_pickle
+from fastai.text.all import AWD_LSTM
 from fastai.text.core import defaults
 
 from handler import exported
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.stages.products import ENCODER_FILE, VOCABULARY_FILE
+from training.stages.products import ENCODER_FILE, LABEL_STAGES, VOCABULARY_FILE
 from training.stages.record import RECORD_FILE, record_of
+from training.stages.stage import save_tensors, save_vocabulary
 
 PREFIX = "warm-start-"
 """Prefix of the encoder's folder in a run, before the first characters of the model's identity."""
@@ -70,8 +71,8 @@ def unpack(model: Path, run: Path) -> Path:
     encoder.load_state_dict(state)
     folder = run / (PREFIX + exported.identity(model)[:12])
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(encoder.state_dict(), folder / ENCODER_FILE)
-    save_pickle(folder / VOCABULARY_FILE, [UNREACHED if token is None else token for token in start.vocabulary])
+    save_tensors(encoder.state_dict(), folder / ENCODER_FILE)
+    save_vocabulary([UNREACHED if token is None else token for token in start.vocabulary], folder / VOCABULARY_FILE)
     (folder / exported.CARD_FILE).write_bytes((model / exported.CARD_FILE).read_bytes())
     return folder
 
@@ -79,13 +80,13 @@ def unpack(model: Path, run: Path) -> Path:
 def saw_labels(start: Path) -> bool:
     """Return whether labels of the data may have trained the exported model that a run was initialized from.
 
-    The answer is no only if the model's card lists its stages and none of them is a classifier.
+    The answer is no only if the model's card lists its stages, and none of them is trained on labels of the data.
 
     Args:
         start: folder that `unpack` returned.
     """
     stages = json.loads((start / exported.CARD_FILE).read_text(encoding="utf-8"))["stages"]
-    return not stages or any(name.split()[-1] == "classifier" for name in stages)
+    return not stages or any(name.split()[-1] in LABEL_STAGES for name in stages)
 
 
 def start_of(run: Path, stage: str = "classifier") -> Path | None:
