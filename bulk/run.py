@@ -76,8 +76,12 @@ def prepare(
         say: shows a message to the user.
 
     Raises:
-        BulkError: a file is missing or invalid, or the output belongs to another run.
+        BulkError: a file or a limit is missing or invalid, or the output belongs to another run.
     """
+    try:
+        limits = Limits.from_environment()
+    except ValueError as error:
+        raise BulkError(str(error)) from error
     if not output or output.endswith("/") or (is_local(output) and os.path.isdir(output)):
         raise BulkError(f"--output {output!r} is a folder. Expected the beginning of file names, such as out/scored.")
     model, is_this_code = read_archive(archive)
@@ -90,7 +94,7 @@ def prepare(
     files = _inputs(pattern, output)
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         sources = list(pool.map(lambda file: _source(file, pattern, kind, settings), files))
-    job = Job(sources, output, model, settings, Limits.from_environment())
+    job = Job(sources, output, model, settings, limits)
     _record(job, files)
     return job
 
