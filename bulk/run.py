@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from bulk.archive import read_archive
 from bulk.columns import Columns
 from bulk.errors import BulkError, bulk_error_in
-from bulk.files import PARTIAL, File, delete_files, exists, is_local, matching, opened, read_file, write_file
+from bulk.files import PARTIAL, File, delete_file, escaped, exists, is_local, matching, opened, read_file, write_file
 from bulk.local import local_runner, loopback_only, watched
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
@@ -204,7 +204,8 @@ def _record(job: Job, files: Sequence[File]) -> None:
     written = {_source_name(shard.path, job.output) for shard in _shards(job.output)}
     if written:
         _check_earlier(path, record, written)
-    delete_files([file.path for file in matching(f"{_escaped(job.output)}*{PARTIAL}")])
+    for file in matching(f"{escaped(job.output)}*{PARTIAL}"):
+        delete_file(file.path)
     write_file(path, json.dumps(record, indent=1).encode())
 
 
@@ -232,17 +233,12 @@ def _check_earlier(path: str, record: dict[str, Any], written: Collection[str]) 
 
 def _shards(output: str) -> list[File]:
     """Return the shards that are written."""
-    return matching(f"{_escaped(output)}-*-of-*")
+    return matching(f"{escaped(output)}-*-of-*")
 
 
 def _source_name(shard: str, output: str) -> str:
     """Return the name of the input file of a shard: `Shard.output` without the part from its index on."""
     return shard.removeprefix(f"{output}-").rsplit("-", 3)[0]
-
-
-def _escaped(path: str) -> str:
-    """Return a path as a pattern that matches only this path."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 @contextmanager
