@@ -19,6 +19,7 @@ from bulk.errors import BulkError
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
 
+_PARTIAL_ENDING: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}\Z")
 _ERRORS: Final = (OSError, GoogleAPIError)
 """The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's client as they are."""
 
@@ -96,6 +97,11 @@ def write_file(path: str, content: bytes) -> None:
         FileSystems.rename([partial], [path])
     except _ERRORS as error:
         raise BulkError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def whole_path(path: str) -> str:
+    """Return the path that a partial file of `write_file` gets when it is whole; other paths stay as they are."""
+    return _PARTIAL_ENDING.sub("", path)
 
 
 def exists(path: str) -> bool:

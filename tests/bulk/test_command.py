@@ -134,7 +134,7 @@ def test_a_killed_run_that_is_started_again_writes_the_same_files(scored: Scored
     process.kill()
     process.wait()
     assert gone(workers)
-    (tmp_path / "scored-tweets.csv-00004-of-00005.csv.0123.partial").write_text("half a sh")
+    (tmp_path / f"scored-tweets.csv-00004-of-00005.csv.{'0123' * 8}.partial").write_text("half a sh")
     result = bulk(pattern, output, mar, "--scores", "--json")
     assert result.returncode == ROW_ERRORS, result.stderr
     assert 1 <= summary(result)["earlier_shards"] < summary(result)["shards"]
