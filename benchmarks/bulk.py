@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import multiprocessing
+import queue
 import resource
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +51,11 @@ CONNECTIONS: Final = 8
 SAMPLE_S: Final = 1.0
 """Interval between two measurements of memory, in seconds."""
 
+CHECK_S: Final = 1.0
+"""Interval between two checks for a lost process of the loop, in seconds."""
+
 TIMEOUT_S: Final = 3_600
+"""Maximum time until all processes of the loop have loaded the model."""
 
 
 def main() -> int:
@@ -89,10 +95,12 @@ def measure(data: Path, counts: Sequence[int], archive: Path, *, with_server: bo
         counts: numbers of texts.
         archive: the model archive.
         with_server: whether to measure `sentiment score`.
+
+    Raises:
+        BenchmarkError: the data have no texts, or one of the measured programs fails.
     """
     cores = usable_cores()
-    with data.open(newline="", encoding="utf-8") as file:
-        tweets = [row["text"] for row in csv.DictReader(file)]
+    tweets = _texts(data)
     sizes = []
     with tempfile.TemporaryDirectory(prefix="bulk-") as workspace:
         folder = Path(workspace)
@@ -114,6 +122,19 @@ def measure(data: Path, counts: Sequence[int], archive: Path, *, with_server: bo
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "cores": cores, "sizes": sizes}
 
 
+def _texts(data: Path) -> list[str]:
+    try:
+        with data.open(newline="", encoding="utf-8") as file:
+            texts = [row["text"] for row in csv.DictReader(file, restval="")]
+    except KeyError as error:
+        raise BenchmarkError(f"{data} has no column 'text'. Expected Kaggle's Tweets.csv.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{data} is not CSV in UTF-8: {error}.") from error
+    if not texts:
+        raise BenchmarkError(f"{data} has no rows. Expected Kaggle's Tweets.csv.")
+    return texts
+
+
 def _write(path: Path, texts: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -131,22 +152,43 @@ def loop(model: Path, path: Path, processes: int) -> dict[str, float]:
 
     Returns:
         Microseconds of each process for a text, in the tokenizer and in the engine.
+
+    Raises:
+        BenchmarkError: a process has failed, or it was killed.
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(processes, timeout=TIMEOUT_S), context.Queue()
     started = [
         context.Process(target=_loop, args=(model, path, processes, i, barrier, results)) for i in range(processes)
     ]
-    for process in started:
-        process.start()
-    times = [results.get(timeout=TIMEOUT_S) for _ in started]
-    for process in started:
-        process.join()
+    try:
+        for process in started:
+            process.start()
+        times = [_result(results, started) for _ in started]
+    finally:
+        # After an error or Ctrl-C, the processes would wait for each other.
+        for child in multiprocessing.active_children():
+            child.terminate()
+            child.join()
     texts = sum(count for count, _, _ in times)
     return {
         "tokenizer_us": round(1e6 * sum(tokenizer_s for _, tokenizer_s, _ in times) / texts, 1),
         "engine_us": round(1e6 * sum(engine_s for _, _, engine_s in times) / texts, 1),
     }
+
+
+def _result(results: Any, processes: Sequence[SpawnProcess]) -> tuple[int, float, float]:
+    """Wait for the next result of `_loop`.
+
+    Raises:
+        BenchmarkError: a process has failed, or it was killed, so that the others wait for it.
+    """
+    while True:
+        with suppress(queue.Empty):
+            result: tuple[int, float, float] = results.get(timeout=CHECK_S)
+            return result
+        if lost := [process.exitcode for process in processes if process.exitcode]:
+            raise BenchmarkError(f"A process of the loop around the model ended with {lost[0]}.")
 
 
 def _loop(model: Path, path: Path, processes: int, index: int, barrier: Barrier, results: Any) -> None:
@@ -173,16 +215,21 @@ def bulk(path: Path, output: Path, archive: Path) -> dict[str, Any]:
     Returns:
         The seconds of the whole command, the processor seconds of all its processes, and the memory of the starting
         process and of the largest worker in MB: the maximum, and the maximum in each quarter of the run.
+
+    Raises:
+        BenchmarkError: the command has failed.
     """
     python = ROOT / ".venv-bulk" / "bin" / "python"
     files = ["--input", str(path), "--output", str(output), "--archive", str(archive)]
-    with _timed() as figures:
-        process = psutil.Popen(
-            [str(python), "-m", "bulk", *files, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+    command = [str(python), "-m", "bulk", *files, "--json"]
+    with _timed() as figures, psutil.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         samples = _Samples(process)
-        answer, _ = process.communicate()
-        samples.end()
+        try:
+            answer, _ = process.communicate()
+        finally:
+            if process.poll() is None:  # after Ctrl-C
+                process.terminate()
+            samples.end()
     if process.returncode:
         raise BenchmarkError(f"python -m bulk ended with {process.returncode}.")
     summary = json.loads(answer)
@@ -194,11 +241,16 @@ def score(path: Path, output: Path, cores: int) -> dict[str, Any]:
 
     Returns:
         The seconds of the command, without the start of the server.
+
+    Raises:
+        BenchmarkError: the server does not start, or the command has failed.
     """
     log = Path(tempfile.gettempdir(), "benchmarks.log")
     command = [sys.executable, "-m", "sentiment", "score", str(path), "--output", str(output), "--overwrite"]
     with running(torchserve(ROOT / ".venv", CONFIG, cores), log), _timed() as figures:
-        subprocess.run([*command, "--connections", str(CONNECTIONS)], cwd=ROOT / "client", check=True)
+        result = subprocess.run([*command, "--connections", str(CONNECTIONS)], cwd=ROOT / "client", check=False)
+    if result.returncode:
+        raise BenchmarkError(f"sentiment score ended with {result.returncode}.")
     return figures
 
 

@@ -2,19 +2,26 @@
 
 import glob
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from google.api_core.exceptions import GoogleAPIError
 
 from bulk.errors import BulkError
 
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
+
+_PARTIAL_ENDING: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}\Z")
+_ERRORS: Final = (OSError, GoogleAPIError)
+"""The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's client as they are."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,16 @@ def matching(pattern: str) -> list[File]:
     try:
         if is_local(pattern):
             # Beam's local file system would walk through all folders below the pattern's.
-            paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-            files = [File(path, status.st_size, status.st_mtime) for path in paths for status in [os.stat(path)]]
+            files = []
+            for path in glob.iglob(pattern, recursive=True):
+                with suppress(OSError):  # a broken link, or a file that was renamed or deleted meanwhile
+                    status = os.stat(path)
+                    if stat.S_ISREG(status.st_mode):
+                        files.append(File(path, status.st_size, status.st_mtime))
         else:
             [result] = FileSystems.match([pattern])
             files = [File(f.path, f.size_in_bytes, f.last_updated_in_seconds) for f in result.metadata_list]
-    except (BeamIOError, ValueError, OSError) as error:
+    except (*_ERRORS, ValueError) as error:
         raise BulkError(f"{pattern} cannot be listed: {_reason(error)}") from error
     return sorted(files, key=lambda file: file.path)
 
@@ -63,7 +74,7 @@ def opened(path: str) -> Iterator[BinaryIO]:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
-    except (BeamIOError, OSError) as error:
+    except _ERRORS as error:
         raise BulkError(f"{path} cannot be read: {_reason(error)}") from error
 
 
@@ -84,25 +95,53 @@ def write_file(path: str, content: bytes) -> None:
         with FileSystems.create(partial, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
             file.write(content)
         FileSystems.rename([partial], [path])
-    except (BeamIOError, OSError) as error:
+    except _ERRORS as error:
         raise BulkError(f"{path} cannot be written: {_reason(error)}") from error
 
 
+def whole_path(path: str) -> str:
+    """Return the path that a partial file of `write_file` gets when it is whole; other paths stay as they are."""
+    return _PARTIAL_ENDING.sub("", path)
+
+
 def exists(path: str) -> bool:
-    """Return whether a file exists."""
-    return bool(FileSystems.exists(path))
+    """Return whether a file exists.
+
+    Raises:
+        BulkError: the file system is not known, or it does not answer.
+    """
+    try:
+        return bool(FileSystems.exists(path))
+    except (*_ERRORS, ValueError) as error:
+        raise BulkError(f"{path} cannot be read: {_reason(error)}") from error
 
 
-def delete_files(paths: list[str]) -> None:
-    """Delete files."""
-    if paths:
-        FileSystems.delete(paths)
+def delete_file(path: str) -> None:
+    """Delete a file. It is no error if the file was renamed or deleted meanwhile.
+
+    Raises:
+        BulkError: the file cannot be deleted.
+    """
+    try:
+        if is_local(path):
+            # Beam's local file system would take the path as a pattern, and a missing file as an error.
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        else:
+            FileSystems.delete([escaped(path)])
+    except _ERRORS as error:
+        raise BulkError(f"{path} cannot be deleted: {_reason(error)}") from error
+
+
+def escaped(path: str) -> str:
+    """Return a path as a pattern that matches only this path."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason of an error, without the paths that Beam adds to it."""
+    """Return the reason of an error in one line, without the paths that Beam adds to it."""
     causes = (
         list(error.exception_details.values()) if isinstance(error, BeamIOError) and error.exception_details else []
     )
     cause = causes[0] if causes else error
-    return (getattr(cause, "strerror", None) or str(cause)).rstrip(".") + "."
+    return (getattr(cause, "strerror", None) or str(cause)).partition("\n")[0].rstrip(".") + "."

@@ -17,7 +17,7 @@ from apache_beam.ml.inference.base import RunInference
 
 from bulk.archive import Archive
 from bulk.columns import Cells, Columns, error_type
-from bulk.files import delete_files, exists, opened, read_file, write_file
+from bulk.files import delete_file, exists, opened, read_file, write_file
 from bulk.model import NAMESPACE, Model
 from bulk.shards import Rows, ScoredRows, Shard, Source
 from bulk.tables import TABLES, Settings, Table
@@ -118,7 +118,7 @@ class Write(beam.DoFn):
         if errors := [index for index, row in enumerate(cells) if error_type(row)]:
             write_file(errors_path, table.written(rows, cells, errors))
         elif exists(errors_path):  # from a run of an earlier version of the input, which did not get further
-            delete_files([errors_path])
+            delete_file(errors_path)
         content = table.written(rows, cells, range(len(cells)))
         write_file(rows.shard.output(self._job.output, table.ending), content)
         _count(cells, self._job.columns)

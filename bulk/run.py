@@ -20,12 +20,24 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from bulk.archive import read_archive
 from bulk.columns import Columns
 from bulk.errors import BulkError, bulk_error_in
-from bulk.files import PARTIAL, File, delete_files, exists, is_local, matching, opened, read_file, write_file
+from bulk.files import (
+    PARTIAL,
+    File,
+    delete_file,
+    escaped,
+    exists,
+    is_local,
+    matching,
+    opened,
+    read_file,
+    whole_path,
+    write_file,
+)
 from bulk.local import local_runner, loopback_only, watched
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Source, shard_count
-from bulk.tables import ENDINGS, TABLES, Settings
+from bulk.tables import ENDINGS, OUTPUT_ENDINGS, TABLES, Settings
 from handler.limits import Limits
 
 RECORD: Final = ".run.json"
@@ -36,6 +48,9 @@ CHECKS_AT_ONCE: Final = 16
 PROGRESS_INTERVAL_S, REMOTE_PROGRESS_INTERVAL_S = 1.0, 30.0
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
+_ENDINGS: Final = "|".join(map(re.escape, sorted(OUTPUT_ENDINGS)))
+_SHARD: Final = re.compile(rf"(.+)-\d{{5,}}-of-\d{{5,}}(?:{_ENDINGS})", re.DOTALL)
+"""File name of a shard without the output's prefix, see `Shard.output`. The group is the name of the input file."""
 
 Say = Callable[[str], None]
 
@@ -76,8 +91,12 @@ def prepare(
         say: shows a message to the user.
 
     Raises:
-        BulkError: a file is missing or invalid, or the output belongs to another run.
+        BulkError: a file or a limit is missing or invalid, or the output belongs to another run.
     """
+    try:
+        limits = Limits.from_environment()
+    except ValueError as error:
+        raise BulkError(str(error)) from error
     if not output or output.endswith("/") or (is_local(output) and os.path.isdir(output)):
         raise BulkError(f"--output {output!r} is a folder. Expected the beginning of file names, such as out/scored.")
     model, is_this_code = read_archive(archive)
@@ -87,11 +106,12 @@ def prepare(
             "other predictions. `make archive` builds it again."
         )
     settings = Settings(text_column, Columns(model.task, scores, prefix))
-    files = _inputs(pattern, output)
+    earlier = _earlier(output)
+    files = _inputs(pattern, output, earlier["files"])
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         sources = list(pool.map(lambda file: _source(file, pattern, kind, settings), files))
-    job = Job(sources, output, model, settings, Limits.from_environment())
-    _record(job, files)
+    job = Job(sources, output, model, settings, limits)
+    _record(job, files, earlier)
     return job
 
 
@@ -156,10 +176,38 @@ def _paths(job: Job) -> Iterator[str]:
     yield from (source.path for source in job.sources)
 
 
-def _inputs(pattern: str, output: str) -> list[File]:
-    """Return the files of a pattern, without those that a run with this output has written."""
-    written = re.compile(rf"{re.escape(output)}({re.escape(ERRORS)})?-.*-\d{{5}}-of-\d{{5}}\.\w+")
-    files = [file for file in matching(pattern) if not written.fullmatch(file.path)]
+def _earlier(output: str) -> dict[str, Any]:
+    """Return the record of the earlier run with this output; without such a run, a record without input files.
+
+    Raises:
+        BulkError: the file is not a record.
+    """
+    path = output + RECORD
+    if not exists(path):
+        return {"files": {}}
+    try:
+        record = json.loads(read_file(path))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise BulkError(f"{path} is not the record of a run. Choose another --output.")
+    return record
+
+
+def _inputs(pattern: str, output: str, names: Collection[str]) -> list[File]:
+    """Return the files of a pattern, without those that the earlier run with this output has written.
+
+    Args:
+        pattern: the pattern.
+        output: prefix of the output files' paths.
+        names: names of the earlier run's input files.
+    """
+    folder = _folder(output)
+    files = [
+        file
+        for file in matching(pattern)
+        if not (_is_written(file.path, output, names) and _folder(file.path) == folder)
+    ]
     if not files:
         raise BulkError(f"No file matches {pattern}.")
     return files
@@ -180,8 +228,11 @@ def _source(file: File, pattern: str, kind: str | None, settings: Settings) -> S
     return Source(file.path, name, kind, file.size, shard_count(size))
 
 
-def _record(job: Job, files: Sequence[File]) -> None:
+def _record(job: Job, files: Sequence[File], earlier: Mapping[str, Any]) -> None:
     """Write down what determines the output. Shards that exist are kept, so they must come from the same run.
+
+    The shards of another prefix can have names that begin with this prefix. They are told apart by the names of the
+    input files of this run and of the earlier run.
 
     Raises:
         BulkError: shards exist that come from another archive, other options, or other input files.
@@ -197,58 +248,72 @@ def _record(job: Job, files: Sequence[File]) -> None:
             for source, file in zip(job.sources, files, strict=True)
         },
     }
-    written = {_source_name(shard.path, job.output) for shard in _shards(job.output)}
-    if written:
-        _check_earlier(path, record, written)
-    delete_files([file.path for file in matching(f"{_escaped(job.output)}*{PARTIAL}")])
+    names = {*record["files"], *earlier["files"]}
+    if written := set(_written(job.output, names)):
+        _check_earlier(job.output, record, earlier, written)
+    for file in matching(f"{escaped(job.output)}*{PARTIAL}"):
+        if _is_written(file.path, job.output, names):
+            delete_file(file.path)
     write_file(path, json.dumps(record, indent=1).encode())
 
 
-def _check_earlier(path: str, record: dict[str, Any], written: Collection[str]) -> None:
+def _check_earlier(
+    output: str, record: Mapping[str, Any], earlier: Mapping[str, Any], written: Collection[str]
+) -> None:
     """Compare a run with the record of the run that wrote the shards of some input files.
 
     Raises:
         BulkError: see `_record`.
     """
-    try:
-        earlier = json.loads(read_file(path)) if exists(path) else {"files": {}}
-        earlier_files = earlier["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BulkError(f"{path} is not the record of a run. Choose another --output.") from error
     changed = [f"its {name}" for name in record if name != "files" and earlier.get(name) != record[name]]
     changed += [
-        f"its input file {name}" for name in sorted(written) if earlier_files.get(name) != record["files"].get(name)
+        f"its input file {name}" for name in sorted(written) if earlier["files"].get(name) != record["files"].get(name)
     ]
     if changed:
         raise BulkError(
-            f"The output {path.removesuffix(RECORD)}-* belongs to another run: {changed[0]} is not the same. Choose "
-            "another --output, or delete the files of that run."
+            f"The output {output}-* belongs to another run: {changed[0]} is not the same. Choose another "
+            "--output, or delete the files of that run."
         )
 
 
-def _shards(output: str) -> list[File]:
-    """Return the shards that are written."""
-    return matching(f"{_escaped(output)}-*-of-*")
+def _written(output: str, names: Collection[str]) -> list[str]:
+    """Return the name of the input file of each written shard, for the shards of these input files."""
+    found = [_source_name(file.path, output) for file in matching(f"{escaped(output)}-*-of-*")]
+    return [name for name in found if name in names]
 
 
-def _source_name(shard: str, output: str) -> str:
-    """Return the name of the input file of a shard: `Shard.output` without the part from its index on."""
-    return shard.removeprefix(f"{output}-").rsplit("-", 3)[0]
+def _is_written(path: str, output: str, names: Collection[str]) -> bool:
+    """Return whether a run with these input files writes a file of this name, or has begun to write it."""
+    whole = whole_path(path)
+    is_record = os.path.basename(whole) == os.path.basename(output + RECORD)
+    return is_record or any(_source_name(whole, prefix) in names for prefix in (output, output + ERRORS))
 
 
-def _escaped(path: str) -> str:
-    """Return a path as a pattern that matches only this path."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
+def _source_name(path: str, output: str) -> str:
+    """Return the name of the input file of a shard; an empty name if the path is not that of a shard.
+
+    Only the file names are compared, because the path of a folder can be spelt in several ways.
+    """
+    prefix, name = f"{os.path.basename(output)}-", os.path.basename(path)
+    match = _SHARD.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    return match[1] if match else ""
+
+
+def _folder(path: str) -> str:
+    """Return the folder of a file; a folder of this machine by its absolute path, without symbolic links."""
+    folder = os.path.dirname(path)
+    return os.path.realpath(folder) if is_local(path) else folder
 
 
 @contextmanager
 def _progress(job: Job, shards: int, interval_s: float, progress: Callable[[int, int], None]) -> Iterator[None]:
     """Report the number of shards that are written, at regular intervals. All runners write them in the same place."""
+    names = {source.name for source in job.sources}
     ended = threading.Event()
 
     def report() -> None:
         while not ended.wait(interval_s):
-            progress(len(_shards(job.output)), shards)
+            progress(len(_written(job.output, names)), shards)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()

@@ -389,6 +389,9 @@ TABLES: Final[Mapping[str, Callable[[Settings], Table]]] = {
 }
 """The formats by name."""
 
+OUTPUT_ENDINGS: Final = {CsvTable.ending, TsvTable.ending, JsonLinesTable.ending, ParquetTable.ending}
+"""The endings of the output files' names in all formats."""
+
 ENDINGS: Final[Mapping[str, str]] = {
     ".csv": "csv",
     ".tsv": "tsv",

@@ -134,7 +134,7 @@ def test_a_killed_run_that_is_started_again_writes_the_same_files(scored: Scored
     process.kill()
     process.wait()
     assert gone(workers)
-    (tmp_path / "scored-tweets.csv-00004-of-00005.csv.0123.partial").write_text("half a sh")
+    (tmp_path / f"scored-tweets.csv-00004-of-00005.csv.{'0123' * 8}.partial").write_text("half a sh")
     result = bulk(pattern, output, mar, "--scores", "--json")
     assert result.returncode == ROW_ERRORS, result.stderr
     assert 1 <= summary(result)["earlier_shards"] < summary(result)["shards"]
@@ -342,3 +342,9 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
         assert code == (2 if name == "an option" else FAILED), name
         assert message.count("error:") == 1, f"{name}: {message}"
         assert ("was built with other code" in message) == (name == "another archive"), f"{name}: {message}"
+
+
+def test_a_limit_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    result = bulk(tmp_path / "in.csv", tmp_path / "out", tmp_path / "none.mar", CLASSIFIER_MAX_TOKEN_READS="abc")
+    assert result.returncode == FAILED
+    assert result.stderr == "error: CLASSIFIER_MAX_TOKEN_READS must be a whole number above 0, not 'abc'.\n"

@@ -12,7 +12,7 @@ import pytest
 import requests
 from gcp_storage_emulator.server import create_server
 
-from bulk.cli import ROW_ERRORS
+from bulk.cli import FAILED, ROW_ERRORS
 from tests.bulk.command import bulk, bulk_python, summary
 from tests.bulk.inputs import BAD, texts, write_csv, write_json_lines, write_parquet
 
@@ -37,6 +37,17 @@ class Metadata(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json" if reply.startswith("{") else "application/text")
         self.end_headers()
         self.wfile.write(reply.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class Forbidden(BaseHTTPRequestHandler):
+    """Cloud Storage for an account without permissions."""
+
+    def do_GET(self) -> None:
+        """Refuse the request."""
+        self.send_error(403)
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -92,6 +103,18 @@ def test_files_in_a_bucket_have_the_results_of_local_files(
     again = bulk(*there, "--json", **environment)
     assert summary(again)["earlier_shards"] == counts["shards"]
     assert names(environment, "out/") == written
+
+
+def test_a_bucket_without_permission_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidden) as storage:
+        threading.Thread(target=storage.serve_forever, daemon=True).start()
+        host = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{storage.server_port}"}
+        archive = f"gs://{BUCKET}/sentiment.mar"
+        result = bulk(tmp_path / "in.csv", tmp_path / "out", archive, **environment | host)
+        storage.shutdown()
+    assert result.returncode == FAILED
+    assert result.stderr.startswith(f"error: {archive} cannot be read: 403 "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 def upload(environment: dict[str, str], name: str, content: bytes) -> None:
