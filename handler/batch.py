@@ -320,9 +320,9 @@ class _Tokenization:
             length = len(ids[-1])
             self.tokens += length
             reads = 1 + (length + 1 if kind is Kind.EXPLAIN else 0)
-            least_token_reads += length * (TOKENIZER_COST + self._classifier.networks * reads)
+            least_token_reads += length * (TOKENIZER_COST + self._classifier.network_cost * reads)
             self._check_token_reads(least_token_reads, kind)
-        token_reads = _token_reads([len(row) for row in ids], kind, self._classifier.networks)
+        token_reads = _token_reads([len(row) for row in ids], kind, self._classifier.network_cost)
         self._check_token_reads(token_reads, kind)
         self._token_reads.take(token_reads)
         return TokenizedRequest(kind, request.request.form, tuple(ids), tuple(explained_texts))
@@ -341,8 +341,8 @@ class _Tokenization:
             raise TooLargeError(message.format(self._max_token_reads))
 
 
-def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
-    """Compute the work for texts of these lengths in token reads, see `handler.padding.cost`.
+def _token_reads(lengths: Sequence[int], kind: Kind, network_cost: float) -> float:
+    """Compute the work for texts of these lengths in token reads, see `cost` and `network_cost` in `handler.padding`.
 
     An explained text counts `length + 2` times, although the network reads it only `length + 1` times: once for the
     prediction and once for each token. The count errs on the safe side.
@@ -350,7 +350,7 @@ def _token_reads(lengths: Sequence[int], kind: Kind, networks: int) -> float:
     token_reads = cost(lengths)
     if kind is Kind.EXPLAIN:
         token_reads += sum(cost([length] * (length + 1)) for length in lengths)
-    return networks * token_reads + TOKENIZER_COST * sum(lengths)
+    return network_cost * token_reads + TOKENIZER_COST * sum(lengths)
 
 
 def _predict_all(requests: Sequence[TokenizedRequest], classifier: TextClassifier) -> list[PredictedRequest | Failure]:

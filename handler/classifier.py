@@ -13,6 +13,7 @@ from handler import exported
 from handler.engine import Engine, graph_file
 from handler.ensemble import joined
 from handler.exported import Description, Network, Probabilities
+from handler.padding import network_cost
 from handler.prediction import Explanation, Prediction
 from handler.tokens import TokenizedText
 
@@ -32,7 +33,10 @@ class TextClassifier:
         self.card = model.card
         self.reference = model.reference
         self.unknown_id = model.tokenizer.unknown_id
-        self.networks = len(model.config.members)
+        self.network_cost = network_cost(
+            sum(member.network.lstm_weights for member in model.config.members),
+            model.card.get("archive", {}).get("precision", "int8"),
+        )
         self.seen_tokens = min(member.network.seen_tokens for member in model.config.members)
         self._backwards = model.config.backwards
         self._tokenizer = model.tokenizer

@@ -71,6 +71,11 @@ class NetworkConfig:
         return list(pairwise([self.embedding_size, *[self.hidden_size] * (self.layers - 1), self.embedding_size]))
 
     @property
+    def lstm_weights(self) -> int:
+        """Number of weights in the matrices of all LSTMs, on which the time of a token depends."""
+        return sum(4 * outputs * (inputs + outputs) for inputs, outputs in self.lstm_sizes)
+
+    @property
     def seen_tokens(self) -> float:
         """Maximum number of tokens of a text that is pooled from its beginning; infinite if every text is."""
         return math.inf if self.pooled_tokens is None else max(self.pooled_tokens, self.chunk_tokens)

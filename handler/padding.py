@@ -24,6 +24,27 @@ has to provide memory each time."""
 LARGE_PASS_TOKEN_COST = 1.5
 """Cost of a token in a forward pass of more than `SMALL_PASS_TOKENS` tokens; in a small pass the cost is 1."""
 
+REFERENCE_LSTM_WEIGHTS = 3_240_000
+"""Number of LSTM weights of the embedded model, for which the costs above were measured."""
+
+PRECISION_COST = {"int8": 1.0, "int8-fine": 2.2, "float32": 5.0}
+"""Cost of a token by the precision of the weights, relative to int8.
+
+CPU time of a token in microseconds, in a text of 4,500 tokens, and in texts of 150 tokens together (AVX-512 VNNI):
+
+| network | int8 | int8-fine | float32 |
+|---|---|---|---|
+| 300/600/2 | 45, 23 | 105, 50 | 135, 65 |
+| 400/600/3 | 80, 48 | | 277, 138 |
+| 400/1152/3 | 259, 129 | 478, 302 | 1,441, 519 |
+"""
+
+LARGER_NETWORK_TIME = 2
+"""A request to a larger network may take this multiple of the time of the largest request to the embedded model.
+
+The limits would otherwise refuse long texts that a large network can still answer before the response timeout.
+"""
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -49,6 +70,17 @@ def cost(lengths: Sequence[int]) -> float:
     text that has a pass of its own.
     """
     return _cheapest(lengths)[0]
+
+
+def network_cost(lstm_weights: int, precision: str) -> float:
+    """Compute the factor by which the limits count a token more than for the embedded model; at least 1.
+
+    Args:
+        lstm_weights: number of LSTM weights of the network, or of all networks of an ensemble.
+        precision: a key of `PRECISION_COST`; an unknown precision counts as the slowest.
+    """
+    relative = lstm_weights / REFERENCE_LSTM_WEIGHTS * PRECISION_COST.get(precision, max(PRECISION_COST.values()))
+    return max(1.0, relative / LARGER_NETWORK_TIME)
 
 
 def _cheapest(lengths: Sequence[int]) -> tuple[float, list[list[int]]]:

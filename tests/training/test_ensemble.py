@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
 from handler.limits import Limits
+from handler.padding import LARGER_NETWORK_TIME, network_cost
 from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
 from tests.training.test_export import (
@@ -30,7 +32,7 @@ from training.errors import TrainingError
 from training.export.archive import archive
 from training.export.folder import export_files
 from training.export.sample import sample_of
-from training.settings import Precision
+from training.settings import PRECISIONS, Precision
 
 TEXTS = [*toy_texts()[:8], *texts_of_lengths(LENGTHS[:10]), "zzyzx unheard-of"]
 
@@ -84,9 +86,13 @@ def test_the_archive_has_both_networks(learners: list[Any], folder: Path, tmp_pa
         np.testing.assert_allclose(archived.predict(TEXTS), means(learners), rtol=0, atol=tolerance)
 
 
-def test_the_limit_of_token_reads_counts_both_networks(folder: Path) -> None:
+def test_the_limit_of_token_reads_counts_both_networks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request may have half as many tokens as with one network."""
+    members = exported.read_description(folder / "model").config.members
+    weights = sum(member.network.lstm_weights for member in members)
+    monkeypatch.setattr("handler.padding.REFERENCE_LSTM_WEIGHTS", weights / (2 * LARGER_NETWORK_TIME))
     classifier = TextClassifier.load(folder / "model")
+    assert classifier.network_cost == 2
     limits = Limits(max_token_reads=100)
     statuses = []
     for words in (10, 35, 60):
@@ -94,6 +100,20 @@ def test_the_limit_of_token_reads_counts_both_networks(folder: Path) -> None:
         [result], _ = batch.infer(batch.read([row], limits), classifier, limits)
         statuses.append(isinstance(result, PredictedRequest))
     assert statuses == [True, False, False]
+
+
+def test_a_token_counts_by_the_size_and_the_precision_of_the_network(folder: Path) -> None:
+    """The default size of fastai's networks; with the embedded model's limits, one request took 18 s."""
+    network = exported.read_description(folder / "model").config.network
+    fastais = replace(network, embedding_size=400, hidden_size=1152, layers=3)
+    for sizes in (network, fastais):
+        shapes = sizes.tensor_shapes()
+        matrices = [shape for name, shape in shapes.items() if name.startswith("lstm.") and len(shape) == 2]
+        assert sizes.lstm_weights == sum(rows * columns for rows, columns in matrices)
+    assert network_cost(network.lstm_weights, "float32") == 1, "a small network has the limits of the embedded model"
+    costs = [network_cost(fastais.lstm_weights, precision) for precision in PRECISIONS]
+    assert costs == sorted(costs)
+    assert costs[:2] == [pytest.approx(3.1, abs=0.1), pytest.approx(6.9, abs=0.1)]
 
 
 def test_a_token_of_an_ensemble_is_explained(folder: Path) -> None:

@@ -199,7 +199,8 @@ def choose(model: ExportedModel, sample: Sample) -> Choice:
     multiplied by `SYNTHETIC_FACTOR`.
     """
     measurement = Measurement(model, sample)
-    small = _lstm_weights(model) < FINE_FROM
+    # The networks of an ensemble mostly have the same size.
+    small = model.config.network.lstm_weights < FINE_FROM
     candidates: tuple[Precision, ...] = ("int8",) if small else ("int8", "int8-fine")
     differences: dict[Precision, Difference] = {}
     reasons: list[str] = []
@@ -313,8 +314,3 @@ def texts_within(limit: int, ids: Sequence[list[int]]) -> list[list[int]]:
     order = np.random.default_rng(1).permutation(len(ids))
     tokens = np.cumsum([len(ids[position]) for position in order])
     return [ids[position] for position in order[: max(int((tokens <= limit).sum()), 1)]]
-
-
-def _lstm_weights(model: ExportedModel) -> int:
-    """Count the LSTM weights of the first network; the networks of an ensemble mostly have the same size."""
-    return sum(value.size for name, value in model.weights.items() if name.startswith("lstm."))
