@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from sentiment.transport import READ_TIMEOUT_S
 from tests.approximately import approximately
 from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
@@ -180,6 +181,7 @@ def test_the_numbers_are_the_manifests() -> None:
         f"for {pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']} s the pod answers as before",
         f"and its draining | more than the longest request | {policy['timeoutSec']} |",
         f"| {rules.longest_request_s()} |\n| load balancer's timeout",
+        f"and of the page | more than the longest request | {READ_TIMEOUT_S:g} |",
         f"After {pod['terminationGracePeriodSeconds']} s (`terminationGracePeriodSeconds`)",
     }
     assert policy["timeoutSec"] == policy["connectionDraining"]["drainingTimeoutSec"]
