@@ -39,6 +39,7 @@ KUBECTL = [
     if command.startswith("kubectl") and command not in IN_A_POD and not BLOCKING.search(command)
 ]
 ELSEWHERE = {
+    "kubectl port-forward --namespace sentiment pod/NAME 8082:8082": "tests/k8s/test_readme.py",
     "kubectl port-forward --namespace sentiment deployment/sentiment 8082:8082": "tests/k8s/test_readme.py",
     "kubectl port-forward --namespace sentiment deployment/sentiment 8080:8080 8082:8082": "tests/k8s/test_readme.py",
     ".venv/bin/sentiment --every-pod status": "tests/k8s/test_readme.py",
@@ -75,6 +76,14 @@ def test_every_address_of_a_command_is_forwarded_before(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for curl in re.finditer(r"^curl .*127\.0\.0\.1:(\d+)", text, flags=re.MULTILINE):
         assert re.search(rf"^kubectl port-forward .* {curl[1]}:{curl[1]}\b", text[: curl.start()], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_that_reads_one_pod_shows_how_to_choose_it(page: Path) -> None:
+    """`deployment/sentiment` is any one of the pods, and the alert may be about another one."""
+    text = page.read_text(encoding="utf-8")
+    if re.search(r"^kubectl (port-forward|exec) ", text, flags=re.MULTILINE):
+        assert "pod/NAME" in text
 
 
 @pytest.fixture(scope="module")
