@@ -1,9 +1,12 @@
 """The pages about Kubernetes: their figures are those of the manifests, and their commands run without a cluster."""
 
+import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
-from tests.paths import MODEL, ROOT
+from tests.paths import CLIENT, MODEL, ROOT
 from training.export.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
@@ -75,6 +78,34 @@ def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, m
         ("2.0", {"2.0": 2}),
         ("1.0", {"1.0": 2}),
     ]
+
+
+def test_the_commands_that_compare_a_new_model_with_the_old_one_run(live: Server, tmp_path: Path) -> None:
+    """One server stands in for both models, so no label changes."""
+    section = README.partition("\n## Deploy a new version\n")[2].partition("\n## ")[0]
+    evaluate, score = (block for block in blocks_of(section) if block.startswith(".venv/bin/"))
+    texts = ["Late again", "Thank you, for the great flight!", "Which gate?"]
+    with (tmp_path / "labelled.csv").open("w", newline="") as file:
+        rows = zip(texts, ["negative", "positive", "neutral"], ["validation"] * 3, strict=True)
+        csv.writer(file).writerows([("text", "label", "split"), *rows])
+    shutil.copy(tmp_path / "labelled.csv", tmp_path / "texts.csv")
+
+    def run(block: str) -> str:
+        for address in ('"https://${DOMAIN:?}"', "http://127.0.0.1:8080"):
+            assert address in block
+            block = block.replace(address, live.project.inference)
+        block = block.replace(".venv/bin/python", sys.executable)
+        block = block.replace(".venv/bin/sentiment", f"{sys.executable} -m sentiment")
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{CLIENT}"}
+        command = ["bash", "-e", "-c", block]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    assert run(evaluate).count('"accuracy"') == 2
+    assert run(score).endswith("0 of 3\n")
 
 
 def test_a_local_deployment_prints_what_the_page_shows(
