@@ -530,7 +530,8 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 def exposed_metrics() -> frozenset[str]:
     """The names of all metrics of the server.
 
-    They are the names in the list that TorchServe reads (a histogram has three), and the door's documented names.
+    They are the names in the list that TorchServe reads (a histogram has three), and the documented names of the door's
+    and of Kubernetes' metrics.
     """
     declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
     suffixes = {"histogram": ("_bucket", "_sum", "_count")}
@@ -542,7 +543,7 @@ def exposed_metrics() -> frozenset[str]:
         for suffix in suffixes.get(kind, ("",))
     }
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-    return frozenset(torchserves | set(re.findall(r"^\| `(haproxy_\w+)` ", page, flags=re.MULTILINE)))
+    return frozenset(torchserves | set(re.findall(r"^\| `((?:haproxy|kube)_\w+)` ", page, flags=re.MULTILINE)))
 
 
 # -- Manifests --

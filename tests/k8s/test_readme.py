@@ -148,6 +148,41 @@ def test_the_digest_goes_into_the_overlay(tmp_path: Path) -> None:
     assert {path.name for path in overlay.iterdir()} == {path.name for path in (K8S / "overlays" / "gke").iterdir()}
 
 
+def test_the_public_address_is_watched_from_outside(tmp_path: Path) -> None:
+    """The page's block, with a stand-in for gcloud that records its arguments."""
+    [block] = [block for block in BLOCKS if "monitoring uptime create" in block]
+    calls = tmp_path / "calls"
+    stand_in = f"""gcloud() {{ printf '%s\\0' "$@" $'\\n' >> {calls}; echo projects/p/notificationChannels/1; }}"""
+    program = f"{stand_in}; export PROJECT=p DOMAIN=sentiment.example.com\n{block}"
+    subprocess.run(["bash", "-e", "-c", program], check=True, timeout=60)
+    uptime, channel, policy = (call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1])
+
+    def option(call: list[str], name: str) -> str:
+        return call[call.index(name) + 1]
+
+    assert uptime[:3] == ["monitoring", "uptime", "create"]
+    assert option(uptime, "--resource-labels") == "host=sentiment.example.com,project_id=p"
+    assert option(uptime, "--protocol") == "https"
+    assert option(uptime, "--path") == rules.PROBES["readinessProbe"]
+    assert option(uptime, "--validate-ssl") == "true"
+    assert option(channel, "--channel-labels") == "email_address=on-call@example.com"
+    assert option(policy, "--notification-channels") == "projects/p/notificationChannels/1"
+    assert 'resource.label.host="sentiment.example.com"' in option(policy, "--condition-filter")
+    assert json.loads(option(policy, "--aggregation"))["crossSeriesReducer"] == "REDUCE_COUNT_FALSE"
+    assert (ROOT / option(policy, "--documentation")).is_file()
+    assert f"`{option(policy, '--display-name')}`" in OPERATE
+
+
+def test_the_cluster_collects_the_metrics_that_the_alerts_read() -> None:
+    """Kube state metrics have a component of the cluster for each kind of object."""
+    [components] = re.findall(r"--enable-managed-prometheus \\\n +--monitoring (\S+)$", README, flags=re.MULTILINE)
+    [group] = find(render("gke"), "Rules", "sentiment")["spec"]["groups"]
+    names = set().union(*(rules.metric_names(rule["expr"]) for rule in group["rules"]))
+    kinds = {name.split("_")[1].upper() for name in names if name.startswith("kube_")}
+    assert kinds == {"DEPLOYMENT", "POD"}
+    assert kinds | {"SYSTEM"} <= set(components.split(","))
+
+
 def commands(block: str) -> list[str]:
     """A block's commands, each with its continuation lines."""
     return re.sub(r"(\\|&&)\n", " ", block).splitlines()
