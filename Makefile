@@ -12,6 +12,8 @@ LEARNER :=
 LABELLED :=
 FIT_ARGS :=
 TEXTS :=
+# The version of the model in the image.
+VERSION := 1.0
 # If the command line names no model, the configuration names the models to serve.
 ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
 override MODEL := $(patsubst %/,%,$(MODEL))
@@ -129,11 +131,11 @@ image: ## build the container image, with podman or docker
 	@test -f '$(MODEL)/config.json' && test '$(MODEL)' = 'model_store/$(notdir $(MODEL))' || \
 	  { echo "error: MODEL=$(MODEL); expected one exported model, such as MODEL=model_store/reviews" >&2; exit 1; }
 	$(ENGINE) build $(ENGINE_ARGS) --tag '$(IMAGE)' --build-arg NAME='$(notdir $(MODEL))' \
-	  --build-arg REVISION=$$(git rev-parse HEAD) .
+	  --build-arg VERSION='$(VERSION)' --build-arg REVISION=$$(git rev-parse HEAD) .
 
 .PHONY: image-test
 image-test: image $(TEST) ## build the image, run it as Kubernetes does, and test it
-	IMAGE=$(IMAGE) CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/image
+	IMAGE=$(IMAGE) VERSION='$(VERSION)' CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/image
 
 .PHONY: sbom
 sbom: $(TEST) ## write sbom.json, the Python packages of the image (CycloneDX)

@@ -60,6 +60,17 @@ def test_the_workflow_runs_existing_make_targets() -> None:
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
+def test_an_image_can_have_another_version() -> None:
+    """Otherwise the replies and the metrics of a new image could not be told from those of the old one."""
+    stage = DOCKERFILE.read_text(encoding="utf-8").partition("\nFROM ")[2].partition("\nFROM ")[0]
+    before, _, archive = stage.partition("-m training archive ")
+    [default] = re.findall(r"^ARG VERSION=(\S+)$", before, flags=re.MULTILINE)
+    assert '--version "${VERSION}"' in archive.partition("&&")[0]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"^VERSION := (\S+)$", makefile, flags=re.MULTILINE) == [default]
+    assert "--build-arg VERSION='$(VERSION)'" in makefile.partition("\nimage: ")[2].partition("\n\n")[0]
+
+
 def test_the_dockerfile_passes_hadolint() -> None:
     result = hadolint(DOCKERFILE.read_text(encoding="utf-8"))
     assert result.returncode == 0, result.stdout

@@ -32,14 +32,16 @@ from sentiment.errors import (
 
 CONNECTIONS = 8
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 40.0
-"""Timeout for a request with its whole reply. It exceeds the 25 s that the server takes at most without a retry of its
-own: 5 s in the queue and 20 s for the answer."""
+READ_TIMEOUT_S = 65.0
+"""Timeout for a request with its whole reply. The server may take 60 s, because HAProxy retries a request once: 10 s
+until the request has arrived, and in each of two attempts 5 s in the queue and 20 s for the answer. A shorter timeout
+would lose an answer that the server still computes."""
 RETRIES = 6
 BACKOFF_S = 0.1
 """Pause before the first retry; doubled before each further one: 6 s in total."""
 LONGEST_PAUSE_S = 30.0
-"""Maximum pause before a retry. If the server asks for a longer one (`Retry-After`), the request fails."""
+"""Maximum pause before a retry, without the random part. If the server asks for a longer one (`Retry-After`), the
+request fails."""
 
 VERSION_HEADER = "X-Model-Version"
 INVALID_KEY = "InvalidKeyException"
@@ -174,7 +176,7 @@ class Transport:
         """
         for attempt in count():
             problem: ClientError
-            pause_s = self._backoff_s * 2**attempt * random.uniform(0.5, 1)
+            pause_s = self._backoff_s * 2**attempt / 2
             try:
                 reply = self._send_once(method, path, body, parameters)
             except _FAILURES as error:
@@ -190,7 +192,11 @@ class Transport:
                 else:
                     return _answer(reply)
                 pause_s = max(pause_s, asked_s or 0)
-            if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S or self._closed.wait(pause_s):
+            if not repeat or attempt == self._retries or pause_s > LONGEST_PAUSE_S:
+                raise problem
+            # A random pause comes on top of what the server asks for, too: it asks all clients that it refuses for the
+            # same pause, and they would return together.
+            if self._closed.wait(pause_s * random.uniform(1, 2)):
                 raise problem
         raise AssertionError("unreachable")
 

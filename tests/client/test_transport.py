@@ -17,10 +17,11 @@ from sentiment.errors import (
     UnreachableError,
 )
 from sentiment.inference import InferenceClient
-from sentiment.transport import Answer, Transport
+from sentiment.transport import READ_TIMEOUT_S, Answer, Transport
 from tests.client.scripted import Answer as Script
 from tests.client.scripted import Reply, error, in_turn, scripted
 from tests.e2e.server_process import free_ports
+from tests.k8s.rules import longest_request_s
 
 RETRIES = 3
 OVERLOADED = error(503, "ServiceUnavailableException")
@@ -98,6 +99,11 @@ def test_a_read_timeout_is_not_retried(slow: Reply) -> None:
     assert requests == 1
 
 
+def test_the_read_timeout_is_longer_than_the_longest_request() -> None:
+    """Otherwise the client would give up while HAProxy's retry is still computed."""
+    assert longest_request_s() < READ_TIMEOUT_S
+
+
 def test_retry_after_is_respected() -> None:
     started = time.monotonic()
     answer, requests = ask(in_turn(error(503, "OverloadedError", **{"Retry-After": "1"}), Reply()))
@@ -125,6 +131,15 @@ def test_the_pause_between_retries_doubles(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(pauses) == RETRIES
     for attempt, pause_s in enumerate(pauses):
         assert 2 * 2**attempt <= pause_s <= 4 * 2**attempt
+
+
+def test_clients_that_the_server_refuses_do_not_return_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server asks all of them for the same pause."""
+    pauses: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", _waiting_through(pauses, above=1))
+    ask(lambda _: error(503, "OverloadedError", **{"Retry-After": "2"}))
+    assert len(set(pauses)) == RETRIES
+    assert all(2 <= pause_s <= 4 for pause_s in pauses)
 
 
 def _waiting_through(pauses: list[float], above: float) -> Callable[[threading.Event, float | None], bool]:

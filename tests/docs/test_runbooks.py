@@ -15,7 +15,7 @@ from tests.docs.test_documents import run, with_addresses_of
 from tests.e2e.server_process import Server
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import find, render
-from tests.k8s.test_readme import BLOCKING, blocks_of, commands
+from tests.k8s.test_readme import BLOCKING, README, blocks_of, commands
 from tests.paths import ROOT
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -38,7 +38,9 @@ KUBECTL = [
     for command in COMMANDS
     if command.startswith("kubectl") and command not in IN_A_POD and not BLOCKING.search(command)
 ]
+GCLOUD = [command for command in COMMANDS if command.startswith("gcloud")]
 ELSEWHERE = {
+    "kubectl port-forward --namespace sentiment pod/NAME 8082:8082": "tests/k8s/test_readme.py",
     "kubectl port-forward --namespace sentiment deployment/sentiment 8082:8082": "tests/k8s/test_readme.py",
     "kubectl port-forward --namespace sentiment deployment/sentiment 8080:8080 8082:8082": "tests/k8s/test_readme.py",
     ".venv/bin/sentiment --every-pod status": "tests/k8s/test_readme.py",
@@ -66,7 +68,13 @@ def test_a_runbook_goes_from_the_symptom_to_the_actions(page: Path) -> None:
 
 
 def test_every_command_is_run_by_a_test() -> None:
-    assert set(COMMANDS) == {*KUBECTL, *IN_A_POD, *CURL, *ELSEWHERE}
+    assert set(COMMANDS) == {*KUBECTL, *IN_A_POD, *CURL, *GCLOUD, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("command", GCLOUD)
+def test_a_gcloud_command_is_one_of_the_deployment(command: str) -> None:
+    """There is no cluster here, so no test can show more."""
+    assert command in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -75,6 +83,14 @@ def test_every_address_of_a_command_is_forwarded_before(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for curl in re.finditer(r"^curl .*127\.0\.0\.1:(\d+)", text, flags=re.MULTILINE):
         assert re.search(rf"^kubectl port-forward .* {curl[1]}:{curl[1]}\b", text[: curl.start()], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_that_reads_one_pod_shows_how_to_choose_it(page: Path) -> None:
+    """`deployment/sentiment` is any one of the pods, and the alert may be about another one."""
+    text = page.read_text(encoding="utf-8")
+    if re.search(r"^kubectl (port-forward|exec) ", text, flags=re.MULTILINE):
+        assert "pod/NAME" in text
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +106,13 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.usefixtures("kubeconfig")
 @pytest.mark.parametrize("command", KUBECTL)
 def test_a_kubectl_command_runs(command: str) -> None:
-    run(command, ROOT)
+    run(command.replace("pod/NAME", "pod/sentiment-1"), ROOT)
 
 
 @pytest.mark.parametrize("command", CURL)
 def test_a_curl_command_shows_what_the_runbook_says(command: str, server: Server) -> None:
     """`run` fails if `grep` finds no metric."""
+    command = command.replace("https://DOMAIN", server.project.inference)
     shown = run(f"set -o pipefail; {with_addresses_of(server, command)}", ROOT)
     if "/explanations/" in command:
         unknown = {token["token"] for token in json.loads(shown)["tokens"] if token["weight"] == 0}

@@ -27,6 +27,8 @@ from training.export.archive import archive
 
 IMAGE = os.environ.get("IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE", "")
+VERSION = os.environ.get("VERSION", "1.0")
+"""The version that `make image` gave to the model."""
 TEXT = {"Content-Type": "text/plain"}
 START_TIMEOUT_S = 60
 TWEET = b"Thank you for the great flight!"
@@ -108,6 +110,7 @@ def workers(container: str) -> list[str]:
 
 def test_the_image_serves_predictions(plain: str) -> None:
     reply = predicted(plain)
+    assert reply.headers[VERSION_HEADER] == VERSION
     assert reply.json()["label"] == "positive"
     assert reply.json()["score"] == pytest.approx(0.977, abs=0.005)
 
@@ -289,16 +292,16 @@ def test_keys_are_read_from_a_mounted_file(tmp_path: Path) -> None:
 def test_versions_and_workers_can_be_added_and_removed(tmp_path: Path) -> None:
     """TorchServe executes programs for these actions, and the image has few programs."""
     second = tmp_path / "sentiment-2.mar"
-    archive(MODEL, second, "2.0", "int8")
+    archive(MODEL, second, "next", "int8")
     with running(*AS_IN_A_POD, "--volume", f"{second}:/app/model_store/{second.name}:ro") as container:
-        for arguments in ("scale 2", "scale 1", "register sentiment-2.mar", "unregister 2.0"):
+        for arguments in ("scale 2", "scale 1", "register sentiment-2.mar", "unregister next"):
             sentiment(container, *arguments.split())
-        for command, version in (("rollout sentiment-2.mar", "2.0"), ("rollback sentiment.mar", "1.0")):
+        for command, version in (("rollout sentiment-2.mar", "next"), ("rollback sentiment.mar", VERSION)):
             sentiment(container, *command.split(), "--drain", "0")
             reply = requests.post(url(container), data=b"Late again", headers=TEXT, timeout=60)
             assert (reply.status_code, reply.headers[VERSION_HEADER]) == (200, version)
         status = json.loads(sentiment(container, "status", "--json"))
-        assert [version["version"] for version in status["versions"]] == ["1.0"]
+        assert [version["version"] for version in status["versions"]] == [VERSION]
 
 
 def test_the_images_labels_describe_it() -> None:

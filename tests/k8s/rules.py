@@ -465,6 +465,26 @@ def autoscaler_problems(manifests: list[Manifest]) -> list[str]:
     return problems
 
 
+ZONE = "topology.kubernetes.io/zone"
+
+
+def spread_problems(manifests: list[Manifest]) -> list[str]:
+    """The pods of a Deployment with an autoscaler, two at least, are never all in one zone."""
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in manifests if each["kind"] == "HorizontalPodAutoscaler"}
+    problems = []
+    for deployment in (each for each in manifests if each["kind"] == "Deployment"):
+        constraints = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
+        if deployment["metadata"]["name"] in scaled and not any(map(_keeps_zones_apart, constraints)):
+            problems.append(f"{_title(deployment)}: all its pods may be in one zone")
+    return problems
+
+
+def _keeps_zones_apart(constraint: Manifest) -> bool:
+    """Whether two pods are scheduled in two zones, and further pods in the remaining zones if one zone fails."""
+    needed = {"topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 1, "nodeTaintsPolicy": "Honor"}
+    return needed.items() <= constraint.items() and constraint.get("minDomains", 1) >= 2
+
+
 # -- Metrics --
 
 _PROMQL_WORDS = frozenset(
@@ -510,7 +530,8 @@ def _recorded_and_alerts(manifests: list[Manifest]) -> Iterator[tuple[Manifest, 
 def exposed_metrics() -> frozenset[str]:
     """The names of all metrics of the server.
 
-    They are the names in the list that TorchServe reads (a histogram has three), and the door's documented names.
+    They are the names in the list that TorchServe reads (a histogram has three), and the documented names of the door's
+    and of Kubernetes' metrics.
     """
     declared = yaml.safe_load((ROOT / "metrics.yaml").read_text(encoding="utf-8"))
     suffixes = {"histogram": ("_bucket", "_sum", "_count")}
@@ -522,7 +543,7 @@ def exposed_metrics() -> frozenset[str]:
         for suffix in suffixes.get(kind, ("",))
     }
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-    return frozenset(torchserves | set(re.findall(r"^\| `(haproxy_\w+)` ", page, flags=re.MULTILINE)))
+    return frozenset(torchserves | set(re.findall(r"^\| `((?:haproxy|kube)_\w+)` ", page, flags=re.MULTILINE)))
 
 
 # -- Manifests --
@@ -571,5 +592,6 @@ CHECKS: tuple[Callable[[list[Manifest]], list[str]], ...] = (
     ending_problems,
     resource_problems,
     autoscaler_problems,
+    spread_problems,
     metric_problems,
 )

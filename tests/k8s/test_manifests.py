@@ -263,6 +263,19 @@ def autoscalers() -> list[Broken]:
     ]
 
 
+def spread() -> list[Broken]:
+    check, problem = rules.spread_problems, "all its pods may be in one zone"
+    zone: Path = (*POD, "topologySpreadConstraints", 0)
+    return [
+        Broken(check, "Deployment", zone, ABSENT, problem),
+        Broken(check, "Deployment", (*zone, "topologyKey"), "kubernetes.io/hostname", problem),
+        Broken(check, "Deployment", (*zone, "whenUnsatisfiable"), "ScheduleAnyway", problem),
+        Broken(check, "Deployment", (*zone, "minDomains"), ABSENT, problem),
+        Broken(check, "Deployment", (*zone, "maxSkew"), 2, problem),
+        Broken(check, "Deployment", (*zone, "nodeTaintsPolicy"), ABSENT, problem),
+    ]
+
+
 def metrics() -> list[Broken]:
     check = rules.metric_problems
     rule: Path = ("spec", "groups", 0, "rules")
@@ -300,6 +313,7 @@ BROKEN = [
     *ending(),
     *resources(),
     *autoscalers(),
+    *spread(),
     *metrics(),
 ]
 

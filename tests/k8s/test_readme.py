@@ -1,9 +1,12 @@
 """The pages about Kubernetes: their figures are those of the manifests, and their commands run without a cluster."""
 
+import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +14,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from sentiment.transport import READ_TIMEOUT_S
 from tests.approximately import approximately
 from tests.e2e.server_process import Project, Server, run_client, serving
 from tests.k8s import rules
 from tests.k8s.api_server import StandInPod, cluster
 from tests.k8s.rendered import K8S, find, kustomize, render
-from tests.paths import MODEL, ROOT
+from tests.paths import CLIENT, MODEL, ROOT
 from training.export.archive import archive
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
@@ -76,6 +80,34 @@ def test_the_management_commands_do_what_is_said(live: Server, tmp_path: Path, m
     ]
 
 
+def test_the_commands_that_compare_a_new_model_with_the_old_one_run(live: Server, tmp_path: Path) -> None:
+    """One server stands in for both models, so no label changes."""
+    section = README.partition("\n## Deploy a new version\n")[2].partition("\n## ")[0]
+    evaluate, score = (block for block in blocks_of(section) if block.startswith(".venv/bin/"))
+    texts = ["Late again", "Thank you, for the great flight!", "Which gate?"]
+    with (tmp_path / "labelled.csv").open("w", newline="") as file:
+        rows = zip(texts, ["negative", "positive", "neutral"], ["validation"] * 3, strict=True)
+        csv.writer(file).writerows([("text", "label", "split"), *rows])
+    shutil.copy(tmp_path / "labelled.csv", tmp_path / "texts.csv")
+
+    def run(block: str) -> str:
+        for address in ('"https://${DOMAIN:?}"', "http://127.0.0.1:8080"):
+            assert address in block
+            block = block.replace(address, live.project.inference)
+        block = block.replace(".venv/bin/python", sys.executable)
+        block = block.replace(".venv/bin/sentiment", f"{sys.executable} -m sentiment")
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{CLIENT}"}
+        command = ["bash", "-e", "-c", block]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    assert run(evaluate).count('"accuracy"') == 2
+    assert run(score).endswith("0 of 3\n")
+
+
 def test_a_local_deployment_prints_what_the_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
@@ -114,6 +146,41 @@ def test_the_digest_goes_into_the_overlay(tmp_path: Path) -> None:
     rendered = subprocess.run([*command, str(overlay)], capture_output=True, text=True, check=True)
     assert f"image: r-docker.pkg.dev/p/sentiment/sentiment@{digest}\n" in rendered.stdout
     assert {path.name for path in overlay.iterdir()} == {path.name for path in (K8S / "overlays" / "gke").iterdir()}
+
+
+def test_the_public_address_is_watched_from_outside(tmp_path: Path) -> None:
+    """The page's block, with a stand-in for gcloud that records its arguments."""
+    [block] = [block for block in BLOCKS if "monitoring uptime create" in block]
+    calls = tmp_path / "calls"
+    stand_in = f"""gcloud() {{ printf '%s\\0' "$@" $'\\n' >> {calls}; echo projects/p/notificationChannels/1; }}"""
+    program = f"{stand_in}; export PROJECT=p DOMAIN=sentiment.example.com\n{block}"
+    subprocess.run(["bash", "-e", "-c", program], check=True, timeout=60)
+    uptime, channel, policy = (call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1])
+
+    def option(call: list[str], name: str) -> str:
+        return call[call.index(name) + 1]
+
+    assert uptime[:3] == ["monitoring", "uptime", "create"]
+    assert option(uptime, "--resource-labels") == "host=sentiment.example.com,project_id=p"
+    assert option(uptime, "--protocol") == "https"
+    assert option(uptime, "--path") == rules.PROBES["readinessProbe"]
+    assert option(uptime, "--validate-ssl") == "true"
+    assert option(channel, "--channel-labels") == "email_address=on-call@example.com"
+    assert option(policy, "--notification-channels") == "projects/p/notificationChannels/1"
+    assert 'resource.label.host="sentiment.example.com"' in option(policy, "--condition-filter")
+    assert json.loads(option(policy, "--aggregation"))["crossSeriesReducer"] == "REDUCE_COUNT_FALSE"
+    assert (ROOT / option(policy, "--documentation")).is_file()
+    assert f"`{option(policy, '--display-name')}`" in OPERATE
+
+
+def test_the_cluster_collects_the_metrics_that_the_alerts_read() -> None:
+    """Kube state metrics have a component of the cluster for each kind of object."""
+    [components] = re.findall(r"--enable-managed-prometheus \\\n +--monitoring (\S+)$", README, flags=re.MULTILINE)
+    [group] = find(render("gke"), "Rules", "sentiment")["spec"]["groups"]
+    names = set().union(*(rules.metric_names(rule["expr"]) for rule in group["rules"]))
+    kinds = {name.split("_")[1].upper() for name in names if name.startswith("kube_")}
+    assert kinds == {"DEPLOYMENT", "POD"}
+    assert kinds | {"SYSTEM"} <= set(components.split(","))
 
 
 def commands(block: str) -> list[str]:
@@ -180,6 +247,7 @@ def test_the_numbers_are_the_manifests() -> None:
         f"for {pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']} s the pod answers as before",
         f"and its draining | more than the longest request | {policy['timeoutSec']} |",
         f"| {rules.longest_request_s()} |\n| load balancer's timeout",
+        f"and of the page | more than the longest request | {READ_TIMEOUT_S:g} |",
         f"After {pod['terminationGracePeriodSeconds']} s (`terminationGracePeriodSeconds`)",
     }
     assert policy["timeoutSec"] == policy["connectionDraining"]["drainingTimeoutSec"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,7 +12,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.e2e.server_process import ONE_WORKER, Project, Server, serving
+from tests.k8s.rules import longest_request_s
 from tests.page.conftest import TIMEOUT_MS, watch
+from tests.paths import ROOT
 
 MESSAGES = {
     400: "The server refuses this request.",
@@ -107,6 +110,12 @@ def test_a_malformed_response_is_an_error(page: Page, body: str) -> None:
     answer_with(page, 200, body)
     classify(page)
     expect(page.get_by_role("alert").filter(has_text="The server's response")).to_be_visible()
+
+
+def test_the_page_waits_longer_than_the_longest_request() -> None:
+    page = (ROOT / "door" / "page.html").read_text(encoding="utf-8")
+    [timeout_s] = re.findall(r"^const ANSWER_TIMEOUT_S = (\d+);", page, flags=re.MULTILINE)
+    assert int(timeout_s) > longest_request_s()
 
 
 def test_a_request_is_retried_after_the_time_in_retry_after(page: Page) -> None:
