@@ -32,8 +32,9 @@ BENCH := .venv-benchmarks
 DOCS := .venv-docs
 BULK := .venv-bulk
 
-# Two processes with one thread each. The tests of a file stay in one process, because they may share a server.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three processes with one thread each, since many tests wait for a server. The tests of a file stay in one process, because
+# they may share a server.
+PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # The command ignores PYTHONPATH, where another package named `sentiment` may be.
 WRITE_COMMAND = @printf '\#!/bin/sh\nexec "%s/python" -I -m sentiment "$$@"\n' "$$(cd '$(BIN)' && pwd)" > '$(BIN)/sentiment' && chmod +x '$(BIN)/sentiment'
