@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -386,9 +387,12 @@ def test_workers_scale_through_the_management_api(project: Project) -> None:
     [model] = requests.get(url, timeout=10).json()
     assert [worker["status"] for worker in model["workers"]] == ["READY"] * count
     assert post(project, "hello") == 200
+    assert requests.put(f"{url}?min_worker=1&max_worker=1&synchronous=true", timeout=120).status_code == 200
+    wait_until(lambda: len(server.workers()) == 1, "one worker")
     processes = server.processes()
     assert server.stop() == 0
     assert gone(processes)
+    assert not re.search(r"worker \d+ (was ended|exited)", server.log), "the server itself has stopped the workers"
 
 
 MAKE_SERVE = [
