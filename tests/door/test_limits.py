@@ -153,6 +153,27 @@ def test_the_queue_is_bounded_and_drops_disconnected_clients(door: Door) -> None
     assert door.stub.most_at_once == PLACES
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/models/sentiment/versions/1.0/ready"])
+def test_requests_for_the_servers_state_do_not_delay_the_readiness_probe(door: Door, path: str) -> None:
+    answer = threading.Event()
+
+    def wait(seen: Request) -> Reply:
+        assert seen.path in {"/ready", "/ping"} or answer.wait(TIMEOUT_S)
+        return Reply(200)
+
+    door.stub.answer = wait
+    with contextlib.ExitStack() as stack:
+        stack.callback(answer.set)
+        clients = stack.enter_context(connected(door, 4 + 64 + 10, request(b"", "GET", path)))
+        refused = first_answered(clients, 10)
+        assert {(reply.status, reply.headers["retry-after"]) for reply in map(Client.reply, refused)} == {(503, "1")}
+        for url in (f"http://127.0.0.1:{door.port}/ready", f"http://127.0.0.1:{door.metrics_port}/ping"):
+            assert requests.get(url, timeout=1).status_code == 200
+        waiting = [client for client in clients if client not in refused]
+        assert {client.reply().status for client in first_answered(waiting, 64)} == {503}, "they wait for a second"
+        assert door.stub.most_at_once <= 5
+
+
 def is_turned_away(door: Door) -> bool:
     """Whether a new connection is closed at once."""
     try:
