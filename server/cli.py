@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -10,12 +9,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import quote
 
 from server import keys, process
 from server.door import HOW_TO_GET_IT, Door, haproxy
 from server.listener import Listeners
+from server.output import Output
 from server.process import StartError
 from server.properties import ConfigurationError, Properties
 from server.torchserve import TorchServe
@@ -70,20 +69,19 @@ def main() -> int:
         help="serve without HAProxy, for measurements only: TorchServe alone has few limits against malicious clients",
     )
     options = parser.parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # paths may have characters that the locale cannot encode
-
     signals = Signals()
+    output = Output()
     try:
         program = None if options.direct else haproxy()
         properties = Properties.read(options.config)
         if options.model:
             properties = properties.with_models(options.model)
-        return serve(properties, program, options.drain_timeout, signals)
+        return serve(properties, program, options.drain_timeout, signals, output)
     except (ConfigurationError, StartError) as error:
-        say(f"error: {error}", sys.stderr)
+        output.say(f"error: {error}", sys.stderr)
         return 1
+    finally:
+        output.flush()
 
 
 class Signals:
@@ -110,7 +108,7 @@ class Signals:
             self.stop.set()
 
 
-def serve(properties: Properties, program: str | None, drain_timeout_s: float, signals: Signals) -> int:
+def serve(properties: Properties, program: str | None, drain_timeout_s: float, signals: Signals, output: Output) -> int:
     """Run TorchServe and the door until a signal arrives; returns the exit code.
 
     Args:
@@ -118,6 +116,7 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
         program: the HAProxy program; None to serve without the door.
         drain_timeout_s: the maximum time after a signal for answering the requests that have arrived.
         signals: the signals that stop the server.
+        output: the output for messages.
 
     Raises:
         ConfigurationError: a file is missing, an address is in use, or a setting cannot be used.
@@ -137,20 +136,34 @@ def serve(properties: Properties, program: str | None, drain_timeout_s: float, s
         listeners = Listeners(public if program else [], properties.path)
         ends.callback(listeners.close)
         server = TorchServe(properties, environment(properties), behind_door=program is not None)
-        ends.callback(say, "Stopped.")
+        ends.callback(output.say, "Stopped.")
         ends.callback(server.stop)
         for note in server.notes:
-            say(note)
+            output.say(note)
         door = None
         if program is None:
-            say(DIRECT)
+            output.say(DIRECT)
         else:
-            door = Door(program, listeners, server.endpoints, server.workspace, key_hashes, say_for_door)
+            door = Door(
+                program,
+                listeners,
+                server.endpoints,
+                server.workspace,
+                key_hashes,
+                lambda line: output.say(f"door: {line}"),
+            )
             ends.callback(door.stop)
-        return run(properties, server, door, drain_timeout_s, signals)
+        return run(properties, server, door, drain_timeout_s, signals, output)
 
 
-def run(properties: Properties, server: TorchServe, door: Door | None, drain_timeout_s: float, signals: Signals) -> int:
+def run(
+    properties: Properties,
+    server: TorchServe,
+    door: Door | None,
+    drain_timeout_s: float,
+    signals: Signals,
+    output: Output,
+) -> int:
     """Watch TorchServe and the door until a signal arrives, then drain; returns the exit code.
 
     Raises:
@@ -162,11 +175,11 @@ def run(properties: Properties, server: TorchServe, door: Door | None, drain_tim
         if signals.stop.wait(POLL_S):
             return 0
     names = [quote(name, safe="") for name in server.model_names]
-    say(welcome(properties, names, has_page=door is not None))
+    output.say(welcome(properties, names, has_page=door is not None))
     last_search_s = time.monotonic()
     while not signals.stop.wait(POLL_S):
         if not server.running:
-            say("error: TorchServe exited unexpectedly; see its output above.", sys.stderr)
+            output.say("error: TorchServe exited unexpectedly; see its output above.", sys.stderr)
             return 1
         if door is not None:
             door.start_again()
@@ -174,30 +187,10 @@ def run(properties: Properties, server: TorchServe, door: Door | None, drain_tim
             server.remove_leftovers()
             last_search_s = time.monotonic()
     if door is not None:
-        say("Stopping: answering the requests that have arrived (a second signal stops the server at once) ...")
+        output.say("Stopping: answering the requests that have arrived (a second signal stops the server at once) ...")
         if not door.drain(0 if signals.by_hand else GRACE_S, drain_timeout_s, signals.force):
-            say("Some requests were not answered.", sys.stderr)
+            output.say("Some requests were not answered.", sys.stderr)
     return 0
-
-
-def say(line: str, stream: TextIO | None = None) -> None:
-    """Write a line, and ignore errors: the server keeps running if the disk is full or its output has no reader.
-
-    Args:
-        line: the line, without its end.
-        stream: the output; None for standard output.
-    """
-    stream = stream or sys.stdout
-    try:
-        print(line, file=stream, flush=True)
-    except OSError:
-        # At exit, Python would try to write the rest of the buffer and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def say_for_door(line: str) -> None:
-    """Write a line of the door's output."""
-    say(f"door: {line}")
 
 
 def environment(properties: Properties) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Process:
             configuration: the file that it reads after `shared.cfg`.
             variables: the whole environment of the process.
             files: file descriptors that the process inherits.
-            say: called with each line of the process's output.
+            say: called with each line of the process's output; it must not wait.
 
         Raises:
             ConfigurationError: the program rejects the configuration.
@@ -197,7 +197,7 @@ class Door:
             torchserve: the addresses of TorchServe.
             workspace: the folder for sockets and for the file of key hashes.
             key_hashes: the hashes returned by `keys.hashes`; None to require no key.
-            say: called with each line of the processes' output.
+            say: called with each line of the processes' output; it must not wait.
 
         Raises:
             ConfigurationError: the program is not HAProxy or too old, or it rejects the configuration.

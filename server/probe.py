@@ -1,6 +1,6 @@
 """`python -m server.probe ready|live`: the health check of the image, run inside the container.
 
-Over HTTP, the door gives the same information under `/ready` and `/ping`.
+Over HTTP, the door gives the same information under `/ready`, and under `/ping` at the metrics address.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument(
         "question",
         choices=["ready", "live"],
-        help="ready: the default version of every model has a ready worker; live: TorchServe responds",
+        help="ready: the default version of every model has a ready worker; live: no restart is needed",
     )
     parser.add_argument(
         "--config",
@@ -58,12 +58,18 @@ def ready(properties: Properties) -> None:
 
 
 def live(properties: Properties) -> None:
-    """Check that TorchServe responds.
+    """Check that no restart is needed.
 
     Raises:
-        server.api.ERRORS: TorchServe or the door does not respond, or TorchServe reports that it is not healthy.
+        server.api.ERRORS: TorchServe or the door does not respond, or a model has had no ready worker for 300 s.
     """
-    api.get(properties.inference, "/ping")
+    try:
+        api.get(properties.metrics, "/ping")
+    except api.AnswerError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        # Without the door, TorchServe's own health check is the only one.
+        api.get(properties.inference, "/ping")
 
 
 if __name__ == "__main__":

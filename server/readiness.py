@@ -1,10 +1,12 @@
-"""A small HTTP server that reports whether the server and its models are ready.
+"""A small HTTP server that reports whether the server and its models are ready, and whether a restart is needed.
 
-The door forwards to it the requests for `/ready` and those requests of the Open Inference Protocol that concern the
-server rather than a model's handler. It asks TorchServe's management API, because TorchServe's `/ping` reports healthy
-while a model still loads. It responds within a bounded time, even if TorchServe hangs.
+The door forwards to it the requests for `/ready`, those for `/ping` at the metrics address, and those requests of the
+Open Inference Protocol that concern the server rather than a model's handler. It asks TorchServe's management API,
+because TorchServe's own `/ping` reports healthy while a model still loads, and unhealthy if some workers cannot start
+while others answer. It responds within a bounded time, even if TorchServe hangs.
 """
 
+import contextlib
 import json
 import socket
 import socketserver
@@ -14,16 +16,21 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import Any, ClassVar
-from urllib.parse import quote, unquote
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import unquote
 
 from server import NAME, VERSION, api
 from server.address import Endpoint, Endpoints, SocketAddress
+
+T = TypeVar("T")
 
 ANSWER_S = 2
 """The timeout of a request to TorchServe."""
 FRESH_S = 0.5
 """The time for which a response of TorchServe is reused, so that many probes cause one request."""
+WITHOUT_WORKER_S = 300
+"""The time without a ready worker of a model's default version after which a restart is needed: TorchServe then stops
+restarting its workers (`maxRetryTimeoutInSec`)."""
 EXTENSIONS = ("binary_tensor_data",)
 """The extensions of the Open Inference Protocol that the server supports: texts may be binary data after the JSON."""
 
@@ -83,7 +90,7 @@ class Readiness:
         models = _Models(torchserve)
 
         class Handler(_Handler):
-            answers = _Answers(models, torchserve)
+            answers = _Answers(models)
 
         self._answers = Handler.answers
         self._server = _server(address, Handler)
@@ -100,23 +107,23 @@ class Readiness:
         self._server.server_close()
 
 
-class _Versions:
-    """Versions of models, as TorchServe describes them. One thread asks at a time, and the response is reused."""
+class _Cached(Generic[T]):
+    """What TorchServe reports. One thread asks at a time, and the response is reused."""
 
-    def __init__(self, ask: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(self, ask: Callable[[], T]) -> None:
         """Keep the function that asks.
 
         Args:
-            ask: requests the versions from TorchServe; raises `api.ERRORS`.
+            ask: requests a value from TorchServe; raises `api.ERRORS`.
         """
         self._ask = ask
         self._lock = threading.Lock()
         self._asked_s = float("-inf")  # monotonic
-        self._described: list[dict[str, Any]] = []
+        self._value: T
         self._problem: str | None = None
 
-    def described(self) -> list[dict[str, Any]]:
-        """The versions, at most `FRESH_S` old.
+    def value(self) -> T:
+        """The value, at most `FRESH_S` old.
 
         Raises:
             NotReadyError: TorchServe does not respond, or not as expected.
@@ -125,30 +132,44 @@ class _Versions:
             raise NotReadyError(_problem(TimeoutError()))
         try:
             if time.monotonic() - self._asked_s > FRESH_S:
-                self._describe()
+                self._refresh()
             if self._problem is not None:
                 raise NotReadyError(self._problem)
-            return self._described
+            return self._value
         finally:
             self._lock.release()
 
-    def _describe(self) -> None:
+    def _refresh(self) -> None:
         try:
-            self._described, self._problem = self._ask(), None
-            for version in self._described:
-                _states(version)  # raises if the form is not the expected one
+            self._value, self._problem = self._ask(), None
         except api.ERRORS as error:
             self._problem = _problem(error)
         self._asked_s = time.monotonic()
 
 
 class _Models:
-    """TorchServe's models, as its management API describes them."""
+    """TorchServe and its models, as its APIs describe them."""
 
     def __init__(self, torchserve: Endpoints) -> None:
-        self._management = torchserve.management
-        self._defaults = _Versions(lambda: api.defaults(self._management, ANSWER_S))
-        self._all = _Versions(lambda: api.versions(self._management, ANSWER_S))
+        self._torchserve = torchserve
+        self._responds = _Cached(self._ask_whether_it_responds)
+        self._defaults = _Cached(self._ask_defaults)
+        self._all = _Cached(self._ask_all)
+        self._without_worker_since_s: dict[str, float] = {}  # monotonic, by model
+
+    def check_live(self) -> None:
+        """Check that the server works, or may still recover without a restart.
+
+        Raises:
+            NotReadyError: TorchServe does not respond, or the default version of a model has had no ready worker for
+                `WITHOUT_WORKER_S`.
+        """
+        self._responds.value()
+        with contextlib.suppress(NotReadyError):  # the management API alone is busy; a restart would not help
+            self._defaults.value()
+        for name, since_s in self._without_worker_since_s.items():
+            if time.monotonic() - since_s > WITHOUT_WORKER_S:
+                raise NotReadyError(f"{name} has had no ready worker for {WITHOUT_WORKER_S} s.")
 
     def defaults(self) -> list[dict[str, Any]]:
         """The default version of each model.
@@ -156,7 +177,7 @@ class _Models:
         Raises:
             NotReadyError: TorchServe does not respond, or not as expected.
         """
-        return self._defaults.described()
+        return self._defaults.value()
 
     def index(self) -> dict[str, Any]:
         """The names of all models, in the form of KServe's list, and their versions.
@@ -164,10 +185,10 @@ class _Models:
         Raises:
             NotReadyError: TorchServe does not respond, or not as expected.
         """
-        defaults = [(version["modelName"], version["modelVersion"]) for version in self.defaults()]
+        defaults = [_name_and_version(version) for version in self.defaults()]
         return {
             "models": [name for name, _ in defaults],
-            "versions": [_entry(version, defaults) for version in self._all.described()],
+            "versions": [_entry(version, defaults) for version in self._all.value()],
         }
 
     def version(self, name: str, version: str) -> dict[str, Any]:
@@ -177,25 +198,41 @@ class _Models:
             NotReadyError: TorchServe does not respond, or not as expected.
             UnknownModelError: there is no such version.
         """
-        try:
-            path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
-            if version == "all":  # in TorchServe's paths, `all` stands for every version
-                raise UnknownModelError(f"There is no version {version} of a model {name}.")
-            [description] = api.get(self._management, path, ANSWER_S)
-            _states(description)  # raises if the form is not the expected one
-        except api.AnswerError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                raise UnknownModelError(f"There is no version {version} of a model {name}.") from error
-            raise NotReadyError(_problem(error)) from error
-        except api.ERRORS as error:
-            raise NotReadyError(_problem(error)) from error
-        described: dict[str, Any] = description
-        return described
+        for description in self._all.value():
+            if _name_and_version(description) == (name, version):
+                return description
+        raise UnknownModelError(f"There is no version {version} of a model {name}.")
+
+    def _ask_whether_it_responds(self) -> None:
+        with contextlib.suppress(api.AnswerError):  # a response without status 200 is a response
+            api.get(self._torchserve.inference, "/ping", ANSWER_S)
+
+    def _ask_defaults(self) -> list[dict[str, Any]]:
+        versions = _checked(api.defaults(self._torchserve.management, ANSWER_S))
+        now_s = time.monotonic()
+        without = [each["modelName"] for each in versions if each["minWorkers"] and "READY" not in _states(each)]
+        self._without_worker_since_s = {name: self._without_worker_since_s.get(name, now_s) for name in without}
+        return versions
+
+    def _ask_all(self) -> list[dict[str, Any]]:
+        return _checked(api.versions(self._torchserve.management, ANSWER_S))
+
+
+def _checked(versions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same versions; raises one of `api.ERRORS` if their form is not the expected one."""
+    for version in versions:
+        _name_and_version(version)
+        _states(version)
+    return versions
+
+
+def _name_and_version(version: Mapping[str, Any]) -> tuple[str, str]:
+    return version["modelName"], version["modelVersion"]
 
 
 def _entry(version: Mapping[str, Any], defaults: Container[tuple[str, str]]) -> dict[str, Any]:
     """A version's entry in the list of models, in the form of Triton's repository index."""
-    name, number = version["modelName"], version["modelVersion"]
+    name, number = _name_and_version(version)
     entry = {"name": name, "version": number, "default": (name, number) in defaults}
     try:
         check_version(version)
@@ -215,9 +252,8 @@ def _problem(error: Exception) -> str:
 class _Answers:
     """The responses by path."""
 
-    def __init__(self, models: _Models, torchserve: Endpoints) -> None:
+    def __init__(self, models: _Models) -> None:
         self._models = models
-        self._inference = torchserve.inference
         self.draining = False
 
     def answer(self, path: str) -> tuple[HTTPStatus, dict[str, Any]]:
@@ -240,10 +276,13 @@ class _Answers:
             case ["ready"]:
                 self._check()
                 return {"status": "Ready"}
+            case ["ping"]:
+                self._models.check_live()
+                return {"status": "Healthy"}
             case ["v2"] | ["v2", ""]:
                 return {"name": NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
             case ["v2", "health", "live"]:
-                self._check_live()
+                self._models.check_live()
                 return {"live": True}
             case ["v2", "health", "ready"]:
                 self._check()
@@ -276,12 +315,6 @@ class _Answers:
     def _check_draining(self) -> None:
         if self.draining:
             raise NotReadyError("The server is stopping.")
-
-    def _check_live(self) -> None:
-        try:
-            api.get(self._inference, "/ping", ANSWER_S)
-        except api.ERRORS as error:
-            raise NotReadyError(_problem(error)) from error
 
     def _default(self, name: str) -> dict[str, Any]:
         for version in self._models.defaults():

@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from server.address import Address, Endpoint, SocketAddress
 
 PREFIX = "fastai-sentiment-server-"
 """The prefix of the folder's name, which no other program uses: a start removes unlocked folders with this prefix."""
-NEW_S = 60
-"""The age up to which an unlocked folder is kept, in seconds: its server may be about to lock it."""
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 """The environment variables that name a folder for temporary files, highest precedence first (`tempfile`)."""
 OTHERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -42,7 +39,7 @@ class Workspace:
     """A folder for temporary files, created and locked on construction.
 
     If a server is killed, its lock (flock(2)) ends with its process, so the next server that starts can recognize and
-    remove the folder.
+    remove the folder at once: a container that crashes again and again keeps its volume, and has room for few folders.
 
     The folder holds TorchServe's unpacked archives and native libraries, and the workers' sockets. It is created in the
     first parent folder that is writable, has enough free space, has a path short enough for a socket, and is not
@@ -73,8 +70,6 @@ class Workspace:
             for root in roots:
                 problem = self._take(root, needed_bytes)
                 if problem is None:
-                    self._lock = os.open(self.path, os.O_RDONLY)
-                    fcntl.flock(self._lock, fcntl.LOCK_EX)
                     return
                 self.avoided += [f"{root}: {problem}"] if self.has_sockets else []
         raise NoWorkspaceError(
@@ -83,14 +78,28 @@ class Workspace:
         )
 
     def _take(self, root: Path, needed_bytes: int) -> str | None:
-        """Create the folder in `root`; returns the reason if that is not possible."""
+        """Create and lock the folder in `root`; returns the reason if that is not possible."""
         problem = _problem(root, needed_bytes) or (_problem_of_sockets(root) if self.has_sockets else None)
         if problem is None:
             try:
-                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+                while not self._lock_new(Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))):
+                    pass
             except OSError as error:
                 problem = error.strerror
         return problem
+
+    def _lock_new(self, path: Path) -> bool:
+        """Lock a new folder; returns False if another server that starts has removed it before it was locked."""
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another server removes the folder
+        if not path.exists():
+            os.close(lock)
+            return False
+        self.path, self._lock = path, lock
+        return True
 
     def address(self, name: str) -> Endpoint:
         """An address for communication between the server's processes.
@@ -163,8 +172,6 @@ def _mb(count: int) -> str:
 
 def _remove_if_left(folder: Path) -> None:
     try:
-        if time.time() - folder.stat().st_mtime < NEW_S:
-            return
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # another user's folder, not a folder, or removed meanwhile
         return

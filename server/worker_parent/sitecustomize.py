@@ -8,7 +8,8 @@ If a worker is killed, TorchServe handles the worker's requests in two ways that
 
 Therefore the process that TorchServe starts becomes the parent (`parent.py`), and the worker becomes its child. The
 parent's exit code is always 1. The parent keeps the worker's connection open until TorchServe has sent the batch that
-it was collecting; TorchServe then responds with 500 to those requests.
+it was collecting; TorchServe then responds with 500 to those requests. The parent also logs the signal or the exit code
+with which the worker ended, because TorchServe does not.
 
 To end a worker, TorchServe sends SIGKILL to the parent; Linux then sends the same signal to the worker.
 """

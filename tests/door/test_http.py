@@ -210,6 +210,18 @@ def test_malformed_http_does_not_reach_torchserve(door: Door, case: str) -> None
     assert not door.stub.requests
 
 
+@pytest.mark.parametrize("path", ["/ready", "/ping", "/ready?verbose=1"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_health_check_may_use_http_1_0(door: Door, method: str, path: str) -> None:
+    """nginx, HAProxy's `option httpchk` and `ab` use this version by default, some without the header Host."""
+    for headers in ("", "Host: door\r\n", "Host: door\r\nConnection: keep-alive\r\n"):
+        with door.connect(f"{method} {path} HTTP/1.0\r\n{headers}\r\n".encode()) as client:
+            assert client.reply(head=method == "HEAD").status == 200
+    for sent, status in ((f"POST {path} HTTP/1.0", 405), (f"GET {path} HTTP/3.7", 505), ("GET /v2 HTTP/1.0", 505)):
+        with door.connect(f"{sent}\r\nHost: door\r\n\r\n".encode()) as client:
+            assert client.reply().status == status
+
+
 def test_at_most_one_of_two_contradictory_lengths_reaches_torchserve(door: Door) -> None:
     """RFC 9112, section 6.3: the chunks count, the length is dropped, and the connection ends, against smuggling."""
     body = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"

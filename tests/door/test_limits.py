@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import selectors
 import shutil
 import socket
@@ -93,7 +94,8 @@ def test_unfinished_bodies_are_refused_and_other_requests_answered(door: Door) -
 
 
 def test_large_bodies_do_not_delay_small_ones(door: Door) -> None:
-    """A large body over the limit is refused before it arrives."""
+    """A large body over the limit is refused before it arrives. The log has no line for it."""
+    logged = len(door.output)
     with connected(door, LARGE_PLACES + 3, head(LARGEST)) as clients:
         refused = first_answered(clients, 3)
         assert {refusal(client.reply()) for client in refused} == {OVERLOADED}
@@ -105,6 +107,13 @@ def test_large_bodies_do_not_delay_small_ones(door: Door) -> None:
         last.send(b"x" * LARGEST)
         assert last.reply().status == 200
     assert door.stub.requests[-1].body == b"x" * LARGEST
+    door.wait_until_idle()
+    assert refused_by_a_rule(door.output[logged:]) == []
+
+
+def refused_by_a_rule(log: str) -> list[str]:
+    """The lines of requests that the door itself answered with 503 before they were in a queue."""
+    return re.findall(r".* 503 .* L\S{3} .*", log)
 
 
 def first_answered(clients: list[Client], count: int) -> list[Client]:
@@ -123,7 +132,11 @@ def first_answered(clients: list[Client], count: int) -> list[Client]:
 
 
 def test_the_queue_is_bounded_and_drops_disconnected_clients(door: Door) -> None:
-    """The clients fill all slots and the queue, and 50 more are refused; then 200 of the queued clients disconnect."""
+    """The clients fill all slots and the queue, and 50 more are refused; then 200 of the queued clients disconnect.
+
+    The log has no line for the refused requests.
+    """
+    logged = len(door.output)
     answer = threading.Event()
 
     def wait(seen: Request) -> Reply:
@@ -148,9 +161,33 @@ def test_the_queue_is_bounded_and_drops_disconnected_clients(door: Door) -> None
         assert {refusal(client.reply()) for client in waiting[200:]} == {OVERLOADED}
         answer.set()
         assert {client.reply().status for client in served} == {200}
+    door.wait_until_idle()
+    assert " small 503 " in door.output[logged:], "those that have waited too long"
+    assert refused_by_a_rule(door.output[logged:]) == []
     assert answered(door)
     assert len(door.stub.requests) == PLACES + 20
     assert door.stub.most_at_once == PLACES
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/models/sentiment/versions/1.0/ready"])
+def test_requests_for_the_servers_state_do_not_delay_the_readiness_probe(door: Door, path: str) -> None:
+    answer = threading.Event()
+
+    def wait(seen: Request) -> Reply:
+        assert seen.path in {"/ready", "/ping"} or answer.wait(TIMEOUT_S)
+        return Reply(200)
+
+    door.stub.answer = wait
+    with contextlib.ExitStack() as stack:
+        stack.callback(answer.set)
+        clients = stack.enter_context(connected(door, 4 + 64 + 10, request(b"", "GET", path)))
+        refused = first_answered(clients, 10)
+        assert {(reply.status, reply.headers["retry-after"]) for reply in map(Client.reply, refused)} == {(503, "1")}
+        for url in (f"http://127.0.0.1:{door.port}/ready", f"http://127.0.0.1:{door.metrics_port}/ping"):
+            assert requests.get(url, timeout=1).status_code == 200
+        waiting = [client for client in clients if client not in refused]
+        assert {client.reply().status for client in first_answered(waiting, 64)} == {503}, "they wait for a second"
+        assert door.stub.most_at_once <= 5
 
 
 def is_turned_away(door: Door) -> bool:

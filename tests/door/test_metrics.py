@@ -142,6 +142,7 @@ def test_a_full_queue_and_a_hung_server_are_counted_apart(door: Door) -> None:
     ("sent", "status"),
     [
         (request(b"", "GET", "/metrics"), 200),
+        (request(b"", "GET", "/ping"), 200),
         (request(b"", "GET", "/metrics?name[]=Requests2XX"), 200),
         (request(b"", "GET", "/models"), 404),
         (request(b"", "POST", "/metrics"), 405),

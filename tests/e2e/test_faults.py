@@ -126,6 +126,8 @@ def test_a_killed_or_hung_worker_loses_no_request(
             wait_until(lambda: len(ready(faulty) - {worker.pid for worker in ended}) == 2, "two workers again")
         traffic.wait_for_answers(50)
     wait_until(lambda: not any(worker.is_running() for worker in ended), "the end of the killed workers")
+    for worker in ended if killed else ():
+        assert f" worker {worker.pid} was ended by signal 9 (SIGKILL)" in faulty.log
     refused = traffic.refusals()
     # A retry fails if its worker is killed or hung too, or if no new worker answers in time. In the worst case, one
     # worker has the requests of all clients, and the other worker gets all retries.

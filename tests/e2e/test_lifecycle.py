@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,19 +128,52 @@ def test_sigterm_resets_no_connection_in_use(project: Project) -> None:
     assert "Some requests were not answered." not in server.log
 
 
+UNFINISHED = b"POST /predictions/sentiment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nlate"
+"""A request without the last 6 bytes of its body."""
+
+
+def address_of(project: Project) -> tuple[str, int]:
+    address, _, port = project.inference.removeprefix("http://").partition(":")
+    return address, int(port)
+
+
 def test_a_second_signal_stops_the_server_at_once(project: Project) -> None:
     server = Server(project)
     server.wait_for(READY)
     processes = server.processes()
-    address, _, port = project.inference.removeprefix("http://").partition(":")
-    with socket.create_connection((address, int(port))) as connection:
-        connection.sendall(b"POST /predictions/sentiment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nlate")
+    with socket.create_connection(address_of(project)) as connection:
+        connection.sendall(UNFINISHED)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("a second signal stops the server at once")
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert "Some requests were not answered." in server.log
     assert gone(processes)
+
+
+def test_a_server_whose_output_nobody_reads_restarts_the_door_and_drains(project: Project) -> None:
+    """The output is a pipe that is full."""
+    source, target = os.pipe()
+    with os.fdopen(source) as reader, os.fdopen(target, "w") as writer:
+        server = Server(project, output=writer)
+        for line in reader:
+            if READY in line:
+                break
+        os.set_blocking(writer.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer.fileno(), b"x" * 4096):
+                pass
+        os.set_blocking(writer.fileno(), True)  # the server has the same open file
+        for process in doors(server):
+            process.kill()
+        assert post(project, "waits for the next one") == 200
+        with socket.create_connection(address_of(project)) as connection:
+            connection.sendall(UNFINISHED)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: requests.get(f"{project.inference}/ready", timeout=60).status_code == 503, "not ready")
+            connection.sendall(b" again")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        assert server.wait() == 0
 
 
 def doors(server: Server) -> list[psutil.Process]:
@@ -386,9 +420,12 @@ def test_workers_scale_through_the_management_api(project: Project) -> None:
     [model] = requests.get(url, timeout=10).json()
     assert [worker["status"] for worker in model["workers"]] == ["READY"] * count
     assert post(project, "hello") == 200
+    assert requests.put(f"{url}?min_worker=1&max_worker=1&synchronous=true", timeout=120).status_code == 200
+    wait_until(lambda: len(server.workers()) == 1, "one worker")
     processes = server.processes()
     assert server.stop() == 0
     assert gone(processes)
+    assert not re.search(r"worker \d+ (was ended|exited)", server.log), "the server itself has stopped the workers"
 
 
 MAKE_SERVE = [

@@ -1,4 +1,4 @@
-"""Tests of the probes with a real server: ready means that a worker answers, live that TorchServe responds."""
+"""Tests of the probes with a real server: ready means that a worker answers, live that no restart is needed."""
 
 import time
 from collections.abc import Callable

@@ -319,7 +319,7 @@ PROBES = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe":
 
 
 def probe_problems(manifests: list[Manifest]) -> list[str]:
-    """The readiness probe checks the workers; the liveness probe checks only the door and TorchServe."""
+    """The readiness probe checks the workers; the liveness probe checks whether a restart would help."""
     problems = []
     for pod in _pods(manifests):
         for container in pod.spec["containers"]:

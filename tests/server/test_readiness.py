@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +16,12 @@ from server.address import Address, Endpoint, Endpoints
 from server.readiness import Readiness
 from server.workspace import Workspace
 from tests.paths import ROOT
+
+
+def describe(name: str, version: str, *states: str) -> dict[str, Any]:
+    """A version of a model with workers in these states, as the management API describes it."""
+    workers = [{"status": state} for state in states]
+    return {"modelName": name, "modelVersion": version, "minWorkers": 1, "workers": workers}
 
 
 class TorchServe:
@@ -47,8 +54,8 @@ class TorchServe:
     def register(self, name: str, *states: str, version: str = "1.0") -> None:
         names = [model["modelName"] for model in self.answers.get("/models", {"models": []})["models"]]
         self.answers["/models"] = {"models": [{"modelName": each} for each in {*names, name}]}
-        described = {"modelName": name, "modelVersion": version, "workers": [{"status": state} for state in states]}
-        self.answers[f"/models/{name}"] = self.answers[f"/models/{name}/{version}"] = [described]
+        described = describe(name, version, *states)
+        self.answers[f"/models/{name}"] = self.answers[f"/models/{name}/all"] = [described]
 
     def close(self) -> None:
         self.ended.set()
@@ -123,7 +130,7 @@ def test_ready_means_that_every_default_version_has_a_ready_worker(address: Endp
 @pytest.mark.usefixtures("ready")
 def test_each_version_has_its_own_readiness(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a", "READY")
-    torchserve.answers["/models/a/2.0"] = [{"modelName": "a", "modelVersion": "2.0", "workers": []}]
+    torchserve.answers["/models/a/all"] = [describe("a", "1.0", "READY"), describe("a", "2.0")]
     assert ask(address, "/v2/models/a/versions/1.0/ready") == (200, {"name": "a", "version": "1.0", "ready": True})
     assert ask(address, "/v2/models/a/versions/2.0/ready")[0] == 503
     unknown = {"error": "There is no version 3.0 of a model a."}
@@ -164,14 +171,12 @@ def test_the_models_are_listed_with_their_versions_and_states(address: Endpoint,
 @pytest.mark.usefixtures("ready")
 def test_model_names_are_decoded_and_encoded_again(address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a b")
-    torchserve.answers["/models/a%20b"] = torchserve.answers["/models/a%20b/1.0"] = [
-        {"modelName": "a b", "modelVersion": "1.0", "workers": [{"status": "READY"}]}
-    ]
+    torchserve.answers["/models/a%20b"] = torchserve.answers["/models/a%20b/all"] = [describe("a b", "1.0", "READY")]
     assert ask(address, "/v2/models/a%20b/ready") == (200, {"name": "a b", "ready": True})
     assert ask(address, "/v2/models/a/versions/all/ready")[0] == 404
     assert ask(address, "/v2/models/a%20b/versions/1%2e0/ready")[0] == 200
     assert ask(address, "/v2/models/..%2fx/versions/%0d%0a/ready")[0] == 404
-    assert "/models/..%2Fx/%0D%0A" in torchserve.asked, "the name stays within the path"
+    assert set(torchserve.asked) == {"/models", "/models/a%20b", "/models/a%20b/all"}, "no name of a client"
 
 
 @pytest.mark.usefixtures("ready")
@@ -182,17 +187,46 @@ def test_the_server_describes_itself(address: Endpoint) -> None:
 
 
 @pytest.mark.usefixtures("ready")
-def test_liveness_is_torchserves_own(address: Endpoint, torchserve: TorchServe) -> None:
-    assert ask(address, "/v2/health/live") == (200, {"live": True})
+def test_a_server_is_live_while_a_worker_of_every_default_version_answers(
+    address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe's own `/ping` fails if one of two workers cannot start for 300 s."""
+    monkeypatch.setattr(readiness, "WITHOUT_WORKER_S", 0.2)
     del torchserve.answers["/ping"]
-    status, content = ask(address, "/v2/health/live")
-    assert (status, list(content)) == (503, ["error"])
+    torchserve.register("a", "READY", "UNLOADING")
+    torchserve.register("b", "READY")
+    torchserve.answers["/models/c"] = [describe("c", "1.0") | {"minWorkers": 0}]
+    torchserve.answers["/models"]["models"].append({"modelName": "c"})
+    assert is_live(address)
+    time.sleep(0.3)
+    assert is_live(address)
+    torchserve.register("b", "UNLOADING")
+    assert is_live(address), "a worker has just died"
+    time.sleep(0.3)
+    torchserve.register("b", "READY")
+    assert is_live(address), "a worker is ready again"
+    torchserve.register("b")
+    assert is_live(address)
+    time.sleep(0.3)
+    message = "b has had no ready worker for 0.2 s."
+    assert ask(address, "/ping") == (503, {"code": 503, "type": "NotReadyError", "message": message})
+    assert ask(address, "/v2/health/live") == (503, {"error": message})
+    torchserve.register("b", "READY")
+    assert is_live(address)
+    torchserve.answers["/models"] = None
+    assert is_live(address), "the management API alone does not answer"
+
+
+def is_live(address: Endpoint) -> bool:
+    answers = ask(address, "/ping"), ask(address, "/v2/health/live")
+    return answers == ((200, {"status": "Healthy"}), (200, {"live": True}))
 
 
 @pytest.mark.usefixtures("ready")
 def test_the_server_is_not_ready_without_torchserve(address: Endpoint) -> None:
     for path in (
         "/ready",
+        "/ping",
         "/v2/health/ready",
         "/v2/health/live",
         "/v2/models/a/ready",
@@ -200,7 +234,7 @@ def test_the_server_is_not_ready_without_torchserve(address: Endpoint) -> None:
     ):
         status, content = ask(address, path)
         assert status == 503
-        assert "does not answer" in content["message" if path == "/ready" else "error"]
+        assert "does not answer" in (content.get("message") or content["error"])
 
 
 @pytest.mark.usefixtures("ready")
@@ -224,7 +258,7 @@ def test_the_server_is_soon_not_ready_if_torchserve_hangs(
     monkeypatch.setattr(readiness, "ANSWER_S", 0.2)
     torchserve.register("a", "READY")
     torchserve.hangs.set()
-    paths = ["/ready", "/v2/health/live", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"] * 4
+    paths = ["/ready", "/ping", "/v2/health/live", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"] * 4
     with ThreadPoolExecutor(len(paths)) as pool:
         for status, content in pool.map(lambda path: ask(address, path), paths):
             assert status == 503
@@ -233,13 +267,22 @@ def test_the_server_is_soon_not_ready_if_torchserve_hangs(
     assert ask(address, "/ready")[0] == 200
 
 
-def test_many_probes_cause_one_request(addresses: Endpoints, address: Endpoint, torchserve: TorchServe) -> None:
+def test_many_requests_cause_one_request(addresses: Endpoints, address: Endpoint, torchserve: TorchServe) -> None:
     torchserve.register("a", "READY")
     opened = Readiness(address, addresses)
+    paths = [
+        "/ready",
+        "/ping",
+        "/v2/health/live",
+        "/v2/models",
+        "/v2/models/a/ready",
+        "/v2/models/a/versions/1.0/ready",
+    ]
     try:
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(lambda _: ask(address, "/ready")[0], range(8))) == {200}
-        assert torchserve.asked.count("/models") <= 2, "a second request is possible after half a second"
+            assert set(pool.map(lambda path: ask(address, path)[0], paths * 8)) == {200}
+        for path in torchserve.answers:
+            assert torchserve.asked.count(path) <= 4, "two half seconds may pass, and `/models` is asked for two lists"
     finally:
         opened.close()
 

@@ -1,18 +1,19 @@
 """Tests of `server.workspace`: the server's folder for temporary files."""
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server import workspace as module
-from server.workspace import NEW_S, PREFIX, NoWorkspaceError, Workspace
+from server.workspace import PREFIX, NoWorkspaceError, Workspace
 
 
 @pytest.fixture
@@ -28,10 +29,6 @@ def environment(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TEMP", "TMP", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "OTHERS", ())
-
-
-def old(folder: Path) -> None:
-    os.utime(folder, times=(time.time() - 2 * NEW_S,) * 2)
 
 
 def test_close_removes_the_folder() -> None:
@@ -51,19 +48,37 @@ def test_a_start_removes_the_folder_of_a_killed_server(temporary: Path) -> None:
     )
     left = Path(killed.stdout.strip())
     (left / "models").mkdir()
-    old(left)
     running = Workspace(os.environ, 0)
     assert not left.exists()
-    old(running.path)
     (temporary / f"{PREFIX}file").write_text("not a folder")
     second = Workspace(os.environ, 0)
     assert running.path.exists(), "its server runs"
     assert second.path != running.path
-    new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
-    third = Workspace(os.environ, 0)
-    assert new.exists(), "its server may be about to lock it"
-    for workspace in (running, second, third):
+    for workspace in (running, second):
         workspace.close()
+
+
+@pytest.mark.parametrize("step", ["open", "flock"])
+def test_a_folder_that_another_start_removes_before_it_is_locked_is_replaced(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The other server starts just before this one opens the folder, or before it locks it."""
+    place = os if step == "open" else fcntl
+    original, others = getattr(place, step), []
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(place, step, original)
+        others.append(Workspace(os.environ, 0))
+        return original(*arguments)
+
+    monkeypatch.setattr(place, step, interrupted)
+    workspace = Workspace(os.environ, 0)
+    [other] = others
+    assert set(temporary.iterdir()) == {workspace.path, other.path}
+    third = Workspace(os.environ, 0)
+    assert workspace.path.exists(), "it is locked"
+    for each in (workspace, other, third):
+        each.close()
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_avoided(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
