@@ -89,7 +89,7 @@ learner: own-check $(TEST)
 
 # Builds an archive from the labelled texts in LABELLED. FIT_ARGS are further options of `python -m training fit`.
 .PHONY: labelled
-labelled: own-check $(TRAIN)
+labelled: own-check $(TEST)
 	$(BIN)/python -m training fit --data '$(LABELLED)' --to '$(MODEL)' $(FIT_ARGS)
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
@@ -112,7 +112,10 @@ train: $(TRAIN) ## install what training needs, and train the embedded model aga
 	$(BIN)/python -m training all --data $(DATA) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
 
 .PHONY: train-setup
-train-setup: $(TRAIN) ## install what training needs
+train-setup: $(TEST) ## install what training and export need
+
+.PHONY: teacher-setup
+teacher-setup: $(TRAIN) ## install what make train needs beside that: the weights of a large teacher (404 MB)
 
 .PHONY: bench
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this server and others, and write the results

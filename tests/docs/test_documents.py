@@ -217,7 +217,7 @@ def test_a_make_target_runs(target: str) -> None:
 def test_make_train_trains(toy_run: Path, tmp_path: Path) -> None:
     if not (ROOT / ".venv" / "train.installed").is_file():
         assert os.environ.get("CI") != "true"
-        pytest.skip("`make train-setup` was not run")
+        pytest.skip("`make teacher-setup` was not run")
     arguments = f"--preset tiny --start {toy_run}/model --run {tmp_path} --to {tmp_path}/model"
     assert run(f"make train DATA={TOY_TWEETS} TRAIN_ARGS='{arguments}'", ROOT)
     assert (tmp_path / "model.mar").is_file()

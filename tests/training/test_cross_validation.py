@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch import nn
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from training import cli
-from training.cross_validation import FIGURES, cross_validate, folds, majority
+from training.cross_validation import FIGURES, check_recipe_of_run, cross_validate, folds, majority, recipe
 from training.data import labels_of, read_tweets, sha256_of
 from training.errors import TrainingError
-from training.settings import MINILM, ClassifierSettings
+from training.export.card import card_of_run
+from training.settings import MINILM, PRESETS, ClassifierSettings
 from training.stages import tfidf
 from training.stages.augmentation import spans, synthetic_texts
 from training.stages.classifier import train_targets
@@ -248,31 +250,26 @@ def test_a_card_shows_the_cross_validated_recipes(
 
 
 def test_a_card_shows_the_recipe_of_the_run_only_if_its_folds_were_trained_like_the_model(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
     own = Path(shutil.copytree(toy_run / "run", tmp_path / "run"))
-    assert cli.main(["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(own)]) == 0
-    result = own / "cross-validation" / "run.json"
-    stages = json.loads(result.read_text())["stages"]
+    assert cli.main(["cross-validate", "--data", str(TOY_TWEETS), "--recipe", "majority", "--run", str(own)]) == 0
+    figures = json.loads((own / "cross-validation" / "majority.json").read_text())
+    stages = check_recipe_of_run(own, sha256_of(TOY_TWEETS), PRESETS["tiny"], None, [MINILM])
     assert set(stages) == {"teacher", "generator", "classifier"}
     other_epochs = stages | {"classifier": stages["classifier"] | {"settings": {"epochs": 9}}}
     without_generator = {name: stages[name] for name in ("teacher", "classifier")}
     for changed, reason in (
-        (stages, None),
+        (stages, ""),
         (other_epochs, "classifier: batch_size was"),
         (without_generator, "only one of them has the stage generator"),
     ):
-        result.write_text(json.dumps(json.loads(result.read_text()) | {"stages": changed}))
+        (own / "cross-validation" / "run.json").write_text(json.dumps(figures | {"stages": changed}))
         capfd.readouterr()
-        assert cli.main(["export", "--run", str(own), "--to", str(tmp_path / "model")]) == 0
-        rows = json.loads((tmp_path / "model" / "card.json").read_text())["cross_validation"]
-        assert (list(rows), reason or "", "stages" in rows.get("run", {})) == (
-            [] if reason else ["run"],
-            reason or "",
-            False,
-        )
-        assert (reason or "") in capfd.readouterr().err
+        rows = card_of_run(own, "")["cross_validation"]
+        assert list(rows) == (["majority"] if reason else ["majority", "run"])
+        assert not any("stages" in row for row in rows.values())
+        assert reason in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -307,14 +304,16 @@ def test_a_distillation_that_has_seen_labels_is_refused(
         assert "was trained on labels that a fold holds out" in capfd.readouterr().err
 
 
-def test_the_generator_is_left_out_on_request(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.stages.tfidf.FOLDS", 2)
-    for stage in ("language-model", "general-teacher", "distil", "teacher", "generator"):
+def test_the_generator_is_left_out_on_request(toy_run: Path, tmp_path: Path, tweets: pd.DataFrame) -> None:
+    for stage in ("language-model", "general-teacher", "distil", "generator"):
         (tmp_path / stage).symlink_to(toy_run / "run" / stage)
-    command = ["cross-validate", "--preset", "tiny", "--data", str(TOY_TWEETS), "--run", str(tmp_path)]
-    assert cli.main([*command, "--name", "without", "--set", "generator.texts=0"]) == 0
+    (tmp_path / "teacher").symlink_to(toy_run / "run" / "teacher")
+    tiny = PRESETS["tiny"]
+    settings = replace(tiny, generator=replace(tiny.generator, texts=0))
+    folder = tmp_path / "cross-validation" / "without"
+    recipe("run", "its SHA-256", tmp_path, settings, folder, [MINILM])(0, next(folds(tweets)))
     assert not list(tmp_path.glob("cross-validation/generator-*"))
-    assert "generated_texts" not in record_of(tmp_path / "cross-validation" / "without" / "0")["inputs"]
+    assert "generated_texts" not in record_of(folder / "0")["inputs"]
 
 
 def test_tfidf_of_rare_labels() -> None:

@@ -493,18 +493,19 @@ LOCK = "import sys; from pathlib import Path; from training.stages.lock import l
 
 def test_two_processes_do_not_train_one_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "general").mkdir()
-    other = in_another_process(LOCK + "print('ready', flush=True); input()", tmp_path / "general")
     command = ("general", "--preset", "tiny", *TEXTS, "--run", tmp_path)
-    assert run(*command) == 1
-    assert f"Another process is working in {tmp_path / 'general'}" in capfd.readouterr().err
-    assert not (tmp_path / "general" / "record.json").exists()
-    other.communicate()
+    with in_another_process(LOCK + "print('ready', flush=True); input()", tmp_path / "general") as other:
+        assert run(*command) == 1
+        assert f"Another process is working in {tmp_path / 'general'}" in capfd.readouterr().err
+        assert not (tmp_path / "general" / "record.json").exists()
+        other.communicate()
     assert run(*command) == 0
 
 
 def test_the_child_of_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
-    code = LOCK + "import os, time\nif os.fork():\n os._exit(0)\nprint('ready', flush=True); time.sleep(9)"
-    in_another_process(code, tmp_path).wait()
+    code = LOCK + "import os, time\nif os.fork():\n os._exit(0)\nprint('ready', flush=True); os.close(1); time.sleep(9)"
+    with in_another_process(code, tmp_path):
+        pass
     lock(tmp_path)
 
 
