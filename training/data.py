@@ -90,8 +90,9 @@ class Dataset:
         return rows
 
     def is_labelled(self, split: Split) -> bool:
-        """Return whether no label in the split is blank."""
-        return all(row.label is not None for row in self.rows if row.split == split)
+        """Return whether the split has rows, and no label in it is blank."""
+        labels = [row.label for row in self.rows if row.split == split]
+        return bool(labels) and None not in labels
 
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas table with the columns `text`, `label`, `confidence`, `airline` and `split`."""

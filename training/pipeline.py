@@ -252,8 +252,7 @@ def export(data: Dataset | None, run: Path, to: Path, *, notes: str = "", stage:
 
 
 def report_export(to: Path, data: Dataset | None) -> None:
-    """Print the folder of an exported model; with `data`, choose and print the precision of its archive."""
+    """Print the folder of an exported model; with held-out texts, choose and print the precision of its archive."""
     print(f"Exported to {to}")
-    if data is not None:
-        held_out = (row.text for row in data.rows if row.split != "train")
-        print("\n".join(measure(to, held_out_sample(held_out, data.file.name))))
+    if data is not None and (sample := held_out_sample(data, data.file.name)):
+        print("\n".join(measure(to, sample)))

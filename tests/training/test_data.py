@@ -55,6 +55,8 @@ def test_a_file_with_splits_may_be_small_but_the_requested_split_must_have_rows(
     for rows in (lambda: data.labelled("test"), lambda: labelled(data.table(), "test")):
         with pytest.raises(TrainingError, match="The test split has no row"):
             rows()
+    assert data.is_labelled("validation")
+    assert not data.is_labelled("test"), "a split without rows cannot be evaluated"
 
 
 def test_texts_are_read_unchanged(tmp_path: Path) -> None:

@@ -125,6 +125,22 @@ def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureF
     assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
+def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fitted, tmp_path: Path) -> None:
+    rows = pd.read_csv(fitted.folder / "mail.csv")
+    held_out = pd.Series(range(len(rows))) % 5 == 0
+    rows.assign(part=held_out.map({True: "validation", False: "train"})).to_csv(tmp_path / "mail.csv", index=False)
+    options = ("--data", tmp_path / "mail.csv", "--split-column", "part", "--to", tmp_path / "model")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert run(*fitted.command, *options, "--run", tmp_path / "run") == 0
+    assert f"Splits (of the file): train {(~held_out).sum()}, validation {held_out.sum()}, test 0." in said.getvalue()
+    assert f"on the {held_out.sum()} texts of the validation split" in said.getvalue()
+    assert list(json.loads((tmp_path / "model" / "card.json").read_text())["metrics"]) == ["train", "validation"]
+    choice = read_choice(tmp_path / "model")
+    assert choice is not None
+    assert choice.source == "the validation split of mail.csv"
+
+
 @pytest.mark.parametrize(
     ("start", "stages", "permits"),
     [

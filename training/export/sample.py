@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from handler.exported import Description
+from training.data import Dataset
 from training.errors import TrainingError
 from training.tables import Source
 
@@ -83,17 +84,18 @@ def sample_of(texts: Iterable[str], source: str) -> Sample:
     return Sample(tuple(sample), source)
 
 
-def held_out_sample(texts: Iterable[str], file: str) -> Sample:
-    """Sample the texts of a file that are not in the train split, which the classifier may know by heart.
+def held_out_sample(data: Dataset, file: str) -> Sample | None:
+    """Sample the texts that are not in the train split, which the classifier may know by heart; None without such texts.
 
     Args:
-        texts: texts of the validation and test splits.
-        file: name of the file.
-
-    Raises:
-        TrainingError: all texts are blank.
+        data: the labelled texts.
+        file: name of their file, for the user.
     """
-    return sample_of(texts, f"the validation and test splits of {file}")
+    texts = [row.text for row in data.rows if row.split != "train"]
+    splits = [split for split in ("validation", "test") if any(row.split == split for row in data.rows)]
+    if not texts:
+        return None
+    return sample_of(texts, f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of {file}")
 
 
 def read_sample(path: Path, column: str) -> Sample:

@@ -119,8 +119,9 @@ def fit(order: Order) -> Path:
             "baseline": {"name": BASELINE, "metrics": measured["baseline"]},
         },
     )
-    held_out = held_out_sample((row.text for row in data.rows if row.split != "train"), order.data.name)
-    for line in [*measure(to, held_out), *_describe_results(to, data_file)]:
+    sample = held_out_sample(data, order.data.name)
+    precision = measure(to, sample) if sample else []
+    for line in [*precision, *_describe_results(to, data_file)]:
         print(line)
     return to
 
