@@ -101,6 +101,8 @@ own-check:
 	  { echo "error: no file at $(LABELLED); expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
 	@test $(words $(NAME)) = 1 || { echo "error: the model needs one name:" \
 	  "make serve $(if $(LEARNER),LEARNER,LABELLED)='$(or $(LEARNER),$(LABELLED))' NAME=reviews" >&2; exit 1; }
+	@LC_ALL=C; case "$$NAME" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) echo "error: NAME=$$NAME: expected letters (a to z)," \
+	  "digits, points, hyphens and underscores, with a letter or a digit first" >&2; exit 1;; esac
 	@test -z '$(filter sentiment general,$(NAME))' || \
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 

@@ -429,6 +429,10 @@ def test_make_serve_serves_the_named_models(arguments: tuple[str, ...], served: 
         (("LABELLED=README.md",), "the model needs one name: make serve LABELLED='README.md' NAME=reviews"),
         (("LABELLED=README.md", "LEARNER=README.md", "NAME=a"), "expected LEARNER or LABELLED, not both"),
         (("LEARNER=README.md", "NAME=a b"), "the model needs one name"),
+        (("LABELLED=README.md", "NAME=a/b"), "NAME=a/b: expected letters (a to z), digits, points, hyphens and"),
+        (("LABELLED=README.md", "NAME=\u00e9"), "NAME=\u00e9: expected letters (a to z)"),
+        (("LEARNER=README.md", "NAME=it's"), "NAME=it's: expected letters (a to z)"),
+        (("LEARNER=README.md", "NAME=-a"), "NAME=-a: expected letters (a to z)"),
         (("LEARNER=README.md", "NAME=general"), "model_store/general came with this project; expected another NAME"),
     ],
 )

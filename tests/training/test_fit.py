@@ -15,6 +15,7 @@ from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
 from training.data import read_tweets
 from training.errors import TrainingError
+from training.export.destination import check_destination
 from training.export.precision import read_choice
 from training.fit.recipe import expected_minutes, recipe_for
 from training.fit.start import OWN_START, describe_starts, start_named
@@ -139,6 +140,44 @@ def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fit
     choice = read_choice(tmp_path / "model")
     assert choice is not None
     assert choice.source == "the validation split of mail.csv"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "model_store/general"], "the model `general` came with this project"),
+        (["--to", "own"], "--to own: the folder is neither empty nor an exported model; it has README.md, config.json"),
+        (["--to", "."], "--to .: the folder is neither empty nor an exported model"),
+        (["--to", "mail.csv"], "--to mail.csv: expected a folder; there is a file of this name"),
+        (["--to", "mail.csv/model"], "--to mail.csv/model: the folder cannot be written (Not a directory)"),
+        (["--to", "/proc/model"], "--to /proc/model: the folder cannot be written"),
+        (["--to", "m" * 300], "the folder cannot be written (File name too long). Choose another one with --to"),
+        (["--run", "mail.csv"], "--run mail.csv: expected a folder; there is a file of this name"),
+        (["--run", "mail.csv/run"], "--run mail.csv/run: the folder cannot be written (Not a directory)"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_an_output_folder_is_checked_before_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    for file in ("README.md", "config.json"):
+        Path("own", file).write_text("{}")
+    Path("mail.csv").write_text("text,label\n" + "hello,good\nbye,bad\n" * 20)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("fit", "--preset", "tiny", "--data", "mail.csv", *options) == 1
+    assert message in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_killed_export_does_not_prevent_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "model" / ".export-abc").mkdir(parents=True)
+    check_destination(tmp_path / "model", own=True)
 
 
 @pytest.mark.parametrize(

@@ -399,7 +399,7 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
             "name an encoder with --start model_store/general, or run `python -m training language-model` first",
         ),
         (["export", "--run", "nowhere"], "no finished stage classifier"),
-        (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
+        (["export", "--learner", "nowhere.pkl", "--to", "new"], "No file at nowhere.pkl"),
         (["archive", "--model", "nowhere"], "config.json is missing"),
         (
             ["general-teacher", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_TEXTS)],

@@ -13,6 +13,7 @@ from handler.exported import ExportedModel
 from training.data import Dataset, sha256_of
 from training.errors import TrainingError
 from training.export.card import card_of_run, new_card
+from training.export.destination import WORKSPACE_PREFIX
 from training.export.ensemble import joined
 from training.export.learner import export_learner
 from training.export.learner_file import read_learner
@@ -88,7 +89,7 @@ def _write(files: Sequence[Path], card: dict[str, Any], folder: Path, data: Data
         )
     folder.mkdir(parents=True, exist_ok=True)
     # The evaluation takes minutes. Until it is finished, the previous model in the folder stays complete.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=WORKSPACE_PREFIX) as workspace:
         new = Path(workspace)
         exported.write(model, new)
         if data is not None:

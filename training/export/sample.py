@@ -85,7 +85,7 @@ def sample_of(texts: Iterable[str], source: str) -> Sample:
 
 
 def held_out_sample(data: Dataset, file: str) -> Sample | None:
-    """Sample the texts that are not in the train split, which the classifier may know by heart; None without such texts.
+    """Sample the texts that are not in the train split, which the classifier may know by heart; None if there are none.
 
     Args:
         data: the labelled texts.

@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score, log_loss
 from handler.exported import CARD_FILE
 from training.data import Dataset, labelled, labels_of, read_dataset, sha256_of
 from training.errors import TrainingError
-from training.export.archive import check_name
+from training.export.destination import check_destination, check_writable
 from training.export.folder import export_run
 from training.export.lineage import trained_on
 from training.export.precision import measure
@@ -79,8 +79,9 @@ def fit(order: Order) -> Path:
             folder contains other data or settings.
     """
     to = order.to or Path("model_store", _name_of(order.data))
-    check_name(to)
     run = order.run or Path("runs", to.resolve().name)
+    check_destination(to, own=True)
+    check_writable(run, "--run")
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
     labels_of(rows)
@@ -133,8 +134,6 @@ def _name_of(data: Path) -> str:
 
 
 def _check_destination(to: Path, order: Order, run: Path) -> None:
-    if to.exists() and not to.is_dir():
-        raise TrainingError(f"--to {to}: expected a folder; there is a file of this name.")
     card = to / CARD_FILE
     if order.to is None and card.is_file():
         data_file = run / DATA_FILE
