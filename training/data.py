@@ -12,6 +12,8 @@ import csv
 import hashlib
 import io
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,10 +251,44 @@ def labels_of(table: "pd.DataFrame") -> list[str]:
     return labels
 
 
+_SIGNS: Final = re.compile(
+    r"""[:;=]['-]?[()\[\]dp/\\|]+(?!\w)  # an emoticon, in lower case
+    | (?<=\w)\#                        # C#
+    | (?<!\w)[+-](?=\d)                # -5
+    | (?<=\d)[^\w\s](?=\d)             # 1.5
+    | (?<=\d)%""",
+    re.VERBOSE,
+)
+"""Punctuation that has a meaning of its own."""
+
+_VARIATION_SELECTORS: Final = {chr(code) for code in range(0xFE00, 0xFE10)}
+"""Marks that change only how the character before them is shown."""
+
+
 def copies_of(texts: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return for each text a key that its copies share: its letters and digits, or the whole text if it has none."""
-    plain = texts.str.lower().str.replace(r"[\W_]+", "", regex=True)
-    return plain.mask(plain == "", texts)
+    """Return for each text a key that its copies share.
+
+    Copies differ only in capitals, spaces, punctuation without a meaning of its own, or the order and the repetition of
+    symbols. Symbols are, for example, emoji. A text without letters and digits has no copies but equal texts.
+    """
+    return texts.map(_copy_key)
+
+
+def _copy_key(text: str) -> str:
+    lower = unicodedata.normalize("NFC", text.lower())
+    plain = re.sub(r"[\W_]+", "", lower)
+    if not plain:
+        return text
+    categories = {character: unicodedata.category(character) for character in set(lower)}
+    marks = {character for character, category in categories.items() if category[0] == "M"} - _VARIATION_SELECTORS
+    signs = {character for character, category in categories.items() if category in ("Sc", "Sm", "So")}
+    signs.update(_SIGNS.findall(lower))
+    if not marks and not signs:
+        return plain
+    # The key begins with letters and digits, so that marks and symbols do not change the order of the keys, and with
+    # it the random split of the other texts.
+    marked = "".join(character for character in lower if character.isalnum() or character in marks) if marks else ""
+    return "\0".join([plain, marked, *sorted(signs)])
 
 
 def read_labelled_texts(path: Path, labels: Sequence[str]) -> "pd.DataFrame":

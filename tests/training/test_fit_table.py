@@ -67,8 +67,55 @@ def test_problems_that_do_not_prevent_training_are_warnings(tmp_path: Path) -> N
     few, alike, different = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
     assert "'Good' 5" in few
     assert "'Good' and 'good'" in alike
-    assert different.startswith("2 rows are copies of a text (by letters and digits) with different labels")
-    assert "line 82, 83" in different
+    assert different.startswith("2 rows have nearly the same text as a row with another label, line 82, 83: ")
+    rows[80:82] = [("the same", "good"), ("the same", "bad")]
+    *_, different = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
+    assert different.startswith("2 rows have the same text as a row with another label")
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("today \U0001f621", "today \U0001f600"),
+        ("today :)", "today :("),
+        ("\u0915\u093f", "\u0915\u0940"),  # Hindi, ki and kii
+        ("\u0915\u092e\u0940", "\u0915\u0940\u092e"),
+        ("\u0e44\u0e01\u0e48", "\u0e44\u0e01\u0e49"),  # Thai, two tones
+        ("C++", "C#"),
+        ("C++", "C"),
+        ("5 degrees", "-5 degrees"),
+        ("1.5 stars", "15 stars"),
+        ("5%", "5"),
+        ("it costs $5", "it costs \u20ac5"),
+        ("!", "?"),
+    ],
+)
+def test_texts_with_different_meanings_are_not_copies(text: str, other: str) -> None:
+    first, second = copies_of(pd.Series([text, other]))
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Late, again!", "late again"),
+        ("great \U0001f600\U0001f600", "\U0001f600 Great!"),
+        ("love \u2764\ufe0f", "love \u2764"),
+        ("thanks:)", "Thanks :)"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("well-known (really)", "well known - really"),
+    ],
+)
+def test_copies_differ_in_signs_without_a_meaning(text: str, other: str) -> None:
+    first, second = copies_of(pd.Series([text, other]))
+    assert first == second
+
+
+def test_the_order_of_the_keys_is_that_of_letters_and_digits() -> None:
+    """The split of a file does not depend on whether one of its texts has a symbol."""
+    texts = pd.Series(["a b \U0001f600", "a", "ab c", "a-c", "5%", "5a"])
+    letters = texts.str.replace(r"\W+", "", regex=True)
+    assert list(copies_of(texts).sort_values().index) == list(letters.sort_values().index)
 
 
 def test_text_and_label_need_different_columns(tmp_path: Path) -> None:

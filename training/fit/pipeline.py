@@ -188,8 +188,8 @@ def _describe_data(path: Path, rows: pd.DataFrame, table: Table) -> list[str]:
     lines += [f"warning: {warning}." for warning in table.warnings]
     if copies := leaks(rows):
         lines.append(
-            f"warning: {copies:,} rows outside the train split are copies of rows in it, so the figures will be too "
-            f"good. Omit --split-column to split the file here."
+            f"warning: {copies:,} rows outside the train split have nearly the same text as rows in it, so the figures "
+            f"will be too good. Omit --split-column to split the file here."
         )
     return lines
 

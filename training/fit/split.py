@@ -1,4 +1,7 @@
-"""Splits of a user's labelled texts: stratified and seeded, with all copies of a text in one split."""
+"""Splits of a user's labelled texts: stratified and seeded, with all copies of a text in one split.
+
+Copies have nearly the same text, see `training.data.copies_of`.
+"""
 
 import csv
 import io

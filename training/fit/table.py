@@ -157,9 +157,10 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
     different = rows["label"].groupby(copies).transform("nunique") > 1
     if different.any():
         lines = list(rows.loc[different, "line"])
+        nearly = "nearly " * (rows.loc[different, "text"].nunique() > copies[different].nunique())
         yield (
-            f"{len(lines):,} rows are copies of a text (by letters and digits) with different labels, {source.unit} "
-            f"{listed(lines)}: no model can predict all of them. Give the copies the same label, or remove them"
+            f"{len(lines):,} rows have {nearly}the same text as a row with another label, {source.unit} "
+            f"{listed(lines)}: no model can predict all of them. Give these rows the same label, or remove some of them"
         )
 
 
