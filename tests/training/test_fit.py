@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,32 @@ def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureF
     other_data.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
     assert run(*fitted.command, "--data", other_data) == 1
     assert "contains a run on other data or another split" in capfd.readouterr().err
+
+
+def test_the_error_for_other_data_has_the_whole_remedy(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def reached(*_arguments: object) -> None:
+        raise TrainingError("training begins")
+
+    monkeypatch.setattr("training.fit.pipeline._train", reached)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(fitted.folder / "mail", "model_store/mail")
+    shutil.copytree(fitted.folder / "run", "runs/mail")
+    Path("mail.csv").write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
+    command = ("fit", "--preset", "tiny", "--data", "mail.csv", "--label-column", "topic")
+    assert run(*command) == 1
+    message = capfd.readouterr().err
+    keep, replace = ("--to model_store/mail-2 --run runs/mail-2", "--to model_store/mail")
+    assert f"choose other folders: {keep}." in message
+    assert f"remove the run with `rm -r runs/mail`, and run the command with {replace}." in message
+    assert run(*command, *keep.split()) == 1
+    assert capfd.readouterr().err == "error: training begins\n"
+    shutil.rmtree("runs/mail")
+    assert run(*command) == 1
+    assert f"contains another model. To replace it, add {replace}; to keep it" in capfd.readouterr().err
+    assert run(*command, *replace.split()) == 1
+    assert capfd.readouterr().err == "error: training begins\n"
 
 
 def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fitted, tmp_path: Path) -> None:

@@ -164,10 +164,10 @@ def test_the_data_of_a_run_is_read_back_unchanged(tmp_path_factory: pytest.TempP
     texts = [text if text.strip() else "blank" for text in texts]
     folder = tmp_path_factory.mktemp("run")
     rows = pd.DataFrame({"text": texts, "label": "NA", "split": "train", "line": 1})
-    kept = write_data(rows, write(folder, "a.csv", "x"), {}, folder)
+    kept = write_data(rows, write(folder, "a.csv", "x"), {}, folder, folder / "model")
     read = read_tweets(kept)
     assert list(read["text"]) == texts
     assert set(read["label"]) == {"NA"}
     assert set(read["split"]) == {"train"}
     with pytest.raises(TrainingError, match="contains a run on other data"):
-        write_data(rows.assign(label="other"), folder / "a.csv", {}, folder)
+        write_data(rows.assign(label="other"), folder / "a.csv", {}, folder, folder / "model")

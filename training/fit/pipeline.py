@@ -27,7 +27,7 @@ from training.export.precision import measure
 from training.export.sample import held_out_sample
 from training.files import write_json
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
-from training.fit.split import DATA_FILE, SEED, leaks, with_splits, write_data
+from training.fit.split import DATA_FILE, SEED, leaks, train_again, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
 from training.fit.table import Columns, Table, read_table
 from training.measure.figures import figures
@@ -95,8 +95,8 @@ def fit(order: Order) -> Path:
     recipe = Recipe(recipe.name, recipe.what, recipe.fine_tunes_teacher, settings)
     _check_changes(order.changes, recipe, start)
     _check_destination(to, order, run)
-    data_file = write_data(rows, order.data, asdict(order.columns), run)
-    _check_start(run, start)
+    data_file = write_data(rows, order.data, asdict(order.columns), run, to)
+    _check_start(run, start, to)
     for line in [*_describe_data(order.data, rows, table), *describe_starts(start)]:
         print(line)
     ratio = 6.0 if start.name == WT103 else 1.0
@@ -139,7 +139,10 @@ def _check_destination(to: Path, order: Order, run: Path) -> None:
         data_file = run / DATA_FILE
         digest = trained_on(json.loads(card.read_text(encoding="utf-8")))
         if not data_file.is_file() or digest != sha256_of(data_file):
-            raise TrainingError(f"{to} contains another model. Name another folder with --to model_store/NAME.")
+            raise TrainingError(
+                f"{to} contains another model. To replace it, add --to {shlex.quote(str(to))}; to keep it, choose "
+                f"another folder: --to model_store/NAME."
+            )
 
 
 def _check_changes(changes: Sequence[str], recipe: Recipe, start: Start) -> None:
@@ -158,7 +161,7 @@ def _check_changes(changes: Sequence[str], recipe: Recipe, start: Start) -> None
             )
 
 
-def _check_start(run: Path, start: Start) -> None:
+def _check_start(run: Path, start: Start, to: Path) -> None:
     """Check that the run has this start, and store the start in the run's folder.
 
     Raises:
@@ -168,8 +171,7 @@ def _check_start(run: Path, start: Start) -> None:
     entry = {"start": start.name}
     if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8"))) != entry:
         raise TrainingError(
-            f"{run} was started with --start {stored['start']}, not {start.name}. Choose another folder with --run, or "
-            f"remove {run}."
+            f"{run} was started with --start {stored['start']}, not {start.name}. {train_again(to, run)}"
         )
     write_json(path, entry)
 
