@@ -9,11 +9,13 @@ import gzip
 import io
 import json
 import lzma
+import math
 import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -344,6 +346,25 @@ class Source:
             raise self.problem(f"cannot be read as Parquet ({error}).") from error
         for number, values in enumerate(zip(*columns, strict=True), start=1):
             yield Record(number, values)
+
+
+def as_string(value: Any) -> str | None:
+    """Spell a value of JSON lines or Parquet as in CSV; None if it is blank or of another type.
+
+    A whole number has no decimal point: a column of whole numbers with gaps has the type of decimal numbers.
+    """
+    match value:
+        case str():
+            return value if value.strip() else None
+        case bool():
+            return str(value).lower()
+        case float() if not math.isfinite(value):
+            return None
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float() | Decimal():
+            return str(value)
+    return None
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -28,10 +28,22 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def test_labels_of_any_type_become_strings(tmp_path: Path) -> None:
-    kinds = [0, 1.0, True, " two  words "]
-    lines = [json.dumps({"text": f"text {number}", "label": kinds[number % 4]}) for number in range(40)]
+    kinds = [0, 1.0, True, " two  words ", 1.5]
+    lines = [json.dumps({"text": f"text {number}", "label": kinds[number % 5]}) for number in range(40)]
     rows = read_table(write(tmp_path, "a.jsonl", "\n".join(lines)), Columns()).rows
-    assert list(rows["label"][:4]) == ["0", "1", "true", "two words"]
+    assert list(rows["label"][:5]) == ["0", "1", "true", "two words", "1.5"]
+
+
+def test_numbers_are_read_alike_from_all_formats(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": [number / 4 for number in range(1, 61)], "label": [1.5, 2.25, -3.5] * 20})
+    table = table[table["text"] % 1 != 0]  # CSV writes 1.0, which may be a version
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    table.to_parquet(tmp_path / "a.parquet")
+    in_csv, *others = (read_table(tmp_path / f"a.{kind}", Columns()).rows for kind in ("csv", "jsonl", "parquet"))
+    assert set(in_csv["label"]) == {"1.5", "2.25", "-3.5"}
+    for other in others:
+        assert other[["text", "label"]].equals(in_csv[["text", "label"]])
 
 
 GOOD = csv_of(ROWS)
@@ -51,8 +63,9 @@ GOOD = csv_of(ROWS)
             "line 42 has a quoted field that contains other rows: line 42, 'open,bad'",
         ),
         ("a.csv", GOOD + "a" * 20_001 + ",bad\n", "line 42: A row has a text of more than 20,000 characters"),
-        ("a.jsonl", '{"text": 1, "label": "b"}\n' * 40, "line 1, 2, 3, 4, 5 and 35 more: 40 rows have no text"),
-        ("a.jsonl", '{"text": "a", "label": 0.5}\n' * 40, "40 rows have no valid label"),
+        ("a.jsonl", '{"text": [1], "label": "b"}\n' * 40, "line 1, 2, 3, 4, 5 and 35 more: 40 rows have no text"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n' * 40, "40 rows have no valid label"),
+        ("a.jsonl", '{"text": "a", "label": ["b"]}\n' * 40, "(column `label`). `fit` trains one label for each text"),
         ("a.csv", csv_of([(f"t {n}", f"l{n // 3}") for n in range(900)]), "has 300 different labels, for example"),
     ],
 )

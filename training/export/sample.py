@@ -10,7 +10,7 @@ import numpy as np
 from handler.exported import Description
 from training.data import Dataset
 from training.errors import TrainingError
-from training.tables import Source
+from training.tables import Source, as_string
 
 MAX_TEXTS: Final = 2_000
 """Maximum number of texts in a sample of a file; a larger file is sampled at random, with a fixed seed."""
@@ -110,10 +110,14 @@ def read_sample(path: Path, column: str) -> Sample:
     """
     source = Source("--texts", path, {"--text-column": column})
     records = source.records()
-    texts = [record.values[0] for record in records]
+    texts = [as_string(record.values[0]) for record in records]
     source.refuse(
-        (record.line for record, text in zip(records, texts, strict=True) if not isinstance(text, str | None)),
-        "a text that is not a string",
+        (
+            record.line
+            for record, text in zip(records, texts, strict=True)
+            if text is None and not isinstance(record.values[0], str | None)
+        ),
+        "a text that is neither a string nor a number",
         "Enclose it in quotes, or name the column of the texts with --text-column.",
     )
     return sample_of((text for text in texts if text), path.name)

@@ -15,7 +15,7 @@ from handler.limits import Limits
 from training.data import copies_of
 from training.errors import TrainingError
 from training.splits import SPLITS, Split
-from training.tables import SHOWN, Record, Source, listed
+from training.tables import SHOWN, Record, Source, as_string, listed
 
 MIN_ROWS: Final = 30
 MIN_LABEL_TEXTS: Final = 3
@@ -25,6 +25,11 @@ FEW_LABEL_TEXTS: Final = 20
 """Number of different texts of a label below which its figures are not reliable."""
 
 MAX_LABELS: Final = 200
+ONE_LABEL: Final = (
+    "`fit` trains one label for each text. For several labels, or for a number, train a learner with fastai and "
+    "`export` it."
+)
+
 SPLIT_NAMES: Final[dict[str, Split]] = {
     "train": "train",
     "training": "train",
@@ -87,15 +92,20 @@ def _checked(source: Source, columns: Columns, records: Sequence[Record]) -> Tab
         raise source.problem(f"has {len(records)} rows; training and evaluation need at least {MIN_ROWS}.")
     lines = [record.line for record in records]
     texts, labels, *splits = zip(*(record.values for record in records), strict=True)
-    labels = tuple(map(_label, labels))
+    source.refuse(
+        (line for line, label in zip(lines, labels, strict=True) if isinstance(label, list | dict)),
+        f"a label that is a list or an object (column `{columns.label}`)",
+        ONE_LABEL,
+    )
+    labels, texts = tuple(map(_label, labels)), tuple(map(as_string, texts))
     source.refuse(
         (line for line, label in zip(lines, labels, strict=True) if label is None),
-        f"no valid label (column `{columns.label}`: a string, a whole number or a boolean)",
+        f"no valid label (column `{columns.label}`: a string, a number or a boolean)",
         "Add the labels or remove these rows: a text without a label can be used neither to train nor to evaluate.",
     )
     source.refuse(
-        (line for line, text in zip(lines, texts, strict=True) if not isinstance(text, str) or not text.strip()),
-        f"no text (column `{columns.text}`)",
+        (line for line, text in zip(lines, texts, strict=True) if text is None),
+        f"no text (column `{columns.text}`: a string or a number)",
         "Add the texts or remove these rows.",
     )
     longest = Limits().max_text_characters
@@ -136,7 +146,7 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
     if len(texts) > MAX_LABELS:
         raise source.problem(
             f"has {len(texts):,} different labels, for example {', '.join(map(repr, texts.index[:3]))}; the limit "
-            f"is {MAX_LABELS}. Is `{columns.label}` the column of the labels?"
+            f"is {MAX_LABELS}. Is `{columns.label}` the column of the labels? {ONE_LABEL}"
         )
     if rare := [str(label) for label in texts.index if texts[label] < MIN_LABEL_TEXTS]:
         lines_of = {label: list(rows.loc[rows["label"] == label, "line"]) for label in rare}
@@ -145,7 +155,7 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
         raise source.problem(
             f"has labels with fewer than {MIN_LABEL_TEXTS} different texts, one for each of the splits "
             f"{', '.join(SPLITS)}: {shown}{more}. Are they typing errors? Otherwise add texts, change the label of "
-            f"these rows, or remove them."
+            f"these rows, or remove them. {ONE_LABEL}"
         )
     if few := [f"{label!r} {texts[label]}" for label in texts.index if texts[label] < FEW_LABEL_TEXTS]:
         yield f"labels with fewer than {FEW_LABEL_TEXTS} different texts have unreliable figures: {listed(few)}"
@@ -165,11 +175,6 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
 
 
 def _label(value: Any) -> str | None:
-    """Convert a label to a string; None if it is blank or of another type."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    if isinstance(value, int):
-        return str(value)
-    return " ".join(value.split()) or None if isinstance(value, str) else None
+    """Convert a label to a string without surplus spaces; None if it is blank or of another type."""
+    label = as_string(value)
+    return label and " ".join(label.split())
