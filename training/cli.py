@@ -119,7 +119,12 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
     )
     _notes_option(command)
 
-    command = _add(commands, "fit", _fit, "train a classifier of your own labelled texts, and export it")
+    command = _add(
+        commands,
+        "fit",
+        _fit,
+        "train a classifier of your own English texts, with one label for each text, and export it",
+    )
     _fit_options(command)
 
     command = _add(commands, "general", _general, "stage 1: train a general language model on text files")

@@ -131,6 +131,23 @@ def test_the_order_of_the_keys_is_that_of_letters_and_digits() -> None:
     assert list(copies_of(texts).sort_values().index) == list(letters.sort_values().index)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ("\u8fd9\u4e2a\u5f88\u597d", True),
+        ("\u043e\u0447\u0435\u043d\u044c \u0445\u043e\u0440\u043e\u0448\u043e", True),
+        ("tr\u00e8s bien, na\u00efve \u0142\u00f3dka", False),
+        ("the \u8fd9 \U0001f600", False),
+        ("24/7 \U0001f600", False),
+    ],
+)
+def test_texts_that_are_not_english_are_a_warning(text: str, is_warned: bool, tmp_path: Path) -> None:
+    rows = [(f"{text} {number}", label) for number, (_, label) in enumerate(ROWS)]
+    warnings = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
+    warned = any("most letters of the texts are not Latin. `fit` is made for English" in each for each in warnings)
+    assert warned == is_warned, warnings
+
+
 def test_text_and_label_need_different_columns(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected different columns"):
         read_table(write(tmp_path, "a.csv", GOOD), Columns("text", "text"))

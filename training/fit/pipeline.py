@@ -29,7 +29,7 @@ from training.files import write_json
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
 from training.fit.split import DATA_FILE, SEED, leaks, train_again, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
-from training.fit.table import Columns, Table, read_table
+from training.fit.table import OTHER_LANGUAGES, Columns, Table, is_mostly_latin, read_table
 from training.measure.figures import figures
 from training.settings import WT103, with_changes
 from training.splits import SPLITS
@@ -122,7 +122,7 @@ def fit(order: Order) -> Path:
     )
     sample = held_out_sample(data, order.data.name)
     precision = measure(to, sample) if sample else []
-    for line in [*precision, *_describe_results(to, data_file)]:
+    for line in [*precision, *_describe_results(to, data_file, is_mostly_latin(rows["text"]))]:
         print(line)
     return to
 
@@ -343,8 +343,14 @@ def _class_weights(
     return (weights if use else None), description
 
 
-def _describe_results(to: Path, data_file: Path) -> list[str]:
-    """Format the figures of the model and of the baseline, and the commands to serve the model, as lines."""
+def _describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
+    """Format the figures of the model and of the baseline, and the commands to serve the model, as lines.
+
+    Args:
+        to: folder of the exported model.
+        data_file: the file of the run's data.
+        is_latin: see `training.fit.table.is_mostly_latin`.
+    """
     card: Mapping[str, Any] = json.loads((to / CARD_FILE).read_text(encoding="utf-8"))
     baseline = card["baseline"]["metrics"]
     lines = ["", f"{'':<46}{'accuracy':>10}{'macro-F1':>10}{'calibration error':>19}"]
@@ -363,10 +369,8 @@ def _describe_results(to: Path, data_file: Path) -> list[str]:
         f"The standard error of the accuracy on the {scores['n']:,} texts of the {split} split is {error:.3f}.",
     ]
     if scores["accuracy"] < baseline[split]["accuracy"]:
-        lines.append(
-            f"warning: {BASELINE} is better here. More labelled texts, or texts of the same kind without labels "
-            f"(--texts), may change that."
-        )
+        more = "More labelled texts, or texts of the same kind without labels (--texts), may change that"
+        lines.append(f"warning: {BASELINE} is better here. {more if is_latin else OTHER_LANGUAGES}.")
     texts = shlex.quote(str(data_file))
     model, archive = shlex.quote(str(to)), shlex.quote(str(Path("model_store", f"{to.resolve().name}.mar")))
     lines += [

@@ -3,8 +3,9 @@
 Each error names the line of the file (Parquet: the row) and a remedy.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,11 @@ FEW_LABEL_TEXTS: Final = 20
 """Number of different texts of a label below which its figures are not reliable."""
 
 MAX_LABELS: Final = 200
+OTHER_LANGUAGES: Final = (
+    "`fit` is made for English: its teacher was trained on English texts, and its tokenizer separates words at spaces. "
+    "For another language, train a learner with fastai and `export` it. If the language has no spaces between words, "
+    "use fastai's SentencePieceTokenizer"
+)
 ONE_LABEL: Final = (
     "`fit` trains one label for each text. For several labels, or for a number, train a learner with fastai and "
     "`export` it."
@@ -157,6 +163,8 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
             f"{', '.join(SPLITS)}: {shown}{more}. Are they typing errors? Otherwise add texts, change the label of "
             f"these rows, or remove them. {ONE_LABEL}"
         )
+    if not is_mostly_latin(rows["text"]):
+        yield f"most letters of the texts are not Latin. {OTHER_LANGUAGES}"
     if few := [f"{label!r} {texts[label]}" for label in texts.index if texts[label] < FEW_LABEL_TEXTS]:
         yield f"labels with fewer than {FEW_LABEL_TEXTS} different texts have unreliable figures: {listed(few)}"
     similar: defaultdict[str, list[str]] = defaultdict(list)
@@ -172,6 +180,16 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
             f"{len(lines):,} rows have {nearly}the same text as a row with another label, {source.unit} "
             f"{listed(lines)}: no model can predict all of them. Give these rows the same label, or remove some of them"
         )
+
+
+def is_mostly_latin(texts: Iterable[str]) -> bool:
+    """Return whether at least half of the letters are Latin; English texts have other letters in names only."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    letters = {character: count for character, count in counts.items() if character.isalpha()}
+    latin = sum(count for letter, count in letters.items() if unicodedata.name(letter, "").startswith("LATIN"))
+    return 2 * latin >= sum(letters.values())
 
 
 def _label(value: Any) -> str | None:
