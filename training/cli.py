@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         "--data",
         type=Path,
         metavar="CSV",
-        help="evaluate the labelled splits for the card, and store the distributions for drift",
+        help=f"evaluate the labelled splits for the card, and store the distributions for drift: {_DATA_HELP}",
     )
     command.add_argument(
         "--run", type=Path, default=RUN, metavar="FOLDER", help="folder of the run (default: %(default)s)"
@@ -269,6 +269,7 @@ _DEFAULT = "default: %(default)s"
 _GENERAL_HELP = (
     "the general language model: wt103 (fastai's download), or a folder in fastai's format (one .pth and one .pkl file)"
 )
+_DATA_HELP = "Kaggle's Tweets.csv, or CSV with the columns text, label and split, like the data.csv of a run of `fit`"
 _TEXTS_HELP = "UTF-8 text, one document per line (also .xz, .gz); in a .tsv, the last field of each line"
 
 
@@ -280,7 +281,11 @@ def _add(commands: Any, name: str, function: Any, description: str) -> argparse.
 
 def _data_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv, or the data.csv of a run of `fit`"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help=_DATA_HELP,
     )
 
 

@@ -46,6 +46,14 @@ _HOW_TO_FIT = """\
 For your own file, with any column names and any labels, use the command `fit`, which also makes the splits:
     python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
 
+_OWN_FILE: Final = (
+    "CSV with the columns `text`, `label` and `split` (train, validation or test), like the data.csv of a run of `fit`"
+)
+
+_KAGGLE_NAME: Final = "Tweets.csv"
+_KAGGLE_COLUMNS: Final = {LABEL_COLUMN, CONFIDENCE_COLUMN, AIRLINE_COLUMN, "tweet_id"}
+"""Columns of Kaggle's file that hardly another file has."""
+
 _HOW_TO_DOWNLOAD = """\
 Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, with the columns `text` and
 `airline_sentiment`). To download it (needs a Kaggle account and its API token):
@@ -118,17 +126,17 @@ def read_dataset(file: Path) -> Dataset:
         TrainingError: the file is missing, is not CSV, lacks a column, has a blank text, or has too few rows to
             split them.
     """
-    existing(file, f".\n{_HOW_TO_DOWNLOAD}")
+    existing(file, f".\n{_expected(file)}")
     content = file.read_bytes()
     header, rows = _parse(file, content)
     is_fit = LABEL_COLUMN not in header and set(FIT_COLUMNS) <= set(header)
     label_column = FIT_LABEL_COLUMN if is_fit else LABEL_COLUMN
-    missing = [name for name in (TEXT_COLUMN, label_column) if name not in header]
-    if missing:
+    wanted = (TEXT_COLUMN, LABEL_COLUMN) if _may_be_of_kaggle(file, header) else FIT_COLUMNS
+    if not is_fit and (missing := [name for name in wanted if name not in header]):
         columns = ", ".join(f"`{name}`" for name in header[:20])
         raise TrainingError(
             f"{file} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
-            f"it has {columns}.\n{_HOW_TO_FIT.format(csv=file)}\n{_HOW_TO_DOWNLOAD}"
+            f"it has {columns}.\n{_expected(file, header)}\n{_HOW_TO_FIT.format(csv=file)}"
         )
 
     for number, fields in enumerate(rows, start=1):
@@ -145,7 +153,7 @@ def read_dataset(file: Path) -> Dataset:
         raise TrainingError(f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}.")
     if not is_fit and len(rows) < MIN_ROWS:
         raise TrainingError(
-            f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_HOW_TO_DOWNLOAD}"
+            f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_expected(file, header)}"
         )
     splits = _known_splits(file, column(SPLIT_COLUMN)) if is_fit else split_of_rows(len(rows)).tolist()
     values = (texts, column(label_column), column(CONFIDENCE_COLUMN), column(AIRLINE_COLUMN), splits)
@@ -171,7 +179,16 @@ def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
 
 
 def _not_csv(file: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{file} cannot be read as CSV: {reason}.\n{_HOW_TO_DOWNLOAD}")
+    return TrainingError(f"{file} cannot be read as CSV: {reason}.\n{_expected(file)}")
+
+
+def _may_be_of_kaggle(file: Path, header: Sequence[str]) -> bool:
+    return file.name.lower() == _KAGGLE_NAME.lower() or bool(_KAGGLE_COLUMNS & set(header))
+
+
+def _expected(file: Path, header: Sequence[str] = ()) -> str:
+    """Describe the files that `read_dataset` reads; Kaggle's file only if the given one may be it."""
+    return f"{_HOW_TO_DOWNLOAD}\nOr {_OWN_FILE}." if _may_be_of_kaggle(file, header) else f"Expected: {_OWN_FILE}."
 
 
 def _confidence(value: str) -> float:

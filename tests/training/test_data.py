@@ -89,6 +89,26 @@ def test_an_invalid_file_gives_an_error_that_says_what_is_expected(
         assert "kaggle datasets download crowdflower/twitter-airline-sentiment" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No file at"),
+        (b"text,label\nhello,good\n", "has no column `split`; it has `text`, `label`."),
+        (b"comment,stars\nhello,5\n", "has no column `text` and no `label` and no `split`; it has `comment`, `stars`"),
+        (b'text,label,split\n"open,good,test\n', "cannot be read as CSV"),
+        (b"text,label,split\nhello,good,holdout\n", "has the split 'holdout'; expected train, validation, test"),
+    ],
+)
+def test_an_error_of_another_file_does_not_mention_kaggle(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "base.csv").write_bytes(content)
+    with pytest.raises(TrainingError, match=message) as caught:
+        read_dataset(tmp_path / "base.csv")
+    assert not any(word in str(caught.value).lower() for word in ("kaggle", "airline"))
+    if "has the split" not in message:
+        assert "CSV with the columns `text`, `label` and `split` (train, validation or test)" in str(caught.value)
+
+
 def test_the_hash_is_that_of_the_files_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
