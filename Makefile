@@ -95,6 +95,8 @@ labelled: own-check $(TRAIN)
 own-check:
 	@test -z '$(LEARNER)' || test -z '$(LABELLED)' || \
 	  { echo "error: expected LEARNER or LABELLED, not both" >&2; exit 1; }
+	@for file in $(subst --learner,,$(LEARNER_OPTIONS)) $(if $(LABELLED),'$(LABELLED)'); do test ! -d "$$file" || \
+	  { echo "error: $$file is a folder; expected a file" >&2; exit 1; }; done
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
 	  { echo "error: no file at $$file; expected what fastai's learner.export wrote" >&2; exit 1; }; done
 	@test -z '$(LABELLED)' || test -f '$(LABELLED)' || \

@@ -429,7 +429,8 @@ def _notes(options: argparse.Namespace) -> str:
         TrainingError: the file of the notes cannot be read.
     """
     if options.notes and not options.notes.is_file():
-        raise TrainingError(f"--notes {options.notes}: no such file.")
+        fault = "expected a file; it is a folder" if options.notes.is_dir() else "no such file"
+        raise TrainingError(f"--notes {options.notes}: {fault}.")
     try:
         return options.notes.read_text(encoding="utf-8") if options.notes else ""
     except UnicodeDecodeError as error:

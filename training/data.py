@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from training.errors import TrainingError
 from training.splits import SPLITS, Split
-from training.tables import LONGEST_FIELD
+from training.tables import LONGEST_FIELD, SAVE_AS_CSV, WORKBOOK_STARTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,11 +170,13 @@ def read_dataset(file: Path) -> Dataset:
 def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
     """Parse CSV; return the names of the columns, and the fields of each row that is not blank."""
     csv.field_size_limit(LONGEST_FIELD)
+    is_workbook = content.startswith(WORKBOOK_STARTS)
     try:
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header, *rows = [fields for fields in lines if fields]
     except (ValueError, csv.Error) as error:
-        raise _not_csv(file, str(error) if content.strip() else "the file is empty") from error
+        reason = f"it is an Excel workbook or another archive. {SAVE_AS_CSV}".rstrip(".") if is_workbook else str(error)
+        raise _not_csv(file, reason if content.strip() else "the file is empty") from error
     return header, rows
 
 
@@ -343,6 +345,8 @@ def existing(path: Path, ending: str) -> Path:
     Raises:
         TrainingError: there is no file at the path.
     """
+    if path.is_dir():
+        raise TrainingError(f"{path} is a folder, not a file{ending}")
     if not path.is_file():
         raise TrainingError(f"No file at {path}{ending}")
     return path

@@ -426,6 +426,8 @@ def test_make_serve_serves_the_named_models(arguments: tuple[str, ...], served: 
         ),
         (("LEARNER=README.md",), "the model needs one name: make serve LEARNER='README.md' NAME=reviews"),
         (("LABELLED=missing.csv", "NAME=reviews"), "no file at missing.csv; expected labelled texts"),
+        (("LABELLED=docs", "NAME=reviews"), "docs is a folder; expected a file"),
+        (("LEARNER=docs", "NAME=reviews"), "docs is a folder; expected a file"),
         (("LABELLED=README.md",), "the model needs one name: make serve LABELLED='README.md' NAME=reviews"),
         (("LABELLED=README.md", "LEARNER=README.md", "NAME=a"), "expected LEARNER or LABELLED, not both"),
         (("LEARNER=README.md", "NAME=a b"), "the model needs one name"),

@@ -107,7 +107,7 @@ def test_every_command_is_tested_without_its_packages() -> None:
     [
         (["export", "--learner", "bad.pkl", "--to", "new"], "bad.pkl does not load: UnpicklingError"),
         (["export", "--learner", "cut.pkl", "--to", "new"], "cut.pkl does not load"),
-        (["export", "--learner", ".", "--to", "new"], "No file at ."),
+        (["export", "--learner", ".", "--to", "new"], ". is a folder, not a file; expected a file that"),
         (["export", "--learner", "bad.pkl", "--to", "bad.pkl"], "expected a folder; there is a file of this name"),
         (["export", "--learner", "bad.pkl"], "--learner: name the folder of your model, for example --to model_store/"),
         (["export", "--learner", "bad.pkl", "--to", "model_store/sentiment"], "`sentiment` came with this project"),
@@ -121,7 +121,8 @@ def test_every_command_is_tested_without_its_packages() -> None:
         (["archive", "--model", "é"], "--model é: the folder's name becomes the model's name"),
         (["export", "--learner", "bad.pkl", "--notes", "latin.csv", "--to", "new"], "latin.csv: expected UTF-8 text"),
         (["reference", "--data", "latin.csv"], "latin.csv"),
-        (["reference", "--data", "."], "."),
+        (["reference", "--data", "."], ". is a folder, not a file.\nExpected: CSV with the columns"),
+        (["export", "--learner", "bad.pkl", "--notes", "own", "--to", "new"], "--notes own: expected a file; it is a"),
         (["behaviour", "--model", "."], "config.json is missing"),
         (["behaviour", "--url", "http://[::1"], "'http://[::1' is not an address: Invalid IPv6 URL. Expected http"),
         (["behaviour", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),

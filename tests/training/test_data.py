@@ -70,7 +70,7 @@ def test_texts_are_read_unchanged(tmp_path: Path) -> None:
     [
         (None, "No file at"),
         (b"", "cannot be read as CSV"),
-        (b"PK\x03\x04\xff\xfe\x00", "cannot be read as CSV"),
+        (b"PK\x03\x04\xff\xfe\x00", "cannot be read as CSV: it is an Excel workbook or another archive"),
         (b"<html>\n<p>Sign in, please</p>\n</html>\n", "has no column `text` and no `airline_sentiment`"),
         (b"tweet_id,text\n1,hello\n", "has no column `airline_sentiment`; it has `tweet_id`, `text`"),
         (b"text,airline_sentiment\n" + b"a,neutral\n,neutral\n" * 20, "20 rows with no text, the first at row 1"),

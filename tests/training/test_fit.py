@@ -5,6 +5,7 @@ import io
 import json
 import random
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.data import read_tweets
 from training.errors import TrainingError
 from training.export.destination import check_destination
 from training.export.precision import read_choice
+from training.fit.pipeline import describe_results
 from training.fit.recipe import expected_minutes, recipe_for
 from training.fit.start import OWN_START, describe_starts, start_named
 from training.stages import tfidf
@@ -80,9 +82,45 @@ def test_fit_ends_with_the_figures_and_the_commands_to_serve(fitted: Fitted) -> 
         for split in ("validation", "test"):
             assert f"{split}, {name}" in fitted.said
             assert f"{metrics[split]['accuracy']:.3f}" in fitted.said
-    archive = f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
-    assert f"{archive}\n" in fitted.said
-    assert "python -m server --model mail\n" in fitted.said
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    archive = f"{python} -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
+    assert f"    {archive}\n" in fitted.said
+    assert f"    {python} -m server --model mail\n" in fitted.said
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "is_latin", "expected"),
+    [
+        (
+            0.5,
+            True,
+            ["standard error of the accuracy on the 4 texts", "better here. More labelled texts, or"],
+        ),
+        (0.5, False, ["standard error", "is better here. `fit` is made for English"]),
+        (1.0, True, []),
+    ],
+)
+def test_the_results_advise_what_can_help(tmp_path: Path, accuracy: float, is_latin: bool, expected: list[str]) -> None:
+    scores = {"n": 4, "macro_f1": 0.5, "expected_calibration_error": 0.1}
+    metrics = {"test": scores | {"accuracy": accuracy}}
+    baseline = {"test": scores | {"accuracy": 0.75}}
+    (tmp_path / "card.json").write_text(json.dumps({"metrics": metrics, "baseline": {"metrics": baseline}}))
+    said = "\n".join(describe_results(tmp_path, tmp_path / "data.csv", is_latin))
+    for text in expected:
+        assert text in said
+    if not expected:
+        assert "standard error" not in said
+        assert "warning" not in said
+
+
+def test_texts_without_words_are_refused_before_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = [chr(0x1F600 + number) for number in range(40)]
+    pd.DataFrame({"text": texts, "label": ["a", "b"] * 20}).to_csv(tmp_path / "mail.csv", index=False)
+    options = ("--to", tmp_path / "model", "--run", tmp_path / "run")
+    assert run("fit", "--preset", "tiny", "--data", tmp_path / "mail.csv", *options) == 1
+    assert "mail.csv: 0 texts of the train split have a word of two letters or digits" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_precision_is_measured_on_held_out_texts(fitted: Fitted) -> None:

@@ -6,6 +6,7 @@ The order: checks, splits, starting weights, recipe, stages, baseline, export.
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +90,11 @@ def fit(order: Order) -> Path:
     for path in order.texts:
         next(read_lines(path))
     train = rows[rows["split"] == "train"]
+    if (count := int(train["text"].str.contains(r"\w\w").sum())) < FOLDS:
+        raise TrainingError(
+            f"--data {order.data}: {count} texts of the train split have a word of two letters or digits; expected at "
+            f"least {FOLDS}. Without words there is no baseline. Replace emoji by their names, or add texts."
+        )
     words = sum(len(text.split()) for text in train["text"])
     recipe = recipe_for(len(train), words, order.tiny)
     settings = with_changes(recipe.settings, list(order.changes))
@@ -122,7 +128,7 @@ def fit(order: Order) -> Path:
     )
     sample = held_out_sample(data, order.data.name)
     precision = measure(to, sample) if sample else []
-    for line in [*precision, *_describe_results(to, data_file, is_mostly_latin(rows["text"]))]:
+    for line in [*precision, *describe_results(to, data_file, is_mostly_latin(rows["text"]))]:
         print(line)
     return to
 
@@ -343,7 +349,7 @@ def _class_weights(
     return (weights if use else None), description
 
 
-def _describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
+def describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
     """Format the figures of the model and of the baseline, and the commands to serve the model, as lines.
 
     Args:
@@ -363,22 +369,29 @@ def _describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
                 )
     split = "test" if "test" in card["metrics"] else "validation"
     scores = card["metrics"][split]
-    error = float(np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / scores["n"]))
-    lines += [
-        "",
-        f"The standard error of the accuracy on the {scores['n']:,} texts of the {split} split is {error:.3f}.",
-    ]
+    if 0 < scores["accuracy"] < 1:  # otherwise the estimate of the standard error is 0
+        error = float(np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / scores["n"]))
+        lines += [
+            "",
+            f"The standard error of the accuracy on the {scores['n']:,} texts of the {split} split is {error:.3f}.",
+        ]
     if scores["accuracy"] < baseline[split]["accuracy"]:
         more = "More labelled texts, or texts of the same kind without labels (--texts), may change that"
         lines.append(f"warning: {BASELINE} is better here. {more if is_latin else OTHER_LANGUAGES}.")
-    texts = shlex.quote(str(data_file))
+    python, texts = _python(), shlex.quote(str(data_file))
     model, archive = shlex.quote(str(to)), shlex.quote(str(Path("model_store", f"{to.resolve().name}.mar")))
     lines += [
         "",
         f"The card: {to / 'README.md'}. To serve it:",
-        f"    python -m training archive --model {model} --to {archive}",
-        f"    python -m server --model {to.resolve().name}",
+        f"    {python} -m training archive --model {model} --to {archive}",
+        f"    {python} -m server --model {to.resolve().name}",
         "To evaluate it again:",
-        f"    python -m training evaluate --data {texts} --split {split} --model {model}",
+        f"    {python} -m training evaluate --data {texts} --split {split} --model {model}",
     ]
     return lines
+
+
+def _python() -> str:
+    """Return the path of this process's Python for a shell command, relative to the current folder if it is in it."""
+    executable, folder = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(folder) if executable.is_relative_to(folder) else executable))
