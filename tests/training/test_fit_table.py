@@ -148,6 +148,14 @@ def test_texts_that_are_not_english_are_a_warning(text: str, is_warned: bool, tm
     assert warned == is_warned, warnings
 
 
+def test_labels_that_list_other_labels_are_a_warning(tmp_path: Path) -> None:
+    kinds = ("good", "bad", "good;cheap", "yes, but")
+    rows = [(text, f'"{kinds[number % 4]}"') for number, (text, _) in enumerate(ROWS * 2)]
+    rows = [(f"{text} {number}", label) for number, (text, label) in enumerate(rows)]
+    [warning] = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
+    assert warning.startswith("labels that list other labels are trained as labels of their own: 'good;cheap'. `fit`")
+
+
 def test_text_and_label_need_different_columns(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected different columns"):
         read_table(write(tmp_path, "a.csv", GOOD), Columns("text", "text"))

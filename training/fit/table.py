@@ -3,6 +3,7 @@
 Each error names the line of the file (Parquet: the row) and a remedy.
 """
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -172,6 +173,10 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
         similar["".join(str(label).casefold().split())].append(repr(label))
     if groups := [" and ".join(names) for names in similar.values() if len(names) > 1]:
         yield f"labels that differ only in capitals or spaces are trained as different labels: {listed(groups)}"
+    if several := [
+        repr(label) for label in texts.index if len(parts := _parts(label)) > 1 and parts & set(texts.index)
+    ]:
+        yield f"labels that list other labels are trained as labels of their own: {listed(several)}. {ONE_LABEL[:-1]}"
     different = rows["label"].groupby(copies).transform("nunique") > 1
     if different.any():
         lines = list(rows.loc[different, "line"])
@@ -180,6 +185,11 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
             f"{len(lines):,} rows have {nearly}the same text as a row with another label, {source.unit} "
             f"{listed(lines)}: no model can predict all of them. Give these rows the same label, or remove some of them"
         )
+
+
+def _parts(label: str) -> set[str]:
+    """Split a label at the characters that usually separate several labels of a text."""
+    return {part.strip() for part in re.split(r"[,;|]", label)}
 
 
 def is_mostly_latin(texts: Iterable[str]) -> bool:
