@@ -98,12 +98,16 @@ labelled: own-check $(TEST)
 own-check:
 	@test -z '$(LEARNER)' || test -z '$(LABELLED)' || \
 	  { echo "error: expected LEARNER or LABELLED, not both" >&2; exit 1; }
+	@for file in $(subst --learner,,$(LEARNER_OPTIONS)) $(if $(LABELLED),'$(LABELLED)'); do test ! -d "$$file" || \
+	  { echo "error: $$file is a folder; expected a file" >&2; exit 1; }; done
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
 	  { echo "error: no file at $$file; expected what fastai's learner.export wrote" >&2; exit 1; }; done
 	@test -z '$(LABELLED)' || test -f '$(LABELLED)' || \
 	  { echo "error: no file at $(LABELLED); expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
 	@test $(words $(NAME)) = 1 || { echo "error: the model needs one name:" \
 	  "make serve $(if $(LEARNER),LEARNER,LABELLED)='$(or $(LEARNER),$(LABELLED))' NAME=reviews" >&2; exit 1; }
+	@LC_ALL=C; case "$$NAME" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) echo "error: NAME=$$NAME: expected letters (a to z)," \
+	  "digits, points, hyphens and underscores, with a letter or a digit first" >&2; exit 1;; esac
 	@test -z '$(filter sentiment general,$(NAME))' || \
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 

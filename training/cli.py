@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data import read_dataset
 from training.errors import TrainingError
+from training.export.destination import check_destination, check_name, check_writable
 from training.settings import (
     MAX_DIFFERENCE,
     MINILM,
@@ -113,10 +114,17 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
     _labelled_texts_option(command, required=False)
     _transformer_option(command)
     _run_options(command)
-    _to_option(command)
+    command.add_argument(
+        "--to", type=Path, default=MODEL, metavar="FOLDER", help=f"folder of the exported model ({_DEFAULT})"
+    )
     _notes_option(command)
 
-    command = _add(commands, "fit", _fit, "train a classifier of your own labelled texts, and export it")
+    command = _add(
+        commands,
+        "fit",
+        _fit,
+        "train a classifier of your own English texts, with one label for each text, and export it",
+    )
     _fit_options(command)
 
     command = _add(commands, "general", _general, "stage 1: train a general language model on text files")
@@ -198,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         "--data",
         type=Path,
         metavar="CSV",
-        help="evaluate the labelled splits for the card, and store the distributions for drift",
+        help=f"evaluate the labelled splits for the card, and store the distributions for drift: {_DATA_HELP}",
     )
     command.add_argument(
         "--run", type=Path, default=RUN, metavar="FOLDER", help="folder of the run (default: %(default)s)"
@@ -210,7 +218,12 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         help="stage of the run; distil: a model from before the last stage, for use with --start; except in a run of "
         "fit, it has seen no label of the data (default: %(default)s)",
     )
-    _to_option(command)
+    command.add_argument(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder of the exported model (default: {MODEL}; needed with --learner and for a run of fit)",
+    )
     _notes_option(command)
 
     command = _add(
@@ -256,6 +269,7 @@ _DEFAULT = "default: %(default)s"
 _GENERAL_HELP = (
     "the general language model: wt103 (fastai's download), or a folder in fastai's format (one .pth and one .pkl file)"
 )
+_DATA_HELP = "Kaggle's Tweets.csv, or CSV with the columns text, label and split, like the data.csv of a run of `fit`"
 _TEXTS_HELP = "UTF-8 text, one document per line (also .xz, .gz); in a .tsv, the last field of each line"
 
 
@@ -267,7 +281,11 @@ def _add(commands: Any, name: str, function: Any, description: str) -> argparse.
 
 def _data_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data", type=Path, required=True, metavar="CSV", help="Kaggle's Tweets.csv, or the data.csv of a run of `fit`"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help=_DATA_HELP,
     )
 
 
@@ -389,12 +407,6 @@ def _model_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _to_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--to", type=Path, default=MODEL, metavar="FOLDER", help="folder of the exported model (default: %(default)s)"
-    )
-
-
 def _notes_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--notes", type=Path, metavar="FILE.md", help="text for the card: purpose, sources, licences (Markdown)"
@@ -405,6 +417,8 @@ def _notes_option(command: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings of the run, after a check that the run's folder can be written."""
+    check_writable(options.run, "--run")
     return with_changes(PRESETS[options.preset], options.set)
 
 
@@ -412,12 +426,11 @@ def _notes(options: argparse.Namespace) -> str:
     """Read the notes for the card.
 
     Raises:
-        TrainingError: the file of the notes cannot be read, or there is a file where the exported model goes.
+        TrainingError: the file of the notes cannot be read.
     """
     if options.notes and not options.notes.is_file():
-        raise TrainingError(f"--notes {options.notes}: no such file.")
-    if options.to and options.to.exists() and not options.to.is_dir():
-        raise TrainingError(f"--to {options.to}: expected a folder; there is a file of this name.")
+        fault = "expected a file; it is a folder" if options.notes.is_dir() else "no such file"
+        raise TrainingError(f"--notes {options.notes}: {fault}.")
     try:
         return options.notes.read_text(encoding="utf-8") if options.notes else ""
     except UnicodeDecodeError as error:
@@ -584,15 +597,22 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
 
 def _export(options: argparse.Namespace) -> None:
     from training.export.folder import export_files
+    from training.fit.split import DATA_FILE
     from training.pipeline import export, report_export
 
+    own = f"--run {options.run}" * (options.run / DATA_FILE).is_file()  # a run of `fit`
+    own = "--learner" if options.learner else own
+    if own and options.to is None:
+        raise TrainingError(f"{own}: name the folder of your model, for example --to model_store/NAME.")
+    to = options.to or MODEL
+    check_destination(to, own=bool(own))
     notes = _notes(options)
     data = read_dataset(options.data) if options.data else None
     if options.learner:
-        export_files(options.learner, options.to, notes=notes, data=data)
-        report_export(options.to, data)
+        export_files(options.learner, to, notes=notes, data=data)
+        report_export(to, data)
     else:
-        export(data, options.run, options.to, notes=notes, stage=options.stage)
+        export(data, options.run, to, notes=notes, stage=options.stage)
 
 
 def _reference(options: argparse.Namespace) -> None:
@@ -610,6 +630,8 @@ def _archive(options: argparse.Namespace) -> None:
     from training.export.archive import archive, default_destination, report
     from training.export.sample import read_sample, synthetic_sample
 
+    if options.to is None:
+        check_name(options.model, "--model")
     destination = options.to or default_destination(options.model)
     if destination.suffix != ".mar":
         raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")

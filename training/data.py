@@ -12,6 +12,8 @@ import csv
 import hashlib
 import io
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from training.errors import TrainingError
 from training.splits import SPLITS, Split
-from training.tables import LONGEST_FIELD
+from training.tables import LONGEST_FIELD, SAVE_AS_CSV, WORKBOOK_STARTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +45,14 @@ MIN_LABELLED_TEXTS: Final = 10
 _HOW_TO_FIT = """\
 For your own file, with any column names and any labels, use the command `fit`, which also makes the splits:
     python -m training fit --data {csv} --text-column TEXT --label-column LABEL --to model_store/NAME"""
+
+_OWN_FILE: Final = (
+    "CSV with the columns `text`, `label` and `split` (train, validation or test), like the data.csv of a run of `fit`"
+)
+
+_KAGGLE_NAME: Final = "Tweets.csv"
+_KAGGLE_COLUMNS: Final = {LABEL_COLUMN, CONFIDENCE_COLUMN, AIRLINE_COLUMN, "tweet_id"}
+"""Columns of Kaggle's file that hardly another file has."""
 
 _HOW_TO_DOWNLOAD = """\
 Expected: Tweets.csv of Kaggle's "Twitter US Airline Sentiment" (14,640 rows, with the columns `text` and
@@ -90,8 +100,9 @@ class Dataset:
         return rows
 
     def is_labelled(self, split: Split) -> bool:
-        """Return whether no label in the split is blank."""
-        return all(row.label is not None for row in self.rows if row.split == split)
+        """Return whether the split has rows, and no label in it is blank."""
+        labels = [row.label for row in self.rows if row.split == split]
+        return bool(labels) and None not in labels
 
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas table with the columns `text`, `label`, `confidence`, `airline` and `split`."""
@@ -115,17 +126,17 @@ def read_dataset(file: Path) -> Dataset:
         TrainingError: the file is missing, is not CSV, lacks a column, has a blank text, or has too few rows to
             split them.
     """
-    existing(file, f".\n{_HOW_TO_DOWNLOAD}")
+    existing(file, f".\n{_expected(file)}")
     content = file.read_bytes()
     header, rows = _parse(file, content)
     is_fit = LABEL_COLUMN not in header and set(FIT_COLUMNS) <= set(header)
     label_column = FIT_LABEL_COLUMN if is_fit else LABEL_COLUMN
-    missing = [name for name in (TEXT_COLUMN, label_column) if name not in header]
-    if missing:
+    wanted = (TEXT_COLUMN, LABEL_COLUMN) if _may_be_of_kaggle(file, header) else FIT_COLUMNS
+    if not is_fit and (missing := [name for name in wanted if name not in header]):
         columns = ", ".join(f"`{name}`" for name in header[:20])
         raise TrainingError(
             f"{file} has no column {' and no '.join(f'`{name}`' for name in missing)}; "
-            f"it has {columns}.\n{_HOW_TO_FIT.format(csv=file)}\n{_HOW_TO_DOWNLOAD}"
+            f"it has {columns}.\n{_expected(file, header)}\n{_HOW_TO_FIT.format(csv=file)}"
         )
 
     for number, fields in enumerate(rows, start=1):
@@ -142,7 +153,7 @@ def read_dataset(file: Path) -> Dataset:
         raise TrainingError(f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}.")
     if not is_fit and len(rows) < MIN_ROWS:
         raise TrainingError(
-            f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_HOW_TO_DOWNLOAD}"
+            f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_expected(file, header)}"
         )
     splits = _known_splits(file, column(SPLIT_COLUMN)) if is_fit else split_of_rows(len(rows)).tolist()
     values = (texts, column(label_column), column(CONFIDENCE_COLUMN), column(AIRLINE_COLUMN), splits)
@@ -159,16 +170,27 @@ def read_dataset(file: Path) -> Dataset:
 def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
     """Parse CSV; return the names of the columns, and the fields of each row that is not blank."""
     csv.field_size_limit(LONGEST_FIELD)
+    is_workbook = content.startswith(WORKBOOK_STARTS)
     try:
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header, *rows = [fields for fields in lines if fields]
     except (ValueError, csv.Error) as error:
-        raise _not_csv(file, str(error) if content.strip() else "the file is empty") from error
+        reason = f"it is an Excel workbook or another archive. {SAVE_AS_CSV}".rstrip(".") if is_workbook else str(error)
+        raise _not_csv(file, reason if content.strip() else "the file is empty") from error
     return header, rows
 
 
 def _not_csv(file: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{file} cannot be read as CSV: {reason}.\n{_HOW_TO_DOWNLOAD}")
+    return TrainingError(f"{file} cannot be read as CSV: {reason}.\n{_expected(file)}")
+
+
+def _may_be_of_kaggle(file: Path, header: Sequence[str]) -> bool:
+    return file.name.lower() == _KAGGLE_NAME.lower() or bool(_KAGGLE_COLUMNS & set(header))
+
+
+def _expected(file: Path, header: Sequence[str] = ()) -> str:
+    """Describe the files that `read_dataset` reads; Kaggle's file only if the given one may be it."""
+    return f"{_HOW_TO_DOWNLOAD}\nOr {_OWN_FILE}." if _may_be_of_kaggle(file, header) else f"Expected: {_OWN_FILE}."
 
 
 def _confidence(value: str) -> float:
@@ -248,10 +270,44 @@ def labels_of(table: "pd.DataFrame") -> list[str]:
     return labels
 
 
+_SIGNS: Final = re.compile(
+    r"""[:;=]['-]?[()\[\]dp/\\|]+(?!\w)  # an emoticon, in lower case
+    | (?<=\w)\#                        # C#
+    | (?<!\w)[+-](?=\d)                # -5
+    | (?<=\d)[^\w\s](?=\d)             # 1.5
+    | (?<=\d)%""",
+    re.VERBOSE,
+)
+"""Punctuation that has a meaning of its own."""
+
+_VARIATION_SELECTORS: Final = {chr(code) for code in range(0xFE00, 0xFE10)}
+"""Marks that change only how the character before them is shown."""
+
+
 def copies_of(texts: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return for each text a key that its copies share: its letters and digits, or the whole text if it has none."""
-    plain = texts.str.lower().str.replace(r"[\W_]+", "", regex=True)
-    return plain.mask(plain == "", texts)
+    """Return for each text a key that its copies share.
+
+    Copies differ only in capitals, spaces, punctuation without a meaning of its own, or the order and the repetition of
+    symbols. Symbols are, for example, emoji. A text without letters and digits has no copies but equal texts.
+    """
+    return texts.map(_copy_key)
+
+
+def _copy_key(text: str) -> str:
+    lower = unicodedata.normalize("NFC", text.lower())
+    plain = re.sub(r"[\W_]+", "", lower)
+    if not plain:
+        return text
+    categories = {character: unicodedata.category(character) for character in set(lower)}
+    marks = {character for character, category in categories.items() if category[0] == "M"} - _VARIATION_SELECTORS
+    signs = {character for character, category in categories.items() if category in ("Sc", "Sm", "So")}
+    signs.update(_SIGNS.findall(lower))
+    if not marks and not signs:
+        return plain
+    # The key begins with letters and digits, so that marks and symbols do not change the order of the keys, and with
+    # it the random split of the other texts.
+    marked = "".join(character for character in lower if character.isalnum() or character in marks) if marks else ""
+    return "\0".join([plain, marked, *sorted(signs)])
 
 
 def read_labelled_texts(path: Path, labels: Sequence[str]) -> "pd.DataFrame":
@@ -289,6 +345,8 @@ def existing(path: Path, ending: str) -> Path:
     Raises:
         TrainingError: there is no file at the path.
     """
+    if path.is_dir():
+        raise TrainingError(f"{path} is a folder, not a file{ending}")
     if not path.is_file():
         raise TrainingError(f"No file at {path}{ending}")
     return path

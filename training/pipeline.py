@@ -9,7 +9,8 @@ from pathlib import Path
 
 from training.data import Dataset, labels_of, read_labelled_texts
 from training.errors import TrainingError
-from training.export.archive import archive, check_name, default_destination, report
+from training.export.archive import archive, default_destination, report
+from training.export.destination import check_destination, check_writable
 from training.export.folder import export_run
 from training.export.precision import measure
 from training.export.sample import held_out_sample
@@ -121,7 +122,8 @@ def _check(
     hashes_of(list(texts))
     if general:
         language_model_files(general_model(general))
-    check_name(to)
+    check_destination(to)
+    check_writable(default_destination(to).parent, "--to")  # of the archive, which is beside the folder
 
 
 def unpack_start(start: Path, run: Path) -> Path:
@@ -252,8 +254,7 @@ def export(data: Dataset | None, run: Path, to: Path, *, notes: str = "", stage:
 
 
 def report_export(to: Path, data: Dataset | None) -> None:
-    """Print the folder of an exported model; with `data`, choose and print the precision of its archive."""
+    """Print the folder of an exported model; with held-out texts, choose and print the precision of its archive."""
     print(f"Exported to {to}")
-    if data is not None:
-        held_out = (row.text for row in data.rows if row.split != "train")
-        print("\n".join(measure(to, held_out_sample(held_out, data.file.name))))
+    if data is not None and (sample := held_out_sample(data, data.file.name)):
+        print("\n".join(measure(to, sample)))

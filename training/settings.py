@@ -5,6 +5,7 @@ The option `--preset` chooses a preset, `--set STAGE.NAME=VALUE` changes a setti
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from training.errors import TrainingError
@@ -296,13 +297,17 @@ def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:
         stage: Any = getattr(settings, stage_name, None)
         types = {option.name: option.type for option in fields(stage)} if is_dataclass(stage) else {}
         if name not in types or not value:
-            known = ", ".join(
+            known = [
                 f"{part.name}.{option.name}"
                 for part in fields(settings)
                 if is_dataclass(stage_settings := getattr(settings, part.name))
                 for option in fields(stage_settings)
+            ]
+            similar = [] if key in known else get_close_matches(key, known, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            raise TrainingError(
+                f"--set {change}: expected STAGE.NAME=VALUE.{hint} STAGE.NAME is one of {', '.join(known)}."
             )
-            raise TrainingError(f"--set {change}: expected STAGE.NAME=VALUE, STAGE.NAME one of {known}.")
         kind: Any = types[name]
         try:
             number = kind(value)

@@ -9,11 +9,14 @@ import gzip
 import io
 import json
 import lzma
+import math
+import re
 import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +36,12 @@ DELIMITERS: Final = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "verti
 
 TEXT_ENDINGS: Final = (".txt", "")
 """Endings of files with one text per line, which are read if only one column is wanted."""
+
+WORKBOOK_ENDINGS: Final = (".xlsx", ".xls", ".xlsm", ".ods")
+WORKBOOK_STARTS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""First bytes of a workbook, which may be renamed: a ZIP archive (.xlsx, .ods) or an OLE file (.xls)."""
+
+SAVE_AS_CSV: Final = "Open the workbook in Excel, and save it as `CSV UTF-8`."
 
 OPENERS: Final[Mapping[str, Any]] = {".gz": gzip.open, ".xz": lzma.open}
 """Function that opens a compressed file, by the file's last ending in lower case."""
@@ -90,7 +99,8 @@ class Source:
                 valid Unicode.
         """
         if not self.path.is_file():
-            raise self.problem(f"no such file; expected {self._expected}.")
+            fault = "is a folder, not a file" if self.path.is_dir() else "no such file"
+            raise self.problem(f"{fault}; expected {self._expected}.")
         from handler.exported import is_unicode  # imports spaCy, which takes seconds
 
         records = list(self._read())
@@ -169,19 +179,22 @@ class Source:
             case "delimited":
                 return self._delimited(self._text())
         ending = self._ending + self._packing or "(none)"
-        raise self.problem(f"the ending {ending} is not known. Expected {self._expected}. Rename or convert the file.")
+        remedy = SAVE_AS_CSV if self._ending in WORKBOOK_ENDINGS else "Rename or convert the file."
+        raise self.problem(f"the ending {ending} is not known. Expected {self._expected}. {remedy}")
 
     def _text(self) -> str:
         """Read the content of a text file.
 
         Raises:
-            TrainingError: the file cannot be decompressed, is not UTF-8, or has NUL bytes.
+            TrainingError: the file cannot be decompressed, is a workbook, is not UTF-8, or has NUL bytes.
         """
         try:
             with OPENERS.get(self._packing, open)(self.path, "rb") as file:
                 content: bytes = file.read()
         except DAMAGED as error:
             raise self.problem(f"cannot be decompressed ({error}). Copy or compress the file again.") from error
+        if content.startswith(WORKBOOK_STARTS):
+            raise self.problem(f"is an Excel workbook or another archive, not text. {SAVE_AS_CSV}")
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise self.problem(f"is UTF-16, expected UTF-8. {self._converted('UTF-16')}")
         if (position := content.find(b"\0")) >= 0:
@@ -244,6 +257,11 @@ class Source:
         first = next(io.StringIO(text, newline=""), "")
         if not first.strip():
             raise self.problem("has no first line with the names of the columns.")
+        if re.fullmatch(r'"?sep=.?"?', first.strip("\r\n")):
+            raise self.problem(
+                f"has the first line {first.strip()!r}, which is for Excel only. Remove this line, for example: "
+                + self._copied("tail -n +2", "clean")
+            )
         delimiter = self._delimiter(first)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         line, header, names = 1, list[str](), list[str]()
@@ -344,6 +362,25 @@ class Source:
             raise self.problem(f"cannot be read as Parquet ({error}).") from error
         for number, values in enumerate(zip(*columns, strict=True), start=1):
             yield Record(number, values)
+
+
+def as_string(value: Any) -> str | None:
+    """Spell a value of JSON lines or Parquet as in CSV; None if it is blank or of another type.
+
+    A whole number has no decimal point: a column of whole numbers with gaps has the type of decimal numbers.
+    """
+    match value:
+        case str():
+            return value if value.strip() else None
+        case bool():
+            return str(value).lower()
+        case float() if not math.isfinite(value):
+            return None
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float() | Decimal():
+            return str(value)
+    return None
 
 
 def listed(values: Sequence[Any]) -> str:

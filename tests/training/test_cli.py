@@ -107,11 +107,22 @@ def test_every_command_is_tested_without_its_packages() -> None:
     [
         (["export", "--learner", "bad.pkl", "--to", "new"], "bad.pkl does not load: UnpicklingError"),
         (["export", "--learner", "cut.pkl", "--to", "new"], "cut.pkl does not load"),
-        (["export", "--learner", ".", "--to", "new"], "No file at ."),
+        (["export", "--learner", ".", "--to", "new"], ". is a folder, not a file; expected a file that"),
         (["export", "--learner", "bad.pkl", "--to", "bad.pkl"], "expected a folder; there is a file of this name"),
+        (["export", "--learner", "bad.pkl"], "--learner: name the folder of your model, for example --to model_store/"),
+        (["export", "--learner", "bad.pkl", "--to", "model_store/sentiment"], "`sentiment` came with this project"),
+        (["export", "--learner", "bad.pkl", "--to", "general"], "the model `general` came with this project"),
+        (["export", "--learner", "bad.pkl", "--to", "bad.pkl/new"], "cannot be written (Not a directory)"),
+        (["export", "--learner", "bad.pkl", "--to", "own"], "--to own: the folder is neither empty nor an exported"),
+        (["export", "--learner", "bad.pkl", "--to", "new/é"], "--to new/é: the folder's name becomes the model's name"),
+        (["export", "--run", "mine"], "--run mine: name the folder of your model, for example --to model_store/NAME"),
+        (["export", "--run", "mine", "--to", "sentiment"], "the model `sentiment` came with this project"),
+        (["export", "--run", "run"], "no finished stage classifier"),
+        (["archive", "--model", "é"], "--model é: the folder's name becomes the model's name"),
         (["export", "--learner", "bad.pkl", "--notes", "latin.csv", "--to", "new"], "latin.csv: expected UTF-8 text"),
         (["reference", "--data", "latin.csv"], "latin.csv"),
-        (["reference", "--data", "."], "."),
+        (["reference", "--data", "."], ". is a folder, not a file.\nExpected: CSV with the columns"),
+        (["export", "--learner", "bad.pkl", "--notes", "own", "--to", "new"], "--notes own: expected a file; it is a"),
         (["behaviour", "--model", "."], "config.json is missing"),
         (["behaviour", "--url", "http://[::1"], "'http://[::1' is not an address: Invalid IPv6 URL. Expected http"),
         (["behaviour", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
@@ -139,7 +150,12 @@ def test_invalid_arguments_give_one_error_message(
     Path("cut.pkl").write_bytes((LEARNERS / "windows.pkl").read_bytes()[:1000])
     Path("latin.csv").write_bytes(b"tweet_id,airline_sentiment,text\n1,neutral,caf\xe9\n")
     Path("folder.mar").mkdir()
-    if arguments[0] in ("archive", "reference"):
+    Path("mine").mkdir()
+    Path("mine", "data.csv").write_text("text,label,split,line\n")
+    Path("own").mkdir()
+    for file in ("README.md", "config.json"):
+        Path("own", file).write_text("{}")
+    if arguments[0] in ("archive", "reference") and "--model" not in arguments:
         arguments = [*arguments, "--model", str(MODEL)]
     assert main(arguments) == 1
     assert message in capfd.readouterr().err

@@ -55,6 +55,8 @@ def test_a_file_with_splits_may_be_small_but_the_requested_split_must_have_rows(
     for rows in (lambda: data.labelled("test"), lambda: labelled(data.table(), "test")):
         with pytest.raises(TrainingError, match="The test split has no row"):
             rows()
+    assert data.is_labelled("validation")
+    assert not data.is_labelled("test"), "a split without rows cannot be evaluated"
 
 
 def test_texts_are_read_unchanged(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_texts_are_read_unchanged(tmp_path: Path) -> None:
     [
         (None, "No file at"),
         (b"", "cannot be read as CSV"),
-        (b"PK\x03\x04\xff\xfe\x00", "cannot be read as CSV"),
+        (b"PK\x03\x04\xff\xfe\x00", "cannot be read as CSV: it is an Excel workbook or another archive"),
         (b"<html>\n<p>Sign in, please</p>\n</html>\n", "has no column `text` and no `airline_sentiment`"),
         (b"tweet_id,text\n1,hello\n", "has no column `airline_sentiment`; it has `tweet_id`, `text`"),
         (b"text,airline_sentiment\n" + b"a,neutral\n,neutral\n" * 20, "20 rows with no text, the first at row 1"),
@@ -85,6 +87,26 @@ def test_an_invalid_file_gives_an_error_that_says_what_is_expected(
         read_tweets(path)
     if "with no text" not in message:
         assert "kaggle datasets download crowdflower/twitter-airline-sentiment" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No file at"),
+        (b"text,label\nhello,good\n", "has no column `split`; it has `text`, `label`."),
+        (b"comment,stars\nhello,5\n", "has no column `text` and no `label` and no `split`; it has `comment`, `stars`"),
+        (b'text,label,split\n"open,good,test\n', "cannot be read as CSV"),
+        (b"text,label,split\nhello,good,holdout\n", "has the split 'holdout'; expected train, validation, test"),
+    ],
+)
+def test_an_error_of_another_file_does_not_mention_kaggle(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "base.csv").write_bytes(content)
+    with pytest.raises(TrainingError, match=message) as caught:
+        read_dataset(tmp_path / "base.csv")
+    assert not any(word in str(caught.value).lower() for word in ("kaggle", "airline"))
+    if "has the split" not in message:
+        assert "CSV with the columns `text`, `label` and `split` (train, validation or test)" in str(caught.value)
 
 
 def test_the_hash_is_that_of_the_files_content(tmp_path: Path) -> None:

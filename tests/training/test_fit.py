@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import random
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from tests.paths import GENERAL, MODEL
 from tests.training.test_stages import run
 from training.data import read_tweets
 from training.errors import TrainingError
+from training.export.destination import check_destination
 from training.export.precision import read_choice
+from training.fit.pipeline import describe_results
 from training.fit.recipe import expected_minutes, recipe_for
 from training.fit.start import OWN_START, describe_starts, start_named
 from training.stages import tfidf
@@ -78,9 +82,45 @@ def test_fit_ends_with_the_figures_and_the_commands_to_serve(fitted: Fitted) -> 
         for split in ("validation", "test"):
             assert f"{split}, {name}" in fitted.said
             assert f"{metrics[split]['accuracy']:.3f}" in fitted.said
-    archive = f"python -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
-    assert f"{archive}\n" in fitted.said
-    assert "python -m server --model mail\n" in fitted.said
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    archive = f"{python} -m training archive --model {fitted.folder / 'mail'} --to model_store/mail.mar"
+    assert f"    {archive}\n" in fitted.said
+    assert f"    {python} -m server --model mail\n" in fitted.said
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "is_latin", "expected"),
+    [
+        (
+            0.5,
+            True,
+            ["standard error of the accuracy on the 4 texts", "better here. More labelled texts, or"],
+        ),
+        (0.5, False, ["standard error", "is better here. `fit` is made for English"]),
+        (1.0, True, []),
+    ],
+)
+def test_the_results_advise_what_can_help(tmp_path: Path, accuracy: float, is_latin: bool, expected: list[str]) -> None:
+    scores = {"n": 4, "macro_f1": 0.5, "expected_calibration_error": 0.1}
+    metrics = {"test": scores | {"accuracy": accuracy}}
+    baseline = {"test": scores | {"accuracy": 0.75}}
+    (tmp_path / "card.json").write_text(json.dumps({"metrics": metrics, "baseline": {"metrics": baseline}}))
+    said = "\n".join(describe_results(tmp_path, tmp_path / "data.csv", is_latin))
+    for text in expected:
+        assert text in said
+    if not expected:
+        assert "standard error" not in said
+        assert "warning" not in said
+
+
+def test_texts_without_words_are_refused_before_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = [chr(0x1F600 + number) for number in range(40)]
+    pd.DataFrame({"text": texts, "label": ["a", "b"] * 20}).to_csv(tmp_path / "mail.csv", index=False)
+    options = ("--to", tmp_path / "model", "--run", tmp_path / "run")
+    assert run("fit", "--preset", "tiny", "--data", tmp_path / "mail.csv", *options) == 1
+    assert "mail.csv: 0 texts of the train split have a word of two letters or digits" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_precision_is_measured_on_held_out_texts(fitted: Fitted) -> None:
@@ -123,6 +163,86 @@ def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureF
     other_data.write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
     assert run(*fitted.command, "--data", other_data) == 1
     assert "contains a run on other data or another split" in capfd.readouterr().err
+
+
+def test_the_error_for_other_data_has_the_whole_remedy(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def reached(*_arguments: object) -> None:
+        raise TrainingError("training begins")
+
+    monkeypatch.setattr("training.fit.pipeline._train", reached)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(fitted.folder / "mail", "model_store/mail")
+    shutil.copytree(fitted.folder / "run", "runs/mail")
+    Path("mail.csv").write_text((fitted.folder / "mail.csv").read_text() + "one more invoice,billing\n")
+    command = ("fit", "--preset", "tiny", "--data", "mail.csv", "--label-column", "topic")
+    assert run(*command) == 1
+    message = capfd.readouterr().err
+    keep, replace = ("--to model_store/mail-2 --run runs/mail-2", "--to model_store/mail")
+    assert f"choose other folders: {keep}." in message
+    assert f"remove the run with `rm -r runs/mail`, and run the command with {replace}." in message
+    assert run(*command, *keep.split()) == 1
+    assert capfd.readouterr().err == "error: training begins\n"
+    shutil.rmtree("runs/mail")
+    assert run(*command) == 1
+    assert f"contains another model. To replace it, add {replace}; to keep it" in capfd.readouterr().err
+    assert run(*command, *replace.split()) == 1
+    assert capfd.readouterr().err == "error: training begins\n"
+
+
+def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fitted, tmp_path: Path) -> None:
+    rows = pd.read_csv(fitted.folder / "mail.csv")
+    held_out = pd.Series(range(len(rows))) % 5 == 0
+    rows.assign(part=held_out.map({True: "validation", False: "train"})).to_csv(tmp_path / "mail.csv", index=False)
+    options = ("--data", tmp_path / "mail.csv", "--split-column", "part", "--to", tmp_path / "model")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert run(*fitted.command, *options, "--run", tmp_path / "run") == 0
+    assert f"Splits (of the file): train {(~held_out).sum()}, validation {held_out.sum()}, test 0." in said.getvalue()
+    assert f"on the {held_out.sum()} texts of the validation split" in said.getvalue()
+    assert list(json.loads((tmp_path / "model" / "card.json").read_text())["metrics"]) == ["train", "validation"]
+    choice = read_choice(tmp_path / "model")
+    assert choice is not None
+    assert choice.source == "the validation split of mail.csv"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "model_store/general"], "the model `general` came with this project"),
+        (["--to", "own"], "--to own: the folder is neither empty nor an exported model; it has README.md, config.json"),
+        (["--to", "."], "--to .: the folder is neither empty nor an exported model"),
+        (["--to", "mail.csv"], "--to mail.csv: expected a folder; there is a file of this name"),
+        (["--to", "mail.csv/model"], "--to mail.csv/model: the folder cannot be written (Not a directory)"),
+        (["--to", "/proc/model"], "--to /proc/model: the folder cannot be written"),
+        (["--to", "m" * 300], "the folder cannot be written (File name too long). Choose another one with --to"),
+        (["--run", "mail.csv"], "--run mail.csv: expected a folder; there is a file of this name"),
+        (["--run", "mail.csv/run"], "--run mail.csv/run: the folder cannot be written (Not a directory)"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_an_output_folder_is_checked_before_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    for file in ("README.md", "config.json"):
+        Path("own", file).write_text("{}")
+    Path("mail.csv").write_text("text,label\n" + "hello,good\nbye,bad\n" * 20)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("fit", "--preset", "tiny", "--data", "mail.csv", *options) == 1
+    assert message in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_killed_export_does_not_prevent_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "model" / ".export-abc").mkdir(parents=True)
+    check_destination(tmp_path / "model", own=True)
 
 
 @pytest.mark.parametrize(

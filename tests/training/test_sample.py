@@ -31,7 +31,7 @@ def test_the_sample_of_a_long_file_is_always_the_same(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "text\n", "it has none"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 1}\n', "line 2: A row has a text that is not a string"),
+        ("a.jsonl", '{"text": "a"}\n{"text": [1]}\n', "line 2: A row has a text that is neither"),
     ],
 )
 def test_invalid_texts_are_reported(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -399,7 +399,7 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
             "name an encoder with --start model_store/general, or run `python -m training language-model` first",
         ),
         (["export", "--run", "nowhere"], "no finished stage classifier"),
-        (["export", "--learner", "nowhere.pkl"], "No file at nowhere.pkl"),
+        (["export", "--learner", "nowhere.pkl", "--to", "new"], "No file at nowhere.pkl"),
         (["archive", "--model", "nowhere"], "config.json is missing"),
         (
             ["general-teacher", "--data", str(TOY_TWEETS), "--labelled-texts", str(TOY_TEXTS)],
@@ -414,7 +414,8 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
             ["evaluate", "--data", str(TOY_TWEETS), "--split", "test", "--url", "http://127.0.0.1:1"],
             "Is the server running",
         ),
-        (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE"),
+        (["general", *TEXTS, "--set", "general.speed=9"], "expected STAGE.NAME=VALUE. Did you mean general.seed?"),
+        (["general", *TEXTS, "--set", "general.seed="], "expected STAGE.NAME=VALUE. STAGE.NAME is one of general."),
         (["general", *TEXTS, "--set", "transformer=9"], "expected STAGE.NAME=VALUE"),
         (["general", *TEXTS, "--set", "general.epochs=many"], "expected a value of type int"),
         (["general", *TEXTS, "--set", "general.epochs=-1"], "expected a number of at least 0"),

@@ -94,6 +94,14 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
     [
         ("a.txt", b"text", "the ending .txt is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; text"),
         ("a.parquet.gz", b"", "the ending .parquet.gz is not known"),
+        ("a.xlsx", b"PK", "the ending .xlsx is not known. Expected .csv, .tsv, .jsonl, .ndjson, .json, .parquet; text"),
+        (
+            "a.csv",
+            b"PK\x03\x04\0\xff",
+            "is an Excel workbook or another archive, not text. Open the workbook in Excel, ",
+        ),
+        ("a.jsonl", b"\xd0\xcf\x11\xe0\0", "is an Excel workbook or another archive"),
+        ("a.csv", b"sep=;\r\ntext;label\r\n", "has the first line 'sep=;', which is for Excel only. Remove this line"),
         ("a.csv", b"", "has no first line with the names of the columns"),
         (
             "a.csv",
@@ -157,6 +165,17 @@ def test_a_message_for_one_column_does_not_mention_others(
     assert "label" not in str(error.value)
 
 
+def test_a_folder_is_called_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="is a folder, not a file; expected"):
+        Source("--data", tmp_path, TEXT).records()
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.ods"])
+def test_a_workbook_is_not_renamed_but_saved_as_csv(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"Open the workbook in Excel, and save it as `CSV UTF-8`\.$"):
+        Source("--data", write(tmp_path, name, b"PK"), TEXT_AND_LABEL).records()
+
+
 def test_messages_name_the_option_of_the_command(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.csv", write(tmp_path, "a.csv", b"text,label\n\xff,1\n")):
         with pytest.raises(TrainingError) as error:
@@ -179,6 +198,7 @@ def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPat
     [
         ("my file.csv", b"text\nna\0me\n", "clean-my file.csv", "name"),
         ("a.csv.gz", gzip.compress(b"text\nna\0me\n", mtime=0), "clean-a.csv", "name"),
+        ("a.csv", b"sep=;\ntext\nname\n", "clean-a.csv", "name"),
         ("a.csv", b"text\ncaf\xe9\n", "utf8-a.csv", "caf\xe9"),
         ("a.csv.xz", lzma.compress("text\ncaf\xe9\n".encode("utf-16")), "utf8-a.csv", "caf\xe9"),
     ],

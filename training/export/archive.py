@@ -1,14 +1,12 @@
 """Build a model archive from an exported model and the folder `handler/`, with torch-model-archiver."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import onnx
 
@@ -17,15 +15,13 @@ from handler.engine import graph_file
 from handler.exported import ExportedModel
 from handler.service import MODEL_FOLDER
 from training.errors import TrainingError
+from training.export.destination import NAME
 from training.export.graph import to_onnx
 from training.export.precision import Choice, choose, forced, is_close, read_choice, write_choice
 from training.export.sample import Sample, synthetic_sample
 from training.settings import MAX_DIFFERENCE, Precision
 
 HANDLER = Path(__file__).parents[2] / "handler"
-
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Valid names and versions: they need no escaping in a URL or in a file name."""
 
 
 def archive(
@@ -97,19 +93,6 @@ def _choice(folder: Path, model: ExportedModel, precision: Precision | None, sam
     if not choice.is_synthetic:
         write_choice(choice, folder)
     return choice
-
-
-def check_name(model: Path) -> None:
-    """Check the name of an exported model's folder, which becomes the model's name.
-
-    Raises:
-        TrainingError: the name has other characters.
-    """
-    if not NAME.fullmatch(model.resolve().name):
-        raise TrainingError(
-            f"--to {model}: the folder's name becomes the model's name; expected letters, digits, points, hyphens and "
-            f"underscores."
-        )
 
 
 def default_destination(model: Path) -> Path:

@@ -10,9 +10,10 @@ from typing import Any
 from handler import exported
 from handler.classifier import TextClassifier
 from handler.exported import ExportedModel
-from training.data import Dataset, sha256_of
+from training.data import Dataset, existing, sha256_of
 from training.errors import TrainingError
 from training.export.card import card_of_run, new_card
+from training.export.destination import WORKSPACE_PREFIX
 from training.export.ensemble import joined
 from training.export.learner import export_learner
 from training.export.learner_file import read_learner
@@ -88,7 +89,7 @@ def _write(files: Sequence[Path], card: dict[str, Any], folder: Path, data: Data
         )
     folder.mkdir(parents=True, exist_ok=True)
     # The evaluation takes minutes. Until it is finished, the previous model in the folder stays complete.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as workspace:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=WORKSPACE_PREFIX) as workspace:
         new = Path(workspace)
         exported.write(model, new)
         if data is not None:
@@ -121,8 +122,7 @@ def _evaluate(model: Path, card: dict[str, Any], data: Dataset) -> None:
 def _model_of(files: Sequence[Path], card: dict[str, Any]) -> ExportedModel:
     """Export one learner, or an ensemble of several learners, and add the files' SHA-256 to the card."""
     for file in files:
-        if not file.is_file():
-            raise TrainingError(f"No file at {file}; expected a file that fastai's `Learner.export` wrote.")
+        existing(file, "; expected a file that fastai's `Learner.export` wrote.")
     first, *others = map(sha256_of, files)
     card["exported"]["learner_sha256"] = first
     if others:

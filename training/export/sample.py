@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 
 from handler.exported import Description
+from training.data import Dataset
 from training.errors import TrainingError
-from training.tables import Source
+from training.tables import Source, as_string
 
 MAX_TEXTS: Final = 2_000
 """Maximum number of texts in a sample of a file; a larger file is sampled at random, with a fixed seed."""
@@ -83,17 +84,18 @@ def sample_of(texts: Iterable[str], source: str) -> Sample:
     return Sample(tuple(sample), source)
 
 
-def held_out_sample(texts: Iterable[str], file: str) -> Sample:
-    """Sample the texts of a file that are not in the train split, which the classifier may know by heart.
+def held_out_sample(data: Dataset, file: str) -> Sample | None:
+    """Sample the texts that are not in the train split, which the classifier may know by heart; None if there are none.
 
     Args:
-        texts: texts of the validation and test splits.
-        file: name of the file.
-
-    Raises:
-        TrainingError: all texts are blank.
+        data: the labelled texts.
+        file: name of their file, for the user.
     """
-    return sample_of(texts, f"the validation and test splits of {file}")
+    texts = [row.text for row in data.rows if row.split != "train"]
+    splits = [split for split in ("validation", "test") if any(row.split == split for row in data.rows)]
+    if not texts:
+        return None
+    return sample_of(texts, f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of {file}")
 
 
 def read_sample(path: Path, column: str) -> Sample:
@@ -108,10 +110,14 @@ def read_sample(path: Path, column: str) -> Sample:
     """
     source = Source("--texts", path, {"--text-column": column})
     records = source.records()
-    texts = [record.values[0] for record in records]
+    texts = [as_string(record.values[0]) for record in records]
     source.refuse(
-        (record.line for record, text in zip(records, texts, strict=True) if not isinstance(text, str | None)),
-        "a text that is not a string",
+        (
+            record.line
+            for record, text in zip(records, texts, strict=True)
+            if text is None and not isinstance(record.values[0], str | None)
+        ),
+        "a text that is neither a string nor a number",
         "Enclose it in quotes, or name the column of the texts with --text-column.",
     )
     return sample_of((text for text in texts if text), path.name)

@@ -6,6 +6,7 @@ The order: checks, splits, starting weights, recipe, stages, baseline, export.
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +21,16 @@ from sklearn.metrics import f1_score, log_loss
 from handler.exported import CARD_FILE
 from training.data import Dataset, labelled, labels_of, read_dataset, sha256_of
 from training.errors import TrainingError
-from training.export.archive import check_name
+from training.export.destination import check_destination, check_writable
 from training.export.folder import export_run
 from training.export.lineage import trained_on
 from training.export.precision import measure
 from training.export.sample import held_out_sample
 from training.files import write_json
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
-from training.fit.split import DATA_FILE, SEED, leaks, with_splits, write_data
+from training.fit.split import DATA_FILE, SEED, leaks, train_again, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
-from training.fit.table import Columns, Table, read_table
+from training.fit.table import OTHER_LANGUAGES, Columns, Table, is_mostly_latin, read_table
 from training.measure.figures import figures
 from training.settings import WT103, with_changes
 from training.splits import SPLITS
@@ -79,8 +80,9 @@ def fit(order: Order) -> Path:
             folder contains other data or settings.
     """
     to = order.to or Path("model_store", _name_of(order.data))
-    check_name(to)
     run = order.run or Path("runs", to.resolve().name)
+    check_destination(to, own=True)
+    check_writable(run, "--run")
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
     labels_of(rows)
@@ -88,14 +90,19 @@ def fit(order: Order) -> Path:
     for path in order.texts:
         next(read_lines(path))
     train = rows[rows["split"] == "train"]
+    if (count := int(train["text"].str.contains(r"\w\w").sum())) < FOLDS:
+        raise TrainingError(
+            f"--data {order.data}: {count} texts of the train split have a word of two letters or digits; expected at "
+            f"least {FOLDS}. Without words there is no baseline. Replace emoji by their names, or add texts."
+        )
     words = sum(len(text.split()) for text in train["text"])
     recipe = recipe_for(len(train), words, order.tiny)
     settings = with_changes(recipe.settings, list(order.changes))
     recipe = Recipe(recipe.name, recipe.what, recipe.fine_tunes_teacher, settings)
     _check_changes(order.changes, recipe, start)
     _check_destination(to, order, run)
-    data_file = write_data(rows, order.data, asdict(order.columns), run)
-    _check_start(run, start)
+    data_file = write_data(rows, order.data, asdict(order.columns), run, to)
+    _check_start(run, start, to)
     for line in [*_describe_data(order.data, rows, table), *describe_starts(start)]:
         print(line)
     ratio = 6.0 if start.name == WT103 else 1.0
@@ -119,8 +126,9 @@ def fit(order: Order) -> Path:
             "baseline": {"name": BASELINE, "metrics": measured["baseline"]},
         },
     )
-    held_out = held_out_sample((row.text for row in data.rows if row.split != "train"), order.data.name)
-    for line in [*measure(to, held_out), *_describe_results(to, data_file)]:
+    sample = held_out_sample(data, order.data.name)
+    precision = measure(to, sample) if sample else []
+    for line in [*precision, *describe_results(to, data_file, is_mostly_latin(rows["text"]))]:
         print(line)
     return to
 
@@ -132,14 +140,15 @@ def _name_of(data: Path) -> str:
 
 
 def _check_destination(to: Path, order: Order, run: Path) -> None:
-    if to.exists() and not to.is_dir():
-        raise TrainingError(f"--to {to}: expected a folder; there is a file of this name.")
     card = to / CARD_FILE
     if order.to is None and card.is_file():
         data_file = run / DATA_FILE
         digest = trained_on(json.loads(card.read_text(encoding="utf-8")))
         if not data_file.is_file() or digest != sha256_of(data_file):
-            raise TrainingError(f"{to} contains another model. Name another folder with --to model_store/NAME.")
+            raise TrainingError(
+                f"{to} contains another model. To replace it, add --to {shlex.quote(str(to))}; to keep it, choose "
+                f"another folder: --to model_store/NAME."
+            )
 
 
 def _check_changes(changes: Sequence[str], recipe: Recipe, start: Start) -> None:
@@ -158,7 +167,7 @@ def _check_changes(changes: Sequence[str], recipe: Recipe, start: Start) -> None
             )
 
 
-def _check_start(run: Path, start: Start) -> None:
+def _check_start(run: Path, start: Start, to: Path) -> None:
     """Check that the run has this start, and store the start in the run's folder.
 
     Raises:
@@ -168,8 +177,7 @@ def _check_start(run: Path, start: Start) -> None:
     entry = {"start": start.name}
     if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8"))) != entry:
         raise TrainingError(
-            f"{run} was started with --start {stored['start']}, not {start.name}. Choose another folder with --run, or "
-            f"remove {run}."
+            f"{run} was started with --start {stored['start']}, not {start.name}. {train_again(to, run)}"
         )
     write_json(path, entry)
 
@@ -188,8 +196,8 @@ def _describe_data(path: Path, rows: pd.DataFrame, table: Table) -> list[str]:
     lines += [f"warning: {warning}." for warning in table.warnings]
     if copies := leaks(rows):
         lines.append(
-            f"warning: {copies:,} rows outside the train split are copies of rows in it, so the figures will be too "
-            f"good. Omit --split-column to split the file here."
+            f"warning: {copies:,} rows outside the train split have nearly the same text as rows in it, so the figures "
+            f"will be too good. Omit --split-column to split the file here."
         )
     return lines
 
@@ -341,8 +349,14 @@ def _class_weights(
     return (weights if use else None), description
 
 
-def _describe_results(to: Path, data_file: Path) -> list[str]:
-    """Format the figures of the model and of the baseline, and the commands to serve the model, as lines."""
+def describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
+    """Format the figures of the model and of the baseline, and the commands to serve the model, as lines.
+
+    Args:
+        to: folder of the exported model.
+        data_file: the file of the run's data.
+        is_latin: see `training.fit.table.is_mostly_latin`.
+    """
     card: Mapping[str, Any] = json.loads((to / CARD_FILE).read_text(encoding="utf-8"))
     baseline = card["baseline"]["metrics"]
     lines = ["", f"{'':<46}{'accuracy':>10}{'macro-F1':>10}{'calibration error':>19}"]
@@ -355,24 +369,29 @@ def _describe_results(to: Path, data_file: Path) -> list[str]:
                 )
     split = "test" if "test" in card["metrics"] else "validation"
     scores = card["metrics"][split]
-    error = float(np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / scores["n"]))
-    lines += [
-        "",
-        f"The standard error of the accuracy on the {scores['n']:,} texts of the {split} split is {error:.3f}.",
-    ]
+    if 0 < scores["accuracy"] < 1:  # otherwise the estimate of the standard error is 0
+        error = float(np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / scores["n"]))
+        lines += [
+            "",
+            f"The standard error of the accuracy on the {scores['n']:,} texts of the {split} split is {error:.3f}.",
+        ]
     if scores["accuracy"] < baseline[split]["accuracy"]:
-        lines.append(
-            f"warning: {BASELINE} is better here. More labelled texts, or texts of the same kind without labels "
-            f"(--texts), may change that."
-        )
-    texts = shlex.quote(str(data_file))
+        more = "More labelled texts, or texts of the same kind without labels (--texts), may change that"
+        lines.append(f"warning: {BASELINE} is better here. {more if is_latin else OTHER_LANGUAGES}.")
+    python, texts = _python(), shlex.quote(str(data_file))
     model, archive = shlex.quote(str(to)), shlex.quote(str(Path("model_store", f"{to.resolve().name}.mar")))
     lines += [
         "",
         f"The card: {to / 'README.md'}. To serve it:",
-        f"    python -m training archive --model {model} --to {archive}",
-        f"    python -m server --model {to.resolve().name}",
+        f"    {python} -m training archive --model {model} --to {archive}",
+        f"    {python} -m server --model {to.resolve().name}",
         "To evaluate it again:",
-        f"    python -m training evaluate --data {texts} --split {split} --model {model}",
+        f"    {python} -m training evaluate --data {texts} --split {split} --model {model}",
     ]
     return lines
+
+
+def _python() -> str:
+    """Return the path of this process's Python for a shell command, relative to the current folder if it is in it."""
+    executable, folder = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(folder) if executable.is_relative_to(folder) else executable))

@@ -1,7 +1,11 @@
-"""Splits of a user's labelled texts: stratified and seeded, with all copies of a text in one split."""
+"""Splits of a user's labelled texts: stratified and seeded, with all copies of a text in one split.
+
+Copies have nearly the same text, see `training.data.copies_of`.
+"""
 
 import csv
 import io
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +84,23 @@ def _split(rows: pd.DataFrame, held_out: tuple[str, ...], seed: int) -> pd.Serie
     return copies.map(lambda text: split_of.get(text, "train"))
 
 
-def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: Path) -> Path:
+def train_again(to: Path, run: Path) -> str:
+    """Describe how to train with other data or another start than those of the run, for an error message.
+
+    Args:
+        to: folder of the exported model.
+        run: folder of the run.
+    """
+    others = (folder.parent / f"{folder.resolve().name}-2" for folder in (to, run))
+    model, stages, other_model, other_stages = (shlex.quote(str(folder)) for folder in (to, run, *others))
+    return (
+        f"To keep this run and its model, choose other folders: --to {other_model} --run {other_stages}. To replace "
+        f"both, remove the run with `rm -r {stages}`, and run the command with --to {model}. The earlier model stays "
+        f"until the new one is finished."
+    )
+
+
+def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: Path, to: Path) -> Path:
     """Write the texts with labels and splits into the run's folder; return the path of the file.
 
     Args:
@@ -88,6 +108,7 @@ def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: P
         source: the user's file.
         columns: names of the columns of the user's file.
         run: folder of the run.
+        to: folder of the exported model, for the error message.
 
     Raises:
         TrainingError: the run's folder contains other data.
@@ -97,10 +118,7 @@ def write_data(rows: pd.DataFrame, source: Path, columns: dict[str, Any], run: P
     content = file.getvalue().encode("utf-8")
     path = run / DATA_FILE
     if path.is_file() and path.read_bytes() != content:
-        raise TrainingError(
-            f"{run} contains a run on other data or another split ({path}). Choose another folder with --run, or "
-            f"remove {run}."
-        )
+        raise TrainingError(f"{run} contains a run on other data or another split ({path}). {train_again(to, run)}")
     run.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_bytes(content)

@@ -3,8 +3,10 @@
 Each error names the line of the file (Parquet: the row) and a remedy.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,7 @@ from handler.limits import Limits
 from training.data import copies_of
 from training.errors import TrainingError
 from training.splits import SPLITS, Split
-from training.tables import SHOWN, Record, Source, listed
+from training.tables import SHOWN, Record, Source, as_string, listed
 
 MIN_ROWS: Final = 30
 MIN_LABEL_TEXTS: Final = 3
@@ -25,6 +27,16 @@ FEW_LABEL_TEXTS: Final = 20
 """Number of different texts of a label below which its figures are not reliable."""
 
 MAX_LABELS: Final = 200
+OTHER_LANGUAGES: Final = (
+    "`fit` is made for English: its teacher was trained on English texts, and its tokenizer separates words at spaces. "
+    "For another language, train a learner with fastai and `export` it. If the language has no spaces between words, "
+    "use fastai's SentencePieceTokenizer"
+)
+ONE_LABEL: Final = (
+    "`fit` trains one label for each text. For several labels, or for a number, train a learner with fastai and "
+    "`export` it."
+)
+
 SPLIT_NAMES: Final[dict[str, Split]] = {
     "train": "train",
     "training": "train",
@@ -87,15 +99,20 @@ def _checked(source: Source, columns: Columns, records: Sequence[Record]) -> Tab
         raise source.problem(f"has {len(records)} rows; training and evaluation need at least {MIN_ROWS}.")
     lines = [record.line for record in records]
     texts, labels, *splits = zip(*(record.values for record in records), strict=True)
-    labels = tuple(map(_label, labels))
+    source.refuse(
+        (line for line, label in zip(lines, labels, strict=True) if isinstance(label, list | dict)),
+        f"a label that is a list or an object (column `{columns.label}`)",
+        ONE_LABEL,
+    )
+    labels, texts = tuple(map(_label, labels)), tuple(map(as_string, texts))
     source.refuse(
         (line for line, label in zip(lines, labels, strict=True) if label is None),
-        f"no valid label (column `{columns.label}`: a string, a whole number or a boolean)",
+        f"no valid label (column `{columns.label}`: a string, a number or a boolean)",
         "Add the labels or remove these rows: a text without a label can be used neither to train nor to evaluate.",
     )
     source.refuse(
-        (line for line, text in zip(lines, texts, strict=True) if not isinstance(text, str) or not text.strip()),
-        f"no text (column `{columns.text}`)",
+        (line for line, text in zip(lines, texts, strict=True) if text is None),
+        f"no text (column `{columns.text}`: a string or a number)",
         "Add the texts or remove these rows.",
     )
     longest = Limits().max_text_characters
@@ -136,7 +153,7 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
     if len(texts) > MAX_LABELS:
         raise source.problem(
             f"has {len(texts):,} different labels, for example {', '.join(map(repr, texts.index[:3]))}; the limit "
-            f"is {MAX_LABELS}. Is `{columns.label}` the column of the labels?"
+            f"is {MAX_LABELS}. Is `{columns.label}` the column of the labels? {ONE_LABEL}"
         )
     if rare := [str(label) for label in texts.index if texts[label] < MIN_LABEL_TEXTS]:
         lines_of = {label: list(rows.loc[rows["label"] == label, "line"]) for label in rare}
@@ -145,8 +162,10 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
         raise source.problem(
             f"has labels with fewer than {MIN_LABEL_TEXTS} different texts, one for each of the splits "
             f"{', '.join(SPLITS)}: {shown}{more}. Are they typing errors? Otherwise add texts, change the label of "
-            f"these rows, or remove them."
+            f"these rows, or remove them. {ONE_LABEL}"
         )
+    if not is_mostly_latin(rows["text"]):
+        yield f"most letters of the texts are not Latin. {OTHER_LANGUAGES}"
     if few := [f"{label!r} {texts[label]}" for label in texts.index if texts[label] < FEW_LABEL_TEXTS]:
         yield f"labels with fewer than {FEW_LABEL_TEXTS} different texts have unreliable figures: {listed(few)}"
     similar: defaultdict[str, list[str]] = defaultdict(list)
@@ -154,21 +173,36 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
         similar["".join(str(label).casefold().split())].append(repr(label))
     if groups := [" and ".join(names) for names in similar.values() if len(names) > 1]:
         yield f"labels that differ only in capitals or spaces are trained as different labels: {listed(groups)}"
+    if several := [
+        repr(label) for label in texts.index if len(parts := _parts(label)) > 1 and parts & set(texts.index)
+    ]:
+        yield f"labels that list other labels are trained as labels of their own: {listed(several)}. {ONE_LABEL[:-1]}"
     different = rows["label"].groupby(copies).transform("nunique") > 1
     if different.any():
         lines = list(rows.loc[different, "line"])
+        nearly = "nearly " * (rows.loc[different, "text"].nunique() > copies[different].nunique())
         yield (
-            f"{len(lines):,} rows are copies of a text (by letters and digits) with different labels, {source.unit} "
-            f"{listed(lines)}: no model can predict all of them. Give the copies the same label, or remove them"
+            f"{len(lines):,} rows have {nearly}the same text as a row with another label, {source.unit} "
+            f"{listed(lines)}: no model can predict all of them. Give these rows the same label, or remove some of them"
         )
 
 
+def _parts(label: str) -> set[str]:
+    """Split a label at the characters that usually separate several labels of a text."""
+    return {part.strip() for part in re.split(r"[,;|]", label)}
+
+
+def is_mostly_latin(texts: Iterable[str]) -> bool:
+    """Return whether at least half of the letters are Latin; English texts have other letters in names only."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    letters = {character: count for character, count in counts.items() if character.isalpha()}
+    latin = sum(count for letter, count in letters.items() if unicodedata.name(letter, "").startswith("LATIN"))
+    return 2 * latin >= sum(letters.values())
+
+
 def _label(value: Any) -> str | None:
-    """Convert a label to a string; None if it is blank or of another type."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    if isinstance(value, int):
-        return str(value)
-    return " ".join(value.split()) or None if isinstance(value, str) else None
+    """Convert a label to a string without surplus spaces; None if it is blank or of another type."""
+    label = as_string(value)
+    return label and " ".join(label.split())
