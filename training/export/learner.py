@@ -353,7 +353,8 @@ def _tokenizer_config(tokenizer: FastaiTokenizer) -> TokenizerConfig:
     if type(tokenizer.tok) is not SpacyTokenizer:
         raise TrainingError(
             f"The tokenizer is {type(tokenizer.tok).__name__}; only fastai's SpacyTokenizer and SentencePieceTokenizer "
-            f"are exported. Train with `tok=SpacyTokenizer()`, which is the default."
+            f"are exported. Train with SpacyTokenizer, the default: `tok=SpacyTokenizer()` of `TextBlock.from_df`, or "
+            f"`tok_tfm=SpacyTokenizer()` of `TextDataLoaders.from_df`."
         )
     # fastai stores only a bound method of the spaCy pipeline.
     pipeline = tokenizer.tok.pipe.__self__
