@@ -35,7 +35,7 @@ class TextClassifier:
         self.unknown_id = model.tokenizer.unknown_id
         self.network_cost = network_cost(
             sum(member.network.lstm_weights for member in model.config.members),
-            model.card.get("archive", {}).get("precision", "int8"),
+            exported.card_entry(model.card, "archive", "precision") or "int8",
         )
         self.seen_tokens = min(member.network.seen_tokens for member in model.config.members)
         self._backwards = model.config.backwards

@@ -6,7 +6,7 @@ Reading a model runs no code from its files. Every file is checked before use; a
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -275,6 +275,13 @@ def write(model: ExportedModel, folder: Path) -> None:
     write_description(model, folder)
     # Whatever the umask, `save_file` creates a file that only its owner can read.
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(model.weights))
+
+
+def card_entry(card: object, *keys: str) -> str | None:
+    """Return the string at a path of keys in a card; None if there is no string."""
+    for key in keys:
+        card = card.get(key) if isinstance(card, Mapping) else None
+    return card if isinstance(card, str) else None
 
 
 def write_description(model: Description, folder: Path) -> None:

@@ -25,6 +25,7 @@ from handler.batch import DescriptionRequest, Failure, Measurements, PredictedRe
 from handler.classifier import TextClassifier
 from handler.drift import Drift
 from handler.errors import RequestError
+from handler.exported import card_entry
 
 PREFIX: Final = "classifier_"
 SEND_INTERVAL_S: Final = 1.0
@@ -241,6 +242,5 @@ def identity(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _at(card: object, *keys: str) -> str:
-    for key in keys:
-        card = card.get(key) if isinstance(card, Mapping) else None
-    return card if isinstance(card, str) else UNKNOWN
+    entry = card_entry(card, *keys)
+    return UNKNOWN if entry is None else entry

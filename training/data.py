@@ -170,12 +170,13 @@ def read_dataset(file: Path) -> Dataset:
 def _parse(file: Path, content: bytes) -> tuple[list[str], list[list[str]]]:
     """Parse CSV; return the names of the columns, and the fields of each row that is not blank."""
     csv.field_size_limit(LONGEST_FIELD)
-    is_workbook = content.startswith(WORKBOOK_STARTS)
     try:
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header, *rows = [fields for fields in lines if fields]
     except (ValueError, csv.Error) as error:
-        reason = f"it is an Excel workbook or another archive. {SAVE_AS_CSV}".rstrip(".") if is_workbook else str(error)
+        reason = str(error)
+        if content.startswith(WORKBOOK_STARTS):
+            reason = f"it is an Excel workbook or another archive. {SAVE_AS_CSV}".rstrip(".")
         raise _not_csv(file, reason if content.strip() else "the file is empty") from error
     return header, rows
 

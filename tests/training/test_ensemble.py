@@ -111,6 +111,9 @@ def test_a_token_counts_by_the_size_and_the_precision_of_the_network(folder: Pat
         matrices = [shape for name, shape in shapes.items() if name.startswith("lstm.") and len(shape) == 2]
         assert sizes.lstm_weights == sum(rows * columns for rows, columns in matrices)
     assert network_cost(network.lstm_weights, "float32") == 1, "a small network has the limits of the embedded model"
+    description = exported.read_description(folder / "model")
+    for card in ({}, {"archive": None}, {"archive": {"precision": 8}}):  # of an archive by another program
+        assert TextClassifier(replace(description, card=card), None).network_cost == 1  # type: ignore[arg-type]
     costs = [network_cost(fastais.lstm_weights, precision) for precision in PRECISIONS]
     assert costs == sorted(costs)
     assert costs[:2] == [pytest.approx(3.1, abs=0.1), pytest.approx(6.9, abs=0.1)]
