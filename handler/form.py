@@ -91,7 +91,7 @@ def _percent_decoded(value: bytes, max_characters: int) -> bytes:
     match = _MARKS.match(value)
     value = value[match.end() :] if match else value
     if len(value) > _LONGEST_CHARACTER * max_characters:
-        raise TooLargeError(f"The text has more than {max_characters} characters; at most {max_characters} are read.")
+        raise TooLargeError(f"The text has more than {max_characters} characters, which is the limit.")
     if _NOT_ENCODED.search(value):
         raise WrongShapeError(
             "The form has a `%` without two hexadecimal digits after it. Expected a percent-encoded text, with `%25` "

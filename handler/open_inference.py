@@ -221,7 +221,7 @@ def _id(request: Mapping[str, object]) -> str | None:
     if not isinstance(value, str):
         raise WrongShapeError("`id` is not a string.")
     if len(value) > MAX_ID_CHARACTERS:
-        raise TooLargeError(f"`id` has {len(value)} characters; at most {MAX_ID_CHARACTERS} are read.")
+        raise TooLargeError(f"`id` has {len(value)} characters; the limit is {MAX_ID_CHARACTERS}.")
     if not is_unicode(value):
         raise NotUtf8Error("`id` has half of a surrogate pair (\\ud800 to \\udfff). Expected Unicode text.")
     return value
@@ -279,7 +279,7 @@ def _texts(tensor: Mapping[str, object], binary: bytes, max_texts: int) -> tuple
     shape = tensor.get("shape")
     count = _count(shape)
     if count > max_texts:
-        raise TooLargeError(f"The input has more than {max_texts} texts; at most {max_texts} are read at once.")
+        raise TooLargeError(f"The input has more than {max_texts} texts, the limit of a request.")
     parameters = _parameters(tensor, "The input")
     if ("data" in tensor) == ("binary_data_size" in parameters):
         raise WrongShapeError(f"The input has both `data` and `binary_data_size`, or neither. {_EXPECTED}")

@@ -215,11 +215,11 @@ def _string(value: object, name: str) -> str:
 
 def _check(request: Request, limits: Limits) -> None:
     if len(request.texts) > limits.max_texts:
-        raise TooLargeError(f"The list has {len(request.texts)} texts; at most {limits.max_texts} are read at once.")
+        raise TooLargeError(f"The list has {len(request.texts)} texts; the limit of a request is {limits.max_texts}.")
     for index, text in enumerate(request.texts):
         name = "The text" if request.form is Form.SINGLE else f"Item {index}"
         if len(text) > limits.max_text_characters:
-            raise TooLargeError(f"{name} has {len(text)} characters; at most {limits.max_text_characters} are read.")
+            raise TooLargeError(f"{name} has {len(text)} characters; the limit is {limits.max_text_characters}.")
         if not text.replace(BYTE_ORDER_MARK, "").strip():
             raise BlankTextError(f"{name} is empty or blank. Expected a text with words in it.")
         if not is_unicode(text):
@@ -227,5 +227,5 @@ def _check(request: Request, limits: Limits) -> None:
     if request.characters > limits.max_request_characters:
         raise TooLargeError(
             f"The texts have {request.characters} characters together; "
-            f"at most {limits.max_request_characters} are read at once."
+            f"the limit of a request is {limits.max_request_characters}."
         )

@@ -63,7 +63,7 @@ def test_the_servers_errors_are_shown(page: Page) -> None:
     alert(page, "The server says: The text is empty or blank.")
     classify(page, "x" * 20_001)
     alert(page, "This is too much for one request. Shorten the text.")
-    alert(page, "The server says: The text has 20001 characters; at most 20000 are read.")
+    alert(page, "The server says: The text has 20001 characters; the limit is 20000.")
     assert page.get_by_role("button", name="Try again").count() == 0, "it would fail again"
     classify(page)
     expect(page.locator("#verdict")).to_be_visible()
