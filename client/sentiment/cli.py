@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         "workers",
         type=_WORKERS,
         metavar="N",
-        help="number of workers; one for each core is best; without --force at most two for each",
+        help="number of workers; one for each core is best, and more than two for each core need --force",
     )
     _force_option(command)
     _version_option(command)
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "version", type=_checked(address.name), metavar="V", help="name of the version, as `sentiment status` shows it"
     )
-    command.add_argument("--force", action="store_true", help="allow to remove the last version, and so the model")
+    command.add_argument("--force", action="store_true", help="remove even the last version, and with it the model")
     _drain_option(command)
     _management_options(command)
 
@@ -542,7 +542,7 @@ def _force_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force",
         action="store_true",
-        help=f"allow more workers than the server's cores and memory suffice for; at most {MAX_WORKERS}",
+        help=f"allow more workers than the server has cores and memory for; at most {MAX_WORKERS}",
     )
 
 

@@ -108,7 +108,7 @@ def on_every_pod(deployment: Deployment, command: Command, say: Say, *, as_json:
         done = [name for name, succeeded in outcomes.items() if succeeded]
         missed = [pod.name for pod in pods if pod.name not in done]
         if missed:
-            say(f"error: not done on {', '.join(missed)}; done on {', '.join(done) or 'no pod'}.")
+            say(f"error: failed or not run on {', '.join(missed)}; succeeded on {', '.join(done) or 'no pod'}.")
     return not missed
 
 

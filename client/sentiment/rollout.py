@@ -76,10 +76,10 @@ class Comparison:
     def changed(self) -> str:
         """The kind of change, in words, such as `of the labels changed`."""
         if self.old_kind != self.new_kind:
-            return "of the predictions are of another kind"
+            return "of the predictions are now of another kind"
         if self.tolerance is not None:
             return f"of the numbers changed by more than {self.tolerance:.4g}, the old version's standard deviation"
-        return "of the texts have other labels" if self.old_kind == "labels" else "of the labels changed"
+        return "of the texts get different labels" if self.old_kind == "labels" else "of the labels changed"
 
 
 @dataclass(frozen=True)

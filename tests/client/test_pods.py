@@ -116,7 +116,7 @@ def test_a_pod_that_is_not_ready_counts_as_failed(add: Add, capsys: Out, phase: 
     add("sentiment-b")
     assert main(["--every-pod", "scale", "3"]) == 1
     assert capsys.readouterr().err == (
-        "Skipped sentiment-a: it is not ready.\nerror: not done on sentiment-a; done on sentiment-b.\n"
+        "Skipped sentiment-a: it is not ready.\nerror: failed or not run on sentiment-a; succeeded on sentiment-b.\n"
     )
     assert starting.versions["1.0"].workers == 2
 
@@ -128,7 +128,7 @@ def test_a_failed_forward_does_not_stop_the_other_pods(add: Add, capsys: Out) ->
     assert output.out.startswith("sentiment-a:\n\nsentiment-b:\nVersion 1.0 ")
     assert "error: kubectl port-forward failed: " in output.err
     assert 'User "somebody" cannot create portforward' in output.err
-    assert output.err.endswith("error: not done on sentiment-a; done on sentiment-b.\n")
+    assert output.err.endswith("error: failed or not run on sentiment-a; succeeded on sentiment-b.\n")
     assert (refused.versions["1.0"].workers, other.versions["1.0"].workers) == (2, 3)
 
 
@@ -151,7 +151,7 @@ def test_a_forward_that_stops_is_reported(add: Add, capsys: Out) -> None:
     assert "does not answer" in output.err
     assert "kubectl port-forward stopped: " in output.err
     assert "lost connection to pod" in output.err
-    assert output.err.endswith("error: not done on sentiment-a; done on sentiment-b.\n")
+    assert output.err.endswith("error: failed or not run on sentiment-a; succeeded on sentiment-b.\n")
 
 
 def test_a_command_whose_forward_stops_counts_as_failed(api: ApiServer, add: Add, capsys: Out) -> None:
@@ -168,7 +168,7 @@ def test_a_command_whose_forward_stops_counts_as_failed(api: ApiServer, add: Add
     assert not pods.on_every_pod(pods.Deployment(), answered_by_another_program, messages.append, as_json=False)
     stopped, summary = messages
     assert stopped.startswith("error: kubectl port-forward stopped: error: lost connection to pod")
-    assert summary == "error: not done on sentiment-a; done on no pod."
+    assert summary == "error: failed or not run on sentiment-a; succeeded on no pod."
 
 
 def test_a_forward_that_does_not_start_times_out(add: Add, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_an_interrupted_command_lists_the_pods_that_are_done(
     messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         pods.on_every_pod(pods.Deployment(), second_is_interrupted, messages.append, as_json=False)
-    assert messages == ["error: not done on sentiment-b, sentiment-c; done on sentiment-a."]
+    assert messages == ["error: failed or not run on sentiment-b, sentiment-c; succeeded on sentiment-a."]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_no_forward_survives_a_signal(api: ApiServer, add: Add, number: int, mes
         running.send_signal(number)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == code
-    assert errors == f"error: not done on sentiment-a; done on no pod.\n{message}\n"
+    assert errors == f"error: failed or not run on sentiment-a; succeeded on no pod.\n{message}\n"
     assert not any(forward.is_running() for forward in forwards)
 
 

@@ -496,15 +496,15 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
             lambda n: several("rude", "late") if n < 9 else several(),
             [
                 "  late, rude -> no label: flight 9",
-                "Compared: 1 of 10 texts have other labels, the largest difference of a",
+                "Compared: 1 of 10 texts get different labels, the largest difference of a",
             ],
             None,
         ),
         (
             lambda n: several("late"),
             lambda n: several("late", "rude"),
-            ["Compared: 10 of 10 texts have other labels, the largest difference of a score is 0.5000; median "],
-            "100% of the texts have other labels; the maximum is 20% (--max-changed).",
+            ["Compared: 10 of 10 texts get different labels, the largest difference of a score is 0.5000; median "],
+            "100% of the texts get different labels; the maximum is 20% (--max-changed).",
         ),
         (
             lambda n: {"value": n % 2},
@@ -528,7 +528,7 @@ OTHER_LABELS = (lambda n: single("bad", "good"), lambda n: single("0", "1"))
             lambda n: single("good"),
             lambda n: {"value": 3},
             ["Compared: version 1.0 predicts one label for each text, version 2.0 a number; median"],
-            "100% of the predictions are of another kind; the maximum is 20% (--max-changed).",
+            "100% of the predictions are now of another kind; the maximum is 20% (--max-changed).",
         ),
     ],
     ids=["more labels", "other labels", "order", "multi-label", "regression", "shifted", "all alike", "another kind"],
