@@ -101,7 +101,7 @@ own-check:
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)) $(if $(LABELLED),'$(LABELLED)'); do test ! -d "$$file" || \
 	  { echo "error: $$file is a folder; expected a file" >&2; exit 1; }; done
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
-	  { echo "error: no file at $$file; expected what fastai's learner.export wrote" >&2; exit 1; }; done
+	  { echo "error: no file at $$file; expected a file written by fastai's learner.export" >&2; exit 1; }; done
 	@test -z '$(LABELLED)' || test -f '$(LABELLED)' || \
 	  { echo "error: no file at $(LABELLED); expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
 	@test $(words $(NAME)) = 1 || { echo "error: the model needs one name:" \
@@ -119,7 +119,7 @@ train: $(TRAIN) ## install what training needs, and train the embedded model aga
 train-setup: $(TEST) ## install what training and export need
 
 .PHONY: teacher-setup
-teacher-setup: $(TRAIN) ## install what make train needs beside that: the weights of a large teacher (404 MB)
+teacher-setup: $(TRAIN) ## install what make train needs: the packages of train-setup, and the weights of a large teacher (404 MB)
 
 .PHONY: bench
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this server and others, and write the results

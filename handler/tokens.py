@@ -327,7 +327,7 @@ def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer
     if config.kind == "sentencepiece":
         return _SentencePieces(pieces)
     if config.kind != "spacy":
-        raise ValueError(f"`kind` of the tokenizer is {config.kind!r}; known are {', '.join(KINDS)}.")
+        raise ValueError(f"`kind` of the tokenizer is {config.kind!r}; expected one of {', '.join(KINDS)}.")
     language = _language(config)
     if type(language.tokenizer) is not SpacyTokenizer:
         return _OwnTokenizer(config)
@@ -439,5 +439,5 @@ def _language(config: TokenizerConfig) -> Any:
 
 def _known(rules: dict[str, Rule], name: str) -> Rule:
     if name not in rules:
-        raise ValueError(f"Rule {name!r} is not known; known are {', '.join(rules)}.")
+        raise ValueError(f"Rule {name!r} is not known; expected one of {', '.join(rules)}.")
     return rules[name]

@@ -15,7 +15,7 @@ class AnswerError(Exception):
     """The status of a response is not 200. The message quotes the body."""
 
     def __init__(self, path: str, status: int, body: bytes) -> None:
-        super().__init__(f"{path} was answered {status}: {body.decode(errors='replace').strip()}")
+        super().__init__(f"the response to {path} has status {status}: {body.decode(errors='replace').strip()}")
         self.status = status
 
 

@@ -41,7 +41,7 @@ examples:
     python -m training fit --data reviews.csv --to model_store/mine --start model_store/sentiment
   from your own texts: language model and distillation before the classifier:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
-  from fastai's WikiText-103 language model (needs a network; a GPU is recommended):
+  from fastai's WikiText-103 language model (needs an internet connection; a GPU is recommended):
     python -m training all --data Tweets.csv --run runs/ulmfit --preset ulmfit
   one stage after the other (an interrupted stage continues):
     python -m training teacher --data Tweets.csv
@@ -55,7 +55,7 @@ examples:
     python -m training evaluate --data Tweets.csv --split validation
     python -m training evaluate --data Tweets.csv --split validation --url http://127.0.0.1:8080
     python -m training behaviour
-  export your own fastai text classifier (the file is from learner.export):
+  export your own fastai text classifier (a file written by learner.export):
     python -m training export --learner my_learner.pkl --to model_store/reviews
     python -m training archive --model model_store/reviews --to model_store/reviews.mar
 """
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         commands,
         "cross-validate",
         _cross_validate,
-        "train all stages from the teachers on, on five folds; prints JSON",
+        "train the teachers, the generator and the classifier on each of five folds; prints JSON",
     )
     _data_option(command)
     command.add_argument("--recipe", choices=RECIPES, default="run", help="; ".join(map(": ".join, RECIPES.items())))
@@ -199,8 +199,9 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         type=Path,
         action="append",
         metavar="FILE",
-        help="a fastai learner's export; give two, such as a forward and a backward one, for an ensemble that predicts "
-        "the mean of their probabilities (default: the learner of the run)",
+        help="a file written by fastai's learner.export; for an ensemble, which predicts the mean of the learners' "
+        "probabilities, repeat the option, such as for a forward and a backward learner (default: the learner of the "
+        "run)",
     )
     command.add_argument(
         "--data",
@@ -215,8 +216,8 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for 
         "--stage",
         choices=("classifier", "distil"),
         default="classifier",
-        help="stage of the run; distil: a model from before the last stage, for use with --start; except in a run of "
-        "fit, it has seen no label of the data (default: %(default)s)",
+        help="stage of the run; distil: the model before the last stage, for use with --start; this model has seen no "
+        "label of the data, except in a run of `fit` (default: %(default)s)",
     )
     command.add_argument(
         "--to",
@@ -320,10 +321,13 @@ def _fit_options(command: argparse.ArgumentParser) -> None:
         "--to",
         type=Path,
         metavar="FOLDER",
-        help="folder of the exported model (default: model_store/NAME, of the file)",
+        help="folder of the exported model (default: model_store/NAME, where NAME is the name of the file)",
     )
     command.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="folder of the stages (default: runs/NAME, of the model)"
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the stages (default: runs/NAME, where NAME is the name of the model)",
     )
     command.add_argument(
         "--preset",

@@ -459,7 +459,7 @@ def test_make_serve_serves_the_named_models(arguments: tuple[str, ...], served: 
         (("LEARNER=README.md missing.pkl", "NAME=reviews"), "no file at missing.pkl; expected"),
         (
             ("LEARNER=missing.pkl", "NAME=reviews"),
-            "no file at missing.pkl; expected what fastai's learner.export wrote",
+            "no file at missing.pkl; expected a file written by fastai's learner.export",
         ),
         (("LEARNER=README.md",), "the model needs one name: make serve LEARNER='README.md' NAME=reviews"),
         (("LABELLED=missing.csv", "NAME=reviews"), "no file at missing.csv; expected labelled texts"),

@@ -119,7 +119,9 @@ def test_texts_without_words_are_refused_before_training(tmp_path: Path, capfd: 
     pd.DataFrame({"text": texts, "label": ["a", "b"] * 20}).to_csv(tmp_path / "mail.csv", index=False)
     options = ("--to", tmp_path / "model", "--run", tmp_path / "run")
     assert run("fit", "--preset", "tiny", "--data", tmp_path / "mail.csv", *options) == 1
-    assert "mail.csv: 0 texts of the train split have a word of two letters or digits" in capfd.readouterr().err
+    assert (
+        "mail.csv: 0 texts of the train split have a word of at least two letters or digits" in capfd.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 

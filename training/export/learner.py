@@ -188,7 +188,7 @@ def _check_kind(learner: Learner) -> None:
             "This is a language model: it predicts the next word, not a label. Save its encoder "
             "(`learner.save_encoder('encoder')`), load it into a classifier of the same vocabulary "
             "(`text_classifier_learner(dls, AWD_LSTM).load_encoder('encoder')`, where `dls` was made with "
-            "`text_vocab=learner.dls.vocab`), train that on labelled texts, and export it."
+            "`text_vocab=learner.dls.vocab`), train this classifier on labelled texts, and export it."
         )
     for part in (*_modules_of(model), learner.dls, learner):
         if refusal := other_inputs(type(part).__module__):
@@ -233,9 +233,10 @@ def _task_of(learner: Learner) -> TaskName:
     target = _target_of(learner)
     if task is None:
         raise TrainingError(
-            f"The loss is {name_of(loss)}, which does not say how the model's outputs become a prediction. Known are "
-            f"{'; '.join(f'for {task} {_losses(task)}' for task in LOSSES)}. Train with one of them: without "
-            f"`loss_func`, fastai takes the one that goes with the target.{_REMEDIES.get(target, '')}"
+            f"The loss is {name_of(loss)}, for which `export` does not know how the model's outputs become a "
+            f"prediction. Supported losses: {'; '.join(f'for {task} {_losses(task)}' for task in LOSSES)}. Train with "
+            f"one of them: without `loss_func`, fastai takes the one that goes with the target."
+            f"{_REMEDIES.get(target, '')}"
         )
     if target not in (None, task):
         raise TrainingError(
@@ -381,8 +382,8 @@ def _names(rules: Sequence[Any], known: dict[str, Any], kind: str) -> tuple[str,
     for rule, name in zip(rules, names, strict=True):
         if name not in known or getattr(rule, "__module__", "") != "fastai.text.core":
             raise TrainingError(
-                f"The learner's tokenizer has a custom {kind}, {name}. Only fastai's can be exported: "
-                f"{', '.join(known)}. Apply yours to the texts before training and before each request."
+                f"The learner's tokenizer has a custom {kind}, {name}. Only fastai's {kind}s can be exported: "
+                f"{', '.join(known)}. Apply your {kind} to the texts before training and before each request."
             )
     return names
 

@@ -145,8 +145,9 @@ class Choice:
             lines.append(f"Measured on texts of {self.source}.")
         elif self.precision != "int8" and "int8" in self.differences:
             lines.append(
-                f"This is an estimate on texts {self.source}, so it counts double. int8 is smaller and faster. To use "
-                f"int8 if it is close enough on your own texts, {remedy}"
+                f"This is an estimate on texts {self.source}, so twice its value must be within the limit of "
+                f"{MAX_DIFFERENCE}. int8 is smaller and faster. To use int8 if it is close enough on your own texts, "
+                f"{remedy}"
             )
         else:
             lines.append(
@@ -276,7 +277,7 @@ def read_choice(model: Path) -> Choice | None:
             return _choice_from_json(content, path)
     except (KeyError, TypeError, ValueError):
         fault = "expected a file that `archive --texts` writes"
-    print(f"note: {path} is ignored: {fault}. Measure again with --texts FILE, or remove it.", file=sys.stderr)
+    print(f"note: {path} is ignored: {fault}. Measure again with --texts FILE, or remove the file.", file=sys.stderr)
     return None
 
 

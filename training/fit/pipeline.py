@@ -92,8 +92,8 @@ def fit(order: Order) -> Path:
     train = rows[rows["split"] == "train"]
     if (count := int(train["text"].str.contains(r"\w\w").sum())) < FOLDS:
         raise TrainingError(
-            f"--data {order.data}: {count} texts of the train split have a word of two letters or digits; expected at "
-            f"least {FOLDS}. Without words there is no baseline. Replace emoji by their names, or add texts."
+            f"--data {order.data}: {count} texts of the train split have a word of at least two letters or digits; "
+            f"expected {FOLDS} or more. Without words there is no baseline. Replace emoji by their names, or add texts."
         )
     words = sum(len(text.split()) for text in train["text"])
     recipe = recipe_for(len(train), words, order.tiny)
@@ -109,7 +109,8 @@ def fit(order: Order) -> Path:
     minutes = expected_minutes(recipe, len(train), words, rows["label"].nunique(), ratio)
     print(f"Recipe for {recipe.name}: {recipe.what}.")
     print(
-        f"Expected time on two cores: about {_duration(minutes)}. If it is interrupted, the same command continues it."
+        f"Expected time on two cores: about {_duration(minutes)}. If the command is interrupted, run it again to "
+        "continue."
     )
     data = read_dataset(data_file)
     encoder = _train(order, start, recipe, data, run)

@@ -171,8 +171,8 @@ def general_model(name_or_path: str) -> Path:
         return Path(untar_data(URLs.WT103_FWD, c_key="model"))
     except OSError as error:
         raise TrainingError(
-            f"fastai's download of its WikiText-103 model failed: {error}. Without a network, train a general language "
-            f"model here (--texts FILE ...) or name the folder of one (--general FOLDER)."
+            f"fastai's download of its WikiText-103 model failed: {error}. Without internet access, train a general "
+            f"language model here (--texts FILE ...) or name the folder of one (--general FOLDER)."
         ) from error
 
 

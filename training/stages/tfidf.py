@@ -40,7 +40,7 @@ def fitted(rows: pd.DataFrame) -> Any:
     """Fit `new_classifier` on the columns `text` and `label` of the rows; a constant if they have only one label.
 
     Raises:
-        TrainingError: the texts have no word of two letters or digits.
+        TrainingError: the texts have no word of at least two letters or digits.
     """
     if rows["label"].nunique() == 1:
         return DummyClassifier(strategy="prior").fit(rows["text"], rows["label"])

