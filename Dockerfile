@@ -18,7 +18,7 @@ COPY handler/ handler/
 COPY training/ training/
 ARG NAME
 COPY model_store/${NAME}/ model_store/${NAME}/
-# The version is in the replies (`X-Model-Version`) and in the metrics, where it tells the pods of a new image from the old.
+# Replies (`X-Model-Version`) and metrics name the version, which distinguishes the pods of a new image from the old pods.
 ARG VERSION=1.0
 # Build the archive. Then remove the packages and files that serving does not need. HAProxy comes from Debian, which
 # provides security updates, and /docs needs only the files of Swagger UI.
