@@ -69,10 +69,14 @@ def opened(path: str) -> Iterator[BinaryIO]:
     """Open a file to read.
 
     Raises:
-        BulkError: the file is missing, or it cannot be read.
+        BulkError: the file system is not known, the file is missing, or it cannot be read.
     """
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except (*_ERRORS, ValueError) as error:
+        raise BulkError(f"{path} cannot be read: {_reason(error)}") from error
+    try:
+        with file:
             yield file
     except _ERRORS as error:
         raise BulkError(f"{path} cannot be read: {_reason(error)}") from error
@@ -88,14 +92,14 @@ def write_file(path: str, content: bytes) -> None:
     """Write a file whole or not at all: under another name, then under its own.
 
     Raises:
-        BulkError: the file cannot be written.
+        BulkError: the file system is not known, or the file cannot be written.
     """
     partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
     try:
         with FileSystems.create(partial, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
             file.write(content)
         FileSystems.rename([partial], [path])
-    except _ERRORS as error:
+    except (*_ERRORS, ValueError) as error:
         raise BulkError(f"{path} cannot be written: {_reason(error)}") from error
 
 

@@ -106,6 +106,8 @@ def prepare(
             "other predictions. `make archive` builds it again."
         )
     settings = Settings(text_column, Columns(model.task, scores, prefix))
+    if is_local(pattern):
+        pattern = re.sub("/+", "/", pattern)  # as in the paths of the files that it matches
     earlier = _earlier(output)
     files = _inputs(pattern, output, earlier["files"])
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:

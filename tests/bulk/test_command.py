@@ -224,7 +224,8 @@ def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClas
     (tmp_path / "b" / "broken.txt").write_bytes(b"sp\xe4t\nlate\n\non time")
     output = tmp_path / "scored"
     options = ["--json", "--scores", "--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
-    result = bulk(tmp_path / "*" / "broken.*", output, mar, *options, CLASSIFIER_MAX_TOKEN_READS="4000")
+    pattern = f"{tmp_path}//*///broken.*"  # the output's names do not depend on surplus slashes
+    result = bulk(pattern, output, mar, *options, CLASSIFIER_MAX_TOKEN_READS="4000")
     assert result.returncode == ROW_ERRORS, result.stderr
     assert summary(result)["errors"] == len(BROKEN_LINES) + len(BROKEN_ROWS) + 3
 

@@ -86,6 +86,12 @@ def test_problems_that_do_not_prevent_training_are_warnings(tmp_path: Path) -> N
     assert different.startswith("2 rows have the same text as a row with another label")
 
 
+def test_labels_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
+    rows = [(f"{label} {number} times", label) for label in ("caf\u00e9", "cafe\u0301") for number in range(20)]
+    warnings = read_table(write(tmp_path, "a.csv", csv_of(rows)), Columns()).warnings
+    assert any(r"different labels: 'cafe\u0301' and 'caf\xe9'" in warning for warning in warnings), warnings
+
+
 @pytest.mark.parametrize(
     ("text", "other"),
     [

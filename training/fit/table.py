@@ -170,9 +170,12 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
         yield f"labels with fewer than {FEW_LABEL_TEXTS} different texts have unreliable figures: {listed(few)}"
     similar: defaultdict[str, list[str]] = defaultdict(list)
     for label in sorted(texts.index):
-        similar["".join(str(label).casefold().split())].append(repr(label))
-    if groups := [" and ".join(names) for names in similar.values() if len(names) > 1]:
-        yield f"labels that differ only in capitals or spaces are trained as different labels: {listed(groups)}"
+        similar["".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
+    if groups := [" and ".join(_distinct(labels)) for labels in similar.values() if len(labels) > 1]:
+        yield (
+            "labels that differ only in capitals, spaces or the Unicode form of a character are trained as different "
+            f"labels: {listed(groups)}"
+        )
     if several := [
         repr(label) for label in texts.index if len(parts := _parts(label)) > 1 and parts & set(texts.index)
     ]:
@@ -185,6 +188,12 @@ def _warnings(source: Source, columns: Columns, rows: pd.DataFrame) -> Iterator[
             f"{len(lines):,} rows have {nearly}the same text as a row with another label, {source.unit} "
             f"{listed(lines)}: no model can predict all of them. Give these rows the same label, or remove some of them"
         )
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """Quote labels, with escapes if some of them look the same."""
+    look_the_same = len({unicodedata.normalize("NFC", label) for label in labels}) < len(labels)
+    return [ascii(label) if look_the_same else repr(label) for label in labels]
 
 
 def _parts(label: str) -> set[str]:

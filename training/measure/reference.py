@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from handler.classifier import TextClassifier
 from handler.drift import Distribution
 from training.data import Dataset
 from training.errors import TrainingError
+from training.files import write_json
 
 TOKEN_BUCKETS: Final = 10
 """Number of buckets for the number of tokens; the buckets have about equally many texts."""
@@ -38,7 +38,7 @@ def add_reference(folder: Path, classifier: TextClassifier, data: Dataset) -> No
     """
     model = exported.read_description(folder)
     reference = reference_of(classifier, data)
-    exported.write_description(replace(model, card=model.card | {"reference": reference}), folder)
+    write_json(folder / exported.CARD_FILE, model.card | {"reference": reference})
 
 
 def reference_of(classifier: TextClassifier, data: Dataset) -> dict[str, Any]:
