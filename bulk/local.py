@@ -17,6 +17,8 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProv
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from bulk.errors import BulkError
+
 PROCESSES: Final = "multi_processing"
 WORKER_THREAD: Final = "run_worker"
 """Name of the threads of Beam's runner that wait for the end of a worker. They raise an exception if it failed."""
@@ -28,13 +30,19 @@ def local_runner(options: PipelineOptions, flags: Sequence[str], shards: int) ->
     Beam's `DirectRunner` first tries Prism, a program that it downloads. This is the runner that it falls back to.
 
     Args:
-        options: Beam's options. By default, one process for each core is used, but not more than there are shards.
+        options: Beam's options. By default, one process for each core is used; never more than there are shards.
         flags: the command line's part for Beam.
         shards: number of shards.
+
+    Raises:
+        BulkError: the number of processes is negative.
     """
     direct = options.view_as(DirectOptions)
-    if not _is_given("direct_num_workers", flags):
-        direct.direct_num_workers = min(_cores(), shards)
+    # 0 is Beam's word for the number of cores. A process without a shard would only take time and memory.
+    given = direct.direct_num_workers if _is_given("direct_num_workers", flags) else 0
+    if given < 0:
+        raise BulkError(f"--direct_num_workers {given}: expected a number of processes, or 0 for one for each core.")
+    direct.direct_num_workers = min(given or _cores(), shards)
     environment = None
     if direct.direct_running_mode == PROCESSES or not _is_given("direct_running_mode", flags):
         # Ctrl-C reaches all processes of a terminal. The workers end when this process ends.

@@ -209,9 +209,10 @@ MANY_TOKENS = "late again " * 1_800
 
 
 def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClassifier, tmp_path: Path) -> None:
-    """Two threads share the engine. With the low limit, the server would refuse some good texts as overloaded.
+    """Three threads, one for each shard, share the engine.
 
-    Files in several folders have output files with different names.
+    With the low limit, the server would refuse some good texts as overloaded. Files in several folders have
+    output files with different names.
     """
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -223,7 +224,7 @@ def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClas
     (tmp_path / "a" / "broken.csv").write_bytes(b"\r\n".join(rows))
     (tmp_path / "b" / "broken.txt").write_bytes(b"sp\xe4t\nlate\n\non time")
     output = tmp_path / "scored"
-    options = ["--json", "--scores", "--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
+    options = ["--json", "--scores", "--direct_num_workers", str(10**20), "--direct_running_mode", "multi_threading"]
     pattern = f"{tmp_path}//*///broken.*"  # the output's names do not depend on surplus slashes
     result = bulk(pattern, output, mar, *options, CLASSIFIER_MAX_TOKEN_READS="4000")
     assert result.returncode == ROW_ERRORS, result.stderr
@@ -317,6 +318,10 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
         "the guide's command for Dataflow": (
             arguments("good.csv", "x", mar, *dataflow_command()[6:]),
             f"error: {mar}: the workers of Dataflow cannot reach it.",
+        ),
+        "fewer than no processes": (
+            arguments("good.csv", "y", mar, "--direct_num_workers", "-1"),
+            "error: --direct_num_workers -1: expected a number of processes",
         ),
         "a quote": (arguments("quote.csv"), "error: {}/quote.csv, line 3, is not valid CSV: unexpected end of data."),
         "other options": (
