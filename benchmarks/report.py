@@ -20,8 +20,8 @@ MAX_DOOR_MS, MIN_DOOR_SHARE = 0.15, 0.97
 
 SHORT = {
     OURS: "**this project**, HAProxy and TorchServe",
-    DIRECT: "the same without HAProxy",
-    UNBATCHED: "the same with `batchSize` 1",
+    DIRECT: "this project without HAProxy",
+    UNBATCHED: "this project with `batchSize` 1",
     FLASK: "Flask, `learn.predict`, 1 worker",
     FLASK_ALL: "Flask, `learn.predict`, one worker per core",
     "fastapi": "FastAPI, this engine",
