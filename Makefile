@@ -19,9 +19,11 @@ ON_COMMAND_LINE := $(filter command,$(origin NAME) $(origin MODEL))
 override MODEL := $(patsubst %/,%,$(MODEL))
 SERVED := $(if $(ON_COMMAND_LINE),$(notdir $(MODEL)))
 ARCHIVE := $(addsuffix .mar,$(MODEL))
-# One file, whose name may have spaces, or the two files of an ensemble.
-LEARNER_OPTIONS = $(if $(shell test -f '$(LEARNER)' && echo one),--learner '$(LEARNER)',$(LEARNER:%=--learner '%'))
-TEXTS_OPTION = $(if $(TEXTS),--texts '$(TEXTS)')
+# A file's name for the shell: it may have spaces and apostrophes.
+quoted = '$(subst ','\'',$(1))'
+# One file, or the two files of an ensemble, whose names have no spaces.
+LEARNER_OPTIONS = $(if $(shell test -f $(call quoted,$(LEARNER)) && echo one),--learner $(call quoted,$(LEARNER)),$(foreach file,$(LEARNER),--learner $(call quoted,$(file))))
+TEXTS_OPTION = $(if $(TEXTS),--texts $(call quoted,$(TEXTS)))
 CONFIG ?= config.properties
 DATA ?= Tweets.csv
 
@@ -61,7 +63,7 @@ help: ## list the targets
 
 .PHONY: serve
 serve: $(or $(if $(LEARNER),learner),$(if $(LABELLED),labelled),$(SERVE) $(ARCHIVE)) ## install what is missing, build the archive, and serve until Ctrl-C
-	@exec $(BIN)/python -E -s -m server --config $(CONFIG) $(SERVED:%=--model %)
+	@exec $(BIN)/python -E -s -m server --config $(call quoted,$(CONFIG)) $(SERVED:%=--model %)
 
 .PHONY: test
 test: $(TEST) $(BULK)/installed $(ARCHIVE) ## install what is missing, and run every test
@@ -90,22 +92,22 @@ learner: own-check $(TEST)
 # Builds an archive from the labelled texts in LABELLED. FIT_ARGS are further options of `python -m training fit`.
 .PHONY: labelled
 labelled: own-check $(TEST)
-	$(BIN)/python -m training fit --data '$(LABELLED)' --to '$(MODEL)' $(FIT_ARGS)
+	$(BIN)/python -m training fit --data $(call quoted,$(LABELLED)) --to '$(MODEL)' $(FIT_ARGS)
 	$(BIN)/python -m training archive --model '$(MODEL)' --to '$(ARCHIVE)' $(TEXTS_OPTION)
 
 # Checks the variables before any package is installed.
 .PHONY: own-check
 own-check:
-	@test -z '$(LEARNER)' || test -z '$(LABELLED)' || \
+	@test -z $(call quoted,$(LEARNER)) || test -z $(call quoted,$(LABELLED)) || \
 	  { echo "error: expected LEARNER or LABELLED, not both" >&2; exit 1; }
-	@for file in $(subst --learner,,$(LEARNER_OPTIONS)) $(if $(LABELLED),'$(LABELLED)'); do test ! -d "$$file" || \
+	@for file in $(subst --learner,,$(LEARNER_OPTIONS)) $(if $(LABELLED),$(call quoted,$(LABELLED))); do test ! -d "$$file" || \
 	  { echo "error: $$file is a folder; expected a file" >&2; exit 1; }; done
 	@for file in $(subst --learner,,$(LEARNER_OPTIONS)); do test -f "$$file" || \
 	  { echo "error: no file at $$file; expected a file written by fastai's learner.export" >&2; exit 1; }; done
-	@test -z '$(LABELLED)' || test -f '$(LABELLED)' || \
-	  { echo "error: no file at $(LABELLED); expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
+	@test -z $(call quoted,$(LABELLED)) || test -f $(call quoted,$(LABELLED)) || \
+	  { echo "error: no file at" $(call quoted,$(LABELLED))"; expected labelled texts: CSV, TSV, JSON lines or Parquet" >&2; exit 1; }
 	@test $(words $(NAME)) = 1 || { echo "error: the model needs one name:" \
-	  "make serve $(if $(LEARNER),LEARNER,LABELLED)='$(or $(LEARNER),$(LABELLED))' NAME=reviews" >&2; exit 1; }
+	  "make serve $(if $(LEARNER),LEARNER,LABELLED)="$(call quoted,$(call quoted,$(or $(LEARNER),$(LABELLED))))" NAME=reviews" >&2; exit 1; }
 	@LC_ALL=C; case "$$NAME" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) echo "error: NAME=$$NAME: expected letters (a to z)," \
 	  "digits, points, hyphens and underscores, with a letter or a digit first" >&2; exit 1;; esac
 	@test -z '$(filter sentiment general,$(NAME))' || \
@@ -113,7 +115,7 @@ own-check:
 
 .PHONY: train
 train: $(TRAIN) ## install what training needs, and train the embedded model again
-	$(BIN)/python -m training all --data $(DATA) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
+	$(BIN)/python -m training all --data $(call quoted,$(DATA)) --notes model_store/sentiment-notes.md $(TRAIN_ARGS)
 
 .PHONY: train-setup
 train-setup: $(TEST) ## install what training and export need
@@ -123,7 +125,7 @@ teacher-setup: $(TRAIN) ## install what make train needs: the packages of train-
 
 .PHONY: bench
 bench: $(SERVE) $(ARCHIVE) $(BENCH)/installed ## measure this server and others, and write the results
-	$(BENCH)/bin/python -m benchmarks --data $(DATA) $(BENCH_ARGS)
+	$(BENCH)/bin/python -m benchmarks --data $(call quoted,$(DATA)) $(BENCH_ARGS)
 
 .PHONY: bulk-setup
 bulk-setup: $(BULK)/installed $(ARCHIVE) ## install what bulk scoring needs (Apache Beam) into .venv-bulk

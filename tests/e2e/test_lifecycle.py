@@ -429,13 +429,14 @@ def test_workers_scale_through_the_management_api(project: Project) -> None:
 
 
 MAKE_SERVE = [
-    ((), "server --config config.properties"),
-    (("NAME=reviews",), "server --config config.properties --model reviews"),
-    (("MODEL=model_store/reviews/",), "server --config config.properties --model reviews"),
-    (("NAME=sentiment reviews",), "server --config config.properties --model sentiment --model reviews"),
-    (("LEARNER=a.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
-    (("LEARNER=a.pkl b.pkl", "NAME=reviews"), "server --config config.properties --model reviews"),
-    (("LABELLED=a.csv", "NAME=reviews"), "server --config config.properties --model reviews"),
+    ((), "server --config 'config.properties'"),
+    (("NAME=reviews",), "server --config 'config.properties' --model reviews"),
+    (("MODEL=model_store/reviews/",), "server --config 'config.properties' --model reviews"),
+    (("NAME=sentiment reviews",), "server --config 'config.properties' --model sentiment --model reviews"),
+    (("LEARNER=a.pkl", "NAME=reviews"), "server --config 'config.properties' --model reviews"),
+    (("LEARNER=a.pkl b.pkl", "NAME=reviews"), "server --config 'config.properties' --model reviews"),
+    (("LABELLED=a.csv", "NAME=reviews"), "server --config 'config.properties' --model reviews"),
+    (("CONFIG=it's my.properties",), r"server --config 'it'\''s my.properties'"),
 ]
 
 
@@ -463,6 +464,7 @@ def test_make_serve_serves_the_named_models(arguments: tuple[str, ...], served: 
         ),
         (("LEARNER=README.md",), "the model needs one name: make serve LEARNER='README.md' NAME=reviews"),
         (("LABELLED=missing.csv", "NAME=reviews"), "no file at missing.csv; expected labelled texts"),
+        (("LABELLED=it's gone.csv", "NAME=reviews"), "no file at it's gone.csv; expected labelled texts"),
         (("LABELLED=docs", "NAME=reviews"), "docs is a folder; expected a file"),
         (("LEARNER=docs", "NAME=reviews"), "docs is a folder; expected a file"),
         (("LABELLED=README.md",), "the model needs one name: make serve LABELLED='README.md' NAME=reviews"),
