@@ -110,7 +110,7 @@ own-check:
 	  "make serve $(if $(LEARNER),LEARNER,LABELLED)="$(call quoted,$(call quoted,$(or $(LEARNER),$(LABELLED))))" NAME=reviews" >&2; exit 1; }
 	@LC_ALL=C; case "$$NAME" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) echo "error: NAME=$$NAME: expected letters (a to z)," \
 	  "digits, points, hyphens and underscores, with a letter or a digit first" >&2; exit 1;; esac
-	@test -z '$(filter sentiment general,$(NAME))' || \
+	@test -z '$(filter sentiment general,$(shell echo $(call quoted,$(NAME)) | tr A-Z a-z))' || \
 	  { echo "error: model_store/$(NAME) came with this project; expected another NAME" >&2; exit 1; }
 
 .PHONY: train

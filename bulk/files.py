@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
 
 from bulk.errors import BulkError
 
@@ -20,8 +21,8 @@ PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
 
 _PARTIAL_ENDING: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}\Z")
-_ERRORS: Final = (OSError, GoogleAPIError)
-"""The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's client as they are."""
+_ERRORS: Final = (OSError, GoogleAPIError, GoogleAuthError)
+"""The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's clients as they are."""
 
 
 @dataclass(frozen=True)

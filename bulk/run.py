@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -315,7 +315,8 @@ def _progress(job: Job, shards: int, interval_s: float, progress: Callable[[int,
 
     def report() -> None:
         while not ended.wait(interval_s):
-            progress(len(_written(job.output, names)), shards)
+            with suppress(BulkError):  # object storage may fail to answer once
+                progress(len(_written(job.output, names)), shards)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()

@@ -488,4 +488,6 @@ def _read_json(path: Path) -> object:
 
 
 def _write_json(value: object, path: Path) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    content = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    # The bytes of a file name that is not UTF-8, in the card's commands, become valid escapes of JSON.
+    path.write_text(content, encoding="utf-8", errors="backslashreplace")

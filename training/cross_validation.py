@@ -129,7 +129,7 @@ def run_recipe(
 def folds(tweets: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield tables of the train and validation rows, each with another fifth of the rows as validation split.
 
-    Copies of a text (compared by letters and digits) are in the same fifth.
+    Copies of a text are in the same fifth, see `held_out_fifths`.
     """
     rows = pd.concat([labelled(tweets, "train"), labelled(tweets, "validation")]).sort_index()
     for held_out in held_out_fifths(rows):

@@ -17,7 +17,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         TrainingError: PyTorch could not write the file. An `OSError` of another writer is raised as it is.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # `torch.save` writes the stem into the file, so that another stem would change the file's hash.
+    partial = path.with_suffix(".partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -29,9 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8."""
+    """Write a text file in UTF-8. In JSON, the bytes of a file name that is not UTF-8 become valid escapes."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> None:

@@ -281,8 +281,17 @@ AT_LEAST_ONE = {
 ABOVE_ZERO = {"temperature", "top_p", "max_gradient_norm"}
 """Names of the settings that are above 0."""
 
-AT_MOST = {"label_weight": 1, "tfidf_weight": 1, "label_smoothing": 1, "use_confidence": 1, "top_p": 1, "drop_mult": 2}
-"""Upper bounds of settings: shares, and the factor of fastai's dropout probabilities, which are 0.5 at most."""
+AT_MOST = {
+    "label_weight": 1,
+    "tfidf_weight": 1,
+    "label_smoothing": 1,
+    "use_confidence": 1,
+    "top_p": 1,
+    "drop_mult": 2,
+    "seed": 2**32 - 1,
+}
+"""Upper bounds of settings: shares, the factor of fastai's dropout probabilities, which are 0.5 at most, and NumPy's
+largest seed."""
 
 
 def with_changes(settings: AnySettings, changes: list[str]) -> AnySettings:

@@ -42,7 +42,10 @@ def _end(code: int) -> str:
         return f"exited with code {code}"
     import signal  # not before it is needed: it takes memory, and each worker has such a process
 
-    return f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    try:
+        return f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-code}"
 
 
 def _log(line: str) -> None:

@@ -58,24 +58,27 @@ def _recipes(run: Path, records: Mapping[str, Any]) -> dict[str, Any]:
     files = sorted((run / "cross-validation").glob("*.json"))
     recipes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     for name, recipe in list(recipes.items()):
-        folds_stages = recipe.pop("stages", {})
+        folds_stages = recipe.pop("stages", None)
         if name == "run" and (change := _change(records, folds_stages)):
-            print(
-                f"note: the card does not have the cross-validation of {run}, whose folds were trained otherwise than "
-                f"the model: {change}",
-                file=sys.stderr,
-            )
+            print(f"note: the card does not have the cross-validation of {run}: {change}.", file=sys.stderr)
             del recipes[name]
     return recipes
 
 
-def _change(records: Mapping[str, Any], folds_stages: Mapping[str, Any]) -> str:
-    """Return the first difference between a model's stages and those of its folds; an empty string if there is none."""
+def _change(records: Mapping[str, Any], folds_stages: Mapping[str, Any] | None) -> str:
+    """Describe why the folds may have been trained otherwise than the model; an empty string if they were not.
+
+    Args:
+        records: records of the model's stages.
+        folds_stages: settings and inputs of the folds' stages; None for a result that lacks them.
+    """
+    if folds_stages is None:
+        return "an earlier version of this code made it, and did not note its stages. Run cross-validate again"
     for stage in sorted({*folds_stages, *(records.keys() & {*LABEL_STAGES})}):
         if stage not in records or stage not in folds_stages:
-            return f"only one of them has the stage {stage}"
+            return f"only one of the model and its folds has the stage {stage}"
         if change := differences(records[stage], folds_stages[stage]):
-            return f"{stage}: {change}"
+            return f"its folds were trained otherwise than the model: {stage}: {change}"
     return ""
 
 

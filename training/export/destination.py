@@ -15,6 +15,9 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EMBEDDED: Final = ("sentiment", "general")
 """Names of the models that come with this project. `make own-check` refuses the same names."""
 
+IGNORED: Final = {".DS_Store", ".gitkeep"}
+"""Files that do not count as files of a folder's user."""
+
 WORKSPACE_PREFIX: Final = ".export-"
 """Beginning of the name of the folder in which an export prepares the files. A killed export leaves this folder."""
 
@@ -32,12 +35,12 @@ def check_destination(to: Path, *, own: bool = False) -> None:
     """
     check_name(to)
     name = to.resolve().name
-    if own and name in EMBEDDED:
+    if own and name.lower() in EMBEDDED:  # the file system may not distinguish capitals
         raise TrainingError(
             f"--to {to}: the model `{name}` came with this project. Choose another name: --to model_store/NAME."
         )
     check_writable(to, "--to")
-    files = sorted(path.name for path in to.iterdir()) if to.exists() else []
+    files = sorted({path.name for path in to.iterdir()} - IGNORED) if to.exists() else []
     if any(not file.startswith(WORKSPACE_PREFIX) for file in files) and not _is_exported_model(to):
         raise TrainingError(
             f"--to {to}: the folder is neither empty nor an exported model; it has {listed(files)}. The export would "

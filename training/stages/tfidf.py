@@ -56,7 +56,8 @@ def fitted(rows: pd.DataFrame) -> Any:
 def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     """Yield the row positions of each of five stratified parts of the rows.
 
-    Copies of a text (compared by letters and digits) are in the same part.
+    Copies of a text are in the same part. They are compared by letters and digits, texts without these by all
+    characters.
 
     Args:
         rows: a table with the columns `text` and `label`.
@@ -70,6 +71,7 @@ def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
             "without TF-IDF: --set classifier.tfidf_weight=0."
         )
     copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
+    copies = copies.where(copies != "", rows["text"])
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # a label may have fewer than five texts

