@@ -28,9 +28,11 @@ ANSWER_S = 2
 """The timeout of a request to TorchServe."""
 FRESH_S = 0.5
 """The time for which a response of TorchServe is reused, so that many probes cause one request."""
-WITHOUT_WORKER_S = 300
-"""The time without a ready worker of a model's default version after which a restart is needed: TorchServe then stops
-restarting its workers (`maxRetryTimeoutInSec`)."""
+FAULT_S = 300
+"""The time after which only a restart removes a fault. Without a ready worker for so long, TorchServe stops restarting
+its workers (`maxRetryTimeoutInSec`)."""
+CONTINUOUS_S = 60
+"""The longest time between two observations of one fault. The usual probes ask every 10 s."""
 EXTENSIONS = ("binary_tensor_data",)
 """The extensions of the Open Inference Protocol that the server supports: texts may be binary data after the JSON."""
 
@@ -155,21 +157,21 @@ class _Models:
         self._responds = _Cached(self._ask_whether_it_responds)
         self._defaults = _Cached(self._ask_defaults)
         self._all = _Cached(self._ask_all)
-        self._without_worker_since_s: dict[str, float] = {}  # monotonic, by model
+        self._faults: dict[str, tuple[float, float]] = {}  # first and last observation, monotonic
 
     def check_live(self) -> None:
         """Check that the server works, or may still recover without a restart.
 
         Raises:
-            NotReadyError: TorchServe does not respond, or the default version of a model has had no ready worker for
-                `WITHOUT_WORKER_S`.
+            NotReadyError: TorchServe does not respond; or for `FAULT_S`, its management API has given no valid answer,
+                or the default version of a model has had no ready worker.
         """
         self._responds.value()
-        with contextlib.suppress(NotReadyError):  # the management API alone is busy; a restart would not help
+        with contextlib.suppress(NotReadyError):  # the management API may be busy for a moment
             self._defaults.value()
-        for name, since_s in self._without_worker_since_s.items():
-            if time.monotonic() - since_s > WITHOUT_WORKER_S:
-                raise NotReadyError(f"{name} has had no ready worker for {WITHOUT_WORKER_S} s.")
+        for fault, (first_s, last_s) in self._faults.items():
+            if last_s - first_s > FAULT_S:
+                raise NotReadyError(f"{fault} for {FAULT_S} s.")
 
     def defaults(self) -> list[dict[str, Any]]:
         """The default version of each model.
@@ -208,11 +210,23 @@ class _Models:
             api.get(self._torchserve.inference, "/ping", ANSWER_S)
 
     def _ask_defaults(self) -> list[dict[str, Any]]:
-        versions = _checked(api.defaults(self._torchserve.management, ANSWER_S))
-        now_s = time.monotonic()
+        try:
+            versions = _checked(api.defaults(self._torchserve.management, ANSWER_S))
+        except api.ERRORS:
+            self._faults |= self._observed(["TorchServe's management API has given no valid answer"])
+            raise
         without = [each["modelName"] for each in versions if each["minWorkers"] and "READY" not in _states(each)]
-        self._without_worker_since_s = {name: self._without_worker_since_s.get(name, now_s) for name in without}
+        self._faults = self._observed([f"{name} has had no ready worker" for name in without])
         return versions
+
+    def _observed(self, faults: Iterable[str]) -> dict[str, tuple[float, float]]:
+        """The first and the last observation of faults that are observed now."""
+        now_s = time.monotonic()
+        spans = {fault: self._faults.get(fault, (now_s, now_s)) for fault in faults}
+        return {
+            fault: (first_s if now_s - last_s <= CONTINUOUS_S else now_s, now_s)
+            for fault, (first_s, last_s) in spans.items()
+        }
 
     def _ask_all(self) -> list[dict[str, Any]]:
         return _checked(api.versions(self._torchserve.management, ANSWER_S))

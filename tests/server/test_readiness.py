@@ -191,12 +191,13 @@ def test_a_server_is_live_while_a_worker_of_every_default_version_answers(
     address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TorchServe's own `/ping` fails if one of two workers cannot start for 300 s."""
-    monkeypatch.setattr(readiness, "WITHOUT_WORKER_S", 0.2)
+    monkeypatch.setattr(readiness, "FAULT_S", 0.2)
     del torchserve.answers["/ping"]
     torchserve.register("a", "READY", "UNLOADING")
     torchserve.register("b", "READY")
     torchserve.answers["/models/c"] = [describe("c", "1.0") | {"minWorkers": 0}]
     torchserve.answers["/models"]["models"].append({"modelName": "c"})
+    models = torchserve.answers["/models"]
     assert is_live(address)
     time.sleep(0.3)
     assert is_live(address)
@@ -213,8 +214,21 @@ def test_a_server_is_live_while_a_worker_of_every_default_version_answers(
     assert ask(address, "/v2/health/live") == (503, {"error": message})
     torchserve.register("b", "READY")
     assert is_live(address)
+    torchserve.register("b")
+    assert is_live(address)
+    monkeypatch.setattr(readiness, "CONTINUOUS_S", 0.2)
+    time.sleep(0.3)
+    assert is_live(address), "a second observation, too long after the first"
+    torchserve.register("b", "READY")
+    assert is_live(address)
+    monkeypatch.setattr(readiness, "CONTINUOUS_S", 60)
     torchserve.answers["/models"] = None
     assert is_live(address), "the management API alone does not answer"
+    time.sleep(0.3)
+    message = "TorchServe's management API has given no valid answer for 0.2 s."
+    assert ask(address, "/v2/health/live") == (503, {"error": message})
+    torchserve.answers["/models"] = models
+    assert is_live(address)
 
 
 def is_live(address: Endpoint) -> bool:

@@ -4,6 +4,8 @@ A language model is stored in the format of fastai's pretrained models: a folder
 `.pkl` file (vocabulary). fastai's `wt103`, a model trained here and a model from elsewhere therefore load the same way.
 """
 
+import contextlib
+import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,24 +260,30 @@ def streams(
     Raises:
         TrainingError: the held-out documents, or the others, are too short for one token in each stream of a batch.
     """
-    held_out = documents["is_valid"].astype(bool)
-    for part, rows in (("to train on", documents[~held_out]), ("held out", documents[held_out])):
-        words = sum(len(text.split()) for text in rows["text"])
-        if words <= settings.batch_size:
-            raise TrainingError(
-                f"Too little text for a language model: the documents {part} have {words} words; a batch reads "
-                f"{settings.batch_size} streams of words. Add text, or lower batch_size with --set."
-            )
-    data = DataBlock(
+    block = DataBlock(
         blocks=TextBlock.from_df("text", is_lm=True, seq_len=settings.sequence_length, **vocabulary),
         get_x=ColReader("text"),
         splitter=ColSplitter("is_valid"),
-    ).dataloaders(documents, bs=settings.batch_size, num_workers=0)
+    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # fastai prints that a traceback follows
+            data = block.dataloaders(documents, bs=settings.batch_size, num_workers=0)
+    except IndexError as error:  # fastai cannot make a batch of the documents to train on
+        raise _too_little_text("to train on", settings.batch_size) from error
     for loader in data.loaders:
+        if not loader.n_batches:
+            raise _too_little_text("held out", settings.batch_size)
         # fastai looks up every token again in every epoch, which takes five sixths of the time to load a batch.
         token_ids = loader.items.coll
         loader.items.coll = [token_ids[row] for row in range(len(token_ids))]
     return data
+
+
+def _too_little_text(part: str, batch_size: int) -> TrainingError:
+    return TrainingError(
+        f"Too little text for a language model: the documents {part} have at most {batch_size} tokens, and a batch has "
+        f"{batch_size} streams of tokens. Add text, or lower batch_size with --set."
+    )
 
 
 def existing_encoder(folder: Path) -> Path:
