@@ -11,14 +11,16 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from handler.drift import Reference
-from handler.task import TASKS, Task, TaskName
-from handler.tokens import SpacyRules, Tokenizer, TokenizerConfig
+from handler.task import Task, TaskName
+from handler.tokens import Tokenizer, TokenizerConfig
+from handler.typed_json import from_json
 
 FORMAT: Final = "fastai-awd-lstm-classifier"
 FORMAT_VERSION: Final = 1
@@ -33,6 +35,10 @@ PIECES_FILE: Final = "sentencepiece.model"
 
 REFERENCE_KEY: Final = "reference"
 
+MAX_SIZE: Final = 10_000_000
+"""Maximum of each size of a network except its layers. No real network comes close."""
+MAX_LAYERS: Final = 100
+"""Maximum number of a network's LSTMs. The names of all weights are made before they are compared with the file's."""
 
 Probabilities = npt.NDArray[np.float32]
 """Probabilities of C labels for N texts, (N, C); for a regression the values, (N, 1)."""
@@ -339,6 +345,8 @@ def is_unicode(text: str) -> bool:
 
 def _check(model: Description, folder: Path) -> None:
     config, network = model.config, model.config.network
+    for member in config.members:
+        _check_sizes(member.network, folder / CONFIG_FILE)
     if len(model.vocabulary) != network.vocabulary_size:
         raise ExportedModelError(
             f"{folder / VOCABULARY_FILE}: the vocabulary has {len(model.vocabulary)} entries, "
@@ -369,8 +377,6 @@ def _check(model: Description, folder: Path) -> None:
 def _check_task(config: ModelConfig, path: Path) -> None:
     """Check whether outputs, labels, thresholds and range match the task."""
     outputs = config.network.head_sizes[-1]
-    if config.task not in TASKS:
-        raise ExportedModelError(f"{path}: `task` is {config.task!r}; expected one of {', '.join(TASKS)}.")
     if config.task == "regression":
         if config.labels or outputs != 1:
             raise ExportedModelError(f"{path}: a regression has no labels and one output; found {outputs} outputs.")
@@ -415,63 +421,36 @@ def _config_from_json(value: object, path: Path) -> ModelConfig:
     if (value.get("format"), value.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise ExportedModelError(
             f"{path}: expected format {FORMAT}, version {FORMAT_VERSION}; "
-            f"found {value.get('format')}, {value.get('format_version')}."
+            f"found {shortened(value.get('format'))}, {shortened(value.get('format_version'))}."
         )
+    # A later version of this code may add entries that an earlier one does not misread.
+    known = {entry.name for entry in fields(ModelConfig)}
     try:
-        parts = {
-            part.name: value[part.name] for part in fields(ModelConfig) if part.default is MISSING or part.name in value
-        }
-        parts["labels"] = tuple(map(str, parts["labels"]))
-        for name in ("thresholds", "value_range"):
-            if name in parts:
-                parts[name] = tuple(parts[name])
-        parts["tokenizer"] = _tokenizer_from_json(parts["tokenizer"])
-        parts["network"] = NetworkConfig(**_tuples(parts["network"]))
-        if "ensemble" in parts:
-            parts["ensemble"] = tuple(map(_member_from_json, parts["ensemble"]))
-    except KeyError as error:
-        raise ExportedModelError(f"{path}: {error} is missing.") from error
-    except TypeError as error:
-        raise ExportedModelError(f"{path}: {error}.") from error
-    config = ModelConfig(**parts)
-    for member in config.members:
-        _check_sizes(member.network, path)
+        config: ModelConfig = from_json({name: entry for name, entry in value.items() if name in known}, ModelConfig)
+    except ValueError as error:
+        raise ExportedModelError(f"{path}: {error}") from error
     return config
-
-
-def _member_from_json(value: object) -> Member:
-    parts = _tuples(value)
-    return Member(**parts | {"network": NetworkConfig(**_tuples(parts.get("network")))})
-
-
-def _tokenizer_from_json(value: object) -> TokenizerConfig:
-    parts = _tuples(value)
-    if parts.get("spacy_rules") is not None:
-        rules = _tuples(parts["spacy_rules"])
-        rules["special_cases"] = _tuples(rules.get("special_cases"))
-        parts["spacy_rules"] = SpacyRules(**rules)
-    return TokenizerConfig(**parts)
 
 
 def _check_sizes(network: NetworkConfig, path: Path) -> None:
     head, epsilon = network.head_sizes, network.normalization_epsilon
-    if not isinstance(head, tuple) or len(head) < 2:
-        raise ExportedModelError(f"{path}: `head_sizes` is {head}; expected at least two sizes.")
+    if len(head) < 2:
+        raise ExportedModelError(f"{path}: `head_sizes` is {shortened(list(head))}; expected at least two sizes.")
     names = ("vocabulary_size", "embedding_size", "hidden_size", "layers", "chunk_tokens", "pooled_tokens")
     sizes = [(name, getattr(network, name)) for name in names] + [("head_sizes", size) for size in head]
     for name, size in sizes:
-        if (name, size) == ("pooled_tokens", None):
-            continue
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ExportedModelError(f"{path}: `{name}` has {size!r}; expected a whole number from 1 on.")
-    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise ExportedModelError(f"{path}: `normalization_epsilon` is {epsilon!r}; expected a number above 0.")
-
-
-def _tuples(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"expected an object, not {value!r:.40}")
-    return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+        largest = MAX_LAYERS if name == "layers" else MAX_SIZE
+        if size is not None and not 1 <= size <= largest:
+            raise ExportedModelError(
+                f"{path}: `{name}` has {shortened(size)}; expected a whole number from 1 to {largest:,}."
+            )
+    if head[0] != 3 * network.embedding_size:
+        raise ExportedModelError(
+            f"{path}: `head_sizes` begins with {head[0]}; expected {3 * network.embedding_size}, three times "
+            f"`embedding_size`."
+        )
+    if not 0 < epsilon < 1:
+        raise ExportedModelError(f"{path}: `normalization_epsilon` is {epsilon!r}; expected a number above 0, below 1.")
 
 
 def _existing(path: Path) -> Path:
@@ -485,6 +464,10 @@ def _read_json(path: Path) -> object:
         return json.loads(_existing(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExportedModelError(f"{path}: expected JSON in UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:  # Python's limits
+        raise ExportedModelError(
+            f"{path}: expected the JSON of a model; found a number of thousands of digits, or hundreds of levels."
+        ) from error
 
 
 def _write_json(value: object, path: Path) -> None:

@@ -3,20 +3,24 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from reprlib import repr as shortened
 
 ENVIRONMENT_PREFIX = "CLASSIFIER_"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+MAX_DIGITS = 18
+"""Maximum number of digits of a setting. Python refuses to convert thousands of digits."""
 
 
 def whole_number(variable: str, default: int, environment: Mapping[str, str] = os.environ) -> int:
     """Return the value of an environment variable, or the default if the variable is not set.
 
     Raises:
-        ValueError: the value is not a whole number above 0.
+        ValueError: the value is not a whole number above 0, or has more than `MAX_DIGITS` digits.
     """
     value = environment.get(variable, "").strip() or str(default)
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{variable} must be a whole number above 0, not {value!r}.")
+    if not value.isdecimal() or len(value) > MAX_DIGITS or int(value) < 1:
+        expected = f"a whole number above 0 of at most {MAX_DIGITS} digits"
+        raise ValueError(f"{variable} must be {expected}, not {shortened(value)}.")
     return int(value)
 
 

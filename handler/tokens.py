@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import spacy
 from spacy.symbols import ORTH
@@ -195,7 +195,6 @@ class SpacyRules:
 
 
 TokenizerKind = Literal["spacy", "sentencepiece"]
-KINDS: Final[tuple[TokenizerKind, ...]] = get_args(TokenizerKind)
 
 
 @dataclass(frozen=True)
@@ -244,8 +243,9 @@ class Tokenizer:
         pieces: SentencePiece's model, for that kind of tokenizer.
 
     Raises:
-        ValueError: a rule or the kind is unknown, SentencePiece's model is missing, or the vocabulary lacks fastai's
-            `xxunk` or `xxpad`.
+        ValueError: a rule or the language is unknown, SentencePiece's model is missing, or the vocabulary lacks
+            fastai's `xxunk` or `xxpad`.
+        ImportError: a package for the language is missing, or spaCy does not know the language.
     """
 
     def __init__(self, config: TokenizerConfig, vocabulary: Sequence[str | None], pieces: bytes | None = None) -> None:
@@ -326,8 +326,6 @@ def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer
     """Return the callable that splits a text after the text rules."""
     if config.kind == "sentencepiece":
         return _SentencePieces(pieces)
-    if config.kind != "spacy":
-        raise ValueError(f"`kind` of the tokenizer is {config.kind!r}; expected one of {', '.join(KINDS)}.")
     language = _language(config)
     if type(language.tokenizer) is not SpacyTokenizer:
         return _OwnTokenizer(config)
@@ -393,7 +391,7 @@ class _OwnTokenizer:
         """Do nothing: there is no cache."""
 
     def _renew(self) -> None:
-        language: Any = spacy.blank(self._config.language)
+        language = _blank(self._config.language)
         for token in self._config.special_tokens:
             language.tokenizer.add_special_case(token, [{ORTH: token}])
         self._language = language
@@ -412,9 +410,9 @@ def _language(config: TokenizerConfig) -> Any:
     """Return spaCy's blank pipeline with the configured rules.
 
     Raises:
-        ValueError: the rules do not have the form of `SpacyRules`, or the language's tokenizer has no such rules.
+        ValueError: an expression or a special case is invalid, or the language's tokenizer has no such rules.
     """
-    language: Any = spacy.blank(config.language)
+    language = _blank(config.language)
     rules = config.spacy_rules
     if rules is None:
         return language
@@ -433,8 +431,15 @@ def _language(config: TokenizerConfig) -> Any:
         }
         defaults = type("Defaults", (language.Defaults,), settings)
         return type("Language", (type(language),), {"Defaults": defaults})()
-    except (re.error, TypeError, AttributeError, ValueError) as error:
+    except (re.error, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(f"`spacy_rules`: {error}") from error
+
+
+def _blank(language: str) -> Any:
+    try:
+        return spacy.blank(language)
+    except AttributeError as error:  # a module beside those of the languages, such as `punctuation`
+        raise ValueError(f"`language` is {language!r}; expected spaCy's code of a language, such as 'en'.") from error
 
 
 def _known(rules: dict[str, Rule], name: str) -> Rule:

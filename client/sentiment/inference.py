@@ -238,7 +238,7 @@ class InferenceClient(Client):
         """
         answer = self._ask("explanations", {"text": text})
         tokens = fields.field(answer.value, "tokens", list)
-        return Explanation(_prediction(answer.value, answer), tuple(map(_token, tokens)))
+        return Explanation(_prediction(answer.value, answer.model_version), tuple(map(_token, tokens)))
 
     def explain_or_error(self, text: str) -> Explanation | RefusedError:
         """`explain`, but an error that the text caused is returned, not raised."""
@@ -300,9 +300,7 @@ class InferenceClient(Client):
         body = {"text": texts[0]} if len(texts) == 1 else list(texts)
         answer = self._ask("predictions", body)
         values = [answer.value] if len(texts) == 1 else answer.value
-        if not isinstance(values, list) or len(values) != len(texts):
-            raise UnexpectedAnswerError(f"Expected {len(texts)} predictions, not {shown(answer.value)}.")
-        return [_prediction(value, answer) for value in values]
+        return predictions(values, len(texts), answer.model_version)
 
 
 def _or_refusal(ask: Callable[[], Result]) -> Result | RefusedError:
@@ -343,16 +341,31 @@ def split(
         yield part
 
 
-def _prediction(value: Any, answer: Answer) -> Prediction:
-    version = answer.model_version
+def predictions(value: object, texts: int, model_version: str | None = None) -> list[Prediction]:
+    """The predictions in a reply's JSON.
+
+    Args:
+        value: the JSON, a list of one prediction for each text.
+        texts: number of texts in the request.
+        model_version: the version of the model that answered; None if the reply does not name it.
+
+    Raises:
+        UnexpectedAnswerError: `value` is no such list.
+    """
+    if not isinstance(value, list) or len(value) != texts:
+        raise UnexpectedAnswerError(f"Expected {texts} predictions, not {shown(value)}.")
+    return [_prediction(item, model_version) for item in value]
+
+
+def _prediction(value: Any, model_version: str | None) -> Prediction:
     if isinstance(value, dict) and "value" in value:
-        return Prediction(value=number(value["value"], "the value"), model_version=version)
+        return Prediction(value=number(value["value"], "the value"), model_version=model_version)
     scores = {}
     for name, score in fields.field(value, "scores", dict).items():
         if not is_unicode(name):
             raise UnexpectedAnswerError(f"A label is not Unicode: {shown(name)}.")
         scores[name] = probability(score, "a label's score")
-    prediction = Prediction(scores=scores, model_version=version)
+    prediction = Prediction(scores=scores, model_version=model_version)
     if "labels" in value:
         labels = fields.field(value, "labels", list)
         return replace(prediction, labels=tuple(unicode(label, "a label") for label in labels))

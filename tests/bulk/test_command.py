@@ -353,4 +353,5 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
 def test_a_limit_that_is_no_number_is_one_line(tmp_path: Path) -> None:
     result = bulk(tmp_path / "in.csv", tmp_path / "out", tmp_path / "none.mar", CLASSIFIER_MAX_TOKEN_READS="abc")
     assert result.returncode == FAILED
-    assert result.stderr == "error: CLASSIFIER_MAX_TOKEN_READS must be a whole number above 0, not 'abc'.\n"
+    expected = "CLASSIFIER_MAX_TOKEN_READS must be a whole number above 0 of at most 18 digits, not 'abc'."
+    assert result.stderr == f"error: {expected}\n"

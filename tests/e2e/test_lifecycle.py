@@ -386,7 +386,7 @@ def test_a_model_that_does_not_load_ends_the_server_with_an_error(tmp_path: Path
     server = Server(project, CLASSIFIER_MAX_TEXTS="many")
     server.wait_for("error: Workers exit while they load the model")
     assert server.wait() == 1
-    assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0, not 'many'" in server.log
+    assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0 of at most 18 digits, not 'many'" in server.log
 
 
 def test_a_full_queue_refuses_and_answers_the_rest(tmp_path: Path, mar: Path) -> None:

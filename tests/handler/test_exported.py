@@ -67,6 +67,25 @@ def change_rules(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def change_tokenizer(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tokenizer = json.loads((folder / "config.json").read_text())["tokenizer"]
+        change_config(tokenizer=tokenizer | changes)(folder)
+
+    return change
+
+
+def change_member(**changes: object) -> Callable[[Path], None]:
+    """Add a second network with these changes. The value `...` removes a key."""
+
+    def change(folder: Path) -> None:
+        network = json.loads((folder / "config.json").read_text())["network"]
+        member = {"backwards": True, "network": network} | changes
+        change_config(ensemble=[{key: value for key, value in member.items() if value is not ...}])(folder)
+
+    return change
+
+
 def change_network(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         network = json.loads((folder / "config.json").read_text())["network"]
@@ -136,35 +155,70 @@ def test_seen_tokens_is_the_length_of_the_longest_text_that_is_pooled_from_its_b
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
         (lambda folder: (folder / "vocabulary.json").write_text("[1]"), "expected a list of strings"),
         (lambda folder: (folder / "vocabulary.json").write_text('["a"]'), "the vocabulary has 1 entries"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json: .* hundreds of levels"),
+        (lambda folder: (folder / "card.json").write_text("9" * 5_000), "card.json: .* number of thousands of digits"),
         (change_config(format_version=99), "version 1; found .*, 99"),
+        (change_config(format_version=10**999), r"version 1; found .*, 10+\.\.\.0+\.$"),
         (change_config(labels=["a", "b"]), "expected 3 labels"),
         (change_config(labels=["a", "a", "b"]), "all different"),
-        (change_config(network={}), "missing"),
-        (change_config(network=[]), "expected an object, not"),
-        (change_config(tokenizer=[]), "expected an object, not"),
+        (change_config(labels="abc"), "`labels` is 'abc'; expected a list of strings"),
+        (change_config(labels=["a", "b", 3]), r"`labels\[2\]` is 3; expected a string"),
         (change_config(labels=["a", "b", "\ud83d"]), r"config.json: '\\ud83d' has half of a surrogate pair"),
+        (change_config(backwards=0), "`backwards` is 0; expected true or false"),
+        (change_config(thresholds=[10**400]), r"`thresholds\[0\]` is 10+\.\.\.0+; expected a number"),
+        (change_config(value_range=1), "`value_range` is 1; expected a list of numbers or null"),
+        (change_config(ensemble=None), "`ensemble` is None; expected a list of objects"),
+        (change_member(backwards=...), r"`ensemble\[0\].backwards` is missing; expected true or false"),
+        (change_member(network=5), r"`ensemble\[0\].network` is 5; expected an object"),
+        (change_config(tokenizer=[]), r"`tokenizer` is \[\]; expected an object"),
+        (change_tokenizer(kind=None), "`tokenizer.kind` is None; expected one of spacy, sentencepiece"),
+        (change_tokenizer(language="punctuation"), "`language` is 'punctuation'; expected spaCy's code"),
+        (change_tokenizer(rules=["swap"]), "Rule 'swap' is not known"),
+        (change_tokenizer(rules=None), "`tokenizer.rules` is None; expected a list of strings"),
+        (change_tokenizer(token_rules=5), "`tokenizer.token_rules` is 5; expected a list of strings"),
+        (change_tokenizer(special_tokens="zzz"), "`tokenizer.special_tokens` is 'zzz'; expected a list of strings"),
+        (change_tokenizer(special_tokens=["a", None]), r"`tokenizer.special_tokens\[1\]` is None; expected a string"),
         (change_rules(prefix="("), "config.json: `spacy_rules`: missing \\)"),
-        (change_rules(prefix=1), "config.json: `spacy_rules`"),
-        (change_rules(more=1), "config.json: .* unexpected keyword argument 'more'"),
-        (change_rules(special_cases=[]), "config.json: expected an object, not"),
+        (change_rules(prefix="a{99999999999}"), "config.json: `spacy_rules`: the repetition number is too large"),
+        (change_rules(prefix="(" * 20_000), "config.json: `spacy_rules`: maximum recursion depth"),
+        (change_rules(prefix=1), "config.json: `tokenizer.spacy_rules.prefix` is 1; expected a string"),
+        (change_rules(more=1), "config.json: `tokenizer.spacy_rules` has 'more'; expected only prefix, suffix, infix"),
+        (change_rules(special_cases=[]), r"`tokenizer.spacy_rules.special_cases` is \[\]; expected an object"),
         (change_rules(special_cases={"ab": ["a", "c"]}), "config.json: `spacy_rules`: .*'ab'"),
-        (change_rules(special_cases={"ab": 1}), "config.json: `spacy_rules`"),
-        (change_network(layers="3"), "`layers` has '3'; expected a whole number"),
+        (change_rules(special_cases={"ab": 1}), r"special_cases\['ab'\]` is 1; expected a list of strings"),
+        (change_config(network={}), "`network.vocabulary_size` is missing; expected a whole number"),
+        (change_config(network=[]), r"`network` is \[\]; expected an object"),
+        (change_network(layers="3"), "`network.layers` is '3'; expected a whole number"),
+        (change_network(layers=10**9), "`layers` has 1000000000; expected a whole number from 1 to 100"),
+        (change_network(layers=10**30), "`layers` has 10+; expected a whole number from 1 to 100"),
         (change_network(chunk_tokens=0), "`chunk_tokens` has 0"),
-        (change_network(pooled_tokens=True), "`pooled_tokens` has True"),
+        (change_network(pooled_tokens=True), "`network.pooled_tokens` is True; expected a whole number or null"),
         (change_network(head_sizes=[]), "expected at least two sizes"),
-        (change_network(head_sizes=[1.5, 3]), "`head_sizes` has 1.5"),
+        (change_network(head_sizes=[1.5, 3]), r"`network.head_sizes\[0\]` is 1.5; expected a whole number"),
         (change_network(normalization_epsilon=0), "`normalization_epsilon` is 0"),
-        (
-            change_config(tokenizer={"language": "en", "rules": ["swap"], "token_rules": [], "special_tokens": []}),
-            "swap",
-        ),
     ],
 )
 def test_an_error_names_the_damaged_file(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(ExportedModelError, match=message):
         exported.read(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["vocabulary_size", "embedding_size", "hidden_size", "layers", "chunk_tokens", "pooled_tokens"]
+)
+def test_a_size_out_of_range_is_refused_also_without_weights(folder: Path, name: str) -> None:
+    """An archive has no weights to compare with."""
+    change_network(**{name: 10**30})(folder)
+    with pytest.raises(ExportedModelError, match=f"`{name}` has 10+; expected a whole number from 1 to"):
+        exported.read_description(folder)
+
+
+def test_the_head_fits_the_embeddings(folder: Path) -> None:
+    network = exported.read_description(folder).config.network
+    change_network(embedding_size=network.embedding_size + 1)(folder)
+    with pytest.raises(ExportedModelError, match="`head_sizes` begins with 48; expected 51, three times"):
+        exported.read_description(folder)
 
 
 def test_an_error_names_weights_of_a_wrong_shape(folder: Path) -> None:

@@ -327,6 +327,13 @@ def test_a_limit_that_is_not_a_number_is_refused(value: str) -> None:
         Limits.from_environment({"CLASSIFIER_MAX_TEXTS": value})
 
 
+def test_a_limit_of_thousands_of_digits_is_refused_with_its_start() -> None:
+    """Python does not convert so many digits."""
+    expected = r"CLASSIFIER_MAX_TEXTS must be a whole number above 0 of at most 18 digits, not '9+\.\.\.9+'\.$"
+    with pytest.raises(ValueError, match=expected):
+        Limits.from_environment({"CLASSIFIER_MAX_TEXTS": "9" * 5_000})
+
+
 def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({"CLASSIFIER_MAX_TEXTS": "7", "CLASSIFIER_MAX_BATCH_CHARACTERS": ""}) == Limits(
         max_texts=7

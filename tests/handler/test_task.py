@@ -190,7 +190,7 @@ def test_no_value_has_more_bytes_than_its_estimate(values: list[float], is_binar
     [
         ("task", "ranking", "`task` is 'ranking'; expected one of single-label, multi-label, regression"),
         ("thresholds", [0.5], "expected 3 numbers as `thresholds`"),
-        ("thresholds", [0.5, 0.5, "0.5"], "expected 3 numbers as `thresholds`"),
+        ("thresholds", [0.5, 0.5, "0.5"], r"`thresholds\[2\]` is '0.5'; expected a number"),
         ("value_range", [0, 1], "`value_range` is .* expected the least and the greatest value of a regression"),
         ("task", "regression", "a regression has no labels and one output"),
         ("task", "single-label", "expected 0 numbers as `thresholds`"),

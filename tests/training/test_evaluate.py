@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from handler.batch import PredictedRequest
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from tests.approximately import approximately
-from tests.client.scripted import Reply, Request, scripted
+from tests.client.scripted import Reply, Request, in_turn, scripted
 from tests.e2e.server_process import Server
 from tests.paths import MODEL, ROOT, TOY_TWEETS, WITH_CLIENT
 from training import cli
@@ -192,6 +193,87 @@ def test_the_embedded_model_is_stored_in_half_precision() -> None:
     assert all(value.dtype == np.float16 for name, value in weights.items() if name.startswith("lstm"))
 
 
+LATE: dict[str, Any] = {"label": "negative", "score": 0.8, "scores": {"negative": 0.8, "neutral": 0.1, "positive": 0.1}}
+"""A prediction."""
+
+OTHER_LABELS = {"label": "bad", "score": 0.8, "scores": {"bad": 0.8, "good": 0.2}}
+
+
+def run_on(command: str, answers: Callable[[int], object], capfd: pytest.CaptureFixture[str]) -> str:
+    """Return the error of a command on a server, whose reply depends on the number of texts in the request."""
+    options = ["--data", str(TOY_TWEETS), "--split", "train"] if command == "evaluate" else []
+
+    def reply(request: Request) -> Reply:
+        return Reply(body=json.dumps(answers(len(request.json["instances"]))).encode())
+
+    with scripted(reply) as server:
+        assert cli.main([command, *options, "--url", f"{server.url}/v2/other"]) == 1
+    return capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "behaviour"])
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ([], "Expected an object with 'predictions' of type list, not []."),
+        (5, "Expected an object with 'predictions' of type list, not 5."),
+        ("x", "Expected an object with 'predictions' of type list, not 'x'."),
+        ({}, "Expected an object with 'predictions' of type list, not {}."),
+        (LATE, "Expected an object with 'predictions' of type list, not {"),
+        ({"predictions": None}, "Expected an object with 'predictions' of type list, not {'predictions': None}."),
+        ({"predictions": []}, "Expected 1 predictions, not []."),
+        ({"predictions": [LATE, LATE]}, "Expected 1 predictions, not [{"),
+        ({"predictions": [None]}, "Expected an object with 'scores' of type dict, not None."),
+        ({"predictions": [5]}, "Expected an object with 'scores' of type dict, not 5."),
+        ({"predictions": [{}]}, "Expected an object with 'scores' of type dict, not {}."),
+        ({"predictions": [LATE | {"label": None}]}, "Expected an object with 'label' of type str, not {"),
+        ({"predictions": [LATE | {"scores": [0.8, 0.2]}]}, "Expected an object with 'scores' of type dict, not {"),
+        ({"predictions": [LATE | {"scores": {}}]}, "Expected the label among the scores, not {"),
+    ],
+    ids=str,
+)
+def test_a_reply_that_is_no_prediction_is_reported_with_the_way_out(
+    command: str, reply: object, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = run_on(command, lambda _: reply, capfd)
+    assert error.startswith(f"error: {expected}")
+    assert "Check --url: expected the address of a server" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "behaviour"])
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (lambda n: {"predictions": [LATE] * (n - 1)}, "predictions, not ["),
+        (
+            lambda texts: {"predictions": [OTHER_LABELS] * texts},
+            "were negative, neutral, positive; now they are bad, good",
+        ),
+        (lambda n: {"predictions": [{"value": 0.5}] * n}, "now they are none, as it predicts several"),
+    ],
+    ids=["fewer predictions", "other labels", "another task"],
+)
+def test_a_reply_that_differs_from_the_first_is_reported(
+    command: str, later: Callable[[int], object], expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = run_on(command, lambda n: {"predictions": [LATE]} if n == 1 else later(n), capfd)
+    assert expected in error
+    assert ("The model changed during the run." in error) == ("now they are" in expected)
+    assert error.count("\n") == 1
+
+
+def test_another_version_of_the_model_during_the_run_is_reported() -> None:
+    """Its figures would be those of two models, even if their labels are the same."""
+    replies = in_turn(*(Reply(headers={"X-Model-Version": version}) for version in ("1.0", "1.0", "2.0")))
+    with scripted(replies) as server:
+        predictor = server_predictor(server.url, "sentiment")
+        for _ in range(2):
+            predictor(b'["late"]')
+        with pytest.raises(TrainingError, match=r"The model changed during the run, from version 1\.0 to 2\.0\."):
+            predictor(b'["late"]')
+
+
 NASTY = ["late ", "\u2603?", "A b ", "&amp;", "don't ", "<br />", "http://x.y/ ", "AAA"]
 LONG_TEXTS = st.builds(
     lambda piece, times: "x" + (piece * times)[:19_999],
@@ -218,9 +300,9 @@ def test_the_batches_of_evaluation_are_within_the_servers_limits(toy_run: Path, 
         asked.extend(instances)
         [result], _ = batch.infer(batch.read([({"body": body}, JSON_HEADERS)], limits), classifier, limits)
         assert isinstance(result, PredictedRequest) or len(instances) == 1, result
-        return json.dumps({"predictions": [{} for _ in instances]}).encode()
+        return json.dumps({"predictions": [LATE for _ in instances]}).encode()
 
-    assert len(list(predict(texts, answer))) == len(texts)
+    assert len(list(predict(texts, answer, list(LATE["scores"])))) == len(texts)
     assert asked == texts
 
 

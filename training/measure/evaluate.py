@@ -13,6 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sentiment import inference
+from sentiment.errors import UnexpectedAnswerError
+from sentiment.fields import field
+from sentiment.inference import Prediction
+from sentiment.transport import shown
 from training.data import Dataset
 from training.errors import TrainingError
 from training.measure import behaviour
@@ -41,7 +45,8 @@ def evaluate(data: Dataset, split: Split, predictor: Predictor) -> dict[str, Any
         the others (`divided`); and `per_airline`, if the data has airlines.
 
     Raises:
-        TrainingError: a label in the split is blank or unknown to the model, or the model is not single-label.
+        TrainingError: a label in the split is blank or unknown to the model, the model is not single-label, or
+            `predict` raises it.
     """
     rows = data.labelled(split)
     labels = labels_of(predictor)
@@ -54,10 +59,10 @@ def evaluate(data: Dataset, split: Split, predictor: Predictor) -> dict[str, Any
     unknown = sorted(set(true) - set(labels))
     if unknown:
         raise TrainingError(f"The model's labels are {', '.join(labels)}; the split also has {', '.join(unknown)}.")
-    predictions = list(predict([row.text for row in rows], predictor))
-    scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
+    predictions = list(predict([row.text for row in rows], predictor, labels))
+    scores = np.array([[prediction.scores[label] for label in labels] for prediction in predictions])
     result = figures(true, scores, labels)
-    hits = [prediction["label"] == label for prediction, label in zip(predictions, true, strict=True)]
+    hits = [prediction.label == label for prediction, label in zip(predictions, true, strict=True)]
     if any(row.confidence < 1 for row in rows):
         result["per_agreement"] = _accuracy_by(["divided" if row.confidence < 1 else "unanimous" for row in rows], hits)
     if all(row.airline for row in rows):
@@ -74,29 +79,74 @@ def _accuracy_by(groups: Sequence[str], hits: Sequence[bool]) -> dict[str, dict[
 
 
 def labels_of(predictor: Predictor) -> list[str]:
-    """Return the labels of a single-label model; an empty list for a model of another task."""
-    [prediction] = predict(["Hello"], predictor)
-    return list(prediction["scores"]) if "label" in prediction else []
+    """Return the labels of a single-label model; an empty list for a model of another task.
+
+    Raises:
+        TrainingError: the reply is no prediction.
+    """
+    [prediction] = _ask(["Hello"], predictor)
+    return _labels(prediction)
 
 
 def behaviour_of(predictor: Predictor) -> list[dict[str, Any]]:
-    """Run the behavioural tests; return an empty list for a model with other labels than those of the tests."""
-    if set(labels_of(predictor)) != set(LABELS):
+    """Run the behavioural tests; return an empty list for a model with other labels than those of the tests.
+
+    Raises:
+        TrainingError: see `predict`.
+    """
+    labels = labels_of(predictor)
+    if set(labels) != set(LABELS):
         return []
 
-    def scores_of(texts: list[str]) -> list[dict[str, float]]:
-        return [prediction["scores"] for prediction in predict(texts, predictor)]
+    def scores_of(texts: list[str]) -> list[behaviour.Scores]:
+        return [dict(prediction.scores) for prediction in predict(texts, predictor, labels)]
 
     return [asdict(result) for result in behaviour.run(behaviour.suite(), scores_of)]
 
 
-def predict(texts: Sequence[str], predictor: Predictor) -> Iterator[dict[str, Any]]:
-    """Yield the prediction of each text, requested in batches, with a progress bar on a terminal."""
+def predict(texts: Sequence[str], predictor: Predictor, labels: Sequence[str]) -> Iterator[Prediction]:
+    """Yield the prediction of each text, requested in batches, with a progress bar on a terminal.
+
+    Args:
+        texts: the texts.
+        predictor: the predictor of a single-label model.
+        labels: the model's labels.
+
+    Raises:
+        TrainingError: a reply has no prediction for each text, or has other labels.
+    """
     with tqdm(total=len(texts), unit="text", disable=None) as progress:
         for instances in inference.split(texts, TEXTS_PER_REQUEST, CHARACTERS_PER_REQUEST):
-            predictions = json.loads(predictor(json.dumps({"instances": instances}).encode()))["predictions"]
+            predictions = _ask(instances, predictor)
+            for prediction in predictions:
+                if set(_labels(prediction)) != set(labels):
+                    now = ", ".join(_labels(prediction)) or "none, as it predicts several labels or a number"
+                    raise TrainingError(
+                        f"The model changed during the run. Its labels were {', '.join(labels)}; now they are {now}. "
+                        f"Run the command again when the rollout is complete."
+                    )
             progress.update(len(instances))
             yield from predictions
+
+
+def _ask(texts: Sequence[str], predictor: Predictor) -> list[Prediction]:
+    reply = json.loads(predictor(json.dumps({"instances": texts}).encode()))
+    try:
+        predictions = inference.predictions(field(reply, "predictions", list), len(texts))
+        for prediction in predictions:
+            if prediction.label is not None and prediction.label not in prediction.scores:
+                raise UnexpectedAnswerError(f"Expected the label among the scores, not {shown(prediction.to_json())}.")
+    except UnexpectedAnswerError as error:  # an exported model always replies with predictions
+        raise TrainingError(
+            f"{error} Check --url: expected the address of a server, such as http://127.0.0.1:8080, or of a model's "
+            f"predictions, such as http://127.0.0.1:8080/predictions/sentiment."
+        ) from error
+    return predictions
+
+
+def _labels(prediction: Prediction) -> list[str]:
+    """Return the labels of a single-label prediction; an empty list for a prediction of another task."""
+    return [] if prediction.label is None else list(prediction.scores)
 
 
 def to_json(result: Mapping[str, Any]) -> str:

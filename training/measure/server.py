@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 from sentiment import address
 from sentiment.errors import ClientError, InputError, RefusedError, UnreachableError
-from sentiment.transport import Transport
+from sentiment.transport import Answer, Transport
 from training.errors import TrainingError
 from training.measure.evaluate import Predictor
 
@@ -26,7 +26,7 @@ def server_predictor(url: str, model: str | None = None) -> Predictor:
 
     Raises:
         TrainingError: the address or the token is invalid, or it is not clear which model is meant. The message does
-            not contain the token.
+            not contain the token. The predictor raises it if the request fails, or if the version of the model changes.
     """
     try:
         url = address.address(url)
@@ -47,8 +47,18 @@ def server_predictor(url: str, model: str | None = None) -> Predictor:
         )
     path = "" if url_path else f"/predictions/{quote(model or _only_model(transport), safe='')}"
 
+    first_version: str | None = None
+
     def predict(body: bytes) -> bytes:
-        return json.dumps(_send(transport, "POST", path, json.loads(body))).encode()
+        nonlocal first_version
+        answer = _send(transport, "POST", path, json.loads(body))
+        first_version = first_version or answer.model_version
+        if answer.model_version not in (None, first_version):
+            raise TrainingError(
+                f"The model changed during the run, from version {first_version} to {answer.model_version}. Run the "
+                f"command again when the rollout is complete, or add the version to --url: /predictions/NAME/VERSION."
+            )
+        return json.dumps(answer.value).encode()
 
     return predict
 
@@ -59,7 +69,7 @@ def _only_model(transport: Transport) -> str:
     Raises:
         TrainingError: the server has no model or several models, or does not list its models.
     """
-    match _send(transport, "GET", MODELS_PATH):
+    match _send(transport, "GET", MODELS_PATH).value:
         case {"models": [str(name)]}:
             return name
         case {"models": []}:
@@ -70,14 +80,14 @@ def _only_model(transport: Transport) -> str:
     raise TrainingError(f"{transport.url}{MODELS_PATH} does not list models: name one with --model-name.")
 
 
-def _send(transport: Transport, method: str, path: str, body: Any = None) -> Any:
-    """Send a request and return the JSON of the reply.
+def _send(transport: Transport, method: str, path: str, body: Any = None) -> Answer:
+    """Send a request and return the reply.
 
     Raises:
         TrainingError: the server does not answer, or refuses the request.
     """
     try:
-        return transport.send(method, path, body=body).value
+        return transport.send(method, path, body=body)
     except UnreachableError as error:
         raise TrainingError(f"{error}. Is the server running (`make serve`)?") from error
     except RefusedError as error:
