@@ -167,6 +167,22 @@ def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureF
     assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["start.json", "measured.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"inputs": "a"'])
+def test_a_damaged_file_of_a_run_says_what_to_remove(
+    fitted: Fitted, file: str, content: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = fitted.folder / "run" / file
+    before = path.read_text()
+    try:
+        path.write_text(content)
+        assert run(*fitted.command) == 1
+        assert f"error: {path} is damaged (" in (message := capfd.readouterr().err)
+        assert message.endswith(f": remove {path}, and run the command again.\n")
+    finally:
+        path.write_text(before)
+
+
 def test_the_error_for_other_data_has_the_whole_remedy(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

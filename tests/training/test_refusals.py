@@ -8,18 +8,23 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from tests.training.test_stages import run
 from training.data import labels_of, read_dataset, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
+from training.export.card import card_of_run
 from training.export.folder import export_run
 from training.export.lineage import stages_behind
-from training.settings import MINILM, TeacherSettings
-from training.stages.record import record_of
-from training.stages.stage import Stage
+from training.settings import MINILM, PRESETS, TeacherSettings
+from training.stages.language_model import sizes_of
+from training.stages.record import finished_stage, record_of
+from training.stages.stage import Stage, load_vocabulary, save_tensors
 from training.stages.teacher import load_teacher
+from training.stages.terms import terms_of
 from training.stages.transformer import load
+from training.stages.warm_start import saw_labels
 
 
 @pytest.fixture
@@ -298,3 +303,64 @@ def test_an_archive_has_its_folders_whole_name(
     (tmp_path / name).unlink()
     assert run("archive", "--model", ".") == 0
     assert (tmp_path / name).is_file()
+
+
+DAMAGED_JSON = (b"", b'{"inp', b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"inputs": []}')
+
+
+@pytest.mark.parametrize("content", DAMAGED_JSON, ids=lambda content: repr(content[:6]))
+def test_damaged_json_says_what_to_remove(own_run: Path, content: bytes) -> None:
+    record, result = own_run / "classifier" / "record.json", own_run / "cross-validation" / "tfidf.json"
+    result.parent.mkdir()
+    result.write_bytes(content)
+    with pytest.raises(TrainingError, match=f"{result} is damaged .*: remove {result}, or run .* cross-validate"):
+        card_of_run(own_run, "")
+    record.write_bytes(content)
+    message = f"^{record} is damaged .*: remove {record.parent}, and train the stage again.$"
+    for read in (
+        lambda: finished_stage(record.parent),
+        lambda: stages_behind(own_run, "classifier"),
+        lambda: card_of_run(own_run, ""),
+        lambda: Stage(record.parent, PRESETS["tiny"].classifier, {}),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            read()
+
+
+def test_a_damaged_card_of_the_start_says_what_to_remove(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(TrainingError, match=f"is damaged .*: remove {tmp_path}, and run the command"):
+        saw_labels(tmp_path)
+    with pytest.raises(TrainingError, match=r"is damaged .*: expected the card of an exported model"):
+        terms_of(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"version https://git-lfs", None, "cut", "other"])
+def test_damaged_weights_say_what_to_remove(own_run: Path, damage: bytes | str | None) -> None:
+    def damage_file(path: Path) -> None:
+        content = path.read_bytes()
+        if damage == "other":
+            save_tensors({"other": torch.zeros(1)}, path)
+        else:
+            path.write_bytes(damage if isinstance(damage, bytes) else content[: len(content) // 2 if damage else 99])
+
+    damage_file(own_run / "teacher" / "teacher.pth")
+    message = f"teacher.pth is damaged .*: remove {own_run / 'teacher'}, and run the command that made it again"
+    with pytest.raises(TrainingError, match=message):
+        load_teacher(own_run / "teacher", ["negative", "neutral", "positive"])
+    damage_file(own_run / "distil" / "encoder.pth")
+    with pytest.raises(TrainingError, match=r"encoder\.pth is damaged") as refused:
+        sizes_of(own_run / "distil" / "encoder.pth", prefix="")
+    assert "\n" not in str(refused.value)
+    if damage != "other":
+        damage_file(own_run / "distil" / "vocabulary.pkl")
+        with pytest.raises(TrainingError, match=r"vocabulary\.pkl is damaged"):
+            load_vocabulary(own_run / "distil" / "vocabulary.pkl")
+
+
+def test_a_stage_with_a_damaged_encoder_ends_with_one_line(own_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(own_run / "classifier")
+    (own_run / "distil" / "encoder.pth").write_bytes(b"")
+    assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", own_run) == 1
+    error = f"error: {own_run / 'distil' / 'encoder.pth'} is damaged (EOFError"
+    assert capfd.readouterr().err.splitlines()[-1].startswith(error)

@@ -137,6 +137,14 @@ def test_an_interrupted_stage_continues_after_its_last_epoch(
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
+    checkpoint = tmp_path / "classifier" / "checkpoint.pth"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-999])
+    assert run(*command) == 1
+    assert f"{checkpoint} is damaged" in (message := capfd.readouterr().err)
+    assert message.endswith(f": remove {checkpoint.parent} to start the stage again.\n")
+    checkpoint.write_bytes(whole)
+
     assert run(*command) == 0
     after = record_of(tmp_path / "classifier")
     assert after["epochs"][:epochs] == before["epochs"]
@@ -184,6 +192,14 @@ def test_a_stage_killed_within_an_epoch_continues_with_the_next_batch(
     )
     assert len(whole) > 3
     torch.testing.assert_close(trained_on, whole[3:], atol=0, rtol=0)
+
+
+def test_damaged_outputs_say_what_to_remove(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, PRESETS["tiny"].distil, {})
+    for content in (b"", b"PK", b"text"):
+        (tmp_path / "answers.pth").write_bytes(content)
+        with pytest.raises(TrainingError, match=f"answers.pth is damaged .*: remove {tmp_path / 'answers.pth'}, and"):
+            stage.compute(["a text"], lambda texts: torch.zeros(len(texts), 1))
 
 
 def test_outputs_computed_before_a_kill_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
