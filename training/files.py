@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to. At the end, the file at this path replaces the one at `path`.
 
     Raises:
-        TrainingError: PyTorch could not write the file. An `OSError` of another writer is raised as it is.
+        TrainingError: PyTorch could not write the file. An `OSError` of another writer has the name of the file.
     """
     # `torch.save` writes the stem into the file, so that another stem would change the file's hash.
     partial = path.with_suffix(".partial")
@@ -34,6 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except RuntimeError as error:
         # PyTorch's writer reports a full disk by an error of its own.
         raise TrainingError(f"{path} cannot be written. Is the disk full? ({error})") from error
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

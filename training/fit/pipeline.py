@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score, log_loss
 from handler.exported import CARD_FILE
 from training.data import Dataset, labelled, labels_of, read_dataset, sha256_of
 from training.errors import TrainingError
-from training.export.destination import check_destination, check_writable
+from training.export.destination import check_apart, check_destination, check_writable
 from training.export.folder import export_run
 from training.export.lineage import trained_on
 from training.export.precision import measure
@@ -82,6 +82,7 @@ def fit(order: Order) -> Path:
     run = order.run or Path("runs", to.resolve().name)
     check_destination(to, own=True)
     check_writable(run, "--run")
+    check_apart(to, run)
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
     labels_of(rows)
