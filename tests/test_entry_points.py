@@ -39,3 +39,23 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(command: s
     assert result.stderr.startswith(f"error: the Python package {package!r} is not installed for {sys.executable}. ")
     assert installation in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["docs.generate", "sentiment.cli", "training.cli"])
+def test_ctrl_c_during_the_imports_is_one_line(module: str) -> None:
+    program = f"""
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.path.append("client")
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module({module.partition(".")[0]!r}, run_name="__main__")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "Interrupted.")

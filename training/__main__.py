@@ -1,6 +1,7 @@
 """Entry point of the training command line: `python -m training`."""
 
 import io
+import os
 import sys
 
 from training.errors import exit_code
@@ -13,6 +14,11 @@ def run() -> int:
     return main()
 
 
+# A stream that is closed is None. Its output is discarded.
+if sys.stdout is None:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open
+if sys.stderr is None:
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # the locale's encoding may lack characters of a label

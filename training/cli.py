@@ -1,16 +1,20 @@
 """The training command line: parses arguments, calls the commands, and turns errors into messages and exit codes."""
 
 import argparse
+import errno
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from training.data import read_dataset
 from training.errors import TrainingError
-from training.export.destination import check_destination, check_name, check_writable
+from training.export.destination import NAME, check_archive, check_destination, check_name, check_writable
 from training.settings import (
     MAX_DIFFERENCE,
     MINILM,
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 
 MODEL = Path("model_store/sentiment")
 RUN = Path("runs/default")
+
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 _EXAMPLES = """\
 examples:
@@ -68,23 +75,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, or 1 with a message on standard error, or 130 after Ctrl-C.
+        The exit code: 0, or 1 with a message on standard error, or 130 after Ctrl-C, or 143 after SIGTERM.
     """
     options = _parser().parse_args(arguments)
+    previous_handler = signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_values(options)
         options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # as in `... | head`: the rest of the output is discarded
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # as in `... | head`
+        _end_output()
         return 1
-    except (TrainingError, OSError) as error:
+    except OSError as error:
+        _end_output()
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+        return _report(_full_disk(error, options) if is_full else error)
+    except TrainingError as error:
         return _report(error)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        # If only this process got the signal, its children would wait for it, and Python waits for its children.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        event, code = ("Terminated", TERMINATED) if isinstance(error, _TerminatedError) else ("Interrupted", 130)
+        print(f"\n{event}. The same command continues from the last checkpoint.", file=sys.stderr)
+        return code
     except _model_errors() as error:
         return _report(error)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
     return 0
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM was received. It is handled like Ctrl-C, so that no temporary folder is left."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    if multiprocessing.parent_process() is not None:  # a child process has inherited this handler
+        os._exit(TERMINATED)
+    raise _TerminatedError
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    """Check that no option is an empty string: it would stand for the option's default.
+
+    Raises:
+        TrainingError: an option is an empty string.
+    """
+    for name, value in vars(options).items():
+        if value == "":
+            raise TrainingError(f"--{name.replace('_', '-')} '': expected a value. Omit the option for its default.")
+
+
+def _end_output() -> None:
+    """Write the rest of the output, or discard it: otherwise Python tries it at its end, and prints a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _full_disk(error: OSError, options: argparse.Namespace) -> TrainingError:
+    """Name the folders in which a command writes files: the error of a full disk often names none."""
+    outputs = [str(path) for name in ("to", "run") if (path := getattr(options, name, None))]
+    temporary = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
+    places = [f"the temporary folder {temporary} (TMPDIR names another one)", *outputs, "standard output"]
+    return TrainingError(f"{error.strerror}. Free space on the disk of {', '.join(places[:-1])} or {places[-1]}.")
 
 
 def _report(error: Exception) -> int:
@@ -534,8 +590,11 @@ def _classifier(options: argparse.Namespace) -> None:
 def _cross_validate(options: argparse.Namespace) -> None:
     from training.cross_validation import BASELINES, run_recipe
 
-    if options.name is not None and Path(options.name).name != options.name:
-        raise TrainingError(f"--name {options.name!r}: expected the name of a file, without a folder.")
+    if options.name is not None and not NAME.fullmatch(options.name):
+        raise TrainingError(
+            f"--name {options.name!r}: expected letters (a to z), digits, points, hyphens and underscores, with a "
+            f"letter or a digit first."
+        )
     data = read_dataset(options.data)
     if options.recipe in BASELINES and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: omit --start, --transformer and --set.")
@@ -636,10 +695,9 @@ def _archive(options: argparse.Namespace) -> None:
 
     if options.to is None:
         check_name(options.model, "--model")
-    destination = options.to or default_destination(options.model)
-    if destination.suffix != ".mar":
-        raise TrainingError(f"--to {destination}: expected a file name that ends in .mar.")
+        options.to = default_destination(options.model)
+    check_archive(options.to)
     sample = read_sample(options.texts, options.text_column) if options.texts else None
     if sample is None and options.precision:
         sample = synthetic_sample(read_description(options.model))
-    report(destination, archive(options.model, destination, options.version, options.precision, sample))
+    report(options.to, archive(options.model, options.to, options.version, options.precision, sample))

@@ -13,7 +13,7 @@ class TrainingError(Exception):
 
 
 def exit_code(command: Callable[[], int], installation: str) -> int:
-    """Run a command line; return its exit code, or 1 with a message if a Python package is missing.
+    """Run a command line; return its exit code, or 1 with a message if a Python package is missing, or 130 at Ctrl-C.
 
     Args:
         command: imports and runs the command line.
@@ -21,6 +21,9 @@ def exit_code(command: Callable[[], int], installation: str) -> int:
     """
     try:
         return command()
+    except KeyboardInterrupt:  # while it imports, which takes seconds
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", *OWN_PACKAGES):

@@ -10,7 +10,7 @@ from pathlib import Path
 from training.data import Dataset, labels_of, read_labelled_texts
 from training.errors import TrainingError
 from training.export.archive import archive, default_destination, report
-from training.export.destination import check_destination, check_writable
+from training.export.destination import check_apart, check_archive, check_destination
 from training.export.folder import export_run
 from training.export.precision import measure
 from training.export.sample import held_out_sample
@@ -69,6 +69,7 @@ def train(
     if not (start or general or texts):
         start, general = (None, WT103) if settings.start == WT103 else (Path(settings.start), None)
     _check(data, to, settings, start, general, texts, labelled_texts)
+    check_apart(to, run)
     encoder = unpack_start(start, run) if start else None
     if (run / "classifier" / RECORD_FILE).exists() and start_of(run) != encoder:
         raise TrainingError(
@@ -123,7 +124,7 @@ def _check(
     if general:
         language_model_files(general_model(general))
     check_destination(to)
-    check_writable(default_destination(to).parent, "--to")  # of the archive, which is beside the folder
+    check_archive(default_destination(to))
 
 
 def unpack_start(start: Path, run: Path) -> Path:

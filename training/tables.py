@@ -358,7 +358,7 @@ class Source:
             names = self._names(parquet.read_schema(self.path).names)
             table = parquet.read_table(self.path, columns=names)
             columns = [table.column(name).to_pylist() for name in names]
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # such as a date out of range
             raise self.problem(f"cannot be read as Parquet ({error}).") from error
         for number, values in enumerate(zip(*columns, strict=True), start=1):
             yield Record(number, values)

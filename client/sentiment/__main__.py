@@ -5,6 +5,9 @@ import sys
 if __name__ == "__main__":
     try:
         from sentiment.cli import main
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: the Python package {error.name!r} is not installed for {sys.executable}. `pip install` of the "

@@ -1,20 +1,25 @@
 """Tests of the training command line with missing packages or invalid input: one message, and no traceback."""
 
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.server_process import Server
+from tests.interruptible import heed_sigint
 from tests.paths import LEARNERS, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEETS, WITH_CLIENT
 from training.cli import main
 from training.errors import TrainingError
+from training.files import replacing
 from training.measure.server import TOKEN_VARIABLE, server_predictor
 
 BLOCKED = """
@@ -126,10 +131,15 @@ def test_every_command_is_tested_without_its_packages() -> None:
         (["behaviour", "--model", "."], "config.json is missing"),
         (["behaviour", "--url", "http://[::1"], "'http://[::1' is not an address: Invalid IPv6 URL. Expected http"),
         (["behaviour", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
-        (["behaviour", "--url", ""], "--url: '' is not an address"),
-        (["cross-validate", "--data", "latin.csv", "--name", "../x"], "--name '../x': expected the name of a file"),
-        (["archive", "--to", "folder.mar"], "Is a directory"),
-        (["archive", "--to", "bad.pkl/new.mar"], "File exists"),
+        (["behaviour", "--url", ""], "--url '': expected a value"),
+        (["cross-validate", "--data", "latin.csv", "--name", "../x"], "--name '../x': expected letters"),
+        (["cross-validate", "--data", "latin.csv", "--name", ".."], "--name '..': expected letters"),
+        (["cross-validate", "--data", "latin.csv", "--name", ""], "--name '': expected a value"),
+        (["teacher", "--data", "latin.csv", "--transformer", ""], "--transformer '': expected a value"),
+        (["language-model", "--data", "latin.csv", "--general", ""], "--general '': expected a value"),
+        (["archive", "--to", "folder.mar"], "--to folder.mar: expected a file; there is a folder of this name"),
+        (["archive", "--to", "bad.pkl/new.mar"], "--to bad.pkl: expected a folder; there is a file of this name"),
+        (["archive", "--to", "/proc/new.mar"], "--to /proc: the folder cannot be written"),
         (["archive", "--to", "y z.mar"], "--to 'y z': expected letters"),
         (["archive", "--to", "é.mar"], "--to 'é': expected letters"),
         (["archive", "--to=-y.mar"], "--to '-y': expected letters"),
@@ -146,6 +156,7 @@ def test_invalid_arguments_give_one_error_message(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.export.archive._choice", None)  # an error comes before the work
     Path("bad.pkl").write_text("not a pickle")
     Path("cut.pkl").write_bytes((LEARNERS / "windows.pkl").read_bytes()[:1000])
     Path("latin.csv").write_bytes(b"tweet_id,airline_sentiment,text\n1,neutral,caf\xe9\n")
@@ -160,6 +171,82 @@ def test_invalid_arguments_give_one_error_message(
     assert main(arguments) == 1
     assert message in capfd.readouterr().err
     assert not Path("new").exists()
+
+
+ARCHIVE = ("archive", "--model", str(MODEL), "--precision", "int8", "--to")
+
+
+def test_sigterm_leaves_no_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("training.export.archive.to_onnx", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([*ARCHIVE, str(tmp_path / "new.mar")]) == 143
+    assert capfd.readouterr().err == "\nTerminated. The same command continues from the last checkpoint.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_parent_alone_ends_its_children(sent: signal.Signals, code: int) -> None:
+    """Fastai's tokenizer has child processes, for which Python waits at its end."""
+    program = (
+        "import multiprocessing, sys, time; from training import cli\n"
+        "def command(options):\n"
+        "    child = multiprocessing.Process(target=time.sleep, args=(600,)); child.start()\n"
+        "    print('ready', flush=True); child.join()\n"
+        "cli._behaviour = command; sys.exit(cli.main(['behaviour']))"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_sigint,  # noqa: PLW1509  # the tests have no other thread here
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Traceback" not in said, said
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.export.archive.to_onnx", full)
+    assert main([*ARCHIVE, str(tmp_path / "new.mar")]) == 1
+    assert capfd.readouterr().err == (
+        f"error: No space left on device. Free space on the disk of the temporary folder {tempfile.gettempdir()} "
+        f"(TMPDIR names another one), {tmp_path / 'new.mar'} or standard output.\n"
+    )
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "card.json"))), replacing(tmp_path / "card.json"):
+        full()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [(">&-", 0, ""), (">/dev/full", 1, r"error: No space left on device\. .* or standard output\.\n")],
+)
+def test_output_that_is_closed_or_full_gives_no_traceback(redirection: str, code: int, message: str) -> None:
+    command = [sys.executable, "-m", "training", "evaluate", "--data", str(TOY_TWEETS), "--split", "validation"]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command],
+        cwd=ROOT,
+        env=os.environ | WITH_CLIENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    _, _, after_warning = ended.stderr.partition("rows that it was trained on.\n")
+    assert ended.returncode == code
+    assert re.fullmatch(message, after_warning), ended.stderr
 
 
 def test_a_file_name_that_is_not_utf_8_can_be_exported(tmp_path: Path) -> None:

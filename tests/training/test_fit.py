@@ -167,6 +167,22 @@ def test_a_run_has_one_file_and_one_start(fitted: Fitted, capfd: pytest.CaptureF
     assert "contains a run on other data or another split" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["start.json", "measured.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"inputs": "a"'])
+def test_a_damaged_file_of_a_run_says_what_to_remove(
+    fitted: Fitted, file: str, content: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = fitted.folder / "run" / file
+    before = path.read_text()
+    try:
+        path.write_text(content)
+        assert run(*fitted.command) == 1
+        assert f"error: {path} is damaged (" in (message := capfd.readouterr().err)
+        assert message.endswith(f": remove {path}, and run the command again.\n")
+    finally:
+        path.write_text(before)
+
+
 def test_the_error_for_other_data_has_the_whole_remedy(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +229,10 @@ def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fit
     ("options", "message"),
     [
         (["--to", "model_store/general"], "the model `general` came with this project"),
+        (["--to", "model_store/Sentiment"], "the model `Sentiment` came with this project"),
+        (["--to", "same", "--run", "other/../same"], "--to same, --run other/../same: expected two folders, neither"),
+        (["--to", "new", "--run", "new/run"], "--to new, --run new/run: expected two folders, neither in the other"),
+        (["--to", "runs/new/model", "--run", "runs/new"], "expected two folders, neither in the other"),
         (["--to", "own"], "--to own: the folder is neither empty nor an exported model; it has README.md, config.json"),
         (["--to", "."], "--to .: the folder is neither empty nor an exported model"),
         (["--to", "mail.csv"], "--to mail.csv: expected a folder; there is a file of this name"),
@@ -240,6 +260,11 @@ def test_an_output_folder_is_checked_before_training(
     assert run("fit", "--preset", "tiny", "--data", "mail.csv", *options) == 1
     assert message in capfd.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_without_files_of_the_user_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    check_destination(tmp_path, own=True)
 
 
 def test_a_killed_export_does_not_prevent_the_next_one(tmp_path: Path) -> None:

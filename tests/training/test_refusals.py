@@ -8,18 +8,24 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.paths import TOY_LABELLED, TOY_TEXTS, TOY_TWEETS
 from tests.training.test_stages import run
 from training.data import labels_of, read_dataset, read_tweets, sha256_of, split_of_rows
 from training.errors import TrainingError
+from training.export.card import card_of_run, new_card
 from training.export.folder import export_run
-from training.export.lineage import stages_behind
-from training.settings import MINILM, TeacherSettings
-from training.stages.record import record_of
-from training.stages.stage import Stage
+from training.export.lineage import stages_behind, trained_on, trained_on_other_labels
+from training.export.page import to_markdown
+from training.settings import MINILM, PRESETS, TeacherSettings
+from training.stages.language_model import sizes_of
+from training.stages.record import finished_stage, record_of, stages_of
+from training.stages.stage import Stage, load_vocabulary, save_tensors
 from training.stages.teacher import load_teacher
+from training.stages.terms import non_commercial, terms_of
 from training.stages.transformer import load
+from training.stages.warm_start import saw_labels
 
 
 @pytest.fixture
@@ -215,6 +221,7 @@ def test_spaces_around_a_label_are_removed(tmp_path: Path) -> None:
         (["all", "--to", "my model"], "--to my model: the folder's name becomes the model's name"),
         (["all", "--to", "short.txt"], "--to short.txt: expected a folder; there is a file of this name"),
         (["all", "--to", "/proc/model"], "--to /proc/model: the folder cannot be written"),
+        (["all", "--to", "new", "--run", "../run/new"], "--to new, --run ../run/new: expected two folders, neither in"),
         (["all", "--to", "folder"], "--to folder: the folder is neither empty nor an exported model; it has long.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -227,7 +234,8 @@ def test_invalid_files_are_reported_before_training(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
     Path("cut.txt.gz").write_bytes(gzip.compress(b"some text\n" * 999)[:-9])
     Path("no_text.tsv").write_text("neutral\t\n")
     Path("few.tsv").write_text("neutral\ta text\n" * 9)
@@ -247,7 +255,7 @@ def test_invalid_files_are_reported_before_training(
         "general-teacher": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
         "distil": ["--data", TOY_TWEETS, "--labelled-texts", TOY_LABELLED],
         "teacher": ["--data", TOY_TWEETS],
-        "all": ["--data", TOY_TWEETS, "--texts", TOY_TEXTS, "--to", "model"],
+        "all": ["--data", TOY_TWEETS, "--texts", TOY_TEXTS, "--to", "../model"],
     }
     monkeypatch.setattr(Stage, "fit", None)
     assert run(command, "--preset", "tiny", "--run", ".", *defaults[command], *own) == 1
@@ -298,3 +306,96 @@ def test_an_archive_has_its_folders_whole_name(
     (tmp_path / name).unlink()
     assert run("archive", "--model", ".") == 0
     assert (tmp_path / name).is_file()
+
+
+DAMAGED_JSON = (b"", b'{"inp', b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"inputs": []}')
+
+
+@pytest.mark.parametrize("content", DAMAGED_JSON, ids=lambda content: repr(content[:6]))
+def test_damaged_json_says_what_to_remove(own_run: Path, content: bytes) -> None:
+    record, result = own_run / "classifier" / "record.json", own_run / "cross-validation" / "tfidf.json"
+    result.parent.mkdir()
+    result.write_bytes(content)
+    with pytest.raises(TrainingError, match=f"{result} is damaged .*: remove {result}, or run .* cross-validate"):
+        card_of_run(own_run, "")
+    record.write_bytes(content)
+    message = f"^{record} is damaged .*: remove {record.parent}, and train the stage again.$"
+    for read in (
+        lambda: finished_stage(record.parent),
+        lambda: stages_behind(own_run, "classifier"),
+        lambda: card_of_run(own_run, ""),
+        lambda: Stage(record.parent, PRESETS["tiny"].classifier, {}),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            read()
+
+
+def test_a_damaged_card_of_the_start_says_what_to_remove(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(TrainingError, match=f"is damaged .*: remove {tmp_path}, and run the command"):
+        saw_labels(tmp_path)
+    with pytest.raises(TrainingError, match=r"is damaged .*: expected the card of an exported model"):
+        terms_of(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"version https://git-lfs", None, "cut", "other"])
+def test_damaged_weights_say_what_to_remove(own_run: Path, damage: bytes | str | None) -> None:
+    def damage_file(path: Path) -> None:
+        content = path.read_bytes()
+        if damage == "other":
+            save_tensors({"other": torch.zeros(1)}, path)
+        else:
+            path.write_bytes(damage if isinstance(damage, bytes) else content[: len(content) // 2 if damage else 99])
+
+    damage_file(own_run / "teacher" / "teacher.pth")
+    message = f"teacher.pth is damaged .*: remove {own_run / 'teacher'}, and run the command that made it again"
+    with pytest.raises(TrainingError, match=message):
+        load_teacher(own_run / "teacher", ["negative", "neutral", "positive"])
+    damage_file(own_run / "distil" / "encoder.pth")
+    with pytest.raises(TrainingError, match=r"encoder\.pth is damaged") as refused:
+        sizes_of(own_run / "distil" / "encoder.pth", prefix="")
+    assert "\n" not in str(refused.value)
+    if damage != "other":
+        damage_file(own_run / "distil" / "vocabulary.pkl")
+        with pytest.raises(TrainingError, match=r"vocabulary\.pkl is damaged"):
+            load_vocabulary(own_run / "distil" / "vocabulary.pkl")
+
+
+def test_a_stage_with_a_damaged_encoder_ends_with_one_line(own_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(own_run / "classifier")
+    (own_run / "distil" / "encoder.pth").write_bytes(b"")
+    assert run("classifier", "--preset", "tiny", "--data", TOY_TWEETS, "--run", own_run) == 1
+    error = f"error: {own_run / 'distil' / 'encoder.pth'} is damaged (EOFError"
+    assert capfd.readouterr().err.splitlines()[-1].startswith(error)
+
+
+UNKNOWN_STAGES = ("{}", '{"stages": null}', '{"stages": ["classifier"]}', '{"stages": 3}', '{"stages": {"general": 1}}')
+
+
+@pytest.mark.parametrize("content", UNKNOWN_STAGES)
+def test_a_card_without_stages_is_that_of_unknown_training(tmp_path: Path, content: str) -> None:
+    (tmp_path / "card.json").write_text(content)
+    card = json.loads(content)
+    assert stages_of(card) == {}
+    assert trained_on(card) is None
+    assert not trained_on_other_labels(card)
+    assert saw_labels(tmp_path), "labels of the data may be among the unknown ones"
+    assert "what its card says" in terms_of(tmp_path)
+
+
+@pytest.mark.parametrize("record", [{}, {"inputs": None}, {"inputs": [1]}, {"inputs": {"data": 1}}])
+def test_a_card_with_other_records_has_a_page(record: dict[str, Any]) -> None:
+    card = new_card("") | {"stages": {"earlier teacher": record}}
+    assert trained_on(card) is None
+    assert non_commercial(stages_of(card)) == set()
+    assert "- **earlier teacher**: its record is incomplete.\n- Size: 1 parameters" in to_markdown(card, "name", 1, 1)
+
+
+def test_a_model_without_a_card_of_this_project_is_evaluated(
+    toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(toy_run / "model", tmp_path / "model"))
+    (model / "card.json").write_text("{}")
+    assert run("evaluate", "--model", model, "--data", TOY_TWEETS, "--split", "test") == 0
+    output = capfd.readouterr()
+    assert (json.loads(output.out)["n"], output.err) == (5, "")

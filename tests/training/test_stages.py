@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tests.paths import GENERAL, MODEL, ROOT, TOY_LABELLED, TOY_TEXTS, TOY_TWEET
 from training import cli
 from training.errors import TrainingError
 from training.export.precision import read_choice
+from training.files import read_json, write_json
 from training.settings import PRESETS, GeneratorSettings, Settings, with_changes
 from training.stages import augmentation
 from training.stages.augmentation import OPINIONS, WORDS
@@ -27,7 +30,7 @@ from training.stages.language_model import language_model_files, merge_vocabular
 from training.stages.lock import lock
 from training.stages.products import PRODUCTS, TEACHERS
 from training.stages.record import record_of
-from training.stages.stage import Stage
+from training.stages.stage import Stage, save_tensors
 from training.stages.transformer import PACKAGED
 
 TEXTS = ("--texts", str(TOY_TEXTS))
@@ -137,12 +140,38 @@ def test_an_interrupted_stage_continues_after_its_last_epoch(
     before = record_of(tmp_path / "classifier")
     assert (len(before["epochs"]), before["finished"]) == (epochs, None)
 
+    checkpoint = tmp_path / "classifier" / "checkpoint.pth"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-999])
+    assert run(*command) == 1
+    assert f"{checkpoint} is damaged" in (message := capfd.readouterr().err)
+    assert message.endswith(f": remove {checkpoint.parent} to start the stage again.\n")
+    checkpoint.write_bytes(whole)
+
     assert run(*command) == 0
     after = record_of(tmp_path / "classifier")
     assert after["epochs"][:epochs] == before["epochs"]
     assert [e["phase"] for e in after["epochs"]] == ["head", "last two", "last three", "all", "all"]
     assert after["finished"]
     assert (tmp_path / "classifier" / "learner.pkl").exists()
+
+
+def test_a_stage_continues_after_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("general", "--preset", "tiny", *TEXTS, "--run", tmp_path, "--set", "general.epochs=2")
+    done = Stage.epoch_done
+
+    def terminated(self: Stage, *arguments: Any) -> None:
+        done(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "epoch_done", terminated)
+        assert run(*command) == 143
+    before = record_of(tmp_path / "general")
+    assert run(*command) == 0
+    after = record_of(tmp_path / "general")
+    assert (len(before["epochs"]), len(after["epochs"])) == (1, 2)
+    assert after["epochs"][0] == before["epochs"][0]
 
 
 def test_a_stage_killed_within_an_epoch_continues_with_the_next_batch(
@@ -184,6 +213,14 @@ def test_a_stage_killed_within_an_epoch_continues_with_the_next_batch(
     )
     assert len(whole) > 3
     torch.testing.assert_close(trained_on, whole[3:], atol=0, rtol=0)
+
+
+def test_damaged_outputs_say_what_to_remove(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, PRESETS["tiny"].distil, {})
+    for content in (b"", b"PK", b"text"):
+        (tmp_path / "answers.pth").write_bytes(content)
+        with pytest.raises(TrainingError, match=f"answers.pth is damaged .*: remove {tmp_path / 'answers.pth'}, and"):
+            stage.compute(["a text"], lambda texts: torch.zeros(len(texts), 1))
 
 
 def test_outputs_computed_before_a_kill_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +462,7 @@ def test_invalid_text_files_are_refused(tmp_path: Path, name: str, content: byte
         (["general", *TEXTS, "--set", "classifier.label_weight=60"], "expected a number of at least 0 and at most 1"),
         (["general", *TEXTS, "--set", "classifier.max_gradient_norm=0"], "expected a number above 0"),
         (["general", *TEXTS, "--set", "generator.top_p=0"], "expected a number above 0 and at most 1"),
+        (["general", *TEXTS, "--set", "general.seed=5000000000"], "at least 0 and at most 4294967295"),
         (["general", *TEXTS, "--set", "general.drop_mult=3"], "expected a number of at least 0 and at most 2"),
         (
             ["generator", "--data", str(TOY_TWEETS), "--run", "nowhere"],
@@ -524,6 +562,39 @@ def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path: Path) -
     result = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.startswith(f"{path} cannot be written. Is the disk full?"), result.stdout
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"encoder.pth": b"previous"}
+
+
+def test_weights_have_the_bytes_that_torch_writes(tmp_path: Path) -> None:
+    """The file contains its own name, and the records of earlier runs have its hash."""
+    for folder, save in (("here", save_tensors), ("torch", torch.save)):
+        (tmp_path / folder).mkdir()
+        save({"weight": torch.ones(3)}, tmp_path / folder / "encoder.pth")
+    assert (tmp_path / "here" / "encoder.pth").read_bytes() == (tmp_path / "torch" / "encoder.pth").read_bytes()
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def spied(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            done.append(name)
+            function(*arguments)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, spied(name, getattr(os, name)))
+    write_json(tmp_path / "record.json", {})
+    assert done == ["fsync", "replace"]
+
+
+def test_arguments_that_are_not_utf_8_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "start.json", {"start": name})
+    assert read_json(tmp_path / "start.json", {"start": str}) == {"start": name}
+    monkeypatch.setattr(sys, "argv", ["training", "fit", "--start", name])
+    Stage(tmp_path / "general", GeneratorSettings(), {name: "a"}).begin()
+    assert record_of(tmp_path / "general")["inputs"] == {name: "a"}
 
 
 def test_too_few_words_for_a_batch_are_refused(tmp_path: Path) -> None:

@@ -212,3 +212,12 @@ def test_the_command_in_a_message_makes_a_valid_file(
     (tmp_path / "elsewhere").mkdir()
     subprocess.run(command, shell=True, check=True, cwd=tmp_path / "elsewhere")
     assert Source("--texts", tmp_path / "elsewhere" / copy, TEXT).records() == [Record(2, (expected,))]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.date32(), pyarrow.date64(), pyarrow.duration("s")])
+def test_a_date_out_of_range_is_refused(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    path = tmp_path / "texts.parquet"
+    number = 2**30 if kind == pyarrow.date32() else 2**60
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": pyarrow.array([number], kind)}), path)
+    with pytest.raises(TrainingError, match=r"texts\.parquet: cannot be read as Parquet"):
+        read_table(path, Columns("text", "label", None))

@@ -27,6 +27,18 @@ def test_the_unpacked_encoder_is_the_exported_one(toy_run: Path, tmp_path: Path)
         assert torch.equal(result[name], value), name
 
 
+def test_an_unpacked_encoder_is_not_written_again(toy_run: Path, tmp_path: Path) -> None:
+    """Another process may read it at this moment."""
+    folder = unpack(toy_run / "model", tmp_path)
+    before = (folder / ENCODER_FILE).stat()
+    assert unpack(toy_run / "model", tmp_path) == folder
+    assert (folder / ENCODER_FILE).stat() == before
+    (folder / "card.json").unlink()  # as if the first one was killed
+    (folder / ENCODER_FILE).write_bytes(b"part")
+    unpack(toy_run / "model", tmp_path)
+    assert (folder / ENCODER_FILE).stat().st_size == before.st_size
+
+
 def test_a_classifier_is_initialized_from_an_exported_model(
     toy_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

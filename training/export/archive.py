@@ -73,7 +73,9 @@ def archive(
             command, env=os.environ | {"TMPDIR": workspace}, capture_output=True, text=True, check=False
         )
         if result.returncode != 0:
-            raise TrainingError(f"torch-model-archiver failed:\n{result.stderr}")
+            # The last line is that of the error, after its traceback.
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise TrainingError(f"torch-model-archiver cannot write {destination}: {reason}")
         os.replace(Path(workspace, destination.name), destination)
     return choice
 

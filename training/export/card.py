@@ -3,15 +3,15 @@
 `training.export.page` makes the card for people from it.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from handler.exported import CARD_FILE
 from training.errors import TrainingError
 from training.export.lineage import stages_behind
+from training.files import read_json
 from training.stages.products import LABEL_STAGES
 from training.stages.record import (
     command_line,
@@ -19,10 +19,15 @@ from training.stages.record import (
     finished_stage,
     record_of,
     source_commit,
+    stages_of,
     timestamp,
     versions,
 )
 from training.stages.warm_start import start_of
+
+_FIGURES: Final = ("accuracy", "macro_f1", "expected_calibration_error", "minutes", "megabytes", "milliseconds")
+RECIPE_FORM: Final = {"command": str} | dict.fromkeys(_FIGURES, dict)
+"""Keys of a result of cross-validation that the page of the model shows, and the types of their values."""
 
 
 def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, Any]:
@@ -43,8 +48,8 @@ def card_of_run(run: Path, notes: str, stage: str = "classifier") -> dict[str, A
     # stages can have started from an exported model.
     initialized = {"distil", "classifier"} & records.keys()
     if start := next(filter(None, (start_of(run, name) for name in initialized)), None):
-        start_card = json.loads((start / CARD_FILE).read_text(encoding="utf-8"))
-        records = {f"earlier {name}": record for name, record in start_card["stages"].items()} | records
+        earlier = stages_of(read_json(start / CARD_FILE, {}))
+        records = {f"earlier {name}": record for name, record in earlier.items()} | records
     if stage != "classifier":
         return new_card(notes) | {"stages": records}
     return new_card(notes) | {"stages": records, "cross_validation": _recipes(run, records)}
@@ -56,7 +61,10 @@ def _recipes(run: Path, records: Mapping[str, Any]) -> dict[str, Any]:
     The result `run` is left out if the model's stages were trained otherwise than its folds.
     """
     files = sorted((run / "cross-validation").glob("*.json"))
-    recipes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    recipes = {
+        path.stem: read_json(path, RECIPE_FORM, f"remove {path}, or run `python -m training cross-validate` again")
+        for path in files
+    }
     for name, recipe in list(recipes.items()):
         folds_stages = recipe.pop("stages", None)
         if name == "run" and (change := _change(records, folds_stages)):

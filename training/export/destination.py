@@ -75,6 +75,34 @@ def check_name(model: Path, option: str = "--to") -> None:
         )
 
 
+def check_apart(to: Path, run: Path) -> None:
+    """Check that neither the folder of the exported model nor that of the run is in the other one.
+
+    Raises:
+        TrainingError: one is in the other, or they are the same folder.
+    """
+    model, stages = to.resolve(), run.resolve()
+    if model.is_relative_to(stages) or stages.is_relative_to(model):
+        raise TrainingError(
+            f"--to {to}, --run {run}: expected two folders, neither in the other, for the exported model and for the "
+            f"stages. Choose another one, for example --to model_store/NAME --run runs/NAME."
+        )
+
+
+def check_archive(file: Path) -> None:
+    """Check that an archive can be written.
+
+    Raises:
+        TrainingError: the name does not end in `.mar`, there is a folder of this name, or the file's folder cannot be
+            written.
+    """
+    if file.suffix != ".mar":
+        raise TrainingError(f"--to {file}: expected a file name that ends in .mar.")
+    if file.is_dir():
+        raise TrainingError(f"--to {file}: expected a file; there is a folder of this name.")
+    check_writable(file.parent, "--to")
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Check that a folder can be created and written: create it and a file in it, and remove both.
 

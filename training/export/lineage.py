@@ -6,7 +6,7 @@ from typing import Any
 
 from training.data import sha256_of
 from training.stages.products import LABEL_STAGES, PRODUCTS
-from training.stages.record import record_of
+from training.stages.record import inputs_of_record, record_of, stages_of
 
 
 def stages_behind(run: Path, stage: str) -> list[str]:
@@ -27,16 +27,16 @@ def stages_behind(run: Path, stage: str) -> list[str]:
 
 def trained_on(card: Mapping[str, Any]) -> str | None:
     """Return the SHA-256 of the CSV file that a model was trained on last; None if its card does not have it."""
-    last = next(reversed(card["stages"].values()), None)
+    last = next(reversed(stages_of(card).values()), None)
     return _data_of(last) if last else None
 
 
 def trained_on_other_labels(card: Mapping[str, Any]) -> bool:
     """Return whether an earlier stage was trained on the labels of another file than the last one."""
-    digests = {_data_of(record) for name, record in card["stages"].items() if name.split()[-1] in LABEL_STAGES}
+    digests = {_data_of(record) for name, record in stages_of(card).items() if name.split()[-1] in LABEL_STAGES}
     return bool(digests - {None, trained_on(card)})
 
 
 def _data_of(record: Mapping[str, Any]) -> str | None:
-    inputs: Mapping[str, str] = record["inputs"]
+    inputs = inputs_of_record(record)
     return inputs.get("data", inputs.get("tweets"))  # earlier records have the second name

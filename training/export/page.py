@@ -12,6 +12,7 @@ from training.export.picture import PICTURE_FILE, printable
 from training.measure import behaviour
 from training.measure.figures import CALIBRATION_BINS
 from training.splits import SPLITS
+from training.stages.record import inputs_of_record, is_record, stages_of
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.jinja")
 
@@ -31,13 +32,14 @@ def to_markdown(card: Mapping[str, Any], name: str, parameters: int, size_bytes:
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(
             card=card,
+            stages=stages_of(card),
             name=name,
             parameters=parameters,
             size_bytes=size_bytes,
             splits=SPLITS,
             picture=PICTURE_FILE,
             calibration_bins=CALIBRATION_BINS,
-            apart=card["stages"].get("classifier", {}).get("apart"),
+            apart=stages_of(card).get("classifier", {}).get("apart"),
             recipes=recipes,
             calibrated_apart=[recipe for recipe, figures in recipes if figures.get("calibrated_apart")],
             behaviour=behaviour.to_table([behaviour.Result(**result) for result in card["behaviour"]]),
@@ -55,6 +57,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"escaped": escaped, "code": code_span, "number": format, "last_metrics": _last_metrics}
+    environment.filters |= {"inputs": inputs_of_record}
+    environment.tests |= {"record": is_record}
     return environment
 
 

@@ -3,11 +3,10 @@
 The order: checks, splits, starting weights, recipe, stages, baseline, export.
 """
 
-import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +20,12 @@ from sklearn.metrics import f1_score, log_loss
 from handler.exported import CARD_FILE
 from training.data import Dataset, labelled, labels_of, read_dataset, sha256_of
 from training.errors import TrainingError
-from training.export.destination import check_destination, check_writable
+from training.export.destination import check_apart, check_destination, check_writable
 from training.export.folder import export_run
 from training.export.lineage import trained_on
 from training.export.precision import measure
 from training.export.sample import held_out_sample
-from training.files import write_json
+from training.files import read_json, write_json
 from training.fit.recipe import FitSettings, Recipe, expected_minutes, recipe_for
 from training.fit.split import DATA_FILE, SEED, leaks, train_again, with_splits, write_data
 from training.fit.start import OWN, Start, describe_starts, own_words, start_entry, start_named
@@ -83,6 +82,7 @@ def fit(order: Order) -> Path:
     run = order.run or Path("runs", to.resolve().name)
     check_destination(to, own=True)
     check_writable(run, "--run")
+    check_apart(to, run)
     table = read_table(order.data, order.columns)
     rows = with_splits(table.rows)
     labels_of(rows)
@@ -114,7 +114,7 @@ def fit(order: Order) -> Path:
     )
     data = read_dataset(data_file)
     encoder = _train(order, start, recipe, data, run)
-    measured = json.loads((run / MEASURED_FILE).read_text(encoding="utf-8"))
+    measured = _read_measured(run)
     print(f"6 of 6: export to {to}")
     export_run(
         run,
@@ -144,7 +144,7 @@ def _check_destination(to: Path, order: Order, run: Path) -> None:
     card = to / CARD_FILE
     if order.to is None and card.is_file():
         data_file = run / DATA_FILE
-        digest = trained_on(json.loads(card.read_text(encoding="utf-8")))
+        digest = trained_on(read_json(card, {}, f"remove {to}, or choose another folder with --to"))
         if not data_file.is_file() or digest != sha256_of(data_file):
             raise TrainingError(
                 f"{to} contains another model. To replace it, add --to {shlex.quote(str(to))}; to keep it, choose "
@@ -176,10 +176,12 @@ def _check_start(run: Path, start: Start, to: Path) -> None:
     """
     path = run / "start.json"
     entry = {"start": start.name}
-    if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8"))) != entry:
-        raise TrainingError(
-            f"{run} was started with --start {stored['start']}, not {start.name}. {train_again(to, run)}"
-        )
+    if path.is_file():
+        stored = read_json(path, {"start": str}, f"remove {path}, and run the command again")
+        if stored != entry:
+            raise TrainingError(
+                f"{run} was started with --start {stored['start']}, not {start.name}. {train_again(to, run)}"
+            )
     write_json(path, entry)
 
 
@@ -270,10 +272,10 @@ def _measure(table: pd.DataFrame, digest: str, teacher_folder: Path, run: Path) 
 
     The result is stored in the run's folder.
     """
-    path, labels = run / MEASURED_FILE, labels_of(table)
+    labels = labels_of(table)
     inputs = {"data": digest, "teacher": sha256_of(teacher_folder / TEACHER_FILE)}
-    if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
-        return dict(stored)
+    if (run / MEASURED_FILE).is_file() and (stored := _read_measured(run))["inputs"] == inputs:
+        return stored
     train, validation = labelled(table, "train"), labelled(table, "validation")
     baseline = fitted(train)
     predictions = {
@@ -304,8 +306,18 @@ def _measure(table: pd.DataFrame, digest: str, teacher_folder: Path, run: Path) 
         "tfidf_weight": share,
         "told": description,
     }
-    write_json(path, result)
+    write_json(run / MEASURED_FILE, result)
     return result
+
+
+def _read_measured(run: Path) -> dict[str, Any]:
+    """Read the result that `_measure` stored.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    form = {"inputs": dict, "baseline": dict, "class_weights": dict | None, "tfidf_weight": int | float, "told": str}
+    return read_json(run / MEASURED_FILE, form, f"remove {run / MEASURED_FILE}, and run the command again")
 
 
 def _normalized(probabilities: NDArray[Any]) -> NDArray[Any]:
@@ -358,7 +370,7 @@ def describe_results(to: Path, data_file: Path, is_latin: bool) -> list[str]:
         data_file: the file of the run's data.
         is_latin: see `training.fit.table.is_mostly_latin`.
     """
-    card: Mapping[str, Any] = json.loads((to / CARD_FILE).read_text(encoding="utf-8"))
+    card = read_json(to / CARD_FILE, {"metrics": dict, "baseline": dict})
     baseline = card["baseline"]["metrics"]
     lines = ["", f"{'':<46}{'accuracy':>10}{'macro-F1':>10}{'calibration error':>19}"]
     for split in ("validation", "test"):

@@ -22,7 +22,6 @@ from fastai.text.all import (
     TransformBlock,
     accuracy,
     awd_lstm_clas_config,
-    load_pickle,
     text_classifier_learner,
 )
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from training.data import labelled, labels_of, sha256_of
 from training.errors import TrainingError
-from training.files import replacing
+from training.files import reading, replacing
 from training.settings import ClassifierSettings
 from training.stages import tfidf
 from training.stages.augmentation import OPINIONS, WORDS, spans, synthetic_texts
@@ -39,7 +38,7 @@ from training.stages.language_model import callbacks, existing_encoder, read_lin
 from training.stages.predictions import predictions
 from training.stages.products import ENCODER_FILE, LEARNER_FILE, TEACHER_FILE, TEACHERS, VOCABULARY_FILE
 from training.stages.record import check_data
-from training.stages.stage import Phase, Stage, save_tensors
+from training.stages.stage import Phase, Stage, load_tensors, load_vocabulary, save_tensors
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
 from training.templates import LABELS
 
@@ -92,7 +91,7 @@ def train_classifier(
         print(f"{folder}: the run has no teacher; the classifier learns from the labels only")
     texts, targets = train_targets(train, labels, teachers, generated, settings)
     stage.seed()
-    encoder, vocabulary = encoder_folder / ENCODER_FILE, load_pickle(encoder_folder / VOCABULARY_FILE)
+    encoder, vocabulary = encoder_folder / ENCODER_FILE, load_vocabulary(encoder_folder / VOCABULARY_FILE)
     if settings.made_up_texts:
         encoder, vocabulary = _extended(encoder, vocabulary, folder / EXTENDED_FILE)
     targets = np.concatenate([targets, to_targets(validation["label"], labels)])
@@ -208,8 +207,9 @@ def with_opinions(embeddings: Tensor, vocabulary: list[str]) -> tuple[Tensor, li
 
 
 def _extended(encoder: Path, vocabulary: list[str], file: Path) -> tuple[Path, list[str]]:
-    state = torch.load(encoder, map_location="cpu", weights_only=True)
-    embeddings, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
+    with reading(encoder):
+        state = load_tensors(encoder)
+        embeddings, vocabulary = with_opinions(state["encoder.weight"], vocabulary)
     # fastai stores the embedding under two names.
     state["encoder.weight"] = state["encoder_dp.emb.weight"] = embeddings
     save_tensors(state, file)
@@ -279,7 +279,8 @@ def classifier_learner(data: Any, outputs: int, encoder: Path, drop_mult: float,
         path=encoder.parent,
         model_dir=".",
     )
-    learner.load_encoder(encoder.stem)
+    with reading(encoder):
+        learner.load_encoder(encoder.stem)
     return learner
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.text.all import AccumMetric, load_pickle
+from fastai.text.all import AccumMetric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from training.stages.classifier import classifier_learner, export, loaders
 from training.stages.language_model import hashes_of, read_lines
 from training.stages.products import ENCODER_FILE, TEACHER_FILE, VOCABULARY_FILE
 from training.stages.record import check_data
-from training.stages.stage import Phase, Stage, save_tensors, save_vocabulary
+from training.stages.stage import Phase, Stage, load_vocabulary, save_tensors, save_vocabulary
 from training.stages.targets import accuracy as label_accuracy
 from training.stages.targets import soft_cross_entropy, to_targets
 from training.stages.teacher import load_teacher
@@ -183,7 +183,7 @@ def _train(
 ) -> None:
     """Train on the first `train` texts; targets are label probabilities and a pooled output, (texts, C + D)."""
     folder = stage.folder
-    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
+    vocabulary = load_vocabulary(encoder_folder / VOCABULARY_FILE)
     data = loaders(texts, targets, train, vocabulary, settings.batch_size)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -19,17 +19,17 @@ from typing import Final
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.text.all import defaults, load_pickle, tokenize_df
+from fastai.text.all import defaults, tokenize_df
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from handler.tokens import BEGINNING, CAPITALIZED, PADDING, REPEATED_CHARACTER, REPEATED_WORD, UNKNOWN, UPPER_CASE
 from training.data import labelled, sha256_of
-from training.files import write_text
+from training.files import reading, write_text
 from training.settings import GeneratorSettings
 from training.stages.language_model import existing_encoder, language_model_of, sizes_of, streams
 from training.stages.products import ENCODER_FILE, GENERATED_FILE, VOCABULARY_FILE
-from training.stages.stage import Phase, Stage
+from training.stages.stage import Phase, Stage, load_tensors, load_vocabulary
 
 SAMPLES_AT_ONCE: Final = 384
 """Number of texts that are generated together."""
@@ -100,11 +100,12 @@ def generate(
     documents = pd.DataFrame(
         {"text": rows["label"] + " " + rows["text"], "is_valid": (rows["split"] == "validation").to_numpy()}
     )
-    vocabulary = load_pickle(encoder_folder / VOCABULARY_FILE)
-    encoder = torch.load(encoder_folder / ENCODER_FILE, map_location="cpu", weights_only=True)
+    vocabulary = load_vocabulary(encoder_folder / VOCABULARY_FILE)
+    encoder = load_tensors(encoder_folder / ENCODER_FILE)
     sizes = sizes_of(encoder_folder / ENCODER_FILE, prefix="")
     learner = language_model_of(streams(documents, settings, vocab=vocabulary), sizes, settings.drop_mult)
-    learner.model[0].load_state_dict(encoder)
+    with reading(encoder_folder / ENCODER_FILE):
+        learner.model[0].load_state_dict(encoder)
     stage.fit(learner, [Phase("all", settings.epochs, settings.learning_rate, 0)])
     network = _Network(learner.model, vocabulary)
     prompts = prompts_of(labelled(data, "train"), vocabulary)

@@ -26,7 +26,6 @@ from fastai.text.all import (
     accuracy,
     awd_lstm_lm_config,
     language_model_learner,
-    load_pickle,
     make_vocab,
     to_float,
     tokenize_df,
@@ -35,9 +34,10 @@ from fastai.text.all import (
 
 from training.data import existing, sha256_of
 from training.errors import TrainingError
+from training.files import reading
 from training.settings import WT103, GeneralSettings, GeneratorSettings, LanguageModelSettings
 from training.stages.products import ENCODER_FILE, GENERAL_FILE, VOCABULARY_FILE
-from training.stages.stage import Phase, Stage, save_tensors, save_vocabulary
+from training.stages.stage import Phase, Stage, load_tensors, load_vocabulary, save_tensors, save_vocabulary
 from training.stages.transformer import fast_in_bfloat16, word_vectors
 from training.tables import DAMAGED, OPENERS
 
@@ -129,10 +129,11 @@ def train_on_texts(
         return
     documents = tweets[tweets["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
     _, counts = tokenize_df(documents[~documents["is_valid"]], "text")
-    merged = merge_vocabularies(counts, load_pickle(vocabulary), settings.min_frequency, settings.max_vocabulary)
+    merged = merge_vocabularies(counts, load_vocabulary(vocabulary), settings.min_frequency, settings.max_vocabulary)
     data = streams(documents, settings, vocab=merged)
     learner = language_model_of(data, sizes_of(weights), settings.drop_mult)
-    learner.load_pretrained(weights, vocabulary)
+    with reading(weights):
+        learner.load_pretrained(weights, vocabulary)
     stage.fit(
         learner,
         [
@@ -203,15 +204,19 @@ def sizes_of(weights: Path, prefix: str = "0.") -> dict[str, int]:
 
     Returns:
         The sizes by fastai's names: `emb_sz`, `n_hid`, `n_layers`.
+
+    Raises:
+        TrainingError: the file is damaged, or has no such weights.
     """
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    state = state.get("model", state)
-    recurrent = [value for name, value in state.items() if name.endswith("weight_hh_l0_raw")]
-    return {
-        "emb_sz": state[f"{prefix}encoder.weight"].shape[1],
-        "n_hid": recurrent[0].shape[1],
-        "n_layers": len(recurrent),
-    }
+    with reading(weights):
+        state = load_tensors(weights)
+        state = state.get("model", state)
+        recurrent = [value for name, value in state.items() if name.endswith("weight_hh_l0_raw")]
+        return {
+            "emb_sz": state[f"{prefix}encoder.weight"].shape[1],
+            "n_hid": recurrent[0].shape[1],
+            "n_layers": len(recurrent),
+        }
 
 
 def hashes_of(texts: list[Path]) -> dict[str, str]:

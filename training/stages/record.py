@@ -1,18 +1,30 @@
 """The record of a stage: `record.json` in the stage's folder, with settings, inputs, versions, metrics and times."""
 
-import json
 import platform
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from training.errors import TrainingError
+from training.files import has_form, read_json
 
 RECORD_FILE: Final = "record.json"
+
+RECORD_FORM: Final = {
+    "stage": str,
+    "command": str,
+    "settings": dict,
+    "inputs": dict,
+    "seconds": int | float,
+    "epochs": list,
+    "finished": object,
+}
+"""Keys of every record, and the types of their values."""
 
 VERSIONED_PACKAGES: Final = (
     "torch",
@@ -28,9 +40,36 @@ VERSIONED_PACKAGES: Final = (
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """Read the record in a stage's folder."""
-    record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    return record
+    """Read the record in a stage's folder.
+
+    Raises:
+        TrainingError: the record is damaged.
+    """
+    return read_json(folder / RECORD_FILE, RECORD_FORM, f"remove {folder}, and train the stage again")
+
+
+def is_record(value: object) -> bool:
+    """Return whether a value of a card is a whole record."""
+    return has_form(value, RECORD_FORM)
+
+
+def stages_of(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the records of a model's stages by the stage's name; empty if they are unknown.
+
+    Only this project's commands write the records: the format of a model allows any JSON object as its card.
+    """
+    stages = card.get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(record, dict) for record in stages.values()):
+        return {}
+    return stages
+
+
+def inputs_of_record(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of the inputs in a card's record, by the input's name; empty if they are unknown."""
+    inputs = record.get("inputs")
+    if not isinstance(inputs, dict) or not all(isinstance(digest, str) for digest in inputs.values()):
+        return {}
+    return inputs
 
 
 def finished_stage(folder: Path) -> Path | None:

@@ -9,7 +9,6 @@ A run is a folder, and each stage has a folder in it. A stage's folder contains:
 - the stage's products, written at the end (`training.stages.products`); then both checkpoint files are removed
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,15 +19,31 @@ from typing import Any
 
 import matplotlib
 import torch
-from fastai.text.all import Callback, CancelBatchException, Learner, save_pickle, set_seed
+from fastai.text.all import (
+    Callback,
+    CancelBatchException,
+    Learner,
+    load_pickle,
+    save_pickle,
+    set_seed,
+    to_device,
+)
 from torch import Tensor
 from tqdm import tqdm
 
 from handler.memory import give_freed_memory_back
 from training.errors import TrainingError
-from training.files import replacing, write_json
+from training.files import reading, replacing, write_json
 from training.stages.lock import lock
-from training.stages.record import RECORD_FILE, command_line, differences, source_commit, timestamp, versions
+from training.stages.record import (
+    RECORD_FILE,
+    command_line,
+    differences,
+    record_of,
+    source_commit,
+    timestamp,
+    versions,
+)
 
 matplotlib.use("Agg")  # a server has no display
 import matplotlib.pyplot as plt
@@ -88,7 +103,7 @@ class Stage:
     def __post_init__(self) -> None:
         relevant = {"settings": asdict(self.settings), "inputs": self.inputs}
         if self._record_path.exists():
-            self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
+            self.record = record_of(self.folder)
             before = {key: self.record[key] for key in relevant}
             if before == relevant:
                 return
@@ -165,8 +180,14 @@ class Stage:
 
         Returns:
             The outputs, (texts, ...).
+
+        Raises:
+            TrainingError: the checkpoint is damaged.
         """
-        outputs = [torch.load(self._outputs_path, weights_only=True)] if self._outputs_path.exists() else []
+        outputs = []
+        if self._outputs_path.exists():
+            with reading(self._outputs_path, f"remove {self._outputs_path}, and run the command again"):
+                outputs.append(torch.load(self._outputs_path, weights_only=True)[:])  # fails if it is no tensor
         done = sum(map(len, outputs))
         saved = time.monotonic()
         with tqdm(total=len(texts), initial=done, unit="text", disable=None) as progress:
@@ -186,6 +207,9 @@ class Stage:
 
         A resumed run has the same order of batches as an uninterrupted run; the dropout masks of the interrupted epoch
         differ.
+
+        Raises:
+            TrainingError: the checkpoint is missing or damaged.
         """
         give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
         checkpoint = self._load_checkpoint(learner)
@@ -273,13 +297,14 @@ class Stage:
             if self.record["epochs"]:
                 raise TrainingError(f"{self.folder} has a record but no checkpoint. Remove the folder to start again.")
             return None
-        checkpoint: dict[str, Any] = torch.load(
-            self._checkpoint_path, map_location=learner.dls.device, weights_only=True
-        )
-        learner.model.to(learner.dls.device).load_state_dict(checkpoint["model"])
-        # If the process was killed between the two writes, the record lacks an epoch that the checkpoint has.
-        self.record["epochs"] = checkpoint["epochs"]
-        return checkpoint
+        with reading(self._checkpoint_path, f"remove {self.folder} to start the stage again"):
+            checkpoint: dict[str, Any] = torch.load(self._checkpoint_path, map_location="cpu", weights_only=True)
+            learner.model.load_state_dict(checkpoint["model"])
+            # If the process was killed between the two writes, the record lacks an epoch that the checkpoint has.
+            self.record["epochs"] = checkpoint["epochs"]
+        # Outside of the block above: a GPU with too little memory is no damage.
+        learner.model.to(learner.dls.device)
+        return checkpoint | {"optimizer": to_device(checkpoint["optimizer"], learner.dls.device)}
 
 
 class _Save(Callback):  # type: ignore[misc]  # fastai has no types
@@ -333,6 +358,26 @@ def save_tensors(value: Any, path: Path) -> None:
     """
     with replacing(path) as partial:
         torch.save(value, partial)
+
+
+def load_tensors(path: Path) -> Any:
+    """Read an object that contains tensors, into the memory of the CPU.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    with reading(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_vocabulary(path: Path) -> list[str]:
+    """Read a vocabulary in fastai's format.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    with reading(path):
+        return list(load_pickle(path))
 
 
 def save_vocabulary(vocabulary: list[str], path: Path) -> None:

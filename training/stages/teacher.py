@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from training.data import labelled, labels_of, read_labelled_texts, sha256_of
 from training.errors import TrainingError
+from training.files import reading
 from training.settings import FrozenTeacherSettings, TeacherSettings
 from training.stages.language_model import callbacks
 from training.stages.products import TEACHER_FILE
-from training.stages.stage import Phase, Stage, save_tensors
+from training.stages.stage import Phase, Stage, load_tensors, save_tensors
 from training.stages.targets import METRICS, soft_cross_entropy, to_targets
 from training.stages.transformer import TransformerClassifier, load, weights_sha256
 
@@ -131,15 +132,17 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
     """Load a trained teacher.
 
     Raises:
-        TrainingError: the teacher has other labels, or an earlier version, which did not store the configuration,
-            trained it.
+        TrainingError: the teacher has other labels, a file is damaged, or an earlier version, which did not store the
+            configuration, trained it.
     """
     transformer = folder / TRANSFORMER_FOLDER
     if not transformer.is_dir():
         raise TrainingError(
             f"No {transformer}: an earlier version trained this teacher. Remove {folder} and train it again."
         )
-    config = AutoConfig.from_pretrained(transformer)
+    with reading(transformer):
+        config = AutoConfig.from_pretrained(transformer)
+        tokenizer = AutoTokenizer.from_pretrained(transformer)
     teacher_labels = [config.id2label[index] for index in sorted(config.id2label)]
     if teacher_labels != list(labels):
         raise TrainingError(
@@ -147,8 +150,9 @@ def load_teacher(folder: Path, labels: Sequence[str]) -> TransformerClassifier:
             f"Remove {folder} and train it again, or choose another folder with --run."
         )
     network = AutoModel.from_config(config)
-    teacher = TransformerClassifier(len(labels), AutoTokenizer.from_pretrained(transformer), network)
-    teacher.load_state_dict(torch.load(folder / TEACHER_FILE, map_location="cpu", weights_only=True))
+    teacher = TransformerClassifier(len(labels), tokenizer, network)
+    with reading(folder / TEACHER_FILE):
+        teacher.load_state_dict(load_tensors(folder / TEACHER_FILE))
     if torch.cuda.is_available():
         teacher.cuda()
     return teacher

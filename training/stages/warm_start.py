@@ -3,7 +3,6 @@
 A classifier or a distillation on other texts then needs no hours of language modelling.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from handler import exported
 from handler.tokens import RULES, TOKEN_RULES, TokenizerConfig
 from training.data import sha256_of
 from training.errors import TrainingError
-from training.files import replacing
+from training.files import read_json, replacing
 from training.stages.products import ENCODER_FILE, LABEL_STAGES, VOCABULARY_FILE
-from training.stages.record import RECORD_FILE, record_of
+from training.stages.record import RECORD_FILE, record_of, stages_of
 from training.stages.stage import save_tensors, save_vocabulary
 
 PREFIX = "warm-start-"
@@ -88,7 +87,7 @@ def saw_labels(start: Path) -> bool:
     Args:
         start: folder that `unpack` returned.
     """
-    stages = json.loads((start / exported.CARD_FILE).read_text(encoding="utf-8"))["stages"]
+    stages = stages_of(read_json(start / exported.CARD_FILE, {}))
     return not stages or any(name.split()[-1] in LABEL_STAGES for name in stages)
 
 
