@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from bulk.cli import FAILED, INTERRUPTED, ROW_ERRORS
+from bulk.process import FAILED, INTERRUPTED, ROW_ERRORS
 from handler.classifier import TextClassifier
 from tests.bulk.command import ENVIRONMENT, TWO_PROCESSES, bulk, bulk_python, command, shards, summary
 from tests.bulk.inputs import BAD_ROWS, TEXTS, texts, write_csv, write_inputs

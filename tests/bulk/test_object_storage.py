@@ -12,7 +12,7 @@ import pytest
 import requests
 from gcp_storage_emulator.server import create_server
 
-from bulk.cli import FAILED, ROW_ERRORS
+from bulk.process import FAILED, ROW_ERRORS
 from tests.bulk.command import bulk, bulk_python, summary
 from tests.bulk.inputs import BAD, texts, write_csv, write_json_lines, write_parquet
 
