@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, flags = parser.parse_known_args(arguments)
     from bulk import run  # imports Beam, which the help does not need
 
-    if (unknown := run.unknown_flag(flags)) is not None:
-        parser.error(f"neither this command nor Beam has the option {unknown}")
+    if (error := run.flag_error(flags)) is not None:
+        parser.error(error)
     run.hide_messages(flags)
     try:
         job = run.prepare(
@@ -78,17 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say,
         )
         with _progress_bar() as progress:
-            summary = run.run(job, flags, progress, _end_without_worker)
-    except BulkError as error:
-        say(f"error: {error}")
+            summary = run.run(job, flags, progress, _end_without_worker, say)
+    except BulkError as failure:
+        say(f"error: {failure}")
         return FAILED
     try:
         _print(options, summary, time.monotonic() - started)
         sys.stdout.flush()
     except BrokenPipeError:  # `python -m bulk ... | head -1`
         return FAILED
-    except OSError as error:
-        say(f"error: The run has completed, but its summary cannot be printed: {error.strerror}.")
+    except OSError as failure:
+        say(f"error: The run has completed, but its summary cannot be printed: {failure.strerror}.")
         return FAILED
     return ROW_ERRORS if summary.errors else OK
 

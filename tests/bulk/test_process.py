@@ -21,7 +21,7 @@ from types import SimpleNamespace
 counts = dict(rows=1, scored=1, errors=0, errors_by_type={}, labels={"✈": 1}, shards=1, earlier_shards=0)
 summary = SimpleNamespace(**counts, tokens=1, engine_ms=1, tokenizer_ms=1)
 sys.modules["bulk.run"] = SimpleNamespace(
-    unknown_flag=lambda *_: None, hide_messages=lambda *_: None, prepare=lambda *_: None, run=lambda *_: summary
+    flag_error=lambda *_: None, hide_messages=lambda *_: None, prepare=lambda *_: None, run=lambda *_: summary
 )
 from bulk.__main__ import run
 sys.exit(run())
