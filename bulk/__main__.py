@@ -3,9 +3,15 @@
 import logging
 import sys
 
+from bulk.process import FAILED, end_on_signals, finish_output, prepare_streams, say
+
 
 def run() -> int:
     """Run the command line; return its exit code."""
+    end_on_signals()  # before the imports, which take seconds
+    if not prepare_streams():
+        say("error: Standard output is closed.")
+        return FAILED
     # Beam logs to the root logger while it is imported.
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
@@ -16,12 +22,13 @@ def run() -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "bulk", "handler"):
             raise
-        print(
+        say(
             f"error: the Python package {package!r} is not installed for {sys.executable}. `make bulk-setup` installs "
-            "the packages into .venv-bulk: .venv-bulk/bin/python -m bulk",
-            file=sys.stderr,
+            "the packages into .venv-bulk: .venv-bulk/bin/python -m bulk"
         )
-        return 1
+        return FAILED
+    finally:
+        finish_output()
 
 
 if __name__ == "__main__":

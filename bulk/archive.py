@@ -1,5 +1,6 @@
 """Reads a model archive, from a local path or from object storage."""
 
+import errno
 import gc
 import hashlib
 import io
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from bulk.errors import BulkError
+from bulk.errors import BulkError, cut
 from bulk.files import read_file
 from handler.classifier import TextClassifier
 from handler.exported import Description, ExportedModelError, read_description
@@ -21,6 +22,10 @@ from handler.service import HEAP_END_MIB, LARGE_BLOCK_MIB, MODEL_FOLDER
 from handler.task import Task
 
 _HANDLER: Final = Path(__file__).parents[1] / "handler"
+NAME_CHARACTERS: Final = 100
+"""Maximum length of the name of an archive's file in a message."""
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SharedClassifier(TextClassifier):
@@ -81,15 +86,56 @@ def read_archive(path: str) -> tuple[Archive, bool]:
 
 @contextmanager
 def _unpacked(path: str, content: bytes) -> Iterator[Path]:
-    """Unpack an archive, and give the folder of its model."""
+    """Unpack an archive, and give the folder of its model.
+
+    Raises:
+        BulkError: the content is not an archive, a file in it is damaged, or the temporary folder is full. This
+            includes the errors of the code that reads the model in the folder.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="bulk-archive-") as folder:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                archive.extractall(folder)
-            yield Path(folder, MODEL_FOLDER)
-    except (zipfile.BadZipFile, ExportedModelError) as error:
-        reason = str(error).rstrip(".")
-        raise BulkError(f"{path} is not a model archive: {reason}. `make archive` builds one.") from error
+            try:
+                _extract(content, folder)
+                yield Path(folder, MODEL_FOLDER)
+            except (zipfile.BadZipFile, ExportedModelError, OSError, ValueError, RuntimeError) as error:
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
+                raise BulkError(
+                    f"{path} is not a model archive, or it is damaged: {_reason(error, folder)}. `make archive` builds "
+                    "one."
+                ) from error
+    except OSError as error:
+        # `tempdir` is None if `tempfile` has found no folder.
+        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""
+        reason = "is full" if error.errno in _FULL else f"cannot be used: {error.strerror}"
+        raise BulkError(
+            f"{path} cannot be unpacked: the temporary folder{where} {reason}. Free some space, or choose another "
+            "folder with TMPDIR."
+        ) from error
+
+
+def _extract(content: bytes, folder: str) -> None:
+    """Unpack the files of an archive.
+
+    Raises:
+        BadZipFile: the content is not a zip file, or a file in it cannot be unpacked.
+        OSError: the temporary folder is full.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            try:
+                archive.extract(member, folder)
+            except Exception as error:  # a damaged or encrypted file has errors of many types
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
+                reason = getattr(error, "strerror", None) or error
+                raise zipfile.BadZipFile(f"{cut(member.filename, NAME_CHARACTERS)}: {reason}") from error
+
+
+def _reason(error: Exception, folder: str) -> str:
+    """Return the reason of an error, with the names of files within the archive in place of those in a folder."""
+    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return cut(reason.replace(f"{folder}/", "")).rstrip(".")
 
 
 def _has_this_code(handler: Path) -> bool:

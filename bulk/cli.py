@@ -2,26 +2,21 @@
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
 from bulk.errors import BulkError
+from bulk.process import CONTINUE, FAILED, OK, ROW_ERRORS, end, say
 from bulk.tables import ENDINGS, TABLES
 
 if TYPE_CHECKING:
     from bulk.run import Summary
-
-OK, FAILED, ROW_ERRORS, INTERRUPTED, TERMINATED = 0, 1, 4, 130, 143
-
-_CONTINUE: Final = "Run the same command again to continue."
 
 _DESCRIPTION: Final = """\
 Classify the texts of many files with a model archive, on Apache Beam.
@@ -46,7 +41,7 @@ machine. For example:
 
 exit codes:
   0    success
-  1    error: the run has not completed
+  1    error: the run has not completed, or its summary cannot be printed
   2    invalid usage
   4    completed, but some rows have errors
   130  interrupted (Ctrl-C)
@@ -68,11 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, flags = parser.parse_known_args(arguments)
     from bulk import run  # imports Beam, which the help does not need
 
-    if (unknown := run.unknown_flag(flags)) is not None:
-        parser.error(f"neither this command nor Beam has the option {unknown}")
+    if (error := run.flag_error(flags)) is not None:
+        parser.error(error)
     run.hide_messages(flags)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
     try:
         job = run.prepare(
             options.input,
@@ -82,28 +75,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.text_column,
             options.scores,
             options.prefix,
-            _say,
+            say,
         )
         with _progress_bar() as progress:
-            summary = run.run(job, flags, progress, _end_without_worker)
-    except BulkError as error:
-        _say(f"error: {error}")
+            summary = run.run(job, flags, progress, _end_without_worker, say)
+    except BulkError as failure:
+        say(f"error: {failure}")
         return FAILED
-    _print(options, summary, time.monotonic() - started)
+    try:
+        _print(options, summary, time.monotonic() - started)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `python -m bulk ... | head -1`
+        return FAILED
+    except OSError as failure:
+        say(f"error: The run has completed, but its summary cannot be printed: {failure.strerror}.")
+        return FAILED
     return ROW_ERRORS if summary.errors else OK
-
-
-def _end(number: int, _: object) -> NoReturn:
-    """End at once after Ctrl-C or SIGTERM. Workers on this machine end with this process (`bulk.worker`)."""
-    code, word = (INTERRUPTED, "Interrupted") if number == signal.SIGINT else (TERMINATED, "Terminated")
-    _say(f"{word}. {_CONTINUE}")
-    os._exit(code)
 
 
 def _end_without_worker(reason: str) -> None:
     """End at once after the loss of a worker."""
-    _say(f"error: A worker was lost, perhaps because the machine is short of memory: {reason}. {_CONTINUE}")
-    os._exit(FAILED)
+    end(FAILED, f"error: A worker was lost, perhaps because the machine is short of memory: {reason}. {CONTINUE}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,7 +147,3 @@ def _print(options: Any, summary: "Summary", seconds: float) -> None:
         "processes"
     )
     print(f"{options.output}-*: {summary.shards:,} files")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,12 @@ from bulk.errors import BulkError
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
 
-_PARTIAL_ENDING: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}\Z")
+_RANDOM_DIGITS: Final = 8
+"""Number of digits before this ending. Few, because file systems limit the length of a name, often to 255 bytes."""
+
+_PARTIAL_ENDING: Final = re.compile(rf"\.(?:[0-9a-f]{{{_RANDOM_DIGITS}}}|[0-9a-f]{{32}}){re.escape(PARTIAL)}\Z")
+"""Runs of earlier versions had 32 digits."""
+
 _ERRORS: Final = (OSError, GoogleAPIError, GoogleAuthError)
 """The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's clients as they are."""
 
@@ -95,13 +100,27 @@ def write_file(path: str, content: bytes) -> None:
     Raises:
         BulkError: the file system is not known, or the file cannot be written.
     """
-    partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
+    partial = _partial(path)
     try:
         with FileSystems.create(partial, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
             file.write(content)
         FileSystems.rename([partial], [path])
     except (*_ERRORS, ValueError) as error:
         raise BulkError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def check_name(path: str) -> None:
+    """Check whether the name of a file on this machine is short enough for `write_file`.
+
+    Raises:
+        BulkError: the file's name is too long.
+    """
+    try:
+        if is_local(path):
+            with suppress(FileNotFoundError):
+                os.lstat(_partial(path))
+    except OSError as error:
+        raise BulkError(f"{path} cannot be written: {_reason(error)} Expected a shorter name.") from error
 
 
 def whole_path(path: str) -> str:
@@ -141,6 +160,11 @@ def delete_file(path: str) -> None:
 def escaped(path: str) -> str:
     """Return a path as a pattern that matches only this path."""
     return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _partial(path: str) -> str:
+    """Return a name for a file that is being written, which no other process has."""
+    return f"{path}.{uuid.uuid4().hex[:_RANDOM_DIGITS]}{PARTIAL}"
 
 
 def _reason(error: Exception) -> str:

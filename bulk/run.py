@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import apache_beam as beam
+import grpc
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from bulk.archive import read_archive
 from bulk.columns import Columns
@@ -23,6 +25,7 @@ from bulk.errors import BulkError, bulk_error_in
 from bulk.files import (
     PARTIAL,
     File,
+    check_name,
     delete_file,
     escaped,
     exists,
@@ -36,7 +39,7 @@ from bulk.files import (
 from bulk.local import local_runner, loopback_only, watched
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
-from bulk.shards import Source, shard_count
+from bulk.shards import Shard, Source, shard_count
 from bulk.tables import ENDINGS, OUTPUT_ENDINGS, TABLES, Settings
 from handler.limits import Limits
 
@@ -46,6 +49,8 @@ RECORD: Final = ".run.json"
 LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
 CHECKS_AT_ONCE: Final = 16
 PROGRESS_INTERVAL_S, REMOTE_PROGRESS_INTERVAL_S = 1.0, 30.0
+JOB_SERVER_NOTICE_S: Final = 10.0
+"""Time after which a message says that the command waits for a job server."""
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _ENDINGS: Final = "|".join(map(re.escape, sorted(OUTPUT_ENDINGS)))
@@ -118,7 +123,11 @@ def prepare(
 
 
 def run(
-    job: Job, flags: Sequence[str], progress: Callable[[int, int], None], on_lost_worker: Callable[[str], None]
+    job: Job,
+    flags: Sequence[str],
+    progress: Callable[[int, int], None],
+    on_lost_worker: Callable[[str], None],
+    say: Say,
 ) -> Summary:
     """Run the pipeline of a job, and wait for its end.
 
@@ -127,9 +136,11 @@ def run(
         flags: the command line's part for Beam.
         progress: called with the number of written shards, and of all shards.
         on_lost_worker: see `bulk.local.watched`.
+        say: shows a message to the user.
 
     Raises:
-        BulkError: an input is invalid, a file cannot be read or written, or the counts do not agree.
+        BulkError: an input or an option of Beam is invalid, a file cannot be read or written, or the counts do not
+            agree.
     """
     options = PipelineOptions([*flags])
     shards = sum(source.shards for source in job.sources)
@@ -138,12 +149,12 @@ def run(
         raise BulkError(f"{paths[0]}: the workers of Dataflow cannot reach it. Expected a path such as gs://BUCKET/...")
     if is_here := runner in LOCAL_RUNNERS:
         runner = local_runner(options, flags, shards)
-    pipeline = beam.Pipeline(runner=runner, options=options)
+    pipeline = _pipeline(runner, options)
     build(pipeline, job)
     interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
     try:
         with loopback_only(), watched(on_lost_worker), _progress(job, shards, interval_s, progress):
-            result = pipeline.run()
+            result = pipeline.run() if is_here else _submitted(pipeline, options, say)
             result.wait_until_finish()
         progress(shards, shards)
     except Exception as error:
@@ -159,18 +170,69 @@ def run(
     return summary
 
 
-def unknown_flag(flags: Sequence[str]) -> str | None:
-    """Return the first option that Beam does not know; None if it knows all. Beam itself would ignore the option."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def flag_error(flags: Sequence[str]) -> str | None:
+    """Return what is wrong with the first invalid option of Beam; None if Beam can read all of them.
+
+    Beam itself would ignore an option that it does not know, and print all its options if a value is invalid.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(parser)  # Beam's only list of its options
-    return next(iter(parser.parse_known_args([*flags])[1]), None)
+    try:
+        _, unknown = parser.parse_known_args([*flags])
+    except argparse.ArgumentError as error:
+        return str(error)
+    except Exception as error:  # some of Beam's options check their values themselves, with errors of any type
+        names = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+        return f"Beam cannot read the value of {' or '.join(names)}: {error}"
+    return f"neither this command nor Beam has the option {unknown[0]}" if unknown else None
 
 
 def hide_messages(flags: Sequence[str]) -> None:
     """Hide Beam's messages, except those about a job on other machines."""
     runner = PipelineOptions([*flags]).view_as(StandardOptions).runner
     logging.getLogger().setLevel(logging.CRITICAL if runner in LOCAL_RUNNERS else logging.INFO)
+
+
+def _pipeline(runner: Any, options: PipelineOptions) -> beam.Pipeline:
+    """Return an empty pipeline for a runner, or for the name of a runner."""
+    if isinstance(runner, str):
+        name = runner
+        try:
+            runner = create_runner(name)
+        except Exception as error:  # the name can be that of any class of any package
+            raise BulkError(f"--runner {name}: {error}") from error
+        if not isinstance(runner, PipelineRunner):
+            raise BulkError(f"--runner {name} is no runner of Beam. Expected a name such as DataflowRunner.")
+    try:
+        return beam.Pipeline(runner=runner, options=options)
+    except ValueError as error:  # has a line for each invalid option
+        raise BulkError(" ".join(str(error).split())) from error
+
+
+def _submitted(pipeline: beam.Pipeline, options: PipelineOptions, say: Say) -> Any:
+    """Start a job on other machines; return Beam's result.
+
+    Raises:
+        BulkError: no job server answers, or the job cannot be started.
+    """
+    runner = options.view_as(StandardOptions).runner
+    portable = options.view_as(PortableOptions)
+    endpoint, timeout_s = portable.job_endpoint, portable.job_server_timeout
+    notice = f"Waiting for the job server {endpoint} (--job_endpoint), {timeout_s} s at most (--job_server_timeout)."
+    timer = threading.Timer(JOB_SERVER_NOTICE_S, say, [notice])
+    timer.daemon = True
+    if endpoint:
+        timer.start()
+    try:
+        return pipeline.run()
+    except grpc.FutureTimeoutError as error:
+        raise BulkError(f"--job_endpoint {endpoint}: no job server answers within {timeout_s} s.") from error
+    except Exception as error:  # of any type: of Java's installation, of Google's clients, of the job server
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise bulk_error_in(error) or BulkError(f"--runner {runner}: the job cannot be started: {reason}") from error
+    finally:
+        timer.cancel()
 
 
 def _paths(job: Job) -> Iterator[str]:
@@ -189,7 +251,7 @@ def _earlier(output: str) -> dict[str, Any]:
         return {"files": {}}
     try:
         record = json.loads(read_file(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         raise BulkError(f"{path} is not the record of a run. Choose another --output.")
@@ -237,7 +299,8 @@ def _record(job: Job, files: Sequence[File], earlier: Mapping[str, Any]) -> None
     input files of this run and of the earlier run.
 
     Raises:
-        BulkError: shards exist that come from another archive, other options, or other input files.
+        BulkError: shards exist that come from another archive, other options, or other input files; or the names of
+            shards are too long.
     """
     path = job.output + RECORD
     record: dict[str, Any] = {
@@ -257,6 +320,8 @@ def _record(job: Job, files: Sequence[File], earlier: Mapping[str, Any]) -> None
         if _is_written(file.path, job.output, names):
             delete_file(file.path)
     write_file(path, json.dumps(record, indent=1).encode())
+    for source in job.sources:  # now that the folder exists
+        check_name(Shard(source, source.shards - 1, 0, 0).output(job.output + ERRORS, job.table(source).ending))
 
 
 def _check_earlier(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Protocol
 
 from bulk.columns import LABEL_SEPARATOR, Cell, Cells, Columns, Kind
-from bulk.errors import BulkError
+from bulk.errors import BulkError, cut
 from bulk.shards import Rows, Shard, Source, equal_parts
 from handler.errors import NotJsonError, NotUtf8Error, RequestError, WrongShapeError
 from handler.exported import is_unicode
@@ -100,12 +100,7 @@ class CsvTable:
         head = _head(path, file)
         header, _ = self._header(path, head)
         _check_columns(path, header, self._settings)
-        task = self._settings.columns.task
-        if task.name == "multi-label" and (split := [label for label in task.labels if LABEL_SEPARATOR in label]):
-            raise BulkError(
-                f"The label {split[0]!r} contains {LABEL_SEPARATOR!r}, which separates labels in CSV. Use JSON "
-                "lines or Parquet instead."
-            )
+        self._check_labels()
         return size
 
     def split(self, source: Source, file: BinaryIO) -> Iterator[Shard]:
@@ -157,6 +152,14 @@ class CsvTable:
         next(reader)
         for row in reader:
             yield [_cell(value, kind) for value, kind in zip(row[-len(kinds) :], kinds, strict=True)]
+
+    def _check_labels(self) -> None:
+        task = self._settings.columns.task
+        if task.name == "multi-label" and (split := [label for label in task.labels if LABEL_SEPARATOR in label]):
+            raise BulkError(
+                f"The label {split[0]!r} contains {LABEL_SEPARATOR!r}, which separates labels in CSV. Use JSON "
+                "lines or Parquet instead."
+            )
 
     def _header(self, path: str, head: bytes) -> tuple[list[str], str]:
         """Return the header, and the line end of the file."""
@@ -280,8 +283,10 @@ class PlainTextTable(CsvTable):
     """Plain text: one text on each line. The output is CSV with the texts in the column of texts."""
 
     def check(self, path: str, file: BinaryIO, size: int) -> int:
-        """Check the encoding; see `Table.check`."""
+        """Check the encoding, and the columns of the output; see `Table.check`."""
         _head(path, file)
+        _check_columns(path, [self._settings.text_column], self._settings)
+        self._check_labels()
         return size
 
     def split(self, source: Source, file: BinaryIO) -> Iterator[Shard]:
@@ -322,8 +327,9 @@ class ParquetTable:
         column = self._settings.text_column
         kind = schema.field(column).type
         value = kind.value_type if self._arrow.types.is_dictionary(kind) else kind
-        if not (self._arrow.types.is_string(value) or self._arrow.types.is_large_string(value)):
-            raise BulkError(f"{path}: the column {column!r} is {kind}; expected strings.")
+        types = self._arrow.types
+        if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+            raise BulkError(f"{path}: the column {column!r} is {cut(str(kind))}; expected strings.")
         return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
     def split(self, source: Source, file: BinaryIO) -> Iterator[Shard]:
@@ -356,7 +362,10 @@ class ParquetTable:
         """Return rows with the results as further columns; see `Table.written`."""
         string = self._arrow.string()
         types = {"text": string, "number": self._arrow.float64(), "texts": self._arrow.list_(string)}
-        table = rows.rows if len(indexes) == rows.rows.num_rows else rows.rows.take(indexes)
+        table = rows.rows
+        if len(indexes) != table.num_rows:
+            # Arrow's `take` lacks some types, such as string_view.
+            table = self._arrow.concat_tables([table.slice(index, 1) for index in indexes])
         for number, (name, kind) in enumerate(self._settings.columns.fields):
             values = [cells[index][number] for index in indexes]
             table = table.append_column(name, self._arrow.array(values, types[kind]))
@@ -377,7 +386,7 @@ class ParquetTable:
         try:
             yield
         except (self._arrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            raise BulkError(f"{path} is not Parquet, or it is damaged: {str(error).splitlines()[0]}") from error
+            raise BulkError(f"{path} is not Parquet, or it is damaged: {cut(str(error))}") from error
 
 
 TABLES: Final[Mapping[str, Callable[[Settings], Table]]] = {
@@ -498,7 +507,7 @@ def _check_columns(path: str, names: Sequence[str], settings: Settings) -> None:
     """
     column = settings.text_column
     if column not in names:
-        has = ", ".join(names) or "none"
+        has = cut(", ".join(names)) or "none"
         raise BulkError(f"{path} has no column {column!r}; it has {has}. Choose one with --text-column.")
     if list(names).count(column) > 1:
         raise BulkError(f"{path} has more than one column {column!r}. Rename or remove the others first.")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import zipfile
@@ -16,7 +17,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from bulk.cli import FAILED, INTERRUPTED, ROW_ERRORS
+from bulk.process import FAILED, INTERRUPTED, ROW_ERRORS
 from handler.classifier import TextClassifier
 from tests.bulk.command import ENVIRONMENT, TWO_PROCESSES, bulk, bulk_python, command, shards, summary
 from tests.bulk.inputs import BAD_ROWS, TEXTS, texts, write_csv, write_inputs
@@ -256,7 +257,9 @@ def test_a_row_that_cannot_be_read_hurts_itself_only(mar: Path, served: TextClas
 
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
+from bulk import run
 from bulk.cli import main
+run.JOB_SERVER_NOTICE_S = 0.1
 results = []
 for arguments in json.load(sys.stdin):
     errors = io.StringIO()
@@ -268,6 +271,41 @@ for arguments in json.load(sys.stdin):
     results.append([code, errors.getvalue()])
 print(json.dumps(results))
 """
+
+
+def damaged_archives(folder: Path, mar: Path) -> dict[Path, str]:
+    """Write archives with a damage each; returns the reasons that the command gives."""
+    config = "model/config.json"
+    contents: dict[str, tuple[str, bytes, str]] = {
+        "deflate": (config, b"late " * 1_000, f"{config}: Error -3 while decompressing data: invalid"),
+        "encrypted": (config, b"late", f"{config}: File <ZipInfo"),
+        "method": (config, b"late", f"{config}: That compression method is not supported"),
+        "name": ("x" * 1_000, b"late", f"{'x' * 99}…: File name too long"),
+        "file": ("model", b"late", f"{config} is missing."),
+        "nested": (config, b"[" * 100_000, "maximum recursion depth exceeded"),
+        "json": (config, b"late", f"{config}: expected JSON in UTF-8: "),
+    }
+    reasons = {}
+    for name, (member, content, reason) in contents.items():
+        path = folder / f"{name}.mar"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, content)
+        damaged = bytearray(path.read_bytes())
+        central = damaged.index(b"PK\x01\x02")
+        match name:
+            case "deflate":
+                damaged[30 + len(member)] = 0xFF
+            case "encrypted":
+                damaged[6] = damaged[central + 8] = 1
+            case "method":
+                damaged[8] = damaged[central + 10] = 99
+        path.write_bytes(damaged)
+        reasons[path] = reason
+    path = folder / "folder.mar"
+    shutil.copy(mar, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("handler/folder.py/file", "")
+    return reasons | {path: "handler/folder.py: Is a directory"}
 
 
 def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tmp_path: Path) -> None:
@@ -283,6 +321,12 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
     (tmp_path / "late.xls").write_text("late")
     (tmp_path / "gone.csv").symlink_to("nowhere")
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "late.txt").write_text("late\n")
+    write_csv(tmp_path / f"{'x' * 220}.csv", ["late"])
+    with socket.socket() as closed:  # nothing listens on this port
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{closed.getsockname()[1]}"
+    job_server = ["--job_endpoint", endpoint, "--job_server_timeout", "1"]
     other = tmp_path / "other.mar"
     shutil.copy(mar, other)
     with zipfile.ZipFile(other, "a") as archive:
@@ -300,7 +344,8 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
         "no archive": (arguments("good.csv", "x", tmp_path / "x.mar"), "error: {}/x.mar cannot be read: No such file"),
         "not an archive": (
             arguments("good.csv", "x", tmp_path / "no.mar"),
-            "error: {}/no.mar is not a model archive: File is not a zip file. `make archive` builds one.",
+            "error: {}/no.mar is not a model archive, or it is damaged: File is not a zip file. `make archive` builds "
+            "one.",
         ),
         "a column": (
             arguments("good.csv", "x", mar, "--text-column", "tweet"),
@@ -323,6 +368,36 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
             arguments("good.csv", "y", mar, "--direct_num_workers", "-1"),
             "error: --direct_num_workers -1: expected a number of processes",
         ),
+        "a runner": (arguments("good.csv", "y", mar, "--runner", "Foo"), "error: --runner Foo: Unexpected pipeline"),
+        "no runner": (
+            arguments("good.csv", "y", mar, "--runner", "os.getcwd"),
+            "error: --runner os.getcwd is no runner of Beam. Expected a name such as DataflowRunner.",
+        ),
+        "no job server": (
+            arguments("good.csv", "y", mar, "--runner", "PortableRunner"),
+            "error: --runner PortableRunner: the job cannot be started: You must specify a --job_endpoint",
+        ),
+        "a job server that does not answer": (
+            arguments("good.csv", "y", mar, "--runner", "PortableRunner", *job_server),
+            f"Waiting for the job server {endpoint} (--job_endpoint), 1 s at most (--job_server_timeout).\n"
+            f"error: --job_endpoint {endpoint}: no job server answers within 1 s.",
+        ),
+        "an option's number": (
+            arguments("good.csv", "y", mar, "--direct_num_workers", "x"),
+            "error: argument --direct_num_workers: invalid int value: 'x'",
+        ),
+        "an option's JSON": (
+            arguments("good.csv", "y", mar, "--gcs_custom_audit_entries", "{"),
+            "error: Beam cannot read the value of --gcs_custom_audit_entries: Expecting property name",
+        ),
+        "plain text": (
+            arguments("late.txt", "y", mar, "--text-column", "label"),
+            "error: {}/late.txt already has a column 'label'",
+        ),
+        "a long name": (
+            arguments("x*.csv", "y"),
+            f"error: {{}}/y.errors-{'x' * 220}.csv-00000-of-00001.csv cannot be written: File name too long.",
+        ),
         "a quote": (arguments("quote.csv"), "error: {}/quote.csv, line 3, is not valid CSV: unexpected end of data."),
         "other options": (
             [*finished, "--archive", str(mar)],
@@ -333,6 +408,9 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
             f"error: The output {scored.output}-* belongs to another run: its archive is not the same.",
         ),
     }
+    for path, reason in damaged_archives(tmp_path, mar).items():
+        expected = f"error: {path} is not a model archive, or it is damaged: {reason}"
+        cases[f"damaged: {path.stem}"] = (arguments("good.csv", "x", path), expected)
     result = subprocess.run(
         [bulk_python(), "-c", IN_ONE_PROCESS],
         input=json.dumps([case for case, _ in cases.values()]),
@@ -345,7 +423,7 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
     for (name, (_, expected)), (code, message) in zip(cases.items(), json.loads(result.stdout), strict=True):
         assert expected.format(tmp_path) in message, f"{name}: {message}"
         assert "Traceback" not in message, f"{name}: {message}"
-        assert code == (2 if name == "an option" else FAILED), name
+        assert code == (2 if name.startswith("an option") else FAILED), name
         assert message.count("error:") == 1, f"{name}: {message}"
         assert ("was built with other code" in message) == (name == "another archive"), f"{name}: {message}"
 

@@ -108,6 +108,7 @@ def test_the_partial_files_of_this_output_are_deleted(mar: Path, tmp_path: Path)
     partial = {
         f"out[1]-in[1].csv-00000-of-00001.csv.{HEX}.partial",
         f"out[1].errors-in[1].csv-00000-of-00001.csv.{HEX}.partial",
+        f"out[1]-in[1].csv-00000-of-00001.csv.{HEX[:8]}.partial",
         f"out[1].run.json.{HEX}.partial",
         f"out[1]-earlier.csv-00000-of-00001.csv.{HEX}.partial",
     }
@@ -141,6 +142,9 @@ def test_the_shards_of_other_input_files_are_refused(mar: Path, tmp_path: Path) 
     def with_other_record(folder: Path) -> None:
         (folder / "out.run.json").write_text("[]")
 
+    def with_nested_record(folder: Path) -> None:
+        (folder / "out.run.json").write_text("[" * 100_000)
+
     other = "The output out-* belongs to another run: its {} is not the same. Choose another --output, or delete the "
     other += "files of that run."
     cases = {
@@ -151,6 +155,7 @@ def test_the_shards_of_other_input_files_are_refused(mar: Path, tmp_path: Path) 
         without_record: other.format("archive"),
         larger_without_record: other.format("archive"),
         with_other_record: "out.run.json is not the record of a run. Choose another --output.",
+        with_nested_record: "out.run.json is not the record of a run. Choose another --output.",
     }
     runs = [(tmp_path / case.__name__, "*in.csv", "out") for case in cases]
     for folder, _, _ in runs:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +14,7 @@ import pytest
 import requests
 from gcp_storage_emulator.server import create_server
 
-from bulk.cli import FAILED, ROW_ERRORS
+from bulk.process import FAILED, ROW_ERRORS
 from tests.bulk.command import bulk, bulk_python, summary
 from tests.bulk.inputs import BAD, texts, write_csv, write_json_lines, write_parquet
 
@@ -48,6 +50,21 @@ class Forbidden(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Refuse the request."""
         self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class Expired(BaseHTTPRequestHandler):
+    """Google's server of tokens for a service account whose key was deleted."""
+
+    def do_POST(self) -> None:
+        """Refuse the request."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(400)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(b'{"error": "invalid_grant", "error_description": "Invalid JWT Signature."}')
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -114,6 +131,33 @@ def test_a_bucket_without_permission_is_one_line(environment: dict[str, str], tm
         storage.shutdown()
     assert result.returncode == FAILED
     assert result.stderr.startswith(f"error: {archive} cannot be read: 403 "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the key of the service account")
+def test_expired_credentials_are_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    key = subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    with ThreadingHTTPServer(("127.0.0.1", 0), Expired) as tokens:
+        threading.Thread(target=tokens.serve_forever, daemon=True).start()
+        account = {
+            "type": "service_account",
+            "project_id": "project",
+            "private_key": key,
+            "client_email": "account@project.invalid",
+            "token_uri": f"http://127.0.0.1:{tokens.server_port}/token",
+        }
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        credentials = {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json")}
+        archive = f"gs://{BUCKET}/sentiment.mar"
+        result = bulk(tmp_path / "in.csv", tmp_path / "out", archive, **environment | credentials)
+        tokens.shutdown()
+    assert result.returncode == FAILED
+    assert result.stderr.startswith(f"error: {archive} cannot be read: ('invalid_grant: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
 
 

@@ -117,6 +117,43 @@ def test_the_results_can_be_read_from_an_output_file(kind: str) -> None:
     assert [row[-1] for row in table.cells(table.written(rows, cells, [2]))] == [cells[2][-1]]
 
 
+def test_parquet_with_views_of_strings_is_read_and_written() -> None:
+    """Polars writes this type."""
+    views = pa.array(["late", None, "again"], pa.string_view())
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"text": views, "other": views}), content)
+    table = TABLES["parquet"](SETTINGS)
+    table.check("file", content, 0)
+    [rows] = split(table, "parquet", content.getvalue(), 1)
+    assert rows.texts == ["late", "", "again"]
+    cells: list[Any] = [["positive", 0.75, None], [None, None, "BlankTextError: blank"], ["negative", 0.5, None]]
+    for indexes in ([0, 1, 2], [1, 2]):
+        written = table.written(rows, cells, indexes)
+        others = pyarrow.parquet.read_table(io.BytesIO(written))["other"].to_pylist()
+        assert others == [views[index].as_py() for index in indexes]
+        assert list(table.cells(written)) == [cells[index] for index in indexes]
+
+
+def test_the_columns_of_plain_text_are_checked_like_those_of_csv() -> None:
+    cases = {
+        Settings("telabel", Columns(TASK, prefix="te")): "file already has a column 'telabel'",
+        Settings("text", Columns(Task(("a;b", "c"), "multi-label", (0.5, 0.5)))): "The label 'a;b' contains ';'",
+    }
+    for settings, expected in cases.items():
+        for kind in ("csv", "text"):
+            with pytest.raises(BulkError, match=expected):
+                TABLES[kind](settings).check("file", io.BytesIO(f"{settings.text_column}\nlate\n".encode()), 12)
+
+
+def test_the_names_in_a_wrong_file_are_cut_and_escaped() -> None:
+    for header in ("\x1b[2J,\u2028", ",".join(f"column {number}" for number in range(50_000))):
+        for kind, content in (("csv", header), ("tsv", header), ("jsonl", json.dumps({header: 1}))):
+            with pytest.raises(BulkError, match="file has no column 'text'; it has ") as caught:
+                TABLES[kind](SETTINGS).check("file", io.BytesIO(content.encode()), len(content))
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 500, kind
+
+
 def test_a_row_that_swallows_others_ends_the_run() -> None:
     content = b'text,b\nlate,1\n"late,2\nlate,3\non time",4,5\n'
     with pytest.raises(BulkError, match="file, lines 3 to 5, are a row of 3 cells, but the header has 2"):
