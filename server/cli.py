@@ -206,10 +206,12 @@ def environment(properties: Properties) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)}
     variables = defaults | {name: value for name, value in os.environ.items() if name not in defaults or value.strip()}
     allowed = variables[REPLY_LIMIT].strip()
-    if allowed.isdecimal() and int(allowed) > limit:
+    # Python does not convert thousands of digits, so a longer number is not converted.
+    digits = allowed.lstrip("0") or "0"
+    if allowed.isdecimal() and (len(digits) > len(str(limit)) or int(digits) > limit):
         raise ConfigurationError(
-            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe kills a "
-            f"worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
+            f"{REPLY_LIMIT}={digits:.40} is above max_response_size={limit} in {properties.path.name}. TorchServe "
+            f"kills a worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
         )
     return variables
 

@@ -18,6 +18,7 @@ accepts no IPv6 addresses."""
 LAST_PORT = 65_534
 """The highest port that TorchServe accepts: it rejects 65,535."""
 
+MAX_JAVA_INTEGER = 2**31 - 1
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
 
@@ -148,8 +149,10 @@ class Properties:
             ConfigurationError: the setting is not a number.
         """
         value = self.values.get("max_response_size", "6553500")
-        if not value.isdecimal():
-            raise ConfigurationError(f"{self.path}: max_response_size={value}; expected a number of bytes.")
+        if not value.isdecimal() or len(value) > len(str(MAX_JAVA_INTEGER)):
+            raise ConfigurationError(
+                f"{self.path}: max_response_size={value:.40}; expected a number of bytes up to {MAX_JAVA_INTEGER}."
+            )
         return int(value)
 
     @property

@@ -57,10 +57,15 @@ def test_the_limit_for_replies_is_at_most_the_size_that_torchserve_reads(
     monkeypatch.setenv(REPLY_LIMIT, "1001")
     with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
         environment(properties)
+    monkeypatch.setenv(REPLY_LIMIT, "9" * 5_000)  # Python does not convert so many digits
+    with pytest.raises(ConfigurationError, match=r"=9{40} is above max_response_size=1000"):
+        environment(properties)
     monkeypatch.setenv(REPLY_LIMIT, " ")
     assert environment(properties)[REPLY_LIMIT] == "1000", "a blank value counts as not set"
     with pytest.raises(ConfigurationError, match="a number of bytes"):
         environment(write(tmp_path, "max_response_size=1k"))
+    with pytest.raises(ConfigurationError, match=r"max_response_size=9{40}; expected a number of bytes up to"):
+        environment(write(tmp_path, f"max_response_size={'9' * 5_000}"))
 
 
 def test_a_blank_number_of_threads_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
