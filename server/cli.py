@@ -210,8 +210,8 @@ def environment(properties: Properties) -> dict[str, str]:
     digits = allowed.lstrip("0") or "0"
     if allowed.isdecimal() and (len(digits) > len(str(limit)) or int(digits) > limit):
         raise ConfigurationError(
-            f"{REPLY_LIMIT}={digits:.40} is above max_response_size={limit} in {properties.path.name}. TorchServe kills "
-            f"a worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
+            f"{REPLY_LIMIT}={digits:.40} is above max_response_size={limit} in {properties.path.name}. TorchServe "
+            f"kills a worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
         )
     return variables
 
