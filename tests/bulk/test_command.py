@@ -282,7 +282,7 @@ def damaged_archives(folder: Path, mar: Path) -> dict[Path, str]:
         "method": (config, b"late", f"{config}: That compression method is not supported"),
         "name": ("x" * 1_000, b"late", f"{'x' * 99}…: File name too long"),
         "file": ("model", b"late", f"{config} is missing."),
-        "nested": (config, b"[" * 100_000, "maximum recursion depth exceeded"),
+        "nested": (config, b"[" * 100_000, f"{config}: expected the JSON of a model; found"),
         "json": (config, b"late", f"{config}: expected JSON in UTF-8: "),
     }
     reasons = {}

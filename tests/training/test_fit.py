@@ -230,9 +230,8 @@ def test_a_file_without_a_test_split_is_exported_without_its_figures(fitted: Fit
     [
         (["--to", "model_store/general"], "the model `general` came with this project"),
         (["--to", "model_store/Sentiment"], "the model `Sentiment` came with this project"),
-        (["--to", "same", "--run", "other/../same"], "--to same, --run other/../same: expected two folders, neither"),
-        (["--to", "new", "--run", "new/run"], "--to new, --run new/run: expected two folders, neither in the other"),
-        (["--to", "runs/new/model", "--run", "runs/new"], "expected two folders, neither in the other"),
+        (["--to", "same", "--run", "other/../same"], "--to same, --run other/../same: the exported model needs a"),
+        (["--to", "new", "--run", "new/run"], "--to new, --run new/run: the exported model needs a folder without"),
         (["--to", "own"], "--to own: the folder is neither empty nor an exported model; it has README.md, config.json"),
         (["--to", "."], "--to .: the folder is neither empty nor an exported model"),
         (["--to", "mail.csv"], "--to mail.csv: expected a folder; there is a file of this name"),

@@ -601,5 +601,8 @@ def test_too_few_words_for_a_batch_are_refused(tmp_path: Path) -> None:
     documents = pd.DataFrame(
         {"text": ["one two three four five six"] * 9 + ["one two"], "is_valid": [False] * 9 + [True]}
     )
-    with pytest.raises(TrainingError, match="the documents held out have 2 words"):
+    assert len(streams(documents, GeneratorSettings(batch_size=2)).valid) == 1, "xxbos is a token, too"
+    with pytest.raises(TrainingError, match="the documents held out have at most 4 tokens"):
         streams(documents, GeneratorSettings(batch_size=4))
+    with pytest.raises(TrainingError, match="the documents to train on have at most 100 tokens"):
+        streams(documents, GeneratorSettings(batch_size=100))

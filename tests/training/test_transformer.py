@@ -98,7 +98,7 @@ def test_a_transformer_in_parts_is_assembled(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(TrainingError, match="the weights are not those of a-transformer"):
             load("a-transformer")
     monkeypatch.setitem(PACKAGED, "a-transformer", Packaged((*packages, "a-transformer-part-3"), its_own))
-    with pytest.raises(TrainingError, match=r"a-transformer-part-3 is missing\. `make teacher-setup` installs"):
+    with pytest.raises(TrainingError, match=r"a-transformer-part-3 is missing\. `make train-setup` installs"):
         load("a-transformer")
 
 

@@ -76,16 +76,16 @@ def check_name(model: Path, option: str = "--to") -> None:
 
 
 def check_apart(to: Path, run: Path) -> None:
-    """Check that neither the folder of the exported model nor that of the run is in the other one.
+    """Check that the folder of the exported model will have nothing of the run.
 
     Raises:
-        TrainingError: one is in the other, or they are the same folder.
+        TrainingError: the run's folder is the same or is in the model's folder. The interrupted run could not continue,
+            because the model's folder would have other files.
     """
-    model, stages = to.resolve(), run.resolve()
-    if model.is_relative_to(stages) or stages.is_relative_to(model):
+    if run.resolve().is_relative_to(to.resolve()):
         raise TrainingError(
-            f"--to {to}, --run {run}: expected two folders, neither in the other, for the exported model and for the "
-            f"stages. Choose another one, for example --to model_store/NAME --run runs/NAME."
+            f"--to {to}, --run {run}: the exported model needs a folder without the stages. Choose another one, for "
+            f"example --to model_store/NAME --run runs/NAME."
         )
 
 
