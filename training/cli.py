@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from training.data import read_dataset
 from training.errors import TrainingError
-from training.export.destination import NAME, check_archive, check_destination, check_name, check_writable
+from training.export.destination import NAME, VALID_NAME, check_archive, check_destination, check_name, check_writable
 from training.settings import (
     MAX_DIFFERENCE,
     MINILM,
@@ -93,9 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         return _report(error)
     except KeyboardInterrupt as error:
-        # If only this process got the signal, its children would wait for it, and Python waits for its children.
+        # If only this process got the signal, its children would wait for it, and Python waits for its children. A
+        # child that is just being forked would lose SIGTERM.
         for child in multiprocessing.active_children():
-            child.terminate()
+            child.kill()
         event, code = ("Terminated", TERMINATED) if isinstance(error, _TerminatedError) else ("Interrupted", 130)
         print(f"\n{event}. The same command continues from the last checkpoint.", file=sys.stderr)
         return code
@@ -591,10 +592,7 @@ def _cross_validate(options: argparse.Namespace) -> None:
     from training.cross_validation import BASELINES, run_recipe
 
     if options.name is not None and not NAME.fullmatch(options.name):
-        raise TrainingError(
-            f"--name {options.name!r}: expected letters (a to z), digits, points, hyphens and underscores, with a "
-            f"letter or a digit first."
-        )
+        raise TrainingError(f"--name {options.name!r}: expected {VALID_NAME}.")
     data = read_dataset(options.data)
     if options.recipe in BASELINES and (options.start or options.transformer or options.set):
         raise TrainingError(f"--recipe {options.recipe} trains no stage: omit --start, --transformer and --set.")

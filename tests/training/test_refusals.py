@@ -221,7 +221,7 @@ def test_spaces_around_a_label_are_removed(tmp_path: Path) -> None:
         (["all", "--to", "my model"], "--to my model: the folder's name becomes the model's name"),
         (["all", "--to", "short.txt"], "--to short.txt: expected a folder; there is a file of this name"),
         (["all", "--to", "/proc/model"], "--to /proc/model: the folder cannot be written"),
-        (["all", "--to", "new", "--run", "../run/new"], "--to new, --run ../run/new: expected two folders, neither in"),
+        (["all", "--to", "new", "--run", "../run/new"], "--to new, --run ../run/new: the exported model needs a"),
         (["all", "--to", "folder"], "--to folder: the folder is neither empty nor an exported model; it has long.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -12,6 +12,9 @@ from training.tables import listed
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Valid names and versions: they need no escaping in a URL or in a file name."""
 
+VALID_NAME: Final = "letters (a to z), digits, points, hyphens and underscores, with a letter or a digit first"
+"""The form of `NAME`, in words."""
+
 EMBEDDED: Final = ("sentiment", "general")
 """Names of the models that come with this project. `make own-check` refuses the same names."""
 
@@ -69,10 +72,7 @@ def check_name(model: Path, option: str = "--to") -> None:
         TrainingError: the name has other characters.
     """
     if not NAME.fullmatch(model.resolve().name):
-        raise TrainingError(
-            f"{option} {model}: the folder's name becomes the model's name; expected letters (a to z), digits, points, "
-            f"hyphens and underscores, with a letter or a digit first."
-        )
+        raise TrainingError(f"{option} {model}: the folder's name becomes the model's name; expected {VALID_NAME}.")
 
 
 def check_apart(to: Path, run: Path) -> None:
