@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
@@ -77,18 +78,15 @@ def environment() -> Iterator[dict[str, str]]:
     storage = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     storage.start()
-    metadata = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    threading.Thread(target=metadata.serve_forever, daemon=True).start()
     port = storage._api._httpd.socket.getsockname()[1]
-    host = f"127.0.0.1:{metadata.server_port}"
-    yield {
-        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
-        "GCE_METADATA_HOST": host,
-        "GCE_METADATA_IP": host,
-    }
+    with served(Metadata) as address:
+        host = address.removeprefix("http://")
+        yield {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+            "GCE_METADATA_HOST": host,
+            "GCE_METADATA_IP": host,
+        }
     storage.stop()
-    metadata.shutdown()
-    metadata.server_close()
 
 
 def test_files_in_a_bucket_have_the_results_of_local_files(
@@ -123,12 +121,10 @@ def test_files_in_a_bucket_have_the_results_of_local_files(
 
 
 def test_a_bucket_without_permission_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidden) as storage:
-        threading.Thread(target=storage.serve_forever, daemon=True).start()
-        host = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{storage.server_port}"}
-        archive = f"gs://{BUCKET}/sentiment.mar"
+    archive = f"gs://{BUCKET}/sentiment.mar"
+    with served(Forbidden) as address:
+        host = {"STORAGE_EMULATOR_HOST": address}
         result = bulk(tmp_path / "in.csv", tmp_path / "out", archive, **environment | host)
-        storage.shutdown()
     assert result.returncode == FAILED
     assert result.stderr.startswith(f"error: {archive} cannot be read: 403 "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
@@ -142,23 +138,30 @@ def test_expired_credentials_are_one_line(environment: dict[str, str], tmp_path:
         text=True,
         check=True,
     ).stdout
-    with ThreadingHTTPServer(("127.0.0.1", 0), Expired) as tokens:
-        threading.Thread(target=tokens.serve_forever, daemon=True).start()
+    archive = f"gs://{BUCKET}/sentiment.mar"
+    with served(Expired) as address:
         account = {
             "type": "service_account",
             "project_id": "project",
             "private_key": key,
             "client_email": "account@project.invalid",
-            "token_uri": f"http://127.0.0.1:{tokens.server_port}/token",
+            "token_uri": f"{address}/token",
         }
         (tmp_path / "account.json").write_text(json.dumps(account))
         credentials = {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json")}
-        archive = f"gs://{BUCKET}/sentiment.mar"
         result = bulk(tmp_path / "in.csv", tmp_path / "out", archive, **environment | credentials)
-        tokens.shutdown()
     assert result.returncode == FAILED
     assert result.stderr.startswith(f"error: {archive} cannot be read: ('invalid_grant: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run an HTTP server, and give its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def upload(environment: dict[str, str], name: str, content: bytes) -> None:

@@ -57,8 +57,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"escaped": escaped, "code": code_span, "number": format, "last_metrics": _last_metrics}
-    environment.filters |= {"inputs": inputs_of_record}
-    environment.tests |= {"record": is_record}
+    environment.filters["inputs"] = inputs_of_record
+    environment.tests["record"] = is_record
     return environment
 
 

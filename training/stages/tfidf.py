@@ -70,6 +70,7 @@ def held_out_fifths(rows: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
             f"No label has {FOLDS} texts, so the texts cannot be divided into {FOLDS} parts. Add texts, or train "
             "without TF-IDF: --set classifier.tfidf_weight=0."
         )
+    # Not the keys of `copies_of`: with other groups, the folds of all earlier cross-validations would change.
     copies = rows["text"].str.lower().str.replace(r"[\W_]+", "", regex=True)
     copies = copies.where(copies != "", rows["text"])
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
