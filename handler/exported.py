@@ -6,6 +6,7 @@ Reading a model runs no code from its files. Every file is checked before use; a
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -265,6 +266,8 @@ def _read_description(folder: Path) -> Description:
     vocabulary = _read_json(folder / VOCABULARY_FILE)
     if not isinstance(vocabulary, list) or not all(token is None or isinstance(token, str) for token in vocabulary):
         raise ExportedModelError(f"{folder / VOCABULARY_FILE}: expected a list of strings and nulls.")
+    if repeated := [token for token, count in Counter(vocabulary).items() if token is not None and count > 1]:
+        raise ExportedModelError(f"{folder / VOCABULARY_FILE}: the token {repeated[0]!r} occurs more than once.")
     card = _read_json(folder / CARD_FILE)
     if not isinstance(card, dict):
         raise ExportedModelError(f"{folder / CARD_FILE}: expected a JSON object.")

@@ -30,7 +30,7 @@ class Archive:
 
     @classmethod
     def read(cls, path: Path) -> "Archive":
-        """Read the manifest and the sizes of an archive.
+        """Read the manifest and the sizes of an archive, and check that its files can be unpacked.
 
         Raises:
             ConfigurationError: the file does not exist, or it is not a model archive.
@@ -41,6 +41,8 @@ class Archive:
             with ZipFile(path) as archive:
                 unpacked_bytes = sum(file.file_size for file in archive.infolist())
                 model = json.loads(archive.read(MANIFEST))["model"]
+                if (damaged := archive.testzip()) is not None:
+                    raise BadZipFile(f"its file {damaged} is damaged")
             # If the manifest has no version, TorchServe's default is 1.0.
             return cls(str(model["modelName"]), str(model.get("modelVersion", "1.0")), unpacked_bytes)
         except OSError as error:

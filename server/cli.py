@@ -2,13 +2,16 @@
 
 import argparse
 import contextlib
+import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 from urllib.parse import quote
 
 from server import keys, process
@@ -34,6 +37,9 @@ DIRECT = (
 )
 REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
 """The variable that limits the size of the handler's reply for a batch."""
+NUMBERS = re.compile("OMP_NUM_THREADS|CLASSIFIER_MAX_.*")
+"""The variables that the handler reads as whole numbers above 0."""
+NUMBER = re.compile("(?=.*[1-9])[0-9]{1,18}")
 
 
 def main() -> int:
@@ -58,7 +64,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--drain-timeout",
-        type=float,
+        type=_seconds,
         default=DRAIN_TIMEOUT_S,
         metavar="SECONDS",
         help="maximum time after a signal for answering the requests that have arrived (default: %(default)s)",
@@ -193,6 +199,16 @@ def run(
     return 0
 
 
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds of at least 0")
+    return seconds
+
+
 def environment(properties: Properties) -> dict[str, str]:
     """The environment variables of TorchServe and its workers.
 
@@ -200,18 +216,22 @@ def environment(properties: Properties) -> dict[str, str]:
     size that TorchServe reads. A blank value of either variable counts as not set.
 
     Raises:
-        ConfigurationError: the environment allows larger replies than TorchServe reads.
+        ConfigurationError: a variable of the handler is not a whole number above 0, or the environment allows larger
+            replies than TorchServe reads.
     """
     limit = properties.max_response_size
     defaults = {"OMP_NUM_THREADS": "1", REPLY_LIMIT: str(limit)}
     variables = defaults | {name: value for name, value in os.environ.items() if name not in defaults or value.strip()}
-    allowed = variables[REPLY_LIMIT].strip()
-    # Python does not convert thousands of digits, so a longer number is not converted.
-    digits = allowed.lstrip("0") or "0"
-    if allowed.isdecimal() and (len(digits) > len(str(limit)) or int(digits) > limit):
+    for name, value in variables.items():
+        if NUMBERS.fullmatch(name) and value.strip() and not NUMBER.fullmatch(value.strip()):
+            raise ConfigurationError(
+                f"The environment variable {name} is {shortened(value)}; expected a whole number above 0 of at most 18 "
+                f"digits."
+            )
+    if (allowed := int(variables[REPLY_LIMIT])) > limit:
         raise ConfigurationError(
-            f"{REPLY_LIMIT}={digits:.40} is above max_response_size={limit} in {properties.path.name}. TorchServe "
-            f"kills a worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
+            f"{REPLY_LIMIT}={allowed} is above max_response_size={limit} in {properties.path.name}. TorchServe kills a "
+            f"worker that sends a larger reply. Lower {REPLY_LIMIT} or raise max_response_size."
         )
     return variables
 

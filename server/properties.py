@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from server.address import ANY_HOST, Address
@@ -19,6 +20,11 @@ LAST_PORT = 65_534
 """The highest port that TorchServe accepts: it rejects 65,535."""
 
 MAX_JAVA_INTEGER = 2**31 - 1
+NUMBERS_OF_A_VERSION = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
+SETTINGS_OF_A_VERSION = (*NUMBERS_OF_A_VERSION, "defaultVersion", "marName", "runtimeType")
+"""What TorchServe reads of a version in the setting `models`. It ignores other names, and reads a number below 1 as its
+default: a `maxBatchDelay` of 0 means 100 ms."""
+
 FROM_ENVIRONMENT = re.compile(r"\$\$([^$]+[^$])\$\$")
 """`$$NAME$$` in a value stands for an environment variable (`ConfigManager.resolveEnvVarVals`)."""
 
@@ -246,7 +252,8 @@ class Properties:
         """The setting `models`: the settings of each version of each model, by name and version.
 
         Raises:
-            ConfigurationError: the setting `models` is not JSON of the form that TorchServe reads.
+            ConfigurationError: the setting `models` is not JSON of the form that TorchServe reads, or TorchServe would
+                ignore a part of it.
         """
         value = self.values.get("models")
         if value is None:
@@ -263,7 +270,23 @@ class Properties:
         ):
             raise ConfigurationError(f"{self.path}: models is not a JSON object of models and versions; {expected}.")
         settings: dict[str, dict[str, dict[str, Any]]] = by_name
+        for name, versions in settings.items():
+            for version, version_settings in versions.items():
+                self._check_version(f"{name} {version}", version_settings)
         return settings
+
+    def _check_version(self, version: str, settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            if name not in SETTINGS_OF_A_VERSION:
+                raise ConfigurationError(
+                    f"{self.path}: models has {name} for {version}, but TorchServe would ignore it; expected only "
+                    f"{', '.join(SETTINGS_OF_A_VERSION)}."
+                )
+            if name in NUMBERS_OF_A_VERSION and not (type(value) is int and 0 < value <= MAX_JAVA_INTEGER):
+                raise ConfigurationError(
+                    f"{self.path}: models has {name} {shortened(value)} for {version}; expected a whole number from 1 "
+                    f"to {MAX_JAVA_INTEGER}."
+                )
 
     def _http(self, setting: str, default: str) -> Address:
         value = self.values.get(setting, default)

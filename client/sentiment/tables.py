@@ -549,7 +549,8 @@ class ParquetTable:
         check_text_column(self._source, self.names)
         kind = self._schema.field(self._source.text_column).type
         value = kind.value_type if self._arrow.types.is_dictionary(kind) else kind
-        if not (self._arrow.types.is_string(value) or self._arrow.types.is_large_string(value)):
+        types = self._arrow.types
+        if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
             column = self._source.text_column
             raise InputError(f"{self._source.name}: the column {column!r} is {kind}; expected strings.")
         with self._open() as file:

@@ -172,14 +172,21 @@ def test_json_lines_keep_every_character_of_a_line(answering: Scripted, folder: 
     assert third.startswith('{"text": null, "label": null')
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
 @given(rows=ROWS)
-def test_parquet_rows_are_copied_unchanged(answering: Scripted, folder: Path, rows: list[tuple[str, str]]) -> None:
+def test_parquet_rows_are_copied_unchanged(
+    answering: Scripted, folder: Path, kind: str, rows: list[tuple[str, str]]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     source = fresh(folder, ".parquet")
     schema = pa.schema(
-        [("id", pa.large_string()), pa.field("text", pa.string(), metadata={"of": "tweets"}), ("n", pa.int16())],
+        [
+            ("id", pa.large_string()),
+            pa.field("text", getattr(pa, kind)(), metadata={"of": "tweets"}),
+            ("n", pa.int16()),
+        ],
         metadata={"made": "here"},
     )
     table = pa.table([[own for own, _ in rows], [text or None for _, text in rows], list(range(len(rows)))], schema)

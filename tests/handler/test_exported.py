@@ -155,6 +155,10 @@ def test_seen_tokens_is_the_length_of_the_longest_text_that_is_pooled_from_its_b
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
         (lambda folder: (folder / "vocabulary.json").write_text("[1]"), "expected a list of strings"),
         (lambda folder: (folder / "vocabulary.json").write_text('["a"]'), "the vocabulary has 1 entries"),
+        (
+            lambda folder: (folder / "vocabulary.json").write_text('["a", null, null, "a"]'),
+            "token 'a' occurs more than",
+        ),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json: .* hundreds of levels"),
         (lambda folder: (folder / "card.json").write_text("9" * 5_000), "card.json: .* number of thousands of digits"),
         (change_config(format_version=99), "version 1; found .*, 99"),

@@ -65,6 +65,14 @@ def test_the_error_for_a_damaged_archive_names_the_file(tmp_path: Path, compress
     assert refused > len(whole) / 2
 
 
+def test_an_archive_with_another_damaged_file_is_rejected(tmp_path: Path, mar: Path) -> None:
+    content = mar.read_bytes()
+    middle = len(content) // 2
+    (tmp_path / "a.mar").write_bytes(content[:middle] + bytes(2_000) + content[middle + 2_000 :])
+    with pytest.raises(ConfigurationError, match=r"a\.mar is not a model archive"):
+        Archive.read(tmp_path / "a.mar")
+
+
 def test_a_manifest_that_is_nested_too_deeply_is_rejected(tmp_path: Path) -> None:
     with ZipFile(tmp_path / "a.mar", "w") as written:
         written.writestr(MANIFEST, "[" * 100_000)

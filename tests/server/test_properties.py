@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from handler.limits import whole_number
 from server.cli import REPLY_LIMIT, environment
 from server.properties import ConfigurationError, Properties
 from tests.paths import ROOT
@@ -57,15 +58,24 @@ def test_the_limit_for_replies_is_at_most_the_size_that_torchserve_reads(
     monkeypatch.setenv(REPLY_LIMIT, "1001")
     with pytest.raises(ConfigurationError, match="1001 is above max_response_size=1000"):
         environment(properties)
-    monkeypatch.setenv(REPLY_LIMIT, "9" * 5_000)  # Python does not convert so many digits
-    with pytest.raises(ConfigurationError, match=r"=9{40} is above max_response_size=1000"):
-        environment(properties)
     monkeypatch.setenv(REPLY_LIMIT, " ")
     assert environment(properties)[REPLY_LIMIT] == "1000", "a blank value counts as not set"
     with pytest.raises(ConfigurationError, match="a number of bytes"):
         environment(write(tmp_path, "max_response_size=1k"))
     with pytest.raises(ConfigurationError, match=r"max_response_size=9{40}; expected a number of bytes up to"):
         environment(write(tmp_path, f"max_response_size={'9' * 5_000}"))
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "CLASSIFIER_MAX_TEXTS", REPLY_LIMIT])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "1k", "four", "²", "9" * 19, "9" * 5_000])
+def test_a_variable_that_the_handler_would_refuse_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"The environment variable {name} is .*expected a whole number above"):
+        environment(write(tmp_path, ""))
+    with pytest.raises(ValueError, match="whole number above 0"):
+        whole_number(name, 1)
 
 
 def test_a_blank_number_of_threads_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +137,15 @@ def test_a_model_store_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         ('{"sentiment": {"1.0": {"batchSize": 16}', "models is not JSON"),
         ('["sentiment"]', "models is not a JSON object of models"),
         ('{"sentiment": {"batchSize": 16}}', "models is not a JSON object of models"),
+        ('{"a": {"1.0": {"batch_size": 16}}}', "models has batch_size for a 1.0, but TorchServe would ignore it"),
+        (
+            '{"a": {"1.0": {"maxBatchDelay": 0}}}',
+            "models has maxBatchDelay 0 for a 1.0; expected a whole number from 1",
+        ),
+        ('{"a": {"1.0": {"batchSize": "16"}}}', "models has batchSize '16' for a 1.0"),
+        ('{"a": {"1.0": {"minWorkers": 1.5}}}', "models has minWorkers 1.5 for a 1.0"),
+        ('{"a": {"1.0": {"maxWorkers": true}}}', "models has maxWorkers True for a 1.0"),
+        ('{"a": {"1.0": {"responseTimeout": 2147483648}}}', "from 1 to 2147483647"),
     ],
 )
 def test_malformed_model_settings_are_an_error(tmp_path: Path, value: str, message: str) -> None:
