@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from server.properties import Properties
 from tests.approximately import approximately
 from tests.docs.test_documents import NUMBERS_WITHIN, comparable, with_addresses_of
 from tests.e2e.report import Report
-from tests.e2e.server_process import Project, Server, sentiment, serving
+from tests.e2e.server_process import Project, Server, sentiment, serving, write_changed
 from tests.e2e.traffic import TEXTS, Traffic, labels_of
 from tests.paths import CLIENT, MODEL, TOY_TWEETS
 from training.export.archive import archive
@@ -132,9 +131,7 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, mar: Path) -> Iterator
     shutil.move(folder / "sentiment-2.mar", store)
     (store / "torn.mar").write_bytes((store / "sentiment-2.mar").read_bytes()[:100_000])
     (store / "text.mar").write_text("no archive")
-    with zipfile.ZipFile(store / "sentiment-2.mar") as good, zipfile.ZipFile(store / "raises.mar", "w") as bad:
-        for item in good.infolist():
-            bad.writestr(item, RAISES if item.filename == "service.py" else good.read(item))
+    write_changed(store / "sentiment-2.mar", store / "raises.mar", "service.py", RAISES)
     # PATH contains no program: TorchServe must only execute the server's own programs while versions change.
     with serving(project, OMP_NUM_THREADS="1", PATH=str(folder)) as running:
         yield running

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
+from zipfile import ZipFile
 
 import psutil
 import pytest
@@ -202,6 +203,13 @@ def serving(project: Project, command: list[str] | None = None, **environment: s
     finally:
         # Ctrl-C is faster than SIGTERM: it has no grace period for persistent connections.
         assert server.stop(signal.SIGINT) == 0, server.log
+
+
+def write_changed(archive: Path, changed: Path, file: str, content: str | bytes) -> None:
+    """Write a copy of an archive with another content of one of its files."""
+    with ZipFile(archive) as source, ZipFile(changed, "w") as target:
+        for item in source.infolist():
+            target.writestr(item, content if item.filename == file else source.read(item))
 
 
 def run_module(

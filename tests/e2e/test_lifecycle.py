@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, gone, run_module
+from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, gone, run_module, write_changed
 from tests.e2e.traffic import wait_until
 from tests.paths import ROOT
 
@@ -383,10 +383,20 @@ def test_an_unusable_model_option_is_a_clear_error(project: Project, models: lis
 
 def test_a_model_that_does_not_load_ends_the_server_with_an_error(tmp_path: Path, mar: Path) -> None:
     project = Project(tmp_path, mar, models=ONE_WORKER)
-    server = Server(project, CLASSIFIER_MAX_TEXTS="many")
+    write_changed(mar, project.folder / "model_store" / "sentiment.mar", "model/vocabulary.json", '["late", "late"]')
+    server = Server(project)
     server.wait_for("error: Workers exit while they load the model")
     assert server.wait() == 1
-    assert "CLASSIFIER_MAX_TEXTS must be a whole number above 0 of at most 18 digits, not 'many'" in server.log
+    assert "vocabulary.json: the token 'late' occurs more than once" in server.log
+
+
+def test_an_unusable_limit_is_a_clear_error(project: Project) -> None:
+    result = run_module("server", "--config", str(project.config), env=os.environ | {"CLASSIFIER_MAX_TEXTS": "many"})
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: The environment variable CLASSIFIER_MAX_TEXTS is 'many'; expected a whole number above 0 of at most 18 "
+        "digits.\n"
+    )
 
 
 def test_a_full_queue_refuses_and_answers_the_rest(tmp_path: Path, mar: Path) -> None:

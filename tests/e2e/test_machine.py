@@ -23,7 +23,7 @@ from handler.service import MODEL_FOLDER
 from server.environment import NOT_PASSED_ON
 from server.leftovers import OLD_S
 from server.workspace import PREFIX
-from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, run_module
+from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, run_module, write_changed
 from tests.e2e.test_metrics import samples_of
 from tests.e2e.traffic import TEXT, wait_until
 from tests.paths import MODEL, ROOT
@@ -264,6 +264,7 @@ def change(project: Project, name: str, value: str) -> None:
         ("load_models", "config.properties", "is not a model archive"),
         ("load_models", "a/b=sentiment.mar", "A model cannot be named a/b"),
         ("models", "{", "models is not JSON"),
+        ("models", '{"sentiment": {"1.0": {"maxBatchDelay": 0}}}', "models has maxBatchDelay 0 for sentiment 1.0"),
         ("metrics_config", "none.yaml", "none.yaml; expected the list of metrics, as set by metrics_config"),
     ],
 )
@@ -279,14 +280,10 @@ def test_an_unusable_configuration_prevents_the_start(
     assert result.stderr.count("\n") == 1
 
 
-def test_an_archive_that_cannot_be_unpacked_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
-    """The archive's directory is intact, so only unpacking reveals the damage."""
+def test_an_archive_that_torchserve_refuses_is_a_clear_error(tmp_path: Path, mar: Path) -> None:
+    manifest = json.dumps({"runtime": "none", "model": {"modelName": "sentiment", "modelVersion": "1.0"}})
     project = Project(tmp_path, mar)
-    path = project.folder / "model_store" / "sentiment.mar"
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 1_000] = bytes(1_000)
-    path.write_bytes(content)
+    write_changed(mar, project.folder / "model_store" / "sentiment.mar", "MAR-INF/MANIFEST.json", manifest)
     server = Server(project)
     server.wait_for("error: TorchServe did not register sentiment 1.0")
     assert server.wait() == 1
