@@ -146,4 +146,4 @@ def _print(options: Any, summary: "Summary", seconds: float) -> None:
         f"{summary.tokens:,} tokens; engine {summary.engine_ms:,} ms, tokenizer {summary.tokenizer_ms:,} ms of all "
         "processes"
     )
-    print(f"{options.output}-*: {summary.shards:,} files")
+    print(f"{options.output}-*: {summary.shards:,} file{'s' * (summary.shards != 1)}")

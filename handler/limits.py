@@ -53,9 +53,9 @@ class Limits:
     be a token.
 
     With the embedded model, the work within the limit takes a core with AVX-512 at most 2 s. A batch with refused
-    requests takes at most 3 s (`docs/explanation/performance.md`). For a larger network, a token counts more, so that
-    a request takes at most twice as long: 3.1 times as much for 400/1152/3 in int8, 6.9 times in int8-fine
-    (`handler/padding.py`).
+    requests takes at most 3 s (`docs/explanation/performance.md`). A token of a larger network counts more: 3.1
+    times as much for 400/1152/3 in int8, 6.9 times in int8-fine (`handler/padding.py`). The largest request then takes
+    at most twice as long as with the embedded model.
     """
 
     max_batch_reply_bytes: int = 6_553_500

@@ -56,6 +56,9 @@ Python's default, 131,072, is less than a long document has. It is also less tha
 closed, which has an error message of its own.
 """
 
+_ARRAY_TO_LINES: Final = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]"
+"""Program that converts a JSON array to JSON lines."""
+
 SHOWN: Final = 5
 """Maximum number of lines or labels that a message lists."""
 
@@ -332,6 +335,11 @@ class Source:
     def _json_lines(self, text: str) -> Iterator[Record]:
         """Parse the records of JSON lines: an object in each line that is not blank."""
         kinds = "an object, or a string," if self._wants_one_column else "an object"
+        if re.match(r"\s*\[\s*\{", text):
+            raise self.problem(
+                f"is a JSON array; expected JSON lines, {kinds} in each line. Convert it, for example: "
+                + self._copied(f"{shlex.quote(sys.executable)} -c {shlex.quote(_ARRAY_TO_LINES)}", "lines")
+            )
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue

@@ -362,8 +362,8 @@ _STATUS_EXAMPLES = """\
 _SCALE_EXAMPLES = """\
   sentiment scale 4
 
-If N is lower than before, TorchServe ends workers at once. The requests that they
-process are answered with status 500.
+If N is lower than before, TorchServe ends workers at once. HAProxy sends the
+requests that they process to the others.
 """
 _REGISTER_EXAMPLES = """\
   sentiment register sentiment-2.mar --workers 1
@@ -415,13 +415,14 @@ def _add(
     )
     command.set_defaults(command=function)
     model = os.environ.get("SENTIMENT_MODEL") or None
+    default = model or "sentiment if the server has it, else its only model"
     command.add_argument(
         *names,
         dest="model",
         metavar="NAME",
         type=_checked(address.name),
         default=model,
-        help=f"name of the model; default: {model or 'the only one'}".replace("%", "%%"),
+        help=f"name of the model; default: {default}".replace("%", "%%"),
     )
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return command

@@ -262,8 +262,8 @@ class ManagementClient(Client):
     def scale(self, workers: int, version: str) -> None:
         """Set a version's number of workers, and wait until they are ready.
 
-        If the number decreases, TorchServe ends workers at once. The requests that they process are answered with
-        status 500.
+        If the number decreases, TorchServe ends workers at once. HAProxy sends the requests that they process to the
+        others; without HAProxy, they are answered with status 500.
 
         Raises:
             InputError: the number is not from 1 to `MAX_WORKERS`.

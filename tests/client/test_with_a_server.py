@@ -298,6 +298,15 @@ def test_another_model_is_registered_used_and_removed(
     assert management.models() == ["sentiment"]
 
 
+def test_fewer_workers_under_load_lose_no_request(open_server: Server, traffic: Traffic) -> None:
+    with traffic.going():
+        for workers in (2, 1, 2, 1):
+            scaled = sentiment(open_server, "scale", str(workers))
+            assert scaled.returncode == 0, scaled.stderr
+            traffic.wait_for_answers(100)
+    assert traffic.refusals() == {}
+
+
 def test_register_scale_and_roll_back_to_another_version(open_server: Server, management: ManagementClient) -> None:
     registered = sentiment(open_server, "register", "sentiment-2.mar", "--workers", "1")
     assert registered.returncode == 0, registered.stderr

@@ -416,6 +416,8 @@ def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
     [
         ("a.txt", b"\xff\xfe", "expected UTF-8"),
         ("a.txt", b"\n\n", "has no text"),
+        ("a.csv", b"text,label\nlate,bad\n", "in a table, each line would be a document. Write the column"),
+        ("A.JSONL.GZ", b"", "in a table, each line would be a document"),
         ("a.txt.xz", b"plain", "expected UTF-8"),
         ("a.txt.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, "expected UTF-8"),
     ],

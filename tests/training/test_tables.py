@@ -131,6 +131,11 @@ def test_a_text_file_has_one_text_per_line(name: str, tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a", "label": "b"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'\n"a"\n', "line 2 is str; expected an object in each line"),
         (
+            "a.json",
+            b'\n[\n  {"text": "a", "label": "b"}\n]',
+            "is a JSON array; expected JSON lines, an object in each line",
+        ),
+        (
             "a.jsonl",
             b'{"text": "a", "stars": 1}\n',
             "line 1 has no column `label`; it has `text`, `stars`. Name the column: --label-column NAME",
@@ -199,6 +204,8 @@ def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPat
         ("my file.csv", b"text\nna\0me\n", "clean-my file.csv", "name"),
         ("a.csv.gz", gzip.compress(b"text\nna\0me\n", mtime=0), "clean-a.csv", "name"),
         ("a.csv", b"sep=;\ntext\nname\n", "clean-a.csv", "name"),
+        ("a.json", '[{"text": "café"}]'.encode(), "lines-a.json", "café"),
+        ("a.json.xz", lzma.compress('[\n{"text": "café"}\n]\n'.encode()), "lines-a.json", "café"),
         ("a.csv", b"text\ncaf\xe9\n", "utf8-a.csv", "caf\xe9"),
         ("a.csv.xz", lzma.compress("text\ncaf\xe9\n".encode("utf-16")), "utf8-a.csv", "caf\xe9"),
     ],
@@ -211,7 +218,8 @@ def test_the_command_in_a_message_makes_a_valid_file(
     _, _, command = str(error.value).replace("To remove NUL bytes: ", "for example: ").partition("for example: ")
     (tmp_path / "elsewhere").mkdir()
     subprocess.run(command, shell=True, check=True, cwd=tmp_path / "elsewhere")
-    assert Source("--texts", tmp_path / "elsewhere" / copy, TEXT).records() == [Record(2, (expected,))]
+    records = Source("--texts", tmp_path / "elsewhere" / copy, TEXT).records()
+    assert [record.values for record in records] == [(expected,)]
 
 
 @pytest.mark.parametrize("kind", [pyarrow.date32(), pyarrow.date64(), pyarrow.duration("s")])
