@@ -186,7 +186,7 @@ def goals(results: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             for name in ("light", "heavy")
         ),
         ("a worker's memory against Flask's", "50 %", f"{worker:.0%}", worker <= 0.5),
-        ("`sentiment.mar` against the fp32 weights", "25 %", f"{size:.0%}", size <= 0.25),
+        ("`sentiment.mar` against the float32 weights", "25 %", f"{size:.0%}", size <= 0.25),
         ("start to first answer", "8 s", f"{ours['start_s']:.1f} s", ours["start_s"] <= 8),
         (
             "time of a token, texts of 100 to 5,000 tokens: largest to smallest",
