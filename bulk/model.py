@@ -23,7 +23,7 @@ they need little padding; with more texts, it is not faster."""
 
 BATCH_CHARACTERS: Final = 100_000
 """Maximum number of characters of texts that are predicted together. With prose, that is well below the limit
-`max_token_reads`; see `predicted` for other texts."""
+`max_token_reads`; see `Model._predicted` for other texts."""
 
 
 class Model(ModelHandler[Rows, ScoredRows, SharedClassifier]):

@@ -44,7 +44,7 @@ from bulk.tables import ENDINGS, OUTPUT_ENDINGS, TABLES, Settings
 from handler.limits import Limits
 
 RECORD: Final = ".run.json"
-"""Ending of the name of the file with what determines the output of a run."""
+"""Ending of the name of the record, which has the input files and options that determine a run's output."""
 
 LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
 CHECKS_AT_ONCE: Final = 16
@@ -165,7 +165,8 @@ def run(
     if summary.rows != summary.scored + summary.errors or summary.shards != shards:
         raise BulkError(
             f"The counts do not agree: {summary.rows:,} rows were read, {summary.scored:,} scored, {summary.errors:,} "
-            f"have errors; {summary.shards:,} of {shards:,} shards were written."
+            f"have errors; {summary.shards:,} of {shards:,} shards were written. Delete the output files, and run the "
+            "command again."
         )
     return summary
 
@@ -273,7 +274,9 @@ def _inputs(pattern: str, output: str, names: Collection[str]) -> list[File]:
         if not (_is_written(file.path, output, names) and _folder(file.path) == folder)
     ]
     if not files:
-        raise BulkError(f"No file matches {pattern}.")
+        raise BulkError(
+            f"No file matches {pattern}. Expected a path, or a pattern such as 'in/*.csv', of files to classify."
+        )
     return files
 
 

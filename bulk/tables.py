@@ -176,8 +176,8 @@ class CsvTable:
             columns: number of cells of a row; None if the first row is the header.
 
         Raises:
-            BulkError: the lines are not valid CSV, or a row of several lines has another number of cells. Most likely
-                such a row is no row, but ends at the next quote after a quote without an end.
+            BulkError: the lines are not valid CSV, or a row of several lines has another number of cells. Usually,
+                a quote is not closed, so that the cell extends to the next quote.
         """
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         line = 1

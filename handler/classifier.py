@@ -20,7 +20,7 @@ from handler.tokens import TokenizedText
 WARM_UP_TEXTS: Final = ["of many words " * 20] * 16
 """As many texts as a batch of TorchServe has (`batchSize` in `config.properties`), each of a long tweet's length.
 
-After they have been read, the engine needs more memory only for longer texts.
+After they have been read, the engine needs more memory only for longer texts, and for passes of more texts.
 """
 
 
@@ -44,7 +44,7 @@ class TextClassifier:
 
     @classmethod
     def load(cls, folder: Path) -> "TextClassifier":
-        """Load an exported model, which the fp32 network computes.
+        """Load an exported model, and compute it with PyTorch in float32.
 
         Raises:
             ExportedModelError: see `exported.read`.
@@ -56,7 +56,7 @@ class TextClassifier:
 
     @classmethod
     def load_archived(cls, folder: Path, threads: int) -> "TextClassifier":
-        """Load the model of an archive, which the engine computes.
+        """Load the model of an archive, and compute it with ONNX Runtime.
 
         Args:
             folder: the model's folder in the unpacked archive.

@@ -27,7 +27,7 @@ class NotUtf8Error(RequestError):
 
 
 class NotJsonError(RequestError):
-    """The content type says JSON, and the body is not JSON."""
+    """A body that must be JSON is not JSON."""
 
 
 class WrongShapeError(RequestError):

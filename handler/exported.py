@@ -277,7 +277,11 @@ def _read_description(folder: Path) -> Description:
 
 
 def write(model: ExportedModel, folder: Path) -> None:
-    """Write an exported model into a folder, and create the folder if necessary."""
+    """Write an exported model into a folder, and create the folder if necessary.
+
+    Raises:
+        ExportedModelError: the parts of the model do not match each other.
+    """
     import safetensors.numpy
 
     _check_weights(model, folder)
@@ -294,7 +298,11 @@ def card_entry(card: object, *keys: str) -> str | None:
 
 
 def write_description(model: Description, folder: Path) -> None:
-    """Write all of a model except its weights."""
+    """Write all of a model except its weights.
+
+    Raises:
+        ExportedModelError: the parts of the model do not match each other.
+    """
     _check(model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}

@@ -243,8 +243,8 @@ class Tokenizer:
         pieces: SentencePiece's model, for that kind of tokenizer.
 
     Raises:
-        ValueError: a rule or the language is unknown, SentencePiece's model is missing, or the vocabulary lacks
-            fastai's `xxunk` or `xxpad`.
+        ValueError: a rule is unknown, SentencePiece's model is missing, or the vocabulary lacks fastai's `xxunk` or
+            `xxpad`.
         ImportError: a package for the language is missing, or spaCy does not know the language.
     """
 
@@ -339,7 +339,9 @@ class _SentencePieces:
         try:
             from sentencepiece import SentencePieceProcessor  # only some models need it
         except ImportError as error:
-            raise ValueError("the tokenizer is SentencePiece's, whose package `sentencepiece` is missing") from error
+            raise ValueError(
+                "the tokenizer is SentencePiece's, whose package is missing; install `sentencepiece`"
+            ) from error
         self._processor: Any = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model or b"")
@@ -417,7 +419,9 @@ def _language(config: TokenizerConfig) -> Any:
     if rules is None:
         return language
     if type(language.tokenizer) is not SpacyTokenizer:
-        raise ValueError(f"`spacy_rules`: spaCy's tokenizer for {config.language!r} takes none.")
+        raise ValueError(
+            f"`spacy_rules`: spaCy's tokenizer for {config.language!r} has no such rules; remove `spacy_rules`."
+        )
     try:
         settings = {
             "prefixes": [rules.prefix] if rules.prefix else [],

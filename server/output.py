@@ -1,7 +1,7 @@
 """The server's own lines on standard output and standard error.
 
-If nobody reads a pipe, it becomes full, and a write to it waits. The server must drain, and restart the door, all the
-same. Therefore a thread of its own writes the lines.
+If nobody reads a pipe, it becomes full, and a write to it waits. A separate thread writes the lines, so a full pipe
+blocks neither a drain nor a restart of HAProxy.
 """
 
 import contextlib

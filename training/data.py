@@ -150,7 +150,9 @@ def read_dataset(file: Path) -> Dataset:
 
     texts = column(TEXT_COLUMN)
     if blank := [index for index, text in enumerate(texts) if not text.strip()]:
-        raise TrainingError(f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}.")
+        raise TrainingError(
+            f"{file} has {len(blank)} rows with no text, the first at row {blank[0]}. Add them, or remove the rows."
+        )
     if not is_fit and len(rows) < MIN_ROWS:
         raise TrainingError(
             f"{file} has {len(rows)} rows; at least {MIN_ROWS} are needed to split them.\n{_expected(file, header)}"

@@ -149,7 +149,7 @@ class ClassifierSettings:
     """
 
     seed: int = 2
-    """The best of three seeds of an earlier recipe (`docs/EXPERIMENTS.md`)."""
+    """Seed of the embedded model's classifier; `docs/EXPERIMENTS.md` has others."""
 
     frozen_epochs: int = 1
     frozen_learning_rate: float = 1e-2

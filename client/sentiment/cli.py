@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="OUT", help="file to write; - for standard output; default: FILE's name with .scored added"
     )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    command.add_argument("--scores", action="store_true", help="add a column for the probability of each class")
+    command.add_argument("--scores", action="store_true", help="add a column for the probability of each label")
     command.add_argument("--prefix", default="", metavar="P", help="prefix of the names of the added columns")
     command.add_argument(
         "--format",

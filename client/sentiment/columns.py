@@ -44,7 +44,7 @@ class Added:
 def added(results: Iterable[Result], prefix: str = "") -> Added:
     """The columns for these results.
 
-    By the kind of the model: `label` and `score`, `labels`, or `value`. Then one column `score_NAME` for each class, if
+    By the kind of the model: `label` and `score`, `labels`, or `value`. Then one column `score_NAME` for each label, if
     the results contain scores. The last column is `error`.
 
     Args:

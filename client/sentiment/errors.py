@@ -7,7 +7,7 @@ ClientError
 ├── RefusedError           any other status from 400 to 599
 ├── UnexpectedAnswerError  a reply that is not the expected JSON, or is too large
 ├── NotReadyError          a version's workers end while they load, or take too long
-├── RolloutError           a rollout or rollback stopped, or the version to remove is the default
+├── RolloutError           a rollout or rollback stopped, or the version to remove is the default or the only one
 ├── PodError               kubectl cannot list the pods, or cannot forward to one
 └── InputError             an unreadable or protected file; an invalid address, name, token or number
 """
@@ -60,7 +60,7 @@ class NotReadyError(ClientError):
 
 
 class RolloutError(ClientError):
-    """A rollout or rollback stopped, or the version to remove is the default."""
+    """A rollout or rollback stopped, or the version to remove is the default or the only one."""
 
 
 class PodError(ClientError):

@@ -173,7 +173,7 @@ class InferenceClient(Client):
             connect_timeout_s: timeout for opening a connection, in seconds.
             read_timeout_s: timeout for a request with its whole reply, in seconds.
             retries: maximum number of retries after a 502, a 503 or a failed connection.
-            backoff_s: pause before the first retry, in seconds; doubled before each further one.
+            backoff_s: maximum pause before the first retry, in seconds; doubled before each further one.
 
         Raises:
             InputError: the address, the model's name, the version, the token or the number of connections is invalid.
@@ -207,7 +207,7 @@ class InferenceClient(Client):
         """Names of the server's models.
 
         Raises:
-            ClientError: see `Transport.send`. A server without the door lacks this path: status 404.
+            ClientError: see `Transport.send`. A server without HAProxy lacks this path: status 404.
         """
         names = fields.field(self._transport.send("GET", "/v2/models").value, "models", list)
         if not all(isinstance(name, str) and is_unicode(name) for name in names):

@@ -2,7 +2,7 @@
 
 The format is JSON lines. The first line is a header that identifies the run. Then comes one object for each row, in the
 rows' order, with the fields of the row's prediction or with `error`. Lines are only appended, so a crash can damage the
-last line alone. A journal without results is removed when its run ends, and replaced by the next run.
+last line alone. A journal without results is removed when its run ends, or replaced if the run was killed.
 """
 
 import fcntl

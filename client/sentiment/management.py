@@ -44,7 +44,7 @@ MAX_WORKERS_OF_UNKNOWN = 128
 SPARED_BYTES = 951_000_000
 """Memory for Java, HAProxy and the server beside the workers: the server reserves the same amount."""
 PAGE_MODELS = 100
-MAX_DIGITS = 19
+MAX_DIGITS = 18
 LOAD_RETRIES = 2
 """Number of worker restarts by TorchServe after which a version counts as one that does not load."""
 
@@ -64,7 +64,11 @@ class Machine:
     """The resources of a server's workers, as reported by a worker."""
 
     cores: int
+    """Number of cores that all workers may use together."""
+
     memory_bytes: int
+    """Memory that all workers may use together."""
+
     worker_bytes: int
     """Resident memory of the worker that reports it."""
 
@@ -105,7 +109,7 @@ class Version:
         return len(self.worker_states) == self.settings.workers > 0 and set(self.worker_states) == {"READY"}
 
     def older_than(self, other: "Version") -> bool:
-        """Whether this version was registered before the other."""
+        """Whether this version was registered before the other; False if one of them has no worker."""
         return None not in (self.first_worker, other.first_worker) and self.first_worker < other.first_worker  # type: ignore[operator]
 
     def workers(self) -> str:
@@ -128,7 +132,18 @@ class ManagementClient(Client):
         read_timeout_s: float = READ_TIMEOUT_S,
         retries: int = RETRIES,
     ) -> None:
-        self.url = url.rstrip("/")
+        """Connect to no server yet.
+
+        Args:
+            url: the management address.
+            model: the model's name.
+            token: sent as `Authorization: Bearer`.
+            read_timeout_s: timeout for a request with its whole reply, in seconds.
+            retries: maximum number of retries after a 502, a 503 or a failed connection.
+
+        Raises:
+            InputError: the address, the model's name or the token is invalid.
+        """
         self.model = model
         self._path = f"/models/{quoted(model)}"
         super().__init__(Transport(url, token=token, read_timeout_s=read_timeout_s, retries=retries))
@@ -436,7 +451,7 @@ def whole_workers(number: int) -> int:
 
 
 def _whole(digits: str) -> int:
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < MAX_DIGITS):
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS):
         raise UnexpectedAnswerError(f"Expected a worker's number, not {shown(digits)}.")
     return int(digits)
 

@@ -104,6 +104,8 @@ class Switch:
     management: ManagementClient
     ask: Ask
     sample: Sequence[str]
+    """Texts to compare the versions on, at least one."""
+
     drain_s: float | None
     """Time between the last queued request and the removal of the old version, in seconds. Its workers may still
     process requests, which TorchServe does not report. None for the version's response timeout, after which TorchServe

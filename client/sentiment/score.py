@@ -61,7 +61,7 @@ class Run:
     """Function that shows a message to the user."""
 
     scores: bool = False
-    """Whether to add a column with the probability of each class."""
+    """Whether to add a column with the probability of each label."""
 
     prefix: str = ""
     """Prefix of the names of the added columns."""

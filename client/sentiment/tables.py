@@ -316,7 +316,8 @@ class CsvTable(TextTable):
                     header = header or row
                     if len(row) != len(header):
                         counts = f"{len(row)} cells, but the header has {len(header)}"
-                        raise InputError(f"{self._source.name}, line {line}, has {counts}.")
+                        hint = "Quote the cells that contain the delimiter."
+                        raise InputError(f"{self._source.name}, line {line}, has {counts}. {hint}")
                     yield row
                 line = reader.line_num + 1
         except csv.Error as error:

@@ -38,7 +38,7 @@ until the request has arrived, and in each of two attempts 5 s in the queue and 
 would lose an answer that the server still computes."""
 RETRIES = 6
 BACKOFF_S = 0.1
-"""Pause before the first retry; doubled before each further one: 6 s in total."""
+"""Maximum pause before the first retry, and twice the minimum. Doubled for each further one: at most 6.3 s in all."""
 LONGEST_PAUSE_S = 30.0
 """Maximum pause before a retry, without the random part. If the server asks for a longer one (`Retry-After`), the
 request fails."""
@@ -160,7 +160,7 @@ class Transport:
         """Send one request, with retries.
 
         A request is retried after status 503, after status 502 (from a load balancer), and if the connection fails. It
-        is not retried after a timeout.
+        is not retried after a timeout of the reply or an error of TLS.
 
         Args:
             method: the HTTP method.
@@ -325,7 +325,9 @@ def _answer(reply: _Reply) -> Answer:
     if reply.status >= HTTPStatus.BAD_REQUEST:
         refusal = _refusal(reply)
         if refusal.type == INVALID_KEY or refusal.status == HTTPStatus.UNAUTHORIZED:
-            raise NotAuthorizedError(f"{reply.request} rejects the token: {refusal}")
+            raise NotAuthorizedError(
+                f"{reply.request} requires a valid token (SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN): {refusal}"
+            )
         raise refusal
     try:
         value = reply.json()

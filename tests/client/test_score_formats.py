@@ -330,7 +330,7 @@ def test_standard_input_is_scored_to_standard_output(answering: Scripted) -> Non
     assert result.stderr.startswith(b"standard output: 2 rows, 0 with errors")
     result = sentiment(["score", "-"], answering.url, b"text,n\nlate\n")
     assert (result.returncode, result.stdout) == (1, b"")
-    assert result.stderr == b"error: standard input, line 2, has 1 cells, but the header has 2.\n"
+    assert result.stderr.startswith(b"error: standard input, line 2, has 1 cells, but the header has 2. Quote")
 
 
 def test_a_file_is_scored_to_standard_output_and_standard_input_to_a_file(

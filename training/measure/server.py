@@ -73,7 +73,7 @@ def _only_model(transport: Transport) -> str:
         case {"models": [str(name)]}:
             return name
         case {"models": []}:
-            raise TrainingError(f"{transport.url} has no model.")
+            raise TrainingError(f"{transport.url} has no model. Register one: sentiment register FILE.mar")
         case {"models": [str(), *_] as names}:
             listed = ", ".join(map(str, names))
             raise TrainingError(f"{transport.url} has several models, {listed}: name one with --model-name.")

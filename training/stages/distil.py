@@ -4,7 +4,7 @@ The targets of a text are the teacher's probabilities (Hinton, Vinyals and Dean,
 teacher's pooled output (Romero et al., "FitNets", ICLR 2015), which has more information than a few probabilities.
 
 The products are an encoder for the stage `classifier`, and a classifier. The classifier of `distil` has seen no label
-of the data, unless it was initialized from a model that had.
+of the data, unless it was initialized from a model that had; the classifier of `distil_with_labels` has seen them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

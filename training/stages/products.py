@@ -12,7 +12,7 @@ VOCABULARY_FILE: Final = "vocabulary.pkl"
 """Vocabulary of a language model or an encoder: a list of tokens, whose index is the token's id."""
 
 TEACHER_FILE: Final = "teacher.pth"
-"""Weights of a fine-tuned transformer with its linear head."""
+"""Weights of a transformer, fine-tuned or frozen, with its linear head."""
 
 GENERATED_FILE: Final = "generated.txt"
 """Texts that the generator has written, one on each line."""

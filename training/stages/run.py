@@ -1,4 +1,4 @@
-"""What the finished stages of a run have made for the classifier."""
+"""Products of a run's finished stages that the classifier needs."""
 
 from pathlib import Path
 

@@ -88,7 +88,11 @@ class Phase:
 
 @dataclass
 class Stage:
-    """The folder of one stage and its record."""
+    """The folder of one stage and its record.
+
+    Raises:
+        TrainingError: the folder has results of other settings or inputs, or a damaged record.
+    """
 
     folder: Path
     settings: Any

@@ -1,4 +1,6 @@
-"""The teacher: a fine-tuned transformer whose predictions the AWD-LSTM is trained on (knowledge distillation).
+"""The teacher: a transformer whose predictions the AWD-LSTM is trained on (knowledge distillation).
+
+It is fine-tuned, or frozen with logistic regression over its output.
 
 Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015. A teacher is never exported and
 never served.
@@ -190,7 +192,7 @@ def _train(
 
 
 def _load(transformer: str, max_pieces: int) -> tuple[Any, Any]:
-    """The tokenizer and the network of a transformer that reads at most so many word pieces of a text."""
+    """Load a transformer's tokenizer and network; the tokenizer truncates a text to `max_pieces` word pieces."""
     tokenizer, network = load(transformer)
     tokenizer.model_max_length = min(max_pieces, tokenizer.model_max_length)
     return tokenizer, network

@@ -237,9 +237,9 @@ def to_plain_text(text: str) -> str:
 def word_vectors(words: Sequence[str], size: int) -> Tensor:
     """Compute a vector for each word from all-MiniLM-L6-v2, which reads the word without context.
 
-    The vector is the mean of the input embeddings and the mean of the outputs of the word's word pieces, concatenated
-    and reduced to `size` principal components. A word that the transformer does not know, such as an emoji, gets a
-    random vector.
+    The vector is the mean of the input embeddings of the word's word pieces and the mean of all outputs, which include
+    those of the special tokens, concatenated and reduced to `size` principal components. A word that the transformer
+    does not know, such as an emoji, gets a random vector.
 
     Returns:
         (words, size), with mean 0 and standard deviation 1 over the whole table.

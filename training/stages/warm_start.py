@@ -50,7 +50,9 @@ def unpack(model: Path, run: Path) -> Path:
     """
     start = exported.read(model)
     if start.config.backwards:
-        raise TrainingError(f"--start {model}: it reads texts backwards; a classifier trained here reads forwards.")
+        raise TrainingError(
+            f"--start {model}: it reads texts backwards; a classifier trained here reads forwards. Choose another."
+        )
     actual, expected = asdict(start.config.tokenizer), asdict(TRAINED_HERE)
     if changed := [
         f"{name} {actual[name]!s:.200}, not {expected[name]}" for name in expected if actual[name] != expected[name]
