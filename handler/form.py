@@ -45,7 +45,7 @@ _LONGEST_PADDING: Final = 100
 by one."""
 _LONGEST_BOUNDARY: Final = 70
 """Maximum number of characters of a boundary (RFC 2046, section 5.1.1)."""
-_MOST_PARAMETERS: Final = 20
+_MAX_PARAMETERS: Final = 20
 """Maximum number of semicolons in a part's header. `name` and `filename` need two."""
 _IDENTITY: Final = (b"", b"7bit", b"8bit", b"binary")
 """Values of Content-Transfer-Encoding that leave the content unchanged."""
@@ -185,8 +185,8 @@ class _Parts:
     def _options(self, name: bytes) -> tuple[bytes, dict[bytes, bytes]]:
         """Return the value of a header of the current part, and its parameters."""
         value = self._headers.get(name, b"")
-        if value.count(b";") > _MOST_PARAMETERS:
-            raise WrongShapeError(f"A part's header has more than {_MOST_PARAMETERS} parameters.")
+        if value.count(b";") > _MAX_PARAMETERS:
+            raise WrongShapeError(f"A part's header has more than {_MAX_PARAMETERS} parameters.")
         return parse_options_header(value)
 
     def _check_encoding(self) -> None:

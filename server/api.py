@@ -1,6 +1,7 @@
 """Requests of this project's own programs to TorchServe and to the door in front of it."""
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
@@ -51,8 +52,7 @@ def versions(management: Endpoint, timeout_s: float = TIMEOUT_S) -> list[dict[st
     Raises:
         ERRORS: there is no response, or an unexpected one.
     """
-    paths = [f"/models/{quote(name, safe='')}/all" for name in names(management, timeout_s) if has_address(name)]
-    return [version for path in paths for version in get(management, path, timeout_s)]
+    return _described(management, timeout_s, "/all")
 
 
 def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:
@@ -65,8 +65,17 @@ def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:
     Raises:
         ERRORS: there is no response, or an unexpected one.
     """
-    paths = [f"/models/{quote(name, safe='')}" for name in names(management, timeout_s) if has_address(name)]
+    return _described(management, timeout_s, "")
+
+
+def _described(management: Endpoint, timeout_s: float, end: str) -> list[dict[str, Any]]:
+    paths = [f"/models/{quote(name, safe='')}{end}" for name in names(management, timeout_s) if has_address(name)]
     return [version for path in paths for version in get(management, path, timeout_s)]
+
+
+def name_and_version(version: Mapping[str, Any]) -> tuple[str, str]:
+    """The name and the version's number in the management API's description of a version."""
+    return version["modelName"], version["modelVersion"]
 
 
 def has_address(name: str) -> bool:

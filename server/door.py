@@ -38,7 +38,7 @@ HOW_TO_GET_IT = f"""Install HAProxy {".".join(map(str, OLDEST))} or newer: `brew
 STARTS, WITHIN_S = 5, 60
 """A process of the door that exits is restarted, but it may exit at most `STARTS` times within `WITHIN_S` seconds."""
 STOP_TIMEOUT_S = 5
-ANSWER_S = 2
+REQUEST_TIMEOUT_S = 2
 """The timeout of this program's requests to the door."""
 POLL_S = 0.05
 _APIS = ("INFERENCE", "MANAGEMENT", "METRICS")
@@ -297,7 +297,7 @@ class Door:
 
         The reply to `/drain` has two numbers: the connected clients, and the requests of the last second.
         """
-        connection = self._control.connection(ANSWER_S)
+        connection = self._control.connection(REQUEST_TIMEOUT_S)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()

@@ -14,14 +14,14 @@ from pathlib import Path
 from server.properties import ConfigurationError
 
 VARIABLE = "SENTIMENT_KEY_FILE"
-LEAST_CHARACTERS = 32
+MIN_CHARACTERS = 32
 """The least length of a key: 128 bits in hexadecimal digits."""
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 """The largest size of the file, far above what keys need."""
 KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """The syntax of a bearer token in HTTP (RFC 6750, section 2.1)."""
 EXPECTED = (
-    f"expected one key per line, each of at least {LEAST_CHARACTERS} letters, digits or -._~+/ (generate a key with "
+    f"expected one key per line, each of at least {MIN_CHARACTERS} letters, digits or -._~+/ (generate a key with "
     "`openssl rand -hex 32`)"
 )
 
@@ -62,11 +62,11 @@ def _read(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"{VARIABLE}: cannot read {path}: {error.strerror}; {EXPECTED}.") from error
-    if len(content) > MOST_BYTES:
-        raise ConfigurationError(f"{VARIABLE}={path}: the file has more than {MOST_BYTES} bytes; {EXPECTED}.")
+    if len(content) > MAX_BYTES:
+        raise ConfigurationError(f"{VARIABLE}={path}: the file has more than {MAX_BYTES} bytes; {EXPECTED}.")
     return content.decode("latin-1")
 
 
@@ -74,6 +74,6 @@ def _problem(key: str) -> str | None:
     """The reason why a key cannot be used; None if it can."""
     if not KEY.fullmatch(key):
         return "the key has characters that a bearer token cannot have"
-    if len(key) < LEAST_CHARACTERS:
+    if len(key) < MIN_CHARACTERS:
         return f"the key has {len(key)} characters"
     return None

@@ -12,9 +12,9 @@ from pathlib import Path
 Version = tuple[str, str]
 """A model's name and version."""
 
-OLD_S = 10
+MIN_AGE_S = 10
 """The least age of a folder to be removed, in seconds. TorchServe may be registering the archive in a newer folder."""
-AGAIN_S = 10
+RECHECK_INTERVAL_S = 10
 """The seconds after which folders that could not be removed are checked again, even if no folder has changed."""
 
 
@@ -38,13 +38,13 @@ class Leftovers:
         self._looked_at_s = 0.0  # monotonic
 
     def suspects(self) -> list[Path]:
-        """The folders that may be unused: no version is known to use them, and they are older than `OLD_S`.
+        """The folders that may be unused: no version is known to use them, and they are older than `MIN_AGE_S`.
 
         While a version has no worker, `remove` cannot remove these folders. If the folders are the same as after the
-        last call of `remove`, the result is therefore empty until `AGAIN_S` have passed.
+        last call of `remove`, the result is therefore empty until `RECHECK_INTERVAL_S` have passed.
         """
         folders = self._not_known_to_be_used()
-        if folders == self._stayed and time.monotonic() - self._looked_at_s < AGAIN_S:
+        if folders == self._stayed and time.monotonic() - self._looked_at_s < RECHECK_INTERVAL_S:
             return []
         return [folder for folder in folders if _is_old(folder)]
 
@@ -82,4 +82,4 @@ def _is_old(folder: Path) -> bool:
         newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
     except OSError:  # a file was removed meanwhile, so the folder is in use
         return False
-    return time.time() - newest > OLD_S
+    return time.time() - newest > MIN_AGE_S

@@ -10,7 +10,7 @@ from server.cores import CGROUPS
 WORKER_BYTES = 410_000_000
 """The peak memory usage of a worker without its model's files, for batches of the longest texts
 (docs/guides/sizing.md)."""
-REST_BYTES = 951_000_000
+RESERVED_BYTES = 951_000_000
 """The peak memory usage of Java, the door and this program together (docs/guides/sizing.md)."""
 
 
@@ -37,4 +37,4 @@ def workers(model_bytes: Sequence[int], cores: int, memory_bytes: int) -> int:
         memory_bytes: the memory that the server may use.
     """
     one_worker_each_bytes = sum(WORKER_BYTES + size for size in model_bytes)
-    return max(1, min(cores, (memory_bytes - REST_BYTES) // one_worker_each_bytes))
+    return max(1, min(cores, (memory_bytes - RESERVED_BYTES) // one_worker_each_bytes))

@@ -24,9 +24,9 @@ from server.address import Endpoint, Endpoints, SocketAddress
 
 T = TypeVar("T")
 
-ANSWER_S = 2
+REQUEST_TIMEOUT_S = 2
 """The timeout of a request to TorchServe."""
-FRESH_S = 0.5
+CACHE_S = 0.5
 """The time for which a response of TorchServe is reused, so that many probes cause one request."""
 FAULT_S = 300
 """The time after which only a restart removes a fault. Without a ready worker for so long, TorchServe stops restarting
@@ -125,15 +125,15 @@ class _Cached(Generic[T]):
         self._problem: str | None = None
 
     def value(self) -> T:
-        """The value, at most `FRESH_S` old.
+        """The value, at most `CACHE_S` old.
 
         Raises:
             NotReadyError: TorchServe does not respond, or not as expected.
         """
-        if not self._lock.acquire(timeout=ANSWER_S):
+        if not self._lock.acquire(timeout=REQUEST_TIMEOUT_S):
             raise NotReadyError(_problem(TimeoutError()))
         try:
-            if time.monotonic() - self._asked_s > FRESH_S:
+            if time.monotonic() - self._asked_s > CACHE_S:
                 self._refresh()
             if self._problem is not None:
                 raise NotReadyError(self._problem)
@@ -187,7 +187,7 @@ class _Models:
         Raises:
             NotReadyError: TorchServe does not respond, or not as expected.
         """
-        defaults = [_name_and_version(version) for version in self.defaults()]
+        defaults = [api.name_and_version(version) for version in self.defaults()]
         return {
             "models": [name for name, _ in defaults],
             "versions": [_entry(version, defaults) for version in self._all.value()],
@@ -201,17 +201,17 @@ class _Models:
             UnknownModelError: there is no such version.
         """
         for description in self._all.value():
-            if _name_and_version(description) == (name, version):
+            if api.name_and_version(description) == (name, version):
                 return description
         raise UnknownModelError(f"There is no version {version} of a model {name}.")
 
     def _ask_whether_it_responds(self) -> None:
         with contextlib.suppress(api.AnswerError):  # a response without status 200 is a response
-            api.get(self._torchserve.inference, "/ping", ANSWER_S)
+            api.get(self._torchserve.inference, "/ping", REQUEST_TIMEOUT_S)
 
     def _ask_defaults(self) -> list[dict[str, Any]]:
         try:
-            versions = _checked(api.defaults(self._torchserve.management, ANSWER_S))
+            versions = _checked(api.defaults(self._torchserve.management, REQUEST_TIMEOUT_S))
         except api.ERRORS:
             self._faults |= self._observed(["TorchServe's management API has given no valid answer"])
             raise
@@ -229,24 +229,20 @@ class _Models:
         }
 
     def _ask_all(self) -> list[dict[str, Any]]:
-        return _checked(api.versions(self._torchserve.management, ANSWER_S))
+        return _checked(api.versions(self._torchserve.management, REQUEST_TIMEOUT_S))
 
 
 def _checked(versions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same versions; raises one of `api.ERRORS` if their form is not the expected one."""
     for version in versions:
-        _name_and_version(version)
+        api.name_and_version(version)
         _states(version)
     return versions
 
 
-def _name_and_version(version: Mapping[str, Any]) -> tuple[str, str]:
-    return version["modelName"], version["modelVersion"]
-
-
 def _entry(version: Mapping[str, Any], defaults: Container[tuple[str, str]]) -> dict[str, Any]:
     """A version's entry in the list of models, in the form of Triton's repository index."""
-    name, number = _name_and_version(version)
+    name, number = api.name_and_version(version)
     entry = {"name": name, "version": number, "default": (name, number) in defaults}
     try:
         check_version(version)
@@ -257,7 +253,7 @@ def _entry(version: Mapping[str, Any], defaults: Container[tuple[str, str]]) -> 
 
 def _problem(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"TorchServe has not answered within {ANSWER_S} s."
+        return f"TorchServe has not answered within {REQUEST_TIMEOUT_S} s."
     if isinstance(error, OSError):
         return "TorchServe does not answer: it is starting, or it has ended."
     return f"TorchServe's response is not the expected one: {error or type(error).__name__}"
@@ -346,7 +342,7 @@ def _error(path: str, status: HTTPStatus, error: Exception) -> tuple[HTTPStatus,
 
 class _Handler(BaseHTTPRequestHandler):
     answers: ClassVar[_Answers]
-    timeout = ANSWER_S
+    timeout = REQUEST_TIMEOUT_S
     """The timeout of the socket: the door sends a request in one piece."""
 
     def do_GET(self) -> None:

@@ -134,7 +134,7 @@ class TorchServe:
         except api.ERRORS:
             return False
         # TorchServe starts to listen after it has tried to register every model.
-        missing = self._expected - set(map(_name_and_version, models))
+        missing = self._expected - set(map(api.name_and_version, models))
         if missing:
             names = ", ".join(sorted(f"{name} {version}" for name, version in missing))
             raise StartError(f"TorchServe did not register {names}; see its output above.")
@@ -159,7 +159,7 @@ class TorchServe:
         # A model without a URL can be used by gRPC only, and the management API cannot describe its versions.
         unknown: dict[Version, list[Path]] = {(name, ""): [] for name in names if not api.has_address(name)}
         self._leftovers.remove(
-            suspects, unknown | {_name_and_version(model): _working_folders(model) for model in models}
+            suspects, unknown | {api.name_and_version(model): _working_folders(model) for model in models}
         )
 
     def stop(self) -> None:
@@ -249,10 +249,6 @@ def _version(entry: str, archive: Archive) -> Version:
     if not api.has_address(name):
         raise ConfigurationError(f"A model cannot be named {name}: in a URL, a slash would end the name.")
     return name, archive.model_version
-
-
-def _name_and_version(model: Mapping[str, Any]) -> Version:
-    return model["modelName"], model["modelVersion"]
 
 
 def _working_folders(model: Mapping[str, Any]) -> list[Path]:

@@ -41,7 +41,7 @@ WORKERS_PER_CORE = 2
 """Useful maximum of workers for each core: each worker computes on one core."""
 MAX_WORKERS_OF_UNKNOWN = 128
 """Useful maximum of workers of a server that does not report its cores."""
-SPARED_BYTES = 951_000_000
+RESERVED_BYTES = 951_000_000
 """Memory for Java, HAProxy and the server beside the workers: the server reserves the same amount."""
 PAGE_MODELS = 100
 MAX_DIGITS = 18
@@ -78,7 +78,7 @@ class Machine:
         Args:
             taken_bytes: memory of the workers of other versions and models.
         """
-        fit = (self.memory_bytes - SPARED_BYTES - taken_bytes) // max(self.worker_bytes, 1)
+        fit = (self.memory_bytes - RESERVED_BYTES - taken_bytes) // max(self.worker_bytes, 1)
         return max(1, min(self.cores * WORKERS_PER_CORE, fit))
 
 

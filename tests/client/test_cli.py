@@ -14,7 +14,7 @@ import pytest
 
 from sentiment import __version__
 from sentiment.cli import main
-from sentiment.management import MAX_WORKERS_OF_UNKNOWN, SPARED_BYTES
+from sentiment.management import MAX_WORKERS_OF_UNKNOWN, RESERVED_BYTES
 from sentiment.transport import RETRIES
 from tests.client.fake_torchserve import FakeTorchServe, Registered, serving
 from tests.client.scripted import Reply, Request, Scripted, error, model, prediction, scripted
@@ -333,7 +333,7 @@ def test_the_error_for_a_missing_model_names_the_servers_models(fake: FakeTorchS
 
 def test_more_workers_than_the_machine_can_use_require_force(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    fake.machine = {"machine": {"cores": 4, "memory_bytes": SPARED_BYTES + 6 * 2**28, "worker_bytes": 2**28}}
+    fake.machine = {"machine": {"cores": 4, "memory_bytes": RESERVED_BYTES + 6 * 2**28, "worker_bytes": 2**28}}
     assert main(["scale", "7"]) == 1
     report = "7 workers are too many: the useful maximum here is 6"
     assert report in capsys.readouterr().err, "by the memory"
@@ -356,7 +356,7 @@ def test_more_workers_than_the_machine_can_use_require_force(fake: FakeTorchServ
 
 def test_the_workers_of_other_versions_and_models_count_towards_the_memory(fake: FakeTorchServe, capsys: Out) -> None:
     fake.polls_until_ready = 0
-    machine = {"cores": 8, "memory_bytes": SPARED_BYTES + 8 * 2**28, "worker_bytes": 2**28}
+    machine = {"cores": 8, "memory_bytes": RESERVED_BYTES + 8 * 2**28, "worker_bytes": 2**28}
     fake.machine = {"machine": machine}
     assert main(["scale", "9"]) == 1
     assert "9 workers are too many: the useful maximum here is 8" in capsys.readouterr().err

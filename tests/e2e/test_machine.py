@@ -21,7 +21,7 @@ from handler import exported
 from handler.classifier import TextClassifier
 from handler.service import MODEL_FOLDER
 from server.environment import NOT_PASSED_ON
-from server.leftovers import OLD_S
+from server.leftovers import MIN_AGE_S
 from server.workspace import PREFIX
 from tests.e2e.server_process import ONE_WORKER, READY, Project, Server, run_module, write_changed
 from tests.e2e.test_metrics import samples_of
@@ -175,7 +175,7 @@ def test_a_model_without_a_url_keeps_its_files_and_affects_no_other(elsewhere: S
 
 def make_old(folder: Path) -> None:
     """Set the modification time of everything in a folder to a time long ago."""
-    long_ago = time.time() - 2 * OLD_S
+    long_ago = time.time() - 2 * MIN_AGE_S
     for path in folder.rglob("*"):
         os.utime(path, (long_ago, long_ago))
 

@@ -445,7 +445,7 @@ def _resources(spec: Manifest) -> Iterator[str]:
         if quantity(limits.get("ephemeral-storage", 0)) < storage:
             yield f"{container['name']}: its volumes are larger than its ephemeral-storage"
         cores = quantity(limits.get("cpu", 0))
-        if quantity(limits.get("memory", 0)) < memory.REST_BYTES + cores * (memory.WORKER_BYTES + MODEL_BYTES):
+        if quantity(limits.get("memory", 0)) < memory.RESERVED_BYTES + cores * (memory.WORKER_BYTES + MODEL_BYTES):
             yield f"{container['name']}: less memory than its processes may take"
 
 

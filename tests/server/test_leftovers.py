@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from server import leftovers as module
-from server.leftovers import OLD_S, Leftovers
+from server.leftovers import MIN_AGE_S, Leftovers
 
 ONE, TWO = ("sentiment", "1.0"), ("sentiment", "2.0")
 
 
-def unpacked(folder: Path, age_s: float = 2 * OLD_S) -> Path:
+def unpacked(folder: Path, age_s: float = 2 * MIN_AGE_S) -> Path:
     """A folder such as TorchServe creates for an archive."""
     file = folder / "model" / "model.safetensors"
     file.parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_folders_that_cannot_be_removed_are_not_checked_each_time(
     assert set(leftovers.suspects()) == {unknown, more}
     leftovers.remove(leftovers.suspects(), {ONE: []})
     assert leftovers.suspects() == []
-    monkeypatch.setattr(module, "AGAIN_S", 0)
+    monkeypatch.setattr(module, "RECHECK_INTERVAL_S", 0)
     assert set(leftovers.suspects()) == {unknown, more}, "the version may have had a worker meanwhile"
 
 

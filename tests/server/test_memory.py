@@ -55,5 +55,5 @@ def test_the_memory_figures_are_those_of_the_documented_table() -> None:
     assert int(rows["two workers"]) * 1_000_000 == 2 * (memory.WORKER_BYTES + MODEL_BYTES)
     parts = ["Java's heap", "Java's buffers outside the heap", "the rest of Java", "HAProxy"]
     rest = sum(int(rows[part]) for part in [*parts, "the server, and the workers' parent processes"])
-    assert rest * 1_000_000 == memory.REST_BYTES
+    assert rest * 1_000_000 == memory.RESERVED_BYTES
     assert "-Xmx256m" in (ROOT / "config.properties").read_text(encoding="utf-8")

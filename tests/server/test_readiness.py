@@ -91,7 +91,7 @@ def address(workspace: Workspace) -> Endpoint:
 
 @pytest.fixture
 def ready(address: Endpoint, addresses: Endpoints, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readiness]:
-    monkeypatch.setattr(readiness, "FRESH_S", 0)
+    monkeypatch.setattr(readiness, "CACHE_S", 0)
     opened = Readiness(address, addresses)
     yield opened
     opened.close()
@@ -269,7 +269,7 @@ def test_the_server_is_not_ready_if_torchserves_response_is_malformed(
 def test_the_server_is_soon_not_ready_if_torchserve_hangs(
     address: Endpoint, torchserve: TorchServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "ANSWER_S", 0.2)
+    monkeypatch.setattr(readiness, "REQUEST_TIMEOUT_S", 0.2)
     torchserve.register("a", "READY")
     torchserve.hangs.set()
     paths = ["/ready", "/ping", "/v2/health/live", "/v2/models/a/ready", "/v2/models/a/versions/1.0/ready"] * 4

@@ -13,8 +13,8 @@ from training.settings import (
     TeacherSettings,
 )
 
-HUNDREDS, THOUSANDS = 1_000, 10_000
-"""Numbers of texts in the train split below which the first and the second recipe apply."""
+FROZEN_TEACHER_BELOW, GRADUAL_UNFREEZING_BELOW = 1_000, 10_000
+"""Numbers of texts in the train split below which a recipe has a frozen teacher, and gradual unfreezing."""
 
 SPAN_TOKENS: Final = 1_000_000
 """Target for the number of tokens in all spans of the train split; each text has 1 to `MAX_SPANS` spans."""
@@ -86,7 +86,7 @@ def recipe_for(train_texts: int, words: int, tiny: bool = False) -> Recipe:
         frozen_teacher=FrozenTeacherSettings(max_pieces=word_pieces),
         teacher=TeacherSettings(max_pieces=word_pieces),
     )
-    if train_texts < HUNDREDS:
+    if train_texts < FROZEN_TEACHER_BELOW:
         return Recipe(
             "hundreds of texts",
             "a frozen transformer teaches; few epochs of the whole network",
@@ -98,7 +98,7 @@ def recipe_for(train_texts: int, words: int, tiny: bool = False) -> Recipe:
                 classifier=replace(classifier, frozen_epochs=2, epochs=2, learning_rate=1e-3),
             ),
         )
-    if train_texts < THOUSANDS:
+    if train_texts < GRADUAL_UNFREEZING_BELOW:
         return Recipe(
             "thousands of texts",
             "a fine-tuned transformer teaches; gradual unfreezing",
@@ -130,7 +130,7 @@ def _tiny(train_texts: int) -> Recipe:
             made_up_texts=0, use_confidence=0, pieces=1, tfidf_weight=0, epochs=1, batch_size=8
         ),
     )
-    return Recipe("tiny", "for tests", train_texts >= HUNDREDS, settings)
+    return Recipe("tiny", "for tests", train_texts >= FROZEN_TEACHER_BELOW, settings)
 
 
 def expected_minutes(recipe: Recipe, train_texts: int, words: int, labels: int, parameters_ratio: float = 1.0) -> float:
