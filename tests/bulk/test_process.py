@@ -67,7 +67,7 @@ def test_characters_that_the_encoding_lacks_are_escaped() -> None:
     result = completed(stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
     assert (result.returncode, result.stderr) == (OK, "")
     assert "labels: \\u2708 1\n" in result.stdout
-    assert "out-\\u2708-*: 1 files\n" in result.stdout
+    assert "out-\\u2708-*: 1 file\n" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,11 @@ def answers(report: Report) -> Iterator[Counter[tuple[int, str]]]:
 def agree(request: Any) -> None:
     """Make a request of the Open Inference Protocol consistent, which no schema can express.
 
-    The shape of the input becomes that of its data, and no output is requested twice.
+    The shape of the input becomes that of its data. No output is requested twice, and no `value`, because the served
+    models have labels.
     """
     outputs = request.get("outputs") or []
+    outputs[:] = [output for output in outputs if output["name"] != "value"]
     if len({output["name"] for output in outputs}) < len(outputs):
         del outputs[1:]
     for tensor in request["inputs"]:
