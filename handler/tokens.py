@@ -339,9 +339,7 @@ class _SentencePieces:
         try:
             from sentencepiece import SentencePieceProcessor  # only some models need it
         except ImportError as error:
-            raise ValueError(
-                "the tokenizer is SentencePiece's, whose package is missing; install `sentencepiece`"
-            ) from error
+            raise ValueError("the tokenizer's package `sentencepiece` is missing; install it") from error
         self._processor: Any = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model or b"")

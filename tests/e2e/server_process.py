@@ -168,10 +168,10 @@ class Server:
                     workers.append(process)
         return workers
 
-    def door(self, metric: str) -> list[float]:
-        """The values of one of HAProxy's metrics, one for each of its proxies."""
+    def door(self, metric: str, proxy: str = "") -> list[float]:
+        """The values of one of HAProxy's metrics: that of one of its proxies, or one for each of them."""
         lines = requests.get(f"{self.project.metrics}/metrics/door", timeout=10).text.splitlines()
-        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric}{{")]
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f'{metric}{{proxy="{proxy}')]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and wait for its end; returns its exit code."""

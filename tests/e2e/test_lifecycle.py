@@ -23,8 +23,8 @@ from tests.paths import ROOT
 
 TEXT = {"content-type": "text/plain"}
 LONG_TEXT = "late again and nobody knows why " * 300
-BATCH, REQUESTS = 16, 24
-"""The size of a batch, and the number of requests in flight: a batch with the worker, and the others in the queue."""
+REQUESTS = 24
+"""Number of requests: a batch of 16 for the worker, and others for the queue."""
 
 
 @pytest.fixture
@@ -45,19 +45,12 @@ def test_a_signal_answers_requests_in_flight_and_leaves_no_process(project: Proj
     assert len(processes) >= 3, "the main process, Java and a worker"
     with ThreadPoolExecutor(REQUESTS) as pool:
         replies = [pool.submit(post, project, LONG_TEXT) for _ in range(REQUESTS)]
-        while pending_requests(project) < REQUESTS - BATCH:
-            time.sleep(0.01)
+        wait_until(lambda: server.door("haproxy_backend_sessions_total", "small") == [REQUESTS], "all requests")
         code = server.stop(number)
         assert [reply.result() for reply in replies] == [200] * REQUESTS
     assert code == 0
     assert gone(processes)
     assert "Stopped." in server.log
-
-
-def pending_requests(project: Project) -> int:
-    [model] = requests.get(f"{project.management}/models/sentiment", timeout=10).json()
-    pending: int = model["jobQueueStatus"]["pendingRequests"]
-    return pending
 
 
 class PersistentClient:
