@@ -48,7 +48,7 @@ ASKED_TEXTS = 100_000
 ALONE_TEXTS = 15_000
 CHECKED_TEXTS = 200
 LABEL_MARGIN = 0.06
-"""The fp32 network's margin between its two best labels below which int8 may choose the other label: twice 0.03."""
+"""The float32 network's margin between its two best labels below which int8 may choose the other label: twice 0.03."""
 
 LIGHT_SHARE = 0.7
 """The light equal load, as a share of the throughput of the slowest server with this engine."""
@@ -245,7 +245,7 @@ def _all_answered(result: Load, side: Side) -> Load:
 def _label_check(
     side: Side, texts: Sequence[str], classifier: TextClassifier, reference: TextClassifier, log: Path
 ) -> int:
-    """The number of labels that differ from those of the fp32 reference.
+    """The number of labels that differ from those of the float32 reference.
 
     Raises:
         BenchmarkError: a label differs although the reference's margin is large, or a server with this engine does
@@ -259,7 +259,7 @@ def _label_check(
         labels = [classifier.labels.index(side.ask(text)) for text in texts]
     differences = [index for index, label in enumerate(labels) if label != expected[index].argmax()]
     if any(margins[index] > LABEL_MARGIN for index in differences):
-        raise BenchmarkError(f"The labels of {side.name} differ from those of the fp32 network.")
+        raise BenchmarkError(f"The labels of {side.name} differ from those of the float32 network.")
     if side.name not in (FLASK, FLASK_ALL) and labels != engine_labels.tolist():
         raise BenchmarkError(f"The labels of {side.name} differ from those of the engine.")
     return len(differences)

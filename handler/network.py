@@ -1,4 +1,4 @@
-"""The complete network in fp32. Training and evaluation use it, and tests compare the served `handler.engine` with it.
+"""The complete network in float32. Training and evaluation use it, and tests compare `handler.engine` with it.
 
 The network is an AWD-LSTM (Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models", ICLR 2018)
 with ULMFiT's concat-pooling classifier (Howard and Ruder, ACL 2018, section 3.3), as fastai builds it

@@ -68,8 +68,8 @@ def defaults(management: Endpoint, timeout_s: float) -> list[dict[str, Any]]:
     return _described(management, timeout_s, "")
 
 
-def _described(management: Endpoint, timeout_s: float, end: str) -> list[dict[str, Any]]:
-    paths = [f"/models/{quote(name, safe='')}{end}" for name in names(management, timeout_s) if has_address(name)]
+def _described(management: Endpoint, timeout_s: float, suffix: str) -> list[dict[str, Any]]:
+    paths = [f"/models/{quote(name, safe='')}{suffix}" for name in names(management, timeout_s) if has_address(name)]
     return [version for path in paths for version in get(management, path, timeout_s)]
 
 

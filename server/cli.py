@@ -40,6 +40,7 @@ REPLY_LIMIT = "CLASSIFIER_MAX_BATCH_REPLY_BYTES"
 NUMBERS = re.compile("OMP_NUM_THREADS|CLASSIFIER_MAX_.*")
 """The variables that the handler reads as whole numbers above 0."""
 NUMBER = re.compile("(?=.*[1-9])[0-9]{1,18}")
+"""Such a number, as `handler/limits.py` reads it."""
 
 
 def main() -> int:
@@ -226,7 +227,7 @@ def environment(properties: Properties) -> dict[str, str]:
         if NUMBERS.fullmatch(name) and value.strip() and not NUMBER.fullmatch(value.strip()):
             raise ConfigurationError(
                 f"The environment variable {name} is {shortened(value)}; expected a whole number above 0 of at most 18 "
-                f"digits."
+                "digits."
             )
     if (allowed := int(variables[REPLY_LIMIT])) > limit:
         raise ConfigurationError(

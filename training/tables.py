@@ -63,6 +63,11 @@ SHOWN: Final = 5
 """Maximum number of lines or labels that a message lists."""
 
 
+def ending_of(path: Path) -> str:
+    """Return the ending of a file's name in lower case, without that of a compression."""
+    return (Path(path.stem).suffix if path.suffix.lower() in OPENERS else path.suffix).lower()
+
+
 @dataclass(frozen=True)
 class Record:
     """A record of a file."""
@@ -152,7 +157,7 @@ class Source:
 
     @property
     def _ending(self) -> str:
-        return (Path(self.path.stem).suffix if self._packing else self.path.suffix).lower()
+        return ending_of(self.path)
 
     @property
     def _kind(self) -> str | None:

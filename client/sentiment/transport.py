@@ -38,7 +38,7 @@ until the request has arrived, and in each of two attempts 5 s in the queue and 
 would lose an answer that the server still computes."""
 RETRIES = 6
 BACKOFF_S = 0.1
-"""Maximum pause before the first retry, and twice the minimum. Doubled for each further one: at most 6.3 s in all."""
+"""Maximum pause before the first retry; the minimum is half of it. Both double with each retry, up to 6.3 s in all."""
 LONGEST_PAUSE_S = 30.0
 """Maximum pause before a retry, without the random part. If the server asks for a longer one (`Retry-After`), the
 request fails."""

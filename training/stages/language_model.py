@@ -39,7 +39,7 @@ from training.settings import WT103, GeneralSettings, GeneratorSettings, Languag
 from training.stages.products import ENCODER_FILE, GENERAL_FILE, VOCABULARY_FILE
 from training.stages.stage import Phase, Stage, load_tensors, load_vocabulary, save_tensors, save_vocabulary
 from training.stages.transformer import fast_in_bfloat16, word_vectors
-from training.tables import DAMAGED, FORMATS, OPENERS, WORKBOOK_ENDINGS
+from training.tables import DAMAGED, FORMATS, OPENERS, WORKBOOK_ENDINGS, ending_of
 
 HELD_OUT_FRACTION = 0.02
 MAX_HELD_OUT = 2_000
@@ -242,8 +242,7 @@ def read_lines(path: Path) -> Iterator[str]:
         TrainingError: the file is missing, is not UTF-8, or has no text.
     """
     existing(path, "; expected UTF-8 text with one document per line, which may be compressed (.xz, .gz).")
-    ending = Path(path.name.lower().removesuffix(".gz").removesuffix(".xz")).suffix
-    if ending in {*FORMATS, *WORKBOOK_ENDINGS} - {".tsv"}:
+    if ending_of(path) in {*FORMATS, *WORKBOOK_ENDINGS} - {".tsv"}:
         raise TrainingError(
             f"{path}: expected UTF-8 text with one document per line; in a table, each line would be a document. Write "
             "the column of the texts to a file with the ending .txt."
