@@ -14,13 +14,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
-import spacy
-from spacy.symbols import ORTH
-from spacy.tokenizer import Tokenizer as SpacyTokenizer
-
-from handler.linear_tokenizer import LinearTokenizer
 from handler.spans import Span, Substitution, TracedText
 
 UNKNOWN: Final = "xxunk"
@@ -234,6 +229,19 @@ class TokenizedText:
     """Position of each token in the text after the text rules."""
 
 
+class Splitter(Protocol):
+    """Splits a text into tokens, after the text rules."""
+
+    def __call__(self, text: str) -> list[str]:
+        """Return the tokens of a text."""
+
+    def keep(self, words: Iterable[str]) -> None:
+        """Add words to the cache, if there is one. The last words stay in it longest."""
+
+    def forget(self) -> None:
+        """Clear the cache, if there is one."""
+
+
 class Tokenizer:
     """Turns texts into tokens and ids. It caches a bounded number of words; the cache changes no result.
 
@@ -260,7 +268,13 @@ class Tokenizer:
         # A user may type `xxpad`. fastai would treat it as padding, so the result would depend on the other texts of
         # the forward pass. Here it is an unknown word.
         self._ids[PADDING] = self.unknown_id
-        self._split = _splitter(config, pieces)
+        self._split: Splitter
+        if config.kind == "sentencepiece":
+            self._split = _SentencePieces(pieces)
+        else:
+            from handler.spacy_tokens import spacy_splitter  # importing spaCy takes half a second and 60 MB
+
+            self._split = spacy_splitter(config)
 
     def warm_up(self) -> None:
         """Fill the cache with the words of the vocabulary. The most frequent words stay in it longest."""
@@ -322,16 +336,6 @@ def _ranges(text: str, parts: Iterable[str]) -> list[Span]:
     return ranges
 
 
-def _splitter(config: TokenizerConfig, pieces: bytes | None) -> "LinearTokenizer | _OwnTokenizer | _SentencePieces":
-    """Return the callable that splits a text after the text rules."""
-    if config.kind == "sentencepiece":
-        return _SentencePieces(pieces)
-    language = _language(config)
-    if type(language.tokenizer) is not SpacyTokenizer:
-        return _OwnTokenizer(config)
-    return LinearTokenizer(language, config.special_tokens, has_other_rules=config.spacy_rules is not None)
-
-
 class _SentencePieces:
     """SentencePiece (Kudo and Richardson, EMNLP 2018), called as fastai calls it."""
 
@@ -366,82 +370,6 @@ class _SentencePieces:
 def _without_space(text: str, begin: int, end: int) -> Span:
     part = text[begin:end]
     return end - len(part.lstrip()), begin + len(part.rstrip()) if part.strip() else end
-
-
-class _OwnTokenizer:
-    """spaCy's tokenizer of a language with an algorithm of its own, such as Chinese."""
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        self._config = config
-        self._renew()
-
-    def __call__(self, text: str) -> list[str]:
-        if self._tokens_made > MAX_SPACY_TOKENS:
-            self._renew()
-        # At its end, the zone frees the strings that this text adds to spaCy's tables.
-        with self._language.vocab.memory_zone():
-            tokens = [token.text for token in self._language.tokenizer(text)]
-        self._tokens_made += len(tokens)
-        return tokens
-
-    def keep(self, words: Iterable[str]) -> None:
-        """Do nothing: there is no cache."""
-
-    def forget(self) -> None:
-        """Do nothing: there is no cache."""
-
-    def _renew(self) -> None:
-        language = _blank(self._config.language)
-        for token in self._config.special_tokens:
-            language.tokenizer.add_special_case(token, [{ORTH: token}])
-        self._language = language
-        self._tokens_made = 0
-
-
-MAX_SPACY_TOKENS = 50_000
-"""Number of tokens after which a language's own tokenizer is replaced by a new one.
-
-A memory zone does not free everything: one of spaCy's tables (preshed's `PreshMap`) keeps some 50 bytes for each new
-word.
-"""
-
-
-def _language(config: TokenizerConfig) -> Any:
-    """Return spaCy's blank pipeline with the configured rules.
-
-    Raises:
-        ValueError: an expression or a special case is invalid, or the language's tokenizer has no such rules.
-    """
-    language = _blank(config.language)
-    rules = config.spacy_rules
-    if rules is None:
-        return language
-    if type(language.tokenizer) is not SpacyTokenizer:
-        raise ValueError(
-            f"`spacy_rules`: spaCy's tokenizer for {config.language!r} has no such rules; remove `spacy_rules`."
-        )
-    try:
-        settings = {
-            "prefixes": [rules.prefix] if rules.prefix else [],
-            "suffixes": [rules.suffix] if rules.suffix else [],
-            "infixes": [rules.infix] if rules.infix else [],
-            "token_match": re.compile(rules.token).match if rules.token else None,
-            "url_match": re.compile(rules.url).match if rules.url else None,
-            "tokenizer_exceptions": {
-                word: [{ORTH: part} for part in parts] for word, parts in rules.special_cases.items()
-            },
-        }
-        defaults = type("Defaults", (language.Defaults,), settings)
-        return type("Language", (type(language),), {"Defaults": defaults})()
-    except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"`spacy_rules`: {error}") from error
-
-
-def _blank(language: str) -> Any:
-    try:
-        return spacy.blank(language)
-    except AttributeError as error:  # a module beside those of the languages, such as `punctuation`
-        raise ValueError(f"`language` is {language!r}; expected spaCy's code of a language, such as 'en'.") from error
 
 
 def _known(rules: dict[str, Rule], name: str) -> Rule:

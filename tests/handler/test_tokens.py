@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import handler.tokens
+from handler import spacy_tokens
 from handler.classifier import TextClassifier
 from handler.limits import Limits
 from handler.linear_tokenizer import MAX_WORD_CHARACTERS, MAX_WORDS
@@ -211,7 +211,7 @@ def test_unknown_words_do_not_increase_memory(tokenizer: Tokenizer) -> None:
 
 
 def test_a_renewed_tokenizer_returns_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler.tokens, "MAX_SPACY_TOKENS", 50)
+    monkeypatch.setattr(spacy_tokens, "MAX_SPACY_TOKENS", 50)
     renewed, kept = Tokenizer(CHINESE, VOCABULARY), Tokenizer(CHINESE, VOCABULARY)
     split: Any = renewed._split
     first = split._language
