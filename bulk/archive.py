@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from bulk.errors import BulkError, cut
 from bulk.files import read_file
 from handler.classifier import TextClassifier
-from handler.exported import Description, ExportedModelError, read_description
+from handler.exported import ExportedModelError, ModelConfig, read_config
 from handler.memory import give_freed_memory_back
 from handler.service import HEAP_END_MIB, LARGE_BLOCK_MIB, MODEL_FOLDER
 from handler.task import Task
@@ -61,7 +61,6 @@ class Archive:
         give_freed_memory_back(LARGE_BLOCK_MIB, HEAP_END_MIB)
         with _unpacked(self.path, content) as folder:
             classifier = cast(SharedClassifier, SharedClassifier.load_archived(folder, threads=1))
-        classifier.warm_up()
         # The garbage collector need not examine the model's objects again and again: 2 % of the CPU time.
         gc.collect()
         gc.freeze()
@@ -79,9 +78,9 @@ def read_archive(path: str) -> tuple[Archive, bool]:
     """
     content = read_file(path)
     with _unpacked(path, content) as folder:
-        description: Description = read_description(folder)
+        config: ModelConfig = read_config(folder)
         is_this_code = _has_this_code(folder.parent / _HANDLER.name)
-    return Archive(path, hashlib.sha256(content).hexdigest(), description.config.predicts), is_this_code
+    return Archive(path, hashlib.sha256(content).hexdigest(), config.predicts), is_this_code
 
 
 @contextmanager

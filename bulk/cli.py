@@ -14,6 +14,7 @@ from tqdm import tqdm
 from bulk.errors import BulkError
 from bulk.process import CONTINUE, FAILED, OK, ROW_ERRORS, end, say
 from bulk.tables import ENDINGS, TABLES
+from bulk.workers import LocalOptions, Workers
 
 if TYPE_CHECKING:
     from bulk.run import Summary
@@ -61,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     parser = _parser()
     options, flags = parser.parse_known_args(arguments)
+    workers = Workers()
+    if (local := LocalOptions.parse(flags)) is not None:
+        workers.provide(local.expected_processes(options.input))
     from bulk import run  # imports Beam, which the help does not need
 
     if (error := run.flag_error(flags)) is not None:
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say,
         )
         with _progress_bar() as progress:
-            summary = run.run(job, flags, progress, _end_without_worker, say)
+            summary = run.run(job, flags, workers, progress, _end_without_worker, say)
     except BulkError as failure:
         say(f"error: {failure}")
         return FAILED

@@ -1,57 +1,101 @@
 """The pipeline on this machine, in several processes. Nothing is downloaded, and no other machine can connect to it."""
 
-import multiprocessing
-import os
-import shlex
-import sys
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 from unittest import mock
 
 import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo, FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler, WorkerHandler
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from google.protobuf import json_format, text_format
 
 from bulk.errors import BulkError
+from bulk.workers import PROCESSES, LocalOptions, Worker, Workers
 
-PROCESSES: Final = "multi_processing"
-WORKER_THREAD: Final = "run_worker"
-"""Name of the threads of Beam's runner that wait for the end of a worker. They raise an exception if it failed."""
+OnLostWorker = Callable[[str], None]
+"""Called in a thread of its own if a worker process has failed, with the reason."""
 
 
-def local_runner(options: PipelineOptions, flags: Sequence[str], shards: int) -> FnApiRunner:
+def local_runner(
+    options: PipelineOptions, local: LocalOptions, shards: int, workers: Workers, on_lost_worker: OnLostWorker
+) -> FnApiRunner:
     """Return a runner for this machine, and complete its options.
 
     Beam's `DirectRunner` first tries Prism, a program that it downloads. This is the runner that it falls back to.
 
     Args:
-        options: Beam's options. By default, one process for each core is used; never more than there are shards.
-        flags: the command line's part for Beam.
+        options: Beam's options.
+        local: those of them that concern this machine.
         shards: number of shards.
+        workers: the worker processes.
+        on_lost_worker: see `OnLostWorker`.
 
     Raises:
         BulkError: the number of processes is negative.
     """
+    if local.workers < 0:
+        raise BulkError(
+            f"--direct_num_workers {local.workers}: expected a number of processes, or 0 for one for each core."
+        )
     direct = options.view_as(DirectOptions)
-    # 0 is Beam's word for the number of cores. A process without a shard would only take time and memory.
-    given = direct.direct_num_workers if _is_given("direct_num_workers", flags) else 0
-    if given < 0:
-        raise BulkError(f"--direct_num_workers {given}: expected a number of processes, or 0 for one for each core.")
-    direct.direct_num_workers = min(given or _cores(), shards)
+    direct.direct_num_workers = local.workers_for(shards)
     environment = None
-    if direct.direct_running_mode == PROCESSES or not _is_given("direct_running_mode", flags):
-        # Ctrl-C reaches all processes of a terminal. The workers end when this process ends.
-        command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m bulk.worker {os.getpid()}"
-        environment = SubprocessSDKEnvironment.from_command_string(command)
-        direct.direct_running_mode = "in_memory"  # otherwise Beam's own command replaces it
+    if local.mode == PROCESSES:
+        workers.provide(direct.direct_num_workers)
+
+        def handler(_: bytes, *of_beam: Any) -> WorkerHandler:
+            return _Handler(workers, on_lost_worker, *of_beam)
+
+        WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(handler)
+        environment = SubprocessSDKEnvironment.from_command_string("python -m bulk.worker")
+        direct.direct_running_mode = "in_memory"  # otherwise Beam chooses an environment itself
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
     return FnApiRunner(default_environment=environment, provision_info=provision)
+
+
+class _Handler(GrpcWorkerHandler):
+    """Beam's link to one of the worker processes.
+
+    Beam's own `SubprocessSdkWorkerHandler` starts the process only when it needs it, and waits for ever for a process
+    that was killed.
+    """
+
+    def __init__(self, workers: Workers, on_lost_worker: OnLostWorker, *of_beam: Any) -> None:
+        super().__init__(*of_beam)
+        self._workers = workers
+        self._on_lost_worker = on_lost_worker
+
+    def start_worker(self) -> None:
+        """Give a waiting process its work."""
+        self._worker = self._workers.take(
+            {
+                "WORKER_ID": self.worker_id,
+                "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+                "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
+            }
+        )
+        threading.Thread(target=_watch, args=(self._worker, self._on_lost_worker), daemon=True).start()
+
+    def stop_worker(self) -> None:
+        """Wait for the end of the process, which Beam has told to end."""
+        self._worker.wait()
+
+
+def _watch(worker: Worker, on_lost_worker: OnLostWorker) -> None:
+    code = worker.wait()
+    if code < 0:
+        on_lost_worker(f"worker {worker.pid} was ended by signal {-code} ({signal.Signals(-code).name})")
+    elif code > 0:
+        on_lost_worker(f"worker {worker.pid} ended with exit code {code}")
 
 
 @contextmanager
@@ -67,30 +111,3 @@ def loopback_only() -> Iterator[None]:
 
     with mock.patch.object(grpc, "server", on_loopback):
         yield
-
-
-@contextmanager
-def watched(on_lost_worker: Callable[[str], None]) -> Iterator[None]:
-    """Watch the workers of the local runner, which would wait for ever for a worker that was killed.
-
-    Args:
-        on_lost_worker: called in another thread, with Beam's message.
-    """
-    hook = threading.excepthook
-
-    def watch(arguments: threading.ExceptHookArgs) -> None:
-        if arguments.thread is not None and arguments.thread.name == WORKER_THREAD:
-            on_lost_worker(str(arguments.exc_value))
-        else:
-            hook(arguments)
-
-    with mock.patch.object(threading, "excepthook", watch):
-        yield
-
-
-def _is_given(option: str, flags: Sequence[str]) -> bool:
-    return any(flag.partition("=")[0] == f"--{option}" for flag in flags)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()

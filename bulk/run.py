@@ -36,17 +36,17 @@ from bulk.files import (
     whole_path,
     write_file,
 )
-from bulk.local import local_runner, loopback_only, watched
+from bulk.local import OnLostWorker, local_runner, loopback_only
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Shard, Source, shard_count
 from bulk.tables import ENDINGS, OUTPUT_ENDINGS, TABLES, Settings
+from bulk.workers import LOCAL_RUNNERS, LocalOptions, Workers
 from handler.limits import Limits
 
 RECORD: Final = ".run.json"
 """Ending of the name of the record, which has the input files and options that determine a run's output."""
 
-LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
 CHECKS_AT_ONCE: Final = 16
 PROGRESS_INTERVAL_S, REMOTE_PROGRESS_INTERVAL_S = 1.0, 30.0
 JOB_SERVER_NOTICE_S: Final = 10.0
@@ -125,8 +125,9 @@ def prepare(
 def run(
     job: Job,
     flags: Sequence[str],
+    workers: Workers,
     progress: Callable[[int, int], None],
-    on_lost_worker: Callable[[str], None],
+    on_lost_worker: OnLostWorker,
     say: Say,
 ) -> Summary:
     """Run the pipeline of a job, and wait for its end.
@@ -134,8 +135,9 @@ def run(
     Args:
         job: the job.
         flags: the command line's part for Beam.
+        workers: the worker processes on this machine.
         progress: called with the number of written shards, and of all shards.
-        on_lost_worker: see `bulk.local.watched`.
+        on_lost_worker: see `OnLostWorker`.
         say: shows a message to the user.
 
     Raises:
@@ -147,13 +149,15 @@ def run(
     runner: Any = options.view_as(StandardOptions).runner
     if runner == "DataflowRunner" and (paths := [path for path in _paths(job) if is_local(path)]):
         raise BulkError(f"{paths[0]}: the workers of Dataflow cannot reach it. Expected a path such as gs://BUCKET/...")
-    if is_here := runner in LOCAL_RUNNERS:
-        runner = local_runner(options, flags, shards)
+    local = LocalOptions.parse(flags)
+    is_here = local is not None
+    if local is not None:
+        runner = local_runner(options, local, shards, workers, on_lost_worker)
     pipeline = _pipeline(runner, options)
     build(pipeline, job)
     interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
     try:
-        with loopback_only(), watched(on_lost_worker), _progress(job, shards, interval_s, progress):
+        with loopback_only(), _progress(job, shards, interval_s, progress):
             result = pipeline.run() if is_here else _submitted(pipeline, options, say)
             result.wait_until_finish()
         progress(shards, shards)

@@ -21,6 +21,9 @@ MAX_SHARD_BYTES: Final = 8 << 20
 SHARDS_OF_A_FILE: Final = 128
 """Number of shards of a file of medium size. With fewer, some cores would wait for the last shards of others."""
 
+EQUAL_SHARES: Final = 8
+"""A file has this number of shards, a multiple of it, or fewer, so that 2, 4 or 8 cores get equal shares."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -82,7 +85,8 @@ class ScoredRows:
 def shard_count(size: int) -> int:
     """Return the number of shards of a file of `size` bytes."""
     shard_bytes = min(max(-(-size // SHARDS_OF_A_FILE), MIN_SHARD_BYTES), MAX_SHARD_BYTES)
-    return max(1, -(-size // shard_bytes))
+    count = max(1, -(-size // shard_bytes))
+    return count if count < EQUAL_SHARES else -(-count // EQUAL_SHARES) * EQUAL_SHARES
 
 
 def equal_parts(size: int, parts: int) -> list[tuple[int, int]]:

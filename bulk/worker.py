@@ -1,33 +1,40 @@
-"""A worker process of the local runner: `python -m bulk.worker PARENT`.
+"""A worker process of the local runner: `python -m bulk.worker`. See `bulk.workers`.
 
-It is Beam's worker, and it ends when the process that started it ends, however that ends. PARENT is that process' id.
+It is Beam's worker. It reads its environment variables from standard input, a line of JSON, after it has imported its
+packages. Standard input ends when the process that started the worker ends, however that ends; then the worker ends.
 """
 
+import json
 import logging
 import os
+import queue
 import sys
 import threading
-import time
-from typing import Final
-
-CHECK_S: Final = 0.5
-"""Interval between two checks for the starting process, in seconds."""
 
 
 def main() -> None:
     """Run the worker until the runner ends it."""
-    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+    environment: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(environment,), daemon=True).start()
     logging.getLogger("handler").addHandler(logging.StreamHandler())
     # Beam prints its messages and the traceback of each exception. The exception also reaches the runner.
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(sys.argv)
+    import handler.spacy_tokens  # noqa: F401  # most models need it
+
+    os.environ.update(json.loads(environment.get()))
+    sdk_worker_main.main([])
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(CHECK_S)
+def _read(environment: "queue.SimpleQueue[bytes]") -> None:
+    """Read the line of standard input, and end the process when standard input ends."""
+    line = b""
+    # Python's own buffered reader would hold a lock that Python wants when it exits.
+    while block := os.read(0, 1 << 16):
+        line += block
+        if line.endswith(b"\n"):
+            environment.put(line)
     os._exit(1)
 
 

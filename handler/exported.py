@@ -260,6 +260,18 @@ def read_description(folder: Path) -> Description:
     return description
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """Read a model's config alone, which takes little time. Whether the other files match it is not checked.
+
+    Raises:
+        ExportedModelError: the file is missing, damaged or of another version.
+    """
+    path = folder / CONFIG_FILE
+    config = _config_from_json(_read_json(path), path)
+    _check_config(config, path)
+    return config
+
+
 def _read_description(folder: Path) -> Description:
     """Read the files and check the form of each. `_check` checks whether they match each other."""
     config = _config_from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
@@ -356,14 +368,12 @@ def is_unicode(text: str) -> bool:
 
 def _check(model: Description, folder: Path) -> None:
     config, network = model.config, model.config.network
-    for member in config.members:
-        _check_sizes(member.network, folder / CONFIG_FILE)
+    _check_config(config, folder / CONFIG_FILE)
     if len(model.vocabulary) != network.vocabulary_size:
         raise ExportedModelError(
             f"{folder / VOCABULARY_FILE}: the vocabulary has {len(model.vocabulary)} entries, "
             f"the network {network.vocabulary_size} embeddings."
         )
-    _check_task(config, folder / CONFIG_FILE)
     sizes = {(member.network.vocabulary_size, member.network.head_sizes[-1]) for member in config.members}
     if len(sizes) > 1:
         raise ExportedModelError(
@@ -383,6 +393,12 @@ def _check(model: Description, folder: Path) -> None:
             raise ValueError("only a single-label model has one")
     except ValueError as error:
         raise ExportedModelError(f"{folder / CARD_FILE}: `{REFERENCE_KEY}`: {error}.") from error
+
+
+def _check_config(config: ModelConfig, path: Path) -> None:
+    for member in config.members:
+        _check_sizes(member.network, path)
+    _check_task(config, path)
 
 
 def _check_task(config: ModelConfig, path: Path) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from handler.exported import ExportedModelError, read_description
 from training.errors import TrainingError
 from training.tables import listed
 
@@ -52,8 +53,6 @@ def check_destination(to: Path, *, own: bool = False) -> None:
 
 
 def _is_exported_model(folder: Path) -> bool:
-    from handler.exported import ExportedModelError, read_description  # imports spaCy, which takes seconds
-
     try:
         read_description(folder)
     except ExportedModelError:
