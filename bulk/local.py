@@ -111,3 +111,16 @@ def loopback_only() -> Iterator[None]:
 
     with mock.patch.object(grpc, "server", on_loopback):
         yield
+
+
+@contextmanager
+def quiet_streams() -> Iterator[None]:
+    """Hide the tracebacks of Beam's threads whose stream to a worker has ended. `_watch` reports a lost worker."""
+    hook = threading.excepthook
+
+    def hide(arguments: threading.ExceptHookArgs) -> None:
+        if not issubclass(arguments.exc_type, grpc.RpcError):
+            hook(arguments)
+
+    with mock.patch.object(threading, "excepthook", hide):
+        yield

@@ -36,7 +36,7 @@ from bulk.files import (
     whole_path,
     write_file,
 )
-from bulk.local import OnLostWorker, local_runner, loopback_only
+from bulk.local import OnLostWorker, local_runner, loopback_only, quiet_streams
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Shard, Source, shard_count
@@ -157,7 +157,7 @@ def run(
     build(pipeline, job)
     interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
     try:
-        with loopback_only(), _progress(job, shards, interval_s, progress):
+        with loopback_only(), quiet_streams(), _progress(job, shards, interval_s, progress):
             result = pipeline.run() if is_here else _submitted(pipeline, options, say)
             result.wait_until_finish()
         progress(shards, shards)

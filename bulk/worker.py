@@ -24,7 +24,13 @@ def main() -> None:
     import handler.spacy_tokens  # noqa: F401  # most models need it
 
     os.environ.update(json.loads(environment.get()))
-    sdk_worker_main.main([])
+    code = 1
+    try:
+        sdk_worker_main.main([])
+        code = 0
+    finally:
+        # If the runner is gone, threads of Beam still work. C++ prints a line if they work while Python ends.
+        os._exit(code)
 
 
 def _read(environment: "queue.SimpleQueue[bytes]") -> None:

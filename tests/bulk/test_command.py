@@ -169,16 +169,20 @@ def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Sco
     assert gone(workers)
 
 
-def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp_path: Path) -> None:
-    """Beam's runner itself would wait for ever."""
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp_path: Path, is_busy: bool) -> None:
+    """Beam's runner itself would wait for ever, and print the tracebacks of its threads."""
     arguments = command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES)
     process, workers = with_two_workers(arguments)
+    while is_busy and not any(tmp_path.glob("scored-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
     workers[0].kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == FAILED
     assert errors == (
-        "error: A worker was lost, perhaps because the machine is short of memory: Worker subprocess exited with "
-        "return code -9. Run the same command again to continue.\n"
+        f"error: A worker was lost, perhaps because the machine is short of memory: worker {workers[0].pid} was ended "
+        "by signal 9 (SIGKILL). Run the same command again to continue.\n"
     )
     assert gone(workers)
 

@@ -196,6 +196,7 @@ def test_the_columns_are_those_of_sentiment_score(task: Task, outputs: tuple[flo
 
 def test_the_shards_of_a_file_are_neither_small_nor_large() -> None:
     assert [shard_count(size) for size in (0, 1, MIN_SHARD_BYTES, MIN_SHARD_BYTES + 1)] == [1, 1, 1, 2]
+    assert [shard_count(count * MIN_SHARD_BYTES) for count in (7, 8, 9, 43)] == [7, 8, 16, 48]
     assert [shard_count((100 << 20) + more) for more in (0, 1, 127)] == [128, 128, 128]
     assert shard_count(1 << 30) == (1 << 30) / MAX_SHARD_BYTES
     assert equal_parts(10, 3) == [(0, 3), (3, 6), (6, 10)]

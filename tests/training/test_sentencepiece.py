@@ -1,6 +1,7 @@
 """Tests of learners with fastai's `SentencePieceTokenizer`: the same tokens and the same predictions."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from handler.classifier import TextClassifier
 from handler.exported import ExportedModelError
 from handler.prediction import Prediction
 from handler.service import MODEL_FOLDER
+from tests.paths import ROOT
 from tests.training.test_export import (
     LENGTHS,
     NEAR,
@@ -86,6 +88,20 @@ def test_the_archive_has_the_tokenizers_model(folder: Path, classifier: TextClas
     archived.warm_up()
     np.testing.assert_allclose(archived.predict(TEXTS), expected, rtol=0, atol=NEAR)
     assert np.abs(expected - expected[0]).max() > 100 * TOLERANCE, "the texts are told apart"
+
+
+def test_a_server_of_such_a_model_does_not_import_spacy(folder: Path, tmp_path: Path) -> None:
+    """It would take 60 MB in each worker."""
+    archive(folder / "model", tmp_path / "it.mar", "1.0", "int8")
+    shutil.unpack_archive(tmp_path / "it.mar", tmp_path, "zip")
+    code = (
+        "import sys, pathlib, handler.service, handler.classifier\n"
+        f"folder = pathlib.Path({str(tmp_path / MODEL_FOLDER)!r})\n"
+        "print(len(handler.classifier.TextClassifier.load_archived(folder, threads=1).predict(['Late flight'])))\n"
+        "print('spacy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "False"]
 
 
 def test_a_tokens_span_is_its_position_in_the_text(classifier: TextClassifier) -> None:

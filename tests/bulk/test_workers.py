@@ -1,0 +1,60 @@
+"""The number of worker processes that start early, and what the command imports before they start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bulk.shards import MIN_SHARD_BYTES
+from bulk.workers import LocalOptions
+from tests.paths import ROOT
+
+
+def local(*flags: str) -> LocalOptions:
+    options = LocalOptions.parse(flags)
+    assert options is not None
+    return options
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> str:
+    """A pattern of files with three shards."""
+    (tmp_path / "small.csv").write_bytes(b"text\nlate\n")
+    (tmp_path / "larger.csv").write_bytes(b"x" * (MIN_SHARD_BYTES + 1))
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing")
+    return str(tmp_path / "*.csv")
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes"),
+    [
+        (["--direct_num_workers", "2"], 2),
+        (["--direct_num_workers=64"], 3),
+        (["--runner", "DirectRunner", "--direct_num_workers", "1"], 1),
+        (["--direct_num_workers", "2", "--direct_running_mode", "multi_threading"], 0),
+        (["--direct_num_workers", "-1"], 0),
+    ],
+)
+def test_no_more_processes_start_than_there_are_shards(flags: list[str], processes: int, files: str) -> None:
+    assert local(*flags).expected_processes(files) == processes
+
+
+def test_by_default_a_process_for_each_core_starts(files: str) -> None:
+    assert 1 <= local().expected_processes(files) == local().workers_for(3) <= 3
+
+
+@pytest.mark.parametrize("pattern", ["nothing/*.csv", "gs://bucket/*.csv", "a\x00b", "[", ""])
+def test_no_process_starts_for_files_that_are_not_here(pattern: str) -> None:
+    assert local().expected_processes(pattern) == 0
+
+
+@pytest.mark.parametrize("flags", [["--runner", "DataflowRunner"], ["--direct_num_workers", "x"], ["--runner"]])
+def test_no_process_starts_for_other_machines_or_invalid_options(flags: list[str]) -> None:
+    assert LocalOptions.parse(flags) is None
+
+
+def test_the_workers_start_before_large_packages_are_imported() -> None:
+    code = "import sys, bulk.cli\nprint(*{'apache_beam', 'grpc', 'onnxruntime', 'pyarrow', 'spacy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
