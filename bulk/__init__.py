@@ -2,8 +2,8 @@
 
 The modules in the order of the data's way:
 
-    cli ── reads the options, and prints the summary
-    run ── finds the input files, and compares them with an earlier run of the same output
+    cli ── reads the options, starts the processes of this machine (workers, worker), and prints the summary
+    run ── finds the input files, compares them with an earlier run of the same output, and chooses the runner (local)
     pipeline ── split ──> Shard ── read ──> Rows ── RunInference (model) ──> ScoredRows ── write ──> output files
                      tables                tables                                        tables, columns
 """

@@ -93,7 +93,7 @@ class _Handler(GrpcWorkerHandler):
 def _watch(worker: Worker, on_lost_worker: OnLostWorker) -> None:
     code = worker.wait()
     if code < 0:
-        on_lost_worker(f"worker {worker.pid} was ended by signal {-code} ({signal.Signals(-code).name})")
+        on_lost_worker(f"worker {worker.pid} was ended by signal {-code} ({signal.strsignal(-code)})")
     elif code > 0:
         on_lost_worker(f"worker {worker.pid} ended with exit code {code}")
 

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp
     assert process.returncode == FAILED
     assert errors == (
         f"error: A worker was lost, perhaps because the machine is short of memory: worker {workers[0].pid} was ended "
-        "by signal 9 (SIGKILL). Run the same command again to continue.\n"
+        "by signal 9 (Killed). Run the same command again to continue.\n"
     )
     assert gone(workers)
 
