@@ -23,6 +23,7 @@ from itertools import islice
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import psutil
@@ -46,6 +47,9 @@ BATCH_TEXTS: Final = 1_000
 
 LOOP_TEXTS: Final = 100_000
 """Maximum number of texts of the loop, whose rate does not depend on their number."""
+
+ROUNDS: Final = 3
+"""Number of runs of bulk scoring with at most `LOOP_TEXTS` texts. A run with more texts takes minutes: there is one."""
 
 CONNECTIONS: Final = 8
 SAMPLE_S: Final = 1.0
@@ -108,16 +112,21 @@ def measure(data: Path, counts: Sequence[int], archive: Path, *, with_server: bo
         for count in counts:
             path = folder / f"tweets-{count}.csv"
             _write(path, with_new_words(tweets, rare_words(tweets), count))
+            loops, runs = [loop(folder / "archive" / MODEL_FOLDER, path, cores)], []
+            # The speed of a machine changes with time, so a loop precedes and follows each run.
+            for _ in range(ROUNDS if count <= LOOP_TEXTS else 1):
+                runs.append(bulk(path, folder / "out" / "scored", archive))
+                shutil.rmtree(folder / "out")
+                loops.append(loop(folder / "archive" / MODEL_FOLDER, path, cores))
             figures = {
                 "texts": count,
                 "megabytes": round(path.stat().st_size / 1e6, 1),
-                "loop": loop(folder / "archive" / MODEL_FOLDER, path, cores),
-                "bulk": bulk(path, folder / "out" / "scored", archive),
+                "loop": {name: round(median(times[name] for times in loops), 1) for name in loops[0]},
+                "bulk": sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2],
             }
             if with_server:
                 figures["score"] = score(path, folder / "score.csv", cores)
             sizes.append(figures)
-            shutil.rmtree(folder / "out")
             path.unlink()
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "cores": cores, "sizes": sizes}
 
