@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from bulk.errors import BulkError, cut
 from bulk.files import read_file
 from handler.classifier import TextClassifier
-from handler.exported import ExportedModelError, ModelConfig, read_config
+from handler.exported import ExportedModelError, ModelConfig, read_config, read_description
 from handler.memory import give_freed_memory_back
 from handler.service import HEAP_END_MIB, LARGE_BLOCK_MIB, MODEL_FOLDER
 from handler.task import Task
@@ -67,8 +67,12 @@ class Archive:
         return classifier
 
 
-def read_archive(path: str) -> tuple[Archive, bool]:
+def read_archive(path: str, *, with_check: bool) -> tuple[Archive, bool]:
     """Read the task of an archive's model.
+
+    Args:
+        path: the archive.
+        with_check: whether to check all of the model except its network. This imports spaCy, which takes a second.
 
     Returns:
         The archive, and whether its code is the code of this checkout.
@@ -78,7 +82,7 @@ def read_archive(path: str) -> tuple[Archive, bool]:
     """
     content = read_file(path)
     with _unpacked(path, content) as folder:
-        config: ModelConfig = read_config(folder)
+        config: ModelConfig = read_description(folder).config if with_check else read_config(folder)
         is_this_code = _has_this_code(folder.parent / _HANDLER.name)
     return Archive(path, hashlib.sha256(content).hexdigest(), config.predicts), is_this_code
 

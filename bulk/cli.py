@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +26,8 @@ Each input file is divided into shards. For each shard, the command writes a cop
 rows with the columns label, score and error, like `sentiment score`, and a file with the
 rows that have errors, if there are any:
 
-  PREFIX-FILE-00000-of-00013.csv
-  PREFIX.errors-FILE-00000-of-00013.csv
+  PREFIX-FILE-00000-of-00016.csv
+  PREFIX.errors-FILE-00000-of-00016.csv
 
 If a run ends early, start it again with the same options: finished shards are kept.
 """
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, flags = parser.parse_known_args(arguments)
     workers = Workers()
     if (local := LocalOptions.parse(flags)) is not None:
-        workers.provide(local.expected_processes(options.input))
+        with suppress(OSError):  # the run starts those that are missing, or reports the error
+            workers.provide(local.expected_processes(options.input))
     from bulk import run  # imports Beam, which the help does not need
 
     if (error := run.flag_error(flags)) is not None:
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.text_column,
             options.scores,
             options.prefix,
+            local is not None,
             say,
         )
         with _progress_bar() as progress:
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _end_without_worker(reason: str) -> None:
     """End at once after the loss of a worker."""
-    end(FAILED, f"error: A worker was lost, perhaps because the machine is short of memory: {reason}. {CONTINUE}")
+    end(FAILED, f"error: A worker was lost: {reason}. {CONTINUE}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 import grpc
@@ -18,7 +18,10 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 
 from bulk.errors import BulkError
-from bulk.workers import PROCESSES, LocalOptions, Worker, Workers
+from bulk.workers import PROCESSES, LocalOptions, Workers, begin
+
+STOP_S: Final = 10
+"""Time that a worker has to end by itself."""
 
 OnLostWorker = Callable[[str], None]
 """Called in a thread of its own if a worker process has failed, with the reason."""
@@ -39,7 +42,7 @@ def local_runner(
         on_lost_worker: see `OnLostWorker`.
 
     Raises:
-        BulkError: the number of processes is negative.
+        BulkError: the number of processes is negative, or a process cannot be started.
     """
     if local.workers < 0:
         raise BulkError(
@@ -49,7 +52,12 @@ def local_runner(
     direct.direct_num_workers = local.workers_for(shards)
     environment = None
     if local.mode == PROCESSES:
-        workers.provide(direct.direct_num_workers)
+        try:
+            workers.provide(direct.direct_num_workers)
+        except OSError as error:
+            raise BulkError(
+                f"A worker process cannot be started: {error.strerror}. Choose fewer with --direct_num_workers."
+            ) from error
 
         def handler(_: bytes, *of_beam: Any) -> WorkerHandler:
             return _Handler(workers, on_lost_worker, *of_beam)
@@ -75,33 +83,49 @@ class _Handler(GrpcWorkerHandler):
         self._on_lost_worker = on_lost_worker
 
     def start_worker(self) -> None:
-        """Give a waiting process its work."""
-        self._worker = self._workers.take(
+        """Let a waiting process begin its work, and watch it."""
+        self._is_stopped = False
+        self._worker = self._workers.take()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        begin(
+            self._worker,
             {
                 "WORKER_ID": self.worker_id,
                 "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
                 "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
-            }
+            },
         )
-        threading.Thread(target=_watch, args=(self._worker, self._on_lost_worker), daemon=True).start()
 
     def stop_worker(self) -> None:
-        """Wait for the end of the process, which Beam has told to end."""
-        self._worker.wait()
+        """Wait for the end of the process. Beam tells it to end, unless it has not connected yet."""
+        self._watcher.join(STOP_S)
+        if self._watcher.is_alive():
+            self._is_stopped = True
+            self._worker.kill()
+            self._watcher.join()
 
-
-def _watch(worker: Worker, on_lost_worker: OnLostWorker) -> None:
-    code = worker.wait()
-    if code < 0:
-        on_lost_worker(f"worker {worker.pid} was ended by signal {-code} ({signal.strsignal(-code)})")
-    elif code > 0:
-        on_lost_worker(f"worker {worker.pid} ended with exit code {code}")
+    def _watch(self) -> None:
+        code, name = self._worker.wait(), f"worker {self._worker.pid}"
+        if self._is_stopped or code == 0:
+            return
+        if code > 0:
+            reason = f"{name} ended with exit code {code}"
+        else:
+            reason = f"{name} was ended by signal {-code} ({signal.strsignal(-code)})"
+        if code == -signal.SIGKILL:
+            reason += ", perhaps because the machine is short of memory"
+        self._on_lost_worker(reason)
 
 
 @contextmanager
-def loopback_only() -> Iterator[None]:
-    """Let Beam's local runner listen on the loopback interface only. By default, it listens on all interfaces."""
-    server = grpc.server
+def local_connections() -> Iterator[None]:
+    """Change how Beam's local runner connects to its workers.
+
+    It listens on the loopback interface only, not on all interfaces. If the connection to a worker ends, its threads
+    print no tracebacks: `_Handler` reports a lost worker.
+    """
+    server, hook = grpc.server, threading.excepthook
 
     def on_loopback(*arguments: Any, **settings: Any) -> grpc.Server:
         created = server(*arguments, **settings)
@@ -109,18 +133,9 @@ def loopback_only() -> Iterator[None]:
         created.add_insecure_port = lambda address: add_port(address.replace("[::]", "127.0.0.1"))
         return created
 
-    with mock.patch.object(grpc, "server", on_loopback):
-        yield
-
-
-@contextmanager
-def quiet_streams() -> Iterator[None]:
-    """Hide the tracebacks of Beam's threads whose stream to a worker has ended. `_watch` reports a lost worker."""
-    hook = threading.excepthook
-
-    def hide(arguments: threading.ExceptHookArgs) -> None:
+    def report(arguments: threading.ExceptHookArgs) -> None:
         if not issubclass(arguments.exc_type, grpc.RpcError):
             hook(arguments)
 
-    with mock.patch.object(threading, "excepthook", hide):
+    with mock.patch.object(grpc, "server", on_loopback), mock.patch.object(threading, "excepthook", report):
         yield

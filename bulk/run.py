@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ from bulk.files import (
     whole_path,
     write_file,
 )
-from bulk.local import OnLostWorker, local_runner, loopback_only, quiet_streams
+from bulk.local import OnLostWorker, local_connections, local_runner
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Shard, Source, shard_count
@@ -81,7 +81,15 @@ class Summary:
 
 
 def prepare(
-    pattern: str, output: str, archive: str, kind: str | None, text_column: str, scores: bool, prefix: str, say: Say
+    pattern: str,
+    output: str,
+    archive: str,
+    kind: str | None,
+    text_column: str,
+    scores: bool,
+    prefix: str,
+    is_here: bool,
+    say: Say,
 ) -> Job:
     """Check the archive, the input files and an earlier run's output.
 
@@ -93,6 +101,8 @@ def prepare(
         text_column: column with the texts.
         scores: whether to add a column for the probability of each label.
         prefix: prefix of the names of the added columns.
+        is_here: whether the workers are on this machine, where they check the archive at once. On other machines, they
+            start after minutes, so the archive is checked before.
         say: shows a message to the user.
 
     Raises:
@@ -104,7 +114,7 @@ def prepare(
         raise BulkError(str(error)) from error
     if not output or output.endswith("/") or (is_local(output) and os.path.isdir(output)):
         raise BulkError(f"--output {output!r} is a folder. Expected the beginning of file names, such as out/scored.")
-    model, is_this_code = read_archive(archive)
+    model, is_this_code = read_archive(archive, with_check=not is_here)
     if not is_this_code:
         say(
             f"warning: {archive} was built with other code than this handler/. A server with this archive may give "
@@ -157,7 +167,7 @@ def run(
     build(pipeline, job)
     interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
     try:
-        with loopback_only(), quiet_streams(), _progress(job, shards, interval_s, progress):
+        with local_connections() if is_here else nullcontext(), _progress(job, shards, interval_s, progress):
             result = pipeline.run() if is_here else _submitted(pipeline, options, say)
             result.wait_until_finish()
         progress(shards, shards)

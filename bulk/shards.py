@@ -13,7 +13,7 @@ from bulk.columns import Cells
 from handler.errors import RequestError
 
 MIN_SHARD_BYTES: Final = 256 << 10
-"""Size of a small file's shards: about 2,000 tweets, which take a core a second."""
+"""Size of a small file's shards, before their number is rounded: about 2,000 tweets, which take a core a second."""
 
 MAX_SHARD_BYTES: Final = 8 << 20
 """Size of a large file's shards: about 56,000 tweets, which take a core half a minute. A worker holds one in memory."""
@@ -21,8 +21,8 @@ MAX_SHARD_BYTES: Final = 8 << 20
 SHARDS_OF_A_FILE: Final = 128
 """Number of shards of a file of medium size. With fewer, some cores would wait for the last shards of others."""
 
-EQUAL_SHARES: Final = 8
-"""A file has this number of shards, a multiple of it, or fewer, so that 2, 4 or 8 cores get equal shares."""
+SHARDS_FACTOR: Final = 8
+"""From this number on, the number of shards is a multiple of it, so that 2, 4 or 8 cores get equal shares."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def shard_count(size: int) -> int:
     """Return the number of shards of a file of `size` bytes."""
     shard_bytes = min(max(-(-size // SHARDS_OF_A_FILE), MIN_SHARD_BYTES), MAX_SHARD_BYTES)
     count = max(1, -(-size // shard_bytes))
-    return count if count < EQUAL_SHARES else -(-count // EQUAL_SHARES) * EQUAL_SHARES
+    return count if count < SHARDS_FACTOR else -(-count // SHARDS_FACTOR) * SHARDS_FACTOR
 
 
 def equal_parts(size: int, parts: int) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """A worker process of the local runner: `python -m bulk.worker`. See `bulk.workers`.
 
-It is Beam's worker. It reads its environment variables from standard input, a line of JSON, after it has imported its
-packages. Standard input ends when the process that started the worker ends, however that ends; then the worker ends.
+It is Beam's worker. It imports its packages, and then waits for its environment variables: a line of JSON on standard
+input. Standard input ends when the process that started the worker ends, however that ends; then the worker ends.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+from contextlib import suppress
 
 
 def main() -> None:
@@ -21,8 +22,8 @@ def main() -> None:
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open
     from apache_beam.runners.worker import sdk_worker_main
 
-    import handler.spacy_tokens  # noqa: F401  # most models need it
-
+    with suppress(ImportError):  # most models need it; for those, it is reported when they are loaded
+        import handler.spacy_tokens  # noqa: F401
     os.environ.update(json.loads(environment.get()))
     code = 1
     try:

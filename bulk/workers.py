@@ -1,6 +1,6 @@
 """The worker processes on this machine.
 
-They start before this process imports Beam, and import their own packages at the same time: an import takes seconds.
+An import of their packages takes seconds. For local input files, they start before this process imports its own.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections import deque
@@ -78,31 +79,51 @@ class Workers:
         self._waiting: deque[Worker] = deque()
 
     def provide(self, count: int) -> None:
-        """Start or end processes, so that `count` of them wait."""
+        """Start or end processes, so that `count` of them wait.
+
+        Raises:
+            OSError: a process cannot be started.
+        """
         while len(self._waiting) > count:
-            self._waiting.pop().kill()
+            worker = self._waiting.pop()
+            worker.kill()
+            worker.communicate()
         while len(self._waiting) < count:
             self._waiting.append(_started())
 
-    def take(self, environment: Mapping[str, str]) -> Worker:
-        """Give a process the environment variables of Beam's worker, with which it begins its work."""
-        worker = self._waiting.popleft()
-        assert worker.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; whoever waits for its end reports it
-            worker.stdin.write(json.dumps(dict(environment)).encode() + b"\n")
-            worker.stdin.flush()
-        return worker
+    def take(self) -> Worker:
+        """Return a process that waits. It does no longer belong to this object."""
+        return self._waiting.popleft()
+
+
+def begin(worker: Worker, environment: Mapping[str, str]) -> None:
+    """Let a process that waits begin its work.
+
+    Args:
+        worker: the process. If it has ended meanwhile, nothing happens.
+        environment: the environment variables of Beam's worker.
+    """
+    assert worker.stdin is not None
+    try:
+        worker.stdin.write(json.dumps(dict(environment)).encode() + b"\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):  # it would try to write again
+            worker.stdin.close()
 
 
 def _started() -> Worker:
-    with _interrupts_blocked():
+    with _signals_blocked():
         return subprocess.Popen([sys.executable, "-m", "bulk.worker"], stdin=subprocess.PIPE)
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C, which reaches all processes of a terminal. A child process inherits this, and keeps it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM, which can reach all processes of a group. A child process inherits this, and keeps it.
+
+    The starting process reports the signal. The workers end when it has ended.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -113,7 +134,9 @@ def _sizes(pattern: str) -> Iterator[int]:
     with suppress(OSError):  # reported when the files are read
         for path in glob.iglob(pattern, recursive=True):
             with suppress(OSError):
-                yield os.path.getsize(path)
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    yield status.st_size
 
 
 def _cores() -> int:

@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real data where it exists, the model and its archive, a server, a small training run."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -58,14 +59,24 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It holds `run/` (the stages), `model/` (the exported model) and `model.mar` (the archive).
     """
-    folder = tmp_path_factory.mktemp("toy")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # each process of pytest has a folder in it
+    with (shared / "toy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "toy-run").exists():
+            _train_toy(shared / "toy-run.part")
+            (shared / "toy-run.part").rename(shared / "toy-run")
+    # A copy, because two processes cannot work on one run.
+    return Path(shutil.copytree(shared / "toy-run", tmp_path_factory.mktemp("toy"), dirs_exist_ok=True))
+
+
+def _train_toy(folder: Path) -> None:
     command = [
         *(sys.executable, "-m", "training", "all", "--preset", "tiny"),
         *("--data", str(TOY_TWEETS), "--texts", str(TOY_TEXTS), "--labelled-texts", str(TOY_LABELLED)),
         *("--run", str(folder / "run"), "--to", str(folder / "model")),
     ]
     subprocess.run(command, cwd=ROOT, env=os.environ | WITH_CLIENT, check=True)
-    return folder
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from bulk.process import FAILED, INTERRUPTED, ROW_ERRORS
+from bulk.process import FAILED, INTERRUPTED, ROW_ERRORS, TERMINATED
 from handler.classifier import TextClassifier
 from tests.bulk.command import ENVIRONMENT, TWO_PROCESSES, bulk, bulk_python, command, shards, summary
 from tests.bulk.inputs import BAD_ROWS, TEXTS, texts, write_csv, write_inputs
@@ -160,13 +160,29 @@ def with_two_workers(arguments: list[str]) -> tuple["subprocess.Popen[str]", lis
     return process, workers
 
 
-def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(scored: Scored, mar: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_busy", [False, True])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, INTERRUPTED, "Interrupted"), (signal.SIGTERM, TERMINATED, "Terminated")],
+)
+def test_a_signal_to_all_processes_is_one_line(
+    scored: Scored, mar: Path, tmp_path: Path, number: signal.Signals, code: int, word: str, is_busy: bool
+) -> None:
+    """Ctrl-C reaches all processes of a terminal, and `timeout` sends SIGTERM to all processes of a group."""
     arguments = command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES)
     process, workers = with_two_workers(arguments)
-    os.killpg(process.pid, signal.SIGINT)
+    if is_busy:
+        wait_for_a_shard(process, tmp_path)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (INTERRUPTED, "Interrupted. Run the same command again to continue.\n")
+    assert (process.returncode, errors) == (code, f"{word}. Run the same command again to continue.\n")
     assert gone(workers)
+
+
+def wait_for_a_shard(process: "subprocess.Popen[str]", folder: Path) -> None:
+    while not any(folder.glob("scored-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
@@ -174,15 +190,15 @@ def test_a_worker_that_is_killed_ends_the_command(scored: Scored, mar: Path, tmp
     """Beam's runner itself would wait for ever, and print the tracebacks of its threads."""
     arguments = command(scored.folder / "tweets.csv", tmp_path / "scored", mar, *TWO_PROCESSES)
     process, workers = with_two_workers(arguments)
-    while is_busy and not any(tmp_path.glob("scored-*")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    if is_busy:
+        wait_for_a_shard(process, tmp_path)
     workers[0].kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == FAILED
+    killed = f"was ended by signal 9 ({signal.strsignal(signal.SIGKILL)})"
     assert errors == (
-        f"error: A worker was lost, perhaps because the machine is short of memory: worker {workers[0].pid} was ended "
-        "by signal 9 (Killed). Run the same command again to continue.\n"
+        f"error: A worker was lost: worker {workers[0].pid} {killed}, "
+        "perhaps because the machine is short of memory. Run the same command again to continue.\n"
     )
     assert gone(workers)
 
@@ -309,7 +325,14 @@ def damaged_archives(folder: Path, mar: Path) -> dict[Path, str]:
     shutil.copy(mar, path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("handler/folder.py/file", "")
-    return reasons | {path: "handler/folder.py: Is a directory"}
+    reasons[path] = "handler/folder.py: Is a directory"
+    path = folder / "vocabulary.mar"
+    with zipfile.ZipFile(mar) as whole, zipfile.ZipFile(path, "w") as archive:
+        for name in whole.namelist():
+            if not name.endswith("/vocabulary.json"):
+                archive.writestr(name, whole.read(name))
+    reasons[path] = "model/vocabulary.json is missing"
+    return reasons
 
 
 def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tmp_path: Path) -> None:
@@ -338,7 +361,7 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
 
     def arguments(name: str, output: str = "scored", archive: Path = mar, *options: str) -> list[str]:
         paths = ["--input", str(tmp_path / name), "--output", str(tmp_path / output), "--archive", str(archive)]
-        return [*paths, *options]
+        return [*paths, "--direct_running_mode", "in_memory", *options]  # no processes for each command
 
     finished = ["--input", str(scored.folder / "tweets.*"), "--output", str(scored.output)]
     cases: dict[str, tuple[list[str], str]] = {
@@ -392,7 +415,7 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
         ),
         "an option's JSON": (
             arguments("good.csv", "y", mar, "--gcs_custom_audit_entries", "{"),
-            "error: Beam cannot read the value of --gcs_custom_audit_entries: Expecting property name",
+            "error: Beam cannot read the value of --direct_running_mode or --gcs_custom_audit_entries: Expecting",
         ),
         "plain text": (
             arguments("late.txt", "y", mar, "--text-column", "label"),
@@ -415,6 +438,8 @@ def test_an_error_of_the_command_is_one_clear_line(scored: Scored, mar: Path, tm
     for path, reason in damaged_archives(tmp_path, mar).items():
         expected = f"error: {path} is not a model archive, or it is damaged: {reason}"
         cases[f"damaged: {path.stem}"] = (arguments("good.csv", "x", path), expected)
+        remote = arguments("good.csv", "x", path, "--runner", "DataflowRunner")
+        cases[f"damaged, for other machines: {path.stem}"] = (remote, expected)
     result = subprocess.run(
         [bulk_python(), "-c", IN_ONE_PROCESS],
         input=json.dumps([case for case, _ in cases.values()]),

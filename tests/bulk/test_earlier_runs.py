@@ -22,7 +22,7 @@ results = []
 for folder, pattern, output in cases:
     os.chdir(folder)
     try:
-        job = prepare(pattern, output, archive, None, "text", False, "", print)
+        job = prepare(pattern, output, archive, None, "text", False, "", True, print)
     except BulkError as error:
         results.append(str(error))
         continue

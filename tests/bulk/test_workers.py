@@ -1,13 +1,16 @@
 """The number of worker processes that start early, and what the command imports before they start."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from bulk import workers
 from bulk.shards import MIN_SHARD_BYTES
-from bulk.workers import LocalOptions
+from bulk.workers import LocalOptions, Workers, begin
 from tests.paths import ROOT
 
 
@@ -40,8 +43,10 @@ def test_no_more_processes_start_than_there_are_shards(flags: list[str], process
     assert local(*flags).expected_processes(files) == processes
 
 
-def test_by_default_a_process_for_each_core_starts(files: str) -> None:
-    assert 1 <= local().expected_processes(files) == local().workers_for(3) <= 3
+def test_by_default_a_process_for_each_core_starts(files: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_cores", lambda: 2)
+    assert local().expected_processes(files) == local().workers_for(3) == 2
+    assert local().workers_for(1) == 1
 
 
 @pytest.mark.parametrize("pattern", ["nothing/*.csv", "gs://bucket/*.csv", "a\x00b", "[", ""])
@@ -54,7 +59,36 @@ def test_no_process_starts_for_other_machines_or_invalid_options(flags: list[str
     assert LocalOptions.parse(flags) is None
 
 
-def test_the_workers_start_before_large_packages_are_imported() -> None:
+def test_the_workers_run_while_beam_is_imported(files: str, tmp_path: Path) -> None:
+    """Beam is replaced by a module that prints the number of child processes."""
+    code = "import os, psutil\nprint(len(psutil.Process().children()), flush=True)\nos._exit(0)\n"
+    (tmp_path / "apache_beam.py").write_text(code)
+    options = ["--input", files, "--output", str(tmp_path / "out"), "--archive", "x.mar", "--direct_num_workers", "2"]
+    result = subprocess.run(
+        [sys.executable, "-m", "bulk", *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2" in result.stdout.split()
+
+
+def test_surplus_workers_end_and_a_worker_that_has_ended_gets_no_work() -> None:
+    """Without Beam, a worker ends by itself."""
+    started = Workers()
+    started.provide(3)
+    processes = [psutil.Process(worker.pid) for worker in started._waiting]
+    started.provide(1)
+    assert [process.is_running() for process in processes[1:]] == [False, False]
+    worker = started.take()
+    worker.kill()
+    worker.wait()
+    begin(worker, {"WORKER_ID": "1"})
+
+
+def test_the_command_line_does_not_import_large_packages() -> None:
     code = "import sys, bulk.cli\nprint(*{'apache_beam', 'grpc', 'onnxruntime', 'pyarrow', 'spacy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
