@@ -331,6 +331,7 @@ def table(results: Mapping[str, Any]) -> str:
             *(_share(_rate(size, "bulk", cores) / _engine(size)) for size in sizes),
         ],
         ["bulk against tokenizer and engine", *(_share(_rate(size, "bulk", cores) / _model(size)) for size in sizes)],
+        ["bulk: share of the run in the engine", *(_share(_engine_share(size, cores)) for size in sizes)],
         ["bulk: seconds, and processor seconds", *(_seconds(size["bulk"]) for size in sizes)],
         ["bulk: largest worker, MB", *(f"{size['bulk']['worker_megabytes']:.0f}" for size in sizes)],
         ["in each quarter of the run, MB", *(_quarters(size["bulk"]) for size in sizes)],
@@ -352,6 +353,11 @@ def _model(size: Mapping[str, Any]) -> float:
 
 def _rate(size: Mapping[str, Any], side: str, cores: int) -> float:
     return float(size["texts"] / size[side]["seconds"] / cores)
+
+
+def _engine_share(size: Mapping[str, Any], cores: int) -> float:
+    """Return the share of a run that its processes spend in the engine; the machine's speed does not change it."""
+    return float(size["bulk"]["engine_ms"] / 1e3 / size["bulk"]["seconds"] / cores)
 
 
 def _score(size: Mapping[str, Any], cores: int) -> str:
