@@ -95,7 +95,7 @@ def read_file(path: str) -> bytes:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Write a file whole or not at all: under another name, then under its own.
+    """Write a file whole or not at all: write it under a temporary name, and then rename it.
 
     Raises:
         BulkError: the file system is not known, or the file cannot be written.

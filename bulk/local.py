@@ -21,7 +21,7 @@ from bulk.errors import BulkError
 from bulk.workers import PROCESSES, LocalOptions, Workers, begin
 
 STOP_S: Final = 10
-"""Time that a worker has to end by itself."""
+"""Time after which a worker that has not ended is killed."""
 
 OnLostWorker = Callable[[str], None]
 """Called in a thread of its own if a worker process has failed, with the reason."""

@@ -57,7 +57,7 @@ class Model(ModelHandler[Rows, ScoredRows, SharedClassifier]):
             yield ScoredRows(rows, self._cells(rows.texts, model))
 
     def get_num_bytes(self, batch: Sequence[Rows]) -> int:
-        """Return the number of characters of all texts, because Beam would pickle the rows to count their bytes."""
+        """Return the number of characters of all texts. Beam's own method pickles the rows to count their bytes."""
         return sum(len(text) for rows in batch for text in rows.texts if isinstance(text, str))
 
     def _cells(self, texts: Sequence[str | RequestError], model: SharedClassifier) -> list[Cells]:

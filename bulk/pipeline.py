@@ -81,7 +81,7 @@ class Split(beam.DoFn):
 class Read(beam.DoFn):
     """Reads and validates the rows of a shard, so that only valid texts reach the model.
 
-    `RunInference` drops a whole batch if one of its elements raises an exception. A shard that an earlier run has
+    An exception in `RunInference` would end the run. A shard that an earlier run has
     written is only counted.
     """
 

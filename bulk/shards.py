@@ -13,10 +13,10 @@ from bulk.columns import Cells
 from handler.errors import RequestError
 
 MIN_SHARD_BYTES: Final = 256 << 10
-"""Size of a small file's shards, before their number is rounded: about 2,000 tweets, which take a core a second."""
+"""Size of a small file's shards, before their number is rounded: about 2,000 tweets, a second of work for a core."""
 
 MAX_SHARD_BYTES: Final = 8 << 20
-"""Size of a large file's shards: about 56,000 tweets, which take a core half a minute. A worker holds one in memory."""
+"""Size of a large file's shards: about 56,000 tweets, 40 s of work for a core. A worker holds one in memory."""
 
 SHARDS_OF_A_FILE: Final = 128
 """Number of shards of a file of medium size. With fewer, some cores would wait for the last shards of others."""

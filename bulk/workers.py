@@ -92,7 +92,7 @@ class Workers:
             self._waiting.append(_started())
 
     def take(self) -> Worker:
-        """Return a process that waits. It does no longer belong to this object."""
+        """Return a process that waits. This object no longer manages it."""
         return self._waiting.popleft()
 
 

@@ -12,7 +12,7 @@ from handler.linear_tokenizer import LinearTokenizer
 from handler.tokens import TokenizerConfig
 
 MAX_SPACY_TOKENS = 50_000
-"""Number of tokens after which a language's own tokenizer is replaced by a new one.
+"""Number of tokens after which `_OwnTokenizer` makes a new tokenizer, so that the memory of the old one is freed.
 
 A memory zone does not free everything: one of spaCy's tables (preshed's `PreshMap`) keeps some 50 bytes for each new
 word.
