@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 _DESCRIPTION: Final = """\
 Classify the texts of many files with a model archive, on Apache Beam.
 
-Each input file is divided into shards. For each shard, the command writes a copy of its
-rows with the columns label, score and error, like `sentiment score`, and a file with the
-rows that have errors, if there are any:
+Each input file is divided into shards. For each shard, the command writes a
+copy of its rows with the columns label, score and error, as `sentiment score`
+does, and a file with the rows that have errors, if there are any:
 
   PREFIX-FILE-00000-of-00016.csv
   PREFIX.errors-FILE-00000-of-00016.csv
 
-If a run ends early, start it again with the same options: finished shards are kept.
+If a run ends early, start it again with the same options: finished shards are
+kept.
 """
 
 _EPILOG: Final = f"""\
 formats: {", ".join(ENDINGS)}
 
-All other options are passed to Beam. Without any, the command uses all cores of this
-machine. For example:
+All other options are passed to Beam. Without any, the command uses all cores of
+this machine. For example:
   --direct_num_workers 2 --direct_running_mode multi_processing
   --runner DataflowRunner --project P --region R --temp_location gs://BUCKET/tmp
 
@@ -107,7 +108,7 @@ def _end_without_worker(reason: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bulk",
-        usage="%(prog)s --input GLOB --output PREFIX --archive FILE.mar [options] [options of Beam]",
+        usage="%(prog)s --input GLOB --output PREFIX --archive FILE.mar [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
