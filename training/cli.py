@@ -42,13 +42,13 @@ _EXAMPLES = """\
 examples:
   train the embedded model again:
     python -m training all --data Tweets.csv
-  train a classifier of your own labelled texts (CSV, TSV, JSON lines, Parquet), with any labels:
+  train a classifier of your own labelled texts, with any labels:
     python -m training fit --data reviews.csv --to model_store/reviews
-  the same from the embedded model's encoder (the licence of its data forbids commercial use):
+  the same from the embedded model's encoder (no commercial use):
     python -m training fit --data reviews.csv --to model_store/mine --start model_store/sentiment
   from your own texts: language model and distillation before the classifier:
     python -m training all --data Tweets.csv --run runs/texts --texts texts.txt --labelled-texts labelled.tsv
-  from fastai's WikiText-103 language model (needs an internet connection; a GPU is recommended):
+  from fastai's WikiText-103 language model (a download; a GPU is recommended):
     python -m training all --data Tweets.csv --run runs/ulmfit --preset ulmfit
   one stage after the other (an interrupted stage continues):
     python -m training teacher --data Tweets.csv
@@ -159,7 +159,7 @@ def _model_errors() -> type[Exception]:
 def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915  # one statement for each argument
     parser = argparse.ArgumentParser(
         prog="python -m training",
-        description="Train, evaluate and export an AWD-LSTM text classifier with the three stages of ULMFiT.",
+        description="Train, evaluate and export an AWD-LSTM text classifier (ULMFiT).",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

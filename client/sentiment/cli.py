@@ -77,8 +77,8 @@ exit codes:
 _ENVIRONMENT = """\
 environment variables (an empty variable counts as unset):
   SENTIMENT_URL, SENTIMENT_MANAGEMENT_URL, SENTIMENT_MODEL
-                   defaults of --url, --management-url and --model. The default model
-                   is the server's only model, or the one named sentiment
+                   defaults of --url, --management-url and --model. The default
+                   model is the server's only model, or the one named sentiment
   SENTIMENT_TOKEN, SENTIMENT_MANAGEMENT_TOKEN
                    bearer tokens for the two addresses. They have no options,
                    because other users can see a command's options
@@ -384,8 +384,9 @@ this version are answered with status 404.
 _ROLLOUT_EXAMPLES = """\
   sentiment rollout sentiment-2.mar
 
-The new version is registered, warmed, and compared with the old one on a sample.
-Then it becomes the default. The old version is removed when its queue is empty.
+The new version is registered, warmed, and compared with the old one on a
+sample. Then it becomes the default. The old version is removed when its queue
+is empty.
 No request is lost. If any step before the switch fails, the old version stays
 the default. If the command is killed, run it again to finish the rollout.
 """
