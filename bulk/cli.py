@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if (error := run.flag_error(flags)) is not None:
         parser.error(error)
-    run.hide_messages(flags)
+    run.hide_messages(is_here=local is not None)
     try:
         job = run.prepare(
             options.input,
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say,
         )
         with _progress_bar() as progress:
-            summary = run.run(job, flags, workers, progress, _end_without_worker, say)
+            summary = run.run(job, flags, local, workers, progress, _end_without_worker, say)
     except BulkError as failure:
         say(f"error: {failure}")
         return FAILED

@@ -1,13 +1,10 @@
 """Reads and writes whole files with Beam's file systems: local paths, and `gs://`."""
 
-import glob
 import os
 import re
-import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -16,6 +13,7 @@ from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 
 from bulk.errors import BulkError
+from bulk.local_files import File, local_files
 
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
@@ -28,18 +26,6 @@ _PARTIAL_ENDING: Final = re.compile(rf"\.(?:[0-9a-f]{{{_RANDOM_DIGITS}}}|[0-9a-f
 
 _ERRORS: Final = (OSError, GoogleAPIError, GoogleAuthError)
 """The errors of the file systems. Beam's own are `OSError`; it passes on those of Google's clients as they are."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that exists."""
-
-    path: str
-    size: int
-    """Size in bytes."""
-
-    modified_s: float
-    """Time of the last modification, in seconds since 1970."""
 
 
 def is_local(path: str) -> bool:
@@ -55,13 +41,7 @@ def matching(pattern: str) -> list[File]:
     """
     try:
         if is_local(pattern):
-            # Beam's local file system would walk through all folders below the pattern's.
-            files = []
-            for path in glob.iglob(pattern, recursive=True):
-                with suppress(OSError):  # a broken link, or a file that was renamed or deleted meanwhile
-                    status = os.stat(path)
-                    if stat.S_ISREG(status.st_mode):
-                        files.append(File(path, status.st_size, status.st_mtime))
+            files = [*local_files(pattern)]
         else:
             [result] = FileSystems.match([pattern])
             files = [File(f.path, f.size_in_bytes, f.last_updated_in_seconds) for f in result.metadata_list]

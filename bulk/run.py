@@ -24,7 +24,6 @@ from bulk.columns import Columns
 from bulk.errors import BulkError, bulk_error_in
 from bulk.files import (
     PARTIAL,
-    File,
     check_name,
     delete_file,
     escaped,
@@ -37,11 +36,12 @@ from bulk.files import (
     write_file,
 )
 from bulk.local import OnLostWorker, local_connections, local_runner
+from bulk.local_files import File
 from bulk.model import NAMESPACE
 from bulk.pipeline import ERRORS, Job, build
 from bulk.shards import Shard, Source, shard_count
 from bulk.tables import ENDINGS, OUTPUT_ENDINGS, TABLES, Settings
-from bulk.workers import LOCAL_RUNNERS, LocalOptions, Workers
+from bulk.workers import LocalOptions, Workers
 from handler.limits import Limits
 
 RECORD: Final = ".run.json"
@@ -135,6 +135,7 @@ def prepare(
 def run(
     job: Job,
     flags: Sequence[str],
+    local: LocalOptions | None,
     workers: Workers,
     progress: Callable[[int, int], None],
     on_lost_worker: OnLostWorker,
@@ -145,6 +146,7 @@ def run(
     Args:
         job: the job.
         flags: the command line's part for Beam.
+        local: the part of `flags` for a run on this machine; None for a run on other machines.
         workers: the worker processes on this machine.
         progress: called with the number of written shards, and of all shards.
         on_lost_worker: see `OnLostWorker`.
@@ -159,16 +161,14 @@ def run(
     runner: Any = options.view_as(StandardOptions).runner
     if runner == "DataflowRunner" and (paths := [path for path in _paths(job) if is_local(path)]):
         raise BulkError(f"{paths[0]}: the workers of Dataflow cannot reach it. Expected a path such as gs://BUCKET/...")
-    local = LocalOptions.parse(flags)
-    is_here = local is not None
-    if local is not None:
+    if local:
         runner = local_runner(options, local, shards, workers, on_lost_worker)
     pipeline = _pipeline(runner, options)
     build(pipeline, job)
-    interval_s = PROGRESS_INTERVAL_S if is_here else REMOTE_PROGRESS_INTERVAL_S
+    interval_s = PROGRESS_INTERVAL_S if local else REMOTE_PROGRESS_INTERVAL_S
     try:
-        with local_connections() if is_here else nullcontext(), _progress(job, shards, interval_s, progress):
-            result = pipeline.run() if is_here else _submitted(pipeline, options, say)
+        with local_connections() if local else nullcontext(), _progress(job, shards, interval_s, progress):
+            result = pipeline.run() if local else _submitted(pipeline, options, say)
             result.wait_until_finish()
         progress(shards, shards)
     except Exception as error:
@@ -203,10 +203,9 @@ def flag_error(flags: Sequence[str]) -> str | None:
     return f"neither this command nor Beam has the option {unknown[0]}" if unknown else None
 
 
-def hide_messages(flags: Sequence[str]) -> None:
+def hide_messages(*, is_here: bool) -> None:
     """Hide Beam's messages, except those about a job on other machines."""
-    runner = PipelineOptions([*flags]).view_as(StandardOptions).runner
-    logging.getLogger().setLevel(logging.CRITICAL if runner in LOCAL_RUNNERS else logging.INFO)
+    logging.getLogger().setLevel(logging.CRITICAL if is_here else logging.INFO)
 
 
 def _pipeline(runner: Any, options: PipelineOptions) -> beam.Pipeline:

@@ -4,12 +4,10 @@ An import of their packages takes seconds. For local input files, they start bef
 """
 
 import argparse
-import glob
 import json
 import multiprocessing
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections import deque
@@ -18,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from bulk.local_files import local_files
 from bulk.shards import shard_count
 
 LOCAL_RUNNERS: Final = (None, "DirectRunner", "FnApiRunner")
@@ -65,10 +64,11 @@ class LocalOptions:
             return 0
         most = self.workers or _cores()
         shards = 0
-        for size in _sizes(pattern):
-            shards += shard_count(size)
-            if shards >= most:
-                return most
+        with suppress(OSError):  # reported when the files are read
+            for file in local_files(pattern):
+                shards += shard_count(file.size)
+                if shards >= most:
+                    return most
         return shards
 
 
@@ -128,15 +128,6 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _sizes(pattern: str) -> Iterator[int]:
-    with suppress(OSError):  # reported when the files are read
-        for path in glob.iglob(pattern, recursive=True):
-            with suppress(OSError):
-                status = os.stat(path)
-                if stat.S_ISREG(status.st_mode):
-                    yield status.st_size
 
 
 def _cores() -> int:

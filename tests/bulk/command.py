@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def bulk(
         capture_output=True,
         text=True,
         timeout=240,
+        check=False,
+    )
+
+
+def with_beam_replaced(folder: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in the tests' environment, with a module in place of Beam.
+
+    Args:
+        folder: a folder for the module.
+        code: the module's code.
+        options: the command's options.
+    """
+    (folder / "apache_beam.py").write_text(code)
+    return subprocess.run(
+        [sys.executable, "-m", "bulk", *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
         check=False,
     )
 

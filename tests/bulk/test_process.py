@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bulk.process import FAILED, INTERRUPTED, OK, TERMINATED
+from tests.bulk.command import with_beam_replaced
 from tests.paths import ROOT
 
 ARGUMENTS = ["--input", "in.csv", "--output", "out-✈", "--archive", "sentiment.mar"]
@@ -21,7 +22,7 @@ from types import SimpleNamespace
 counts = dict(rows=1, scored=1, errors=0, errors_by_type={}, labels={"✈": 1}, shards=1, earlier_shards=0)
 summary = SimpleNamespace(**counts, tokens=1, engine_ms=1, tokenizer_ms=1)
 sys.modules["bulk.run"] = SimpleNamespace(
-    flag_error=lambda *_: None, hide_messages=lambda *_: None, prepare=lambda *_: None, run=lambda *_: summary
+    flag_error=lambda *_: None, hide_messages=lambda **_: None, prepare=lambda *_: None, run=lambda *_: summary
 )
 from bulk.__main__ import run
 sys.exit(run())
@@ -77,14 +78,5 @@ def test_characters_that_the_encoding_lacks_are_escaped() -> None:
 def test_a_signal_while_beam_is_imported_is_one_line(
     number: signal.Signals, code: int, word: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "apache_beam.py").write_text(f"import os\nos.kill(os.getpid(), {number:d})\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "bulk", *ARGUMENTS],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = with_beam_replaced(tmp_path, f"import os\nos.kill(os.getpid(), {number:d})\n", *ARGUMENTS)
     assert (result.returncode, result.stderr) == (code, f"{word}. Run the same command again to continue.\n")

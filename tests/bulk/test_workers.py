@@ -1,6 +1,5 @@
 """The number of worker processes that start early, and what the command imports before they start."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from bulk import workers
 from bulk.shards import MIN_SHARD_BYTES
 from bulk.workers import LocalOptions, Workers, begin
+from tests.bulk.command import with_beam_replaced
 from tests.paths import ROOT
 
 
@@ -62,16 +62,8 @@ def test_no_process_starts_for_other_machines_or_invalid_options(flags: list[str
 def test_the_workers_run_while_beam_is_imported(files: str, tmp_path: Path) -> None:
     """Beam is replaced by a module that prints the number of child processes."""
     code = "import os, psutil\nprint(len(psutil.Process().children()), flush=True)\nos._exit(0)\n"
-    (tmp_path / "apache_beam.py").write_text(code)
     options = ["--input", files, "--output", str(tmp_path / "out"), "--archive", "x.mar", "--direct_num_workers", "2"]
-    result = subprocess.run(
-        [sys.executable, "-m", "bulk", *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = with_beam_replaced(tmp_path, code, *options)
     assert "2" in result.stdout.split()
 
 

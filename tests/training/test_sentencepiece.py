@@ -79,24 +79,28 @@ def test_predictions_are_fastais(learner: Any, classifier: TextClassifier) -> No
     assert_parity(learner, classifier, TEXTS)
 
 
-def test_the_archive_has_the_tokenizers_model(folder: Path, classifier: TextClassifier, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unpacked(folder: Path) -> Path:
+    """The folder of the model in the model's archive."""
+    archive(folder / "model", folder / "it.mar", "1.0", "int8")
+    shutil.unpack_archive(folder / "it.mar", folder / "unpacked", "zip")
+    return folder / "unpacked" / MODEL_FOLDER
+
+
+def test_the_archive_has_the_tokenizers_model(unpacked: Path, classifier: TextClassifier) -> None:
     expected = classifier.predict(TEXTS)
-    archive(folder / "model", tmp_path / "it.mar", "1.0", "int8")
-    shutil.unpack_archive(tmp_path / "it.mar", tmp_path, "zip")
-    assert (tmp_path / MODEL_FOLDER / exported.PIECES_FILE).is_file()
-    archived = TextClassifier.load_archived(tmp_path / MODEL_FOLDER, threads=1)
+    assert (unpacked / exported.PIECES_FILE).is_file()
+    archived = TextClassifier.load_archived(unpacked, threads=1)
     archived.warm_up()
     np.testing.assert_allclose(archived.predict(TEXTS), expected, rtol=0, atol=NEAR)
     assert np.abs(expected - expected[0]).max() > 100 * TOLERANCE, "the texts are told apart"
 
 
-def test_a_server_of_such_a_model_does_not_import_spacy(folder: Path, tmp_path: Path) -> None:
+def test_a_server_of_such_a_model_does_not_import_spacy(unpacked: Path) -> None:
     """It would take 60 MB in each worker."""
-    archive(folder / "model", tmp_path / "it.mar", "1.0", "int8")
-    shutil.unpack_archive(tmp_path / "it.mar", tmp_path, "zip")
     code = (
         "import sys, pathlib, handler.service, handler.classifier\n"
-        f"folder = pathlib.Path({str(tmp_path / MODEL_FOLDER)!r})\n"
+        f"folder = pathlib.Path({str(unpacked)!r})\n"
         "print(len(handler.classifier.TextClassifier.load_archived(folder, threads=1).predict(['Late flight'])))\n"
         "print('spacy' in sys.modules)"
     )
